@@ -1,0 +1,1 @@
+"""vmkit: build guest images, launch QEMU with a vsock device, tend the machines."""

@@ -1,0 +1,29 @@
+"""vmkit's kinds of failure, all of the one vocabulary in vsh.errors."""
+
+from vsh.errors import VshError
+
+
+class VmkitError(VshError):
+    """Any failure of vmkit that a person should read."""
+
+
+class ConfigError(VmkitError):
+    """What the user wrote (TOML, template, option) is wrong; the brief names the file and line or key."""
+
+    status = 64
+
+
+class BuildError(VmkitError):
+    """An image could not be built."""
+
+
+class CommandError(VmkitError):
+    """Another program failed; the details hold its command, ready to paste, and the end of its output."""
+
+
+class HostError(VmkitError):
+    """This host lacks something (a program, a device, memory, a permission)."""
+
+
+class MachineError(VmkitError):
+    """A machine did not start, is not there, or ended."""

@@ -1,0 +1,1 @@
+"""vmkit.image: a recipe (TOML) and templates become a kernel, an initramfs and a manifest."""

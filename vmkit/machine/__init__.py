@@ -1,0 +1,1 @@
+"""vmkit.machine: one running VM: its plan, its monitor process, its place in the registry."""

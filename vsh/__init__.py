@@ -1,0 +1,1 @@
+"""vsh: the client; a shell, commands and files in a guest over vsock."""

@@ -1,0 +1,30 @@
+"""The one vocabulary of failure for vsh and vmkit: what was seen, and what to do about it.
+
+Only a program's __main__ prints these and turns them into an exit status.
+"""
+
+
+class VshError(Exception):
+    """A failure a person reads.
+
+    brief: one line, what happened. details: what was seen (a console's last lines, a command's stderr), may span lines.
+    hint: what to do next. status: the exit status the program ends with.
+    """
+
+    status = 1
+
+    def __init__(self, brief: str, *, details: str = "", hint: str = "", status: int | None = None) -> None:
+        super().__init__(brief)
+        self.brief = brief
+        self.details = details
+        self.hint = hint
+        if status is not None:
+            self.status = status
+
+    def render(self, program: str) -> str:
+        """The lines for stderr: `program: brief`, the details indented, then `hint: ...`."""
+        lines = [f"{program}: {self.brief}"]
+        lines += [f"  {line}" for line in self.details.rstrip("\n").splitlines()]
+        if self.hint:
+            lines.append(f"hint: {self.hint}")
+        return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""vshd: the guest daemon; standard library only."""
