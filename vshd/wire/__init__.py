@@ -1,1 +1,1 @@
-"""vshd.wire: the shared protocol as bytes in, events out; no sockets and no clock in here."""
+"""The vsh protocol as bytes in and events out (docs/PROTOCOL.md): no sockets, no clock, no files."""

@@ -1,0 +1,168 @@
+"""The client's side of a connection: sends the setup, follows the server to the end of the session."""
+
+from vshd.wire import messages, state
+from vshd.wire.connection import MAX_DATA_RANGE, VERSION, Connection, clamp
+from vshd.wire.errors import LocalProtocolError, RemoteProtocolError
+from vshd.wire.events import Established, Exited, Failed, Refused
+from vshd.wire.frames import LEGACY_MAX_PAYLOAD
+from vshd.wire.messages import (
+    ConnectionStatusMessage,
+    Extended,
+    GuestMessage,
+    HostMessage,
+    SetupConnectionRequest,
+    SetupConnectionResponse,
+    WindowResizeMessage,
+)
+
+# The stub of a deferred request (2.3): refused by every legacy server, on every path, before anything runs.
+STUB_USER = b":vsh-extended"
+STUB_ARGV = b"/nonexistent/vsh-extended"
+
+
+class ClientConnection(Connection):
+    """Invariant: `_deferred` holds the request's bytes exactly while the server has not yet been asked to take them."""
+
+    SEND_STREAMS = (messages.STDIN,)
+    RECEIVE_STREAMS = (messages.STDOUT, messages.STDERR)
+    STATES = state.CLIENT
+    OUTGOING = GuestMessage
+    INCOMING = HostMessage
+
+    def __init__(self, limits: Extended | None) -> None:
+        super().__init__(state.OPENING, limits)
+        self._deferred = b""
+
+    def send_setup(self, request: SetupConnectionRequest) -> None:
+        """Opens the session; a request that does not fit is deferred.
+
+        Raises LocalProtocolError when it would have to be and we speak legacy mode only.
+        """
+        request.extended = None
+        plain = request.encode()
+        payload = plain
+        if self.limits is not None:
+            request.extended = self.limits
+            payload = request.encode()
+            if len(payload) > LEGACY_MAX_PAYLOAD:
+                payload = self._stub(len(plain))
+                self._deferred = plain
+        if len(payload) > LEGACY_MAX_PAYLOAD:
+            raise LocalProtocolError(f"Serialized message too large: {len(payload)}")
+        self._step(state.SEND_SETUP)
+        self._send_payload(payload)
+
+    def send_signal(self, number: int) -> bool:
+        """Sends a signal to the target; False when legacy mode has no word for it."""
+        if self.state != state.RUNNING:
+            return False
+        if number in messages.LEGACY_SIGNALS:
+            self._send(messages.SIGNAL, number)
+        elif self.is_extended and 0 < number <= messages.SIGNAL_MAX:
+            self._send(messages.SIGNAL_NUMBER, number)
+        else:
+            return False
+        return True
+
+    def send_resize(self, rows: int, cols: int) -> None:
+        if self.state == state.RUNNING:
+            self._send(messages.RESIZE_MESSAGE, WindowResizeMessage(rows, cols))
+
+    def send_hold(self) -> None:
+        """We are about to be stopped: our silence means nothing."""
+        if self.is_extended and not self.is_finished:
+            self._send(messages.HOLD, True)
+
+    def _stub(self, request_size: int) -> bytes:
+        limits = self.limits
+        assert limits is not None
+        offer = Extended(
+            version=limits.version,
+            features=limits.features,
+            max_data=limits.max_data,
+            window=limits.window,
+            silence_ms=limits.silence_ms,
+            request_size=request_size,
+        )
+        return SetupConnectionRequest(
+            target=messages.VM_SHELL, user=STUB_USER, argv=[STUB_ARGV], nopty=True, extended=offer
+        ).encode()
+
+    def _receive_payload(self, payload: bytes) -> None:
+        if self.state == state.AWAITING_RESPONSE:
+            response = SetupConnectionResponse()
+            response.merge(payload)
+            self._receive_response(response)
+            return
+        message = HostMessage()
+        message.merge(payload)
+        if message.member == messages.STATUS_MESSAGE:
+            assert isinstance(message.value, ConnectionStatusMessage)
+            self._receive_status(message.value)
+        elif self.state == state.DEFERRED:
+            if message.member == messages.STARTED:
+                assert isinstance(message.value, SetupConnectionResponse)
+                self._receive_verdict(message.value)
+        elif message.member == messages.STARTED:
+            raise RemoteProtocolError("a second response")
+        else:
+            self._receive_common(message)
+
+    def _receive_response(self, response: SetupConnectionResponse) -> None:
+        answer = response.extended if self.limits is not None else None
+        if answer is not None and 0 < answer.version <= VERSION:
+            self._extend(answer)
+        if not self._deferred:
+            self._receive_verdict(response)
+        elif response.status != messages.READY:
+            is_too_long = not self.is_extended
+            self._refuse(response, is_too_long)
+        elif not self.is_extended:
+            raise RemoteProtocolError("a legacy server took the stub of a deferred request")
+        else:
+            self._send_deferred()
+
+    def _send_deferred(self) -> None:
+        self._step(state.GO_ON)
+        assert self.peer is not None
+        size = clamp(self.peer.max_data, MAX_DATA_RANGE)
+        for start in range(0, len(self._deferred), size):
+            self._send(messages.REQUEST_CHUNK, self._deferred[start : start + size])
+        self._deferred = b""
+
+    def _receive_verdict(self, response: SetupConnectionResponse) -> None:
+        if response.status == messages.READY:
+            self._step(state.ACCEPT)
+            self._events.append(Established(response.pid, self.is_extended))
+        else:
+            self._refuse(response, False)
+
+    def _refuse(self, response: SetupConnectionResponse, is_too_long: bool) -> None:
+        self._step(state.REFUSE)
+        failure = response.extended.failure if response.extended is not None else None
+        self._events.append(Refused(_text(response.description), failure, is_too_long))
+
+    def _receive_status(self, status: ConnectionStatusMessage) -> None:
+        if status.status == messages.READY:
+            return
+        if status.status == messages.EXITED and self.state == state.RUNNING:
+            if self.is_extended and not all(s.is_ended or s.is_closed for s in self.receiving.values()):
+                raise RemoteProtocolError("the target's exit before the end of its output")
+            self._step(state.END)
+            self._events.append(Exited(status.code, status.signal, status.core_dumped))
+            return
+        self._step(state.END)
+        reason = _text(status.description) or f"vsh connection has exited abnormally: {status.status}"
+        self._events.append(Failed(reason, status.failure))
+
+    def _incoming_stream(self, number: int) -> int | None:
+        if number in self.receiving:
+            return number
+        if self.is_extended:
+            raise RemoteProtocolError(f"data on stream {number}, which goes the other way")
+        return None
+
+
+def _text(data: bytes) -> str:
+    """A peer's words, safe to show: no control characters."""
+    return "".join(c if c.isprintable() else "?" for c in data.decode("utf-8", "replace"))

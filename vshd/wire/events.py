@@ -1,0 +1,129 @@
+"""What a connection tells its driver: plain objects, one class per thing that can happen."""
+
+from vshd.wire.messages import Failure, SetupConnectionRequest
+
+
+class Event:
+    """Anything a connection reports."""
+
+    __slots__ = ()
+
+
+class RequestReceived(Event):
+    """Server: the whole request is here; answer with accept() or refuse()."""
+
+    __slots__ = ("request",)
+
+    def __init__(self, request: SetupConnectionRequest) -> None:
+        self.request = request
+
+
+class Established(Event):
+    """Client: the target runs. pid is the guest's."""
+
+    __slots__ = ("is_extended", "pid")
+
+    def __init__(self, pid: int, is_extended: bool) -> None:
+        self.pid = pid
+        self.is_extended = is_extended
+
+
+class Refused(Event):
+    """Client: nothing was run.
+
+    `failure` is None with a legacy server; `is_too_long` then says that the request had to be deferred.
+    """
+
+    __slots__ = ("description", "failure", "is_too_long")
+
+    def __init__(self, description: str, failure: Failure | None, is_too_long: bool = False) -> None:
+        self.description = description
+        self.failure = failure
+        self.is_too_long = is_too_long
+
+
+class Data(Event):
+    """Bytes of a stream; call consumed() when they are gone.
+
+    Valid until the buffer given to receive_data() is used again.
+    """
+
+    __slots__ = ("data", "stream")
+
+    def __init__(self, stream: int, data: memoryview) -> None:
+        self.stream = stream
+        self.data = data
+
+
+class EndOfStream(Event):
+    """The peer finished this stream."""
+
+    __slots__ = ("stream",)
+
+    def __init__(self, stream: int) -> None:
+        self.stream = stream
+
+
+class StreamClosed(Event):
+    """The peer reads this stream of ours no more."""
+
+    __slots__ = ("stream",)
+
+    def __init__(self, stream: int) -> None:
+        self.stream = stream
+
+
+class Resized(Event):
+    """Server: the client's terminal has this size now."""
+
+    __slots__ = ("cols", "rows")
+
+    def __init__(self, rows: int, cols: int) -> None:
+        self.rows = rows
+        self.cols = cols
+
+
+class Signalled(Event):
+    """Server: the client sends the target this signal."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+class Held(Event):
+    """Server: the client is about to be stopped; its silence does not count until it speaks again."""
+
+    __slots__ = ()
+
+
+class Exited(Event):
+    """Client: the target ended, with a code, or with a signal (0: none) that only extended mode tells apart."""
+
+    __slots__ = ("code", "core_dumped", "signal")
+
+    def __init__(self, code: int, signal: int, core_dumped: bool) -> None:
+        self.code = code
+        self.signal = signal
+        self.core_dumped = core_dumped
+
+
+class Failed(Event):
+    """The peer ended the session for a reason of its own."""
+
+    __slots__ = ("description", "failure")
+
+    def __init__(self, description: str, failure: Failure | None) -> None:
+        self.description = description
+        self.failure = failure
+
+
+class Broken(Event):
+    """The connection cannot go on: it ended early, or the peer broke the protocol. Always the last event."""
+
+    __slots__ = ("is_end", "reason")
+
+    def __init__(self, reason: str, is_end: bool) -> None:
+        self.reason = reason
+        self.is_end = is_end

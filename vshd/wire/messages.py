@@ -1,0 +1,281 @@
+"""The messages of docs/PROTOCOL.md sections 1.2 and 2.2: their numbers, and objects that turn into bytes and back.
+
+Owns names and field numbers. Knows proto3 only through vshd.wire.proto3, and nothing of frames, order or connections.
+Strings are bytes here: what execve() takes travels unchanged.
+"""
+
+from vshd.wire.proto3 import (
+    BOOL,
+    BYTES,
+    BYTES_LIST,
+    BYTES_MAP,
+    INT32,
+    MESSAGE,
+    SINT32,
+    UINT32,
+    UINT64,
+    Field,
+    Message,
+    Oneof,
+)
+
+# ConnectionStatus
+UNKNOWN, READY, EXITED, FAILED = 0, 1, 2, 3
+# StdioStream
+STDIN, STDOUT, STDERR = 1, 2, 3
+STREAM_NAMES = ("invalid", "stdin", "stdout", "stderr")
+# Signal: the only ones legacy mode knows; the numbers are Linux's.
+LEGACY_SIGNALS = frozenset((1, 2, 3, 15))
+SIGNAL_MAX = 64
+
+VM_SHELL = b"/vm_shell"
+READY_DESCRIPTION = b"vsh ready"
+EXITED_DESCRIPTION = b"target process has exited"
+
+# FailureKind
+OTHER, NOT_FOUND, NOT_EXECUTABLE, TOO_LONG, BAD_DIRECTORY, BAD_USER, LIMIT, BAD_REQUEST, SHUTDOWN, PROTOCOL = range(10)
+
+# Our own fields start here: far from upstream's, and outside 19000-19999, which protobuf reserves.
+VENDOR = 52001
+
+# Members of GuestMessage and HostMessage.
+DATA_MESSAGE = 1
+STATUS_MESSAGE = 2
+RESIZE_MESSAGE = 3
+SIGNAL = 4
+CREDIT = VENDOR
+CLOSE_STREAM = VENDOR + 1
+ALIVE = VENDOR + 2
+HOLD = VENDOR + 3
+SIGNAL_NUMBER = VENDOR + 4
+REQUEST_CHUNK = VENDOR + 5
+STARTED = VENDOR + 6
+
+
+class Failure(Message):
+    """Why nothing was run, or why a session ended: a kind for programs, errno and subject for people."""
+
+    __slots__ = ("error", "kind", "subject")
+
+    FIELDS = (Field(1, "kind", INT32), Field(2, "error", UINT32), Field(3, "subject", BYTES))
+
+    def __init__(self, kind: int = OTHER, error: int = 0, subject: bytes = b"") -> None:
+        self.kind = kind
+        self.error = error
+        self.subject = subject
+
+
+class Extended(Message):
+    """ExtendedOffer and ExtendedAnswer: what the sender of it speaks and accepts (2.1)."""
+
+    __slots__ = ("failure", "features", "max_data", "request_size", "silence_ms", "version", "window")
+
+    FIELDS = (
+        Field(1, "version", UINT32),
+        Field(2, "features", UINT64),
+        Field(3, "max_data", UINT32),
+        Field(4, "window", UINT32),
+        Field(5, "silence_ms", UINT32),
+        Field(6, "request_size", UINT32),
+        Field(7, "failure", MESSAGE, Failure),
+    )
+
+    def __init__(
+        self,
+        *,
+        version: int = 0,
+        features: int = 0,
+        max_data: int = 0,
+        window: int = 0,
+        silence_ms: int = 0,
+        request_size: int = 0,
+        failure: Failure | None = None,
+    ) -> None:
+        self.version = version
+        self.features = features
+        self.max_data = max_data
+        self.window = window
+        self.silence_ms = silence_ms
+        self.request_size = request_size
+        self.failure = failure
+
+
+class SetupConnectionRequest(Message):
+    """The client's first message: what to run, as whom, where, and how."""
+
+    __slots__ = (
+        "argv",
+        "command",
+        "cwd",
+        "cwd_pid",
+        "env",
+        "extended",
+        "nopty",
+        "target",
+        "user",
+        "window_cols",
+        "window_rows",
+    )
+
+    FIELDS = (
+        Field(1, "target", BYTES),
+        Field(2, "user", BYTES),
+        Field(3, "env", BYTES_MAP),
+        Field(4, "command", BYTES),
+        Field(5, "argv", BYTES_LIST),
+        Field(6, "window_rows", INT32),
+        Field(7, "window_cols", INT32),
+        Field(8, "nopty", BOOL),
+        Field(9, "cwd", BYTES),
+        Field(10, "cwd_pid", INT32),
+        Field(VENDOR, "extended", MESSAGE, Extended),
+    )
+
+    def __init__(  # noqa: PLR0913 - one argument per field of the message
+        self,
+        *,
+        target: bytes = b"",
+        user: bytes = b"",
+        env: dict[bytes, bytes] | None = None,
+        argv: list[bytes] | None = None,
+        window_rows: int = 0,
+        window_cols: int = 0,
+        nopty: bool = False,
+        cwd: bytes = b"",
+        cwd_pid: int = 0,
+        extended: Extended | None = None,
+    ) -> None:
+        self.target = target
+        self.user = user
+        self.env = {} if env is None else env
+        self.command = b""
+        self.argv = [] if argv is None else argv
+        self.window_rows = window_rows
+        self.window_cols = window_cols
+        self.nopty = nopty
+        self.cwd = cwd
+        self.cwd_pid = cwd_pid
+        self.extended = extended
+
+
+class SetupConnectionResponse(Message):
+    """The server's first message: READY with the target's pid, or FAILED."""
+
+    __slots__ = ("description", "extended", "pid", "status")
+
+    FIELDS = (
+        Field(1, "status", INT32),
+        Field(2, "description", BYTES),
+        Field(3, "pid", INT32),
+        Field(VENDOR, "extended", MESSAGE, Extended),
+    )
+
+    def __init__(
+        self, status: int = UNKNOWN, description: bytes = b"", pid: int = 0, extended: Extended | None = None
+    ) -> None:
+        self.status = status
+        self.description = description
+        self.pid = pid
+        self.extended = extended
+
+
+class ConnectionStatusMessage(Message):
+    """The end of a session: EXITED with a code or a signal, or FAILED."""
+
+    __slots__ = ("code", "core_dumped", "description", "failure", "signal", "status")
+
+    FIELDS = (
+        Field(1, "status", INT32),
+        Field(2, "description", BYTES),
+        Field(3, "code", SINT32),
+        Field(VENDOR, "signal", UINT32),
+        Field(VENDOR + 1, "core_dumped", BOOL),
+        Field(VENDOR + 2, "failure", MESSAGE, Failure),
+    )
+
+    def __init__(
+        self,
+        status: int = UNKNOWN,
+        description: bytes = b"",
+        code: int = 0,
+        *,
+        signal: int = 0,
+        core_dumped: bool = False,
+        failure: Failure | None = None,
+    ) -> None:
+        self.status = status
+        self.description = description
+        self.code = code
+        self.signal = signal
+        self.core_dumped = core_dumped
+        self.failure = failure
+
+
+class DataMessage(Message):
+    """Bytes of one stream; none: its end."""
+
+    __slots__ = ("data", "stream")
+
+    FIELDS = (Field(1, "stream", INT32), Field(2, "data", BYTES))
+
+    def __init__(self, stream: int = 0, data: bytes = b"") -> None:
+        self.stream = stream
+        self.data = data
+
+
+class WindowResizeMessage(Message):
+    """The client's terminal has this size now."""
+
+    __slots__ = ("cols", "rows")
+
+    FIELDS = (Field(1, "rows", INT32), Field(2, "cols", INT32))
+
+    def __init__(self, rows: int = 0, cols: int = 0) -> None:
+        self.rows = rows
+        self.cols = cols
+
+
+class CreditMessage(Message):
+    """The sender consumed this much of a stream: so much more may be sent (2.4)."""
+
+    __slots__ = ("bytes", "stream")
+
+    FIELDS = (Field(1, "stream", INT32), Field(2, "bytes", UINT32))
+
+    def __init__(self, stream: int = 0, bytes_: int = 0) -> None:
+        self.stream = stream
+        self.bytes = bytes_
+
+
+class HostMessage(Oneof):
+    """Whatever the server says after its response; `member` is the field number that is set, 0 if none."""
+
+    __slots__ = ()
+
+    FIELDS = (
+        Field(DATA_MESSAGE, "data_message", MESSAGE, DataMessage),
+        Field(STATUS_MESSAGE, "status_message", MESSAGE, ConnectionStatusMessage),
+        Field(CREDIT, "credit", MESSAGE, CreditMessage),
+        Field(CLOSE_STREAM, "close_stream", INT32),
+        Field(ALIVE, "alive", BOOL),
+        Field(STARTED, "started", MESSAGE, SetupConnectionResponse),
+    )
+
+
+class GuestMessage(Oneof):
+    """Whatever the client says after its request; `member` is the field number that is set, 0 if none."""
+
+    __slots__ = ()
+
+    FIELDS = (
+        Field(DATA_MESSAGE, "data_message", MESSAGE, DataMessage),
+        Field(STATUS_MESSAGE, "status_message", MESSAGE, ConnectionStatusMessage),
+        Field(RESIZE_MESSAGE, "resize_message", MESSAGE, WindowResizeMessage),
+        Field(SIGNAL, "signal", INT32),
+        Field(CREDIT, "credit", MESSAGE, CreditMessage),
+        Field(CLOSE_STREAM, "close_stream", INT32),
+        Field(ALIVE, "alive", BOOL),
+        Field(HOLD, "hold", BOOL),
+        Field(SIGNAL_NUMBER, "signal_number", UINT32),
+        Field(REQUEST_CHUNK, "request_chunk", BYTES),
+    )
