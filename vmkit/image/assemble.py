@@ -1,0 +1,168 @@
+"""Runs a plan's steps over fetched packages: a Tree for the guest and a kernel for QEMU, in memory.
+
+Knows nothing of the cache or of where packages come from. Deterministic: the same plan and files give the same tree, byte for byte.
+"""
+
+import posixpath
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import assert_never
+
+from vmkit.errors import BuildError, ConfigError
+from vmkit.image.config import ImageSpec
+from vmkit.image.deb import extract_deb, extract_patterns
+from vmkit.image.elf import is_elf, read_needed
+from vmkit.image.inputs import Inputs
+from vmkit.image.kernel import Kernel, take_kernel
+from vmkit.image.packages import python_packages
+from vmkit.image.plan import LinkApplets, Pack, Plan, PutFile, TakeKernel, TakePython, Unpack
+from vmkit.image.python import GuestPython
+from vmkit.image.settings import HOOK_PATH, Source
+from vmkit.image.template import Renderer
+from vmkit.image.tree import Kind, Node, Tree, symlink_node
+from vmkit.run import run
+
+_BUSYBOX = "usr/bin/busybox"
+_BUSYBOX_TIMEOUT_S = 10.0
+# Documentation/admin-guide/devices.txt: what the kernel opens for pid 1 before anything is mounted.
+_CONSOLE, _NULL = (5, 1), (1, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A guest's tree and its kernel, ready to be written."""
+
+    tree: Tree
+    kernel: Kernel
+
+
+def assemble(
+    spec: ImageSpec, plan: Plan, inputs: Inputs, debs: dict[str, Path], work: Path, tell: Callable[[str], None]
+) -> Assembled:
+    """Runs the plan. work is an empty folder for programs that need files on disk."""
+    return _Assembly(spec, plan, inputs, debs, work).run(tell)
+
+
+class _Assembly:
+    def __init__(self, spec: ImageSpec, plan: Plan, inputs: Inputs, debs: dict[str, Path], work: Path) -> None:
+        self._spec = spec
+        self._plan = plan
+        self._inputs = inputs
+        self._debs = debs
+        self._work = work
+        self._tree = Tree()
+        self._kernel: Kernel | None = None
+        self._python: GuestPython | None = None
+        self._renderer: Renderer | None = None
+
+    def run(self, tell: Callable[[str], None]) -> Assembled:
+        for path, device, mode in (("dev/console", _CONSOLE, 0o600), ("dev/null", _NULL, 0o666)):
+            self._tree.add(path, Node(Kind.CHARACTER, mode, device=device))
+        for step in self._plan.steps:
+            tell(str(step))
+            match step:
+                case Unpack():
+                    self._unpack(step)
+                case TakeKernel():
+                    self._kernel = take_kernel(self._debs[step.package], self._tree, step.modules)
+                case TakePython():
+                    self._take_python(step)
+                case LinkApplets():
+                    self._link_applets()
+                case PutFile():
+                    self._put_file(step)
+                case Pack():
+                    pass
+                case _:
+                    assert_never(step)
+        assert self._kernel is not None
+        _check_libraries(self._tree)
+        _check_user(self._spec, self._tree)
+        return Assembled(self._tree, self._kernel)
+
+    def _unpack(self, step: Unpack) -> None:
+        deb = self._debs[step.package]
+        if step.patterns:
+            extract_patterns(deb, self._tree, step.patterns)
+        else:
+            extract_deb(deb, self._tree)
+
+    def _take_python(self, step: TakePython) -> None:
+        program, *libraries = python_packages(step.version)
+        python = GuestPython(self._tree, step.version, self._work)
+        python.take_program(self._debs[program])
+        python.take_library([self._debs[name] for name in libraries], step.modules)
+        python.take_package("vshd", self._inputs.vshd)
+        python.compile()
+        python.check_imports(step.modules)
+        self._python = python
+
+    def _link_applets(self) -> None:
+        node = self._tree.find(_BUSYBOX)
+        if node is None:
+            return
+        busybox = self._work / "busybox"
+        busybox.write_bytes(node.data)
+        busybox.chmod(0o700)
+        listed = run([busybox, "--list-full"], timeout_s=_BUSYBOX_TIMEOUT_S).decode().split()
+        taken = {posixpath.basename(path) for folder in ("bin", "sbin") for path in self._tree.glob(f"usr/{folder}/*")}
+        for applet in listed:
+            if "/" in applet and posixpath.basename(applet) not in taken:
+                self._tree.add(applet, symlink_node(f"/{_BUSYBOX}"))
+
+    def _put_file(self, step: PutFile) -> None:
+        file = step.file
+        match file.source:
+            case Source.DIRECTORY:
+                node = Node(Kind.DIRECTORY, file.mode, uid=file.uid, gid=file.gid)
+            case Source.SYMLINK:
+                node = Node(Kind.SYMLINK, 0o777, file.value.encode(), file.uid, file.gid)
+            case Source.CONTENT:
+                node = Node(Kind.FILE, file.mode, file.value.encode(), file.uid, file.gid)
+            case Source.SOURCE:
+                node = Node(Kind.FILE, file.mode, self._inputs.sources[file.path], file.uid, file.gid)
+            case Source.TEMPLATE:
+                node = Node(Kind.FILE, file.mode, self._render(file.value).encode(), file.uid, file.gid)
+        self._tree.add(file.path, node)
+
+    def _render(self, template: str) -> str:
+        if self._renderer is None:
+            self._renderer = Renderer(self._spec.template_dirs)
+        return self._renderer.render(template, self._variables())
+
+    def _variables(self) -> dict[str, object]:
+        """What every template knows (docs/IMAGES.md lists them), and the recipe's own."""
+        assert self._kernel is not None
+        known: dict[str, object] = {
+            "image": self._spec.name,
+            "kernel_version": self._kernel.version,
+            "modules": self._kernel.modules,
+            "python": f"/{self._python.program}" if self._python else "",
+            "hook": HOOK_PATH if self._spec.hook else "",
+            "default_user": self._spec.default_user,
+        }
+        return known | dict(self._spec.variables)
+
+
+def _check_libraries(tree: Tree) -> None:
+    """Every program's libraries are there: a missing one would only be found by booting."""
+    present = {posixpath.basename(path) for path, _ in tree.walk() if ".so" in path}
+    for path, node in tree.walk():
+        if node.kind is Kind.FILE and is_elf(node.data):
+            for soname in read_needed(node.data):
+                if soname not in present:
+                    raise BuildError(
+                        f"'/{path}' needs the library {soname}, which is not in the image",
+                        hint="add it to the recipe's [extract], or name its package in `packages`",
+                    )
+
+
+def _check_user(spec: ImageSpec, tree: Tree) -> None:
+    passwd = tree.find("etc/passwd")
+    users = [line.partition(":")[0] for line in passwd.data.decode(errors="replace").splitlines()] if passwd else []
+    if spec.default_user not in users:
+        raise ConfigError(
+            f"{spec.origin}: default_user: the image has no user '{spec.default_user}'",
+            hint=f"its /etc/passwd knows: {', '.join(users) or 'nobody at all'}",
+        )

@@ -1,0 +1,203 @@
+"""Builds images: the face of this room. A plan's digest is looked up in the cache; on a miss the plan is run and the result put there.
+
+A hit reads the recipe, the templates and vshd's sources, and nothing else: no apt, no Jinja2, no other program. Package versions are those of
+the last resolve until refresh=True asks for new ones.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmkit.errors import BuildError
+from vmkit.image.cache import Cache, find_cache_dir, open_cache
+from vmkit.image.config import ImageSpec, find_mention
+from vmkit.image.inputs import Inputs, read_inputs
+from vmkit.image.packages import Lock, Progress, Request, fetch, make_request, read_lock, resolve
+from vmkit.image.plan import Plan, make_plan
+from vmkit.run import run
+
+MANIFEST_SCHEMA = 1
+_COMPRESS_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltImage:
+    """A finished image in the cache. cached is False when this call built it."""
+
+    name: str
+    kernel: Path
+    initrd: Path
+    manifest: Path
+    kernel_args: tuple[str, ...]
+    default_user: str
+    digest: str
+    cached: bool
+
+
+def build_image(
+    spec: ImageSpec, *, progress: Callable[[str, float | None], None] | None = None, refresh: bool = False
+) -> BuiltImage:
+    """The image of a recipe, from the cache or built now.
+
+    progress is called with what is being done and, where it is known, the fraction done (0 to 1). refresh resolves package versions anew.
+    Raises ConfigError for what the recipe says, BuildError and HostError for what went wrong.
+    """
+    tell = progress or (lambda _text, _fraction: None)
+    request = make_request(spec)
+    inputs = read_inputs(spec)
+    with open_cache(find_cache_dir()) as cache:
+        found = None if refresh else _find_built(cache, spec, request, inputs)
+        if found is not None:
+            return found
+        with cache.locked(
+            f"build-{request.key()}", lambda: tell("waiting for another build of the same packages", None)
+        ):
+            # Whoever held the lock may have built exactly this.
+            found = None if refresh else _find_built(cache, spec, request, inputs)
+            return found or _build(cache, spec, request, inputs, tell, refresh)
+
+
+def plan_image(spec: ImageSpec) -> Plan:
+    """What build_image would do, without doing it: `plan_image(spec).render()` is for a person."""
+    request = make_request(spec)
+    return make_plan(spec, request, read_inputs(spec), read_lock(Cache(find_cache_dir()), request))
+
+
+def _find_built(cache: Cache, spec: ImageSpec, request: Request, inputs: Inputs) -> BuiltImage | None:
+    lock = read_lock(cache, request)
+    if lock is None:
+        return None
+    return _read_built(cache, spec, make_plan(spec, request, inputs, lock).digest, cached=True)
+
+
+def _read_built(cache: Cache, spec: ImageSpec, digest: str, *, cached: bool) -> BuiltImage | None:
+    """The image in the cache, if all its files are there with the sizes their manifest tells."""
+    folder = cache.image_dir(digest)
+    try:
+        artifacts = json.loads((folder / "manifest.json").read_bytes())["artifacts"]
+        if any((folder / name).stat().st_size != entry["size_bytes"] for name, entry in artifacts.items()):
+            return None
+        if cached:
+            # The folder's time says when the image was last used; Cache.sweep goes by it.
+            os.utime(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return BuiltImage(
+        name=spec.name,
+        kernel=folder / "kernel",
+        initrd=folder / "initrd",
+        manifest=folder / "manifest.json",
+        kernel_args=spec.kernel_args,
+        default_user=spec.default_user,
+        digest=digest,
+        cached=cached,
+    )
+
+
+def _build(  # noqa: PLR0913  (the parts of one build, passed down once)
+    cache: Cache, spec: ImageSpec, request: Request, inputs: Inputs, tell: Progress, refresh: bool
+) -> BuiltImage:
+    cache.sweep()
+    lock = None if refresh else read_lock(cache, request)
+    if lock is None:
+        lock = _resolve(cache, spec, request, tell)
+    plan = make_plan(spec, request, inputs, lock)
+    built = _read_built(cache, spec, plan.digest, cached=True)
+    if built is not None:
+        return built
+    debs = fetch(cache, request, lock, tell)
+    with cache.temporary_dir() as folder:
+        _write_image(spec, plan, inputs, debs, folder, tell)
+        final = cache.image_dir(plan.digest)
+        if final.exists():
+            # Not whole, or _read_built would have taken it.
+            cache.discard(final)
+        cache.adopt(folder / "image", final)
+    built = _read_built(cache, spec, plan.digest, cached=False)
+    if built is None:
+        raise BuildError(f"the image {spec.name} vanished from the cache while it was built")
+    return built
+
+
+def _resolve(cache: Cache, spec: ImageSpec, request: Request, tell: Progress) -> Lock:
+    from vmkit.errors import ConfigError
+    from vmkit.image.apt import UnknownPackageError
+
+    try:
+        return resolve(cache, request, tell)
+    except UnknownPackageError as error:
+        raise ConfigError(
+            f"{find_mention(spec, error.package)}: {error.brief}", hint="search for it: https://packages.debian.org"
+        ) from error
+
+
+def _write_image(  # noqa: PLR0913
+    spec: ImageSpec, plan: Plan, inputs: Inputs, debs: dict[str, Path], folder: Path, tell: Progress
+) -> None:
+    """Assembles and writes `folder`/image. Imported here: a cache hit needs neither Jinja2 nor the rest."""
+    from vmkit.image.assemble import assemble
+    from vmkit.image.cpio import render_cpio
+
+    work = folder / "work"
+    work.mkdir()
+    done = iter(range(len(plan.steps) + 1))
+    assembled = assemble(spec, plan, inputs, debs, work, lambda text: tell(text, next(done) / len(plan.steps)))
+    image = folder / "image"
+    image.mkdir()
+    artifacts = {
+        "kernel": assembled.kernel.image,
+        "initrd": _compress(render_cpio(assembled.tree), spec.compression),
+    }
+    for name, data in artifacts.items():
+        (image / name).write_bytes(data)
+    manifest = _render_manifest(spec, plan, assembled.kernel.version, artifacts)
+    (image / "manifest.json").write_text(manifest)
+    tell(f"built the image {spec.name}", 1.0)
+
+
+def _render_manifest(spec: ImageSpec, plan: Plan, kernel_version: str, artifacts: dict[str, bytes]) -> str:
+    assert plan.lock is not None
+    manifest = {
+        "schema": MANIFEST_SCHEMA,
+        "name": spec.name,
+        "digest": plan.digest,
+        "suite": plan.lock.suite,
+        "kernel_version": kernel_version,
+        "kernel_args": spec.kernel_args,
+        "default_user": spec.default_user,
+        "python": plan.lock.python,
+        "artifacts": {
+            name: {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
+            for name, data in artifacts.items()
+        },
+        "packages": [
+            {
+                "name": record.name,
+                "version": record.version,
+                "architecture": record.architecture,
+                "sha256": record.sha256,
+                "suite": plan.lock.suite,
+            }
+            for record in plan.lock.records
+        ],
+    }
+    return json.dumps(manifest, indent=2) + "\n"
+
+
+def _compress(archive: bytes, compression: str) -> bytes:
+    """Formats the kernel unpacks (usr/Kconfig, RD_*); each made the same way every time."""
+    match compression:
+        case "gzip":
+            return gzip.compress(archive, 9, mtime=0)
+        case "lz4":
+            # The kernel reads lz4's legacy frame only.
+            return run(["lz4", "-l", "-9", "-c"], stdin=archive, timeout_s=_COMPRESS_TIMEOUT_S, package="lz4")
+        case "zstd":
+            # One thread: the split into jobs would depend on the machine.
+            return run(["zstd", "-19", "-T1", "-q", "-c"], stdin=archive, timeout_s=_COMPRESS_TIMEOUT_S, package="zstd")
+        case _:
+            return archive

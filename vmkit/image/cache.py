@@ -1,0 +1,210 @@
+"""The user's cache folder: where finished images, packages and apt's state are kept, safely for many processes at once.
+
+What is under its final name is whole: it was written elsewhere, synced and renamed. Locks are flocks, so the kernel lets go of them when a
+process dies, however it dies; what a dead process left under tmp/ is swept by the next. Removing the whole folder is always safe.
+"""
+
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from vmkit.errors import BuildError, VmkitError
+from vmkit.image.apt import Apt, Archive, archive_key
+
+# A build with everything to fetch on a slow line; whoever waits is told so.
+LOCK_TIMEOUT_S = 1800.0
+# How often a waiting process looks: a person does not notice, a processor neither.
+_LOCK_POLL_S = 0.1
+# An image nobody used for this long is removed by the next build.
+IMAGE_IDLE_LIMIT_S = 30 * 24 * 3600
+
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file would be too large",
+}
+
+
+def find_cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """$VMKIT_CACHE_DIR, else $XDG_CACHE_HOME/vmkit, else ~/.cache/vmkit. Relative values of XDG_CACHE_HOME are ignored, as its specification asks."""
+    named = environ.get("VMKIT_CACHE_DIR")
+    if named:
+        return Path(named).absolute()
+    base = environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "vmkit"
+
+
+class Cache:
+    """One cache folder that belongs to the caller."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def lock_path(self, key: str) -> Path:
+        return self._folder / "resolved" / f"{key}.json"
+
+    def package_path(self, sha256: str) -> Path:
+        return self._folder / "packages" / f"{sha256}.deb"
+
+    def image_dir(self, digest: str) -> Path:
+        return self._folder / "images" / digest
+
+    @contextmanager
+    def locked(self, name: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+        """Holds the lock `name`; calls waiting once if somebody else has it. Raises BuildError after LOCK_TIMEOUT_S."""
+        path = self._folder / "flock" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Never removed: a lock file that is unlinked while somebody waits for it would be two locks.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._wait_for(descriptor, path, waiting)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _wait_for(self, descriptor: int, path: Path, waiting: Callable[[], None] | None) -> None:
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
+        while not _try_flock(descriptor):
+            if waiting:
+                waiting()
+                waiting = None
+            if time.monotonic() > deadline:
+                raise BuildError(
+                    f"another build has held {path} for more than {LOCK_TIMEOUT_S / 60:g} minutes",
+                    hint=f"see who it is: fuser -v {path}",
+                )
+            time.sleep(_LOCK_POLL_S)
+
+    @contextmanager
+    def temporary_dir(self) -> Iterator[Path]:
+        """A folder on the cache's own filesystem, gone afterwards; after a kill, gone with the next sweep()."""
+        descriptor, path = self._make_temporary()
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(descriptor)
+
+    def _make_temporary(self) -> tuple[int, Path]:
+        root = self._folder / "tmp"
+        root.mkdir(parents=True, exist_ok=True)
+        while True:
+            path = root / secrets.token_hex(8)
+            path.mkdir()
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            # A sweep in another process may have taken the folder between mkdir and flock: then make another.
+            if _try_flock(descriptor) and path.is_dir():
+                return descriptor, path
+            os.close(descriptor)
+
+    def sweep(self) -> None:
+        """Removes what dead processes left, and images unused for IMAGE_IDLE_LIMIT_S."""
+        for path in _list(self._folder / "tmp"):
+            with suppress(OSError):
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    if _try_flock(descriptor):
+                        shutil.rmtree(path, ignore_errors=True)
+                finally:
+                    os.close(descriptor)
+        oldest = time.time() - IMAGE_IDLE_LIMIT_S
+        for path in _list(self._folder / "images"):
+            with suppress(OSError):
+                if path.stat().st_mtime < oldest:
+                    self.discard(path)
+
+    def discard(self, path: Path) -> None:
+        """Removes a folder at one blow: nobody sees half of it."""
+        with self.temporary_dir() as folder:
+            path.rename(folder / "discarded")
+
+    def adopt(self, path: Path, final: Path) -> None:
+        """Puts a finished file or folder of this filesystem under its final name, safe against a power cut."""
+        final.parent.mkdir(parents=True, exist_ok=True)
+        for inner in sorted(path.rglob("*")) if path.is_dir() else ():
+            _sync(inner)
+        _sync(path)
+        path.rename(final)
+        _sync(final.parent)
+
+    @contextmanager
+    def open_apt(self, archive: Archive) -> Iterator[Apt]:
+        """The archive's private apt state, for this process alone."""
+        key = archive_key(archive)
+        folder = self._folder / "apt" / key
+        with self.locked(f"apt-{key}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            yield Apt(folder, archive)
+
+
+@contextmanager
+def open_cache(folder: Path) -> Iterator[Cache]:
+    """The cache in `folder`, made when missing. Turns every OSError inside the block into a BuildError a person can act on."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        owner = folder.stat().st_uid
+        if owner != os.geteuid():
+            raise BuildError(
+                f"the cache folder {folder} belongs to another user (uid {owner})",
+                hint="name one of your own: VMKIT_CACHE_DIR=DIR",
+            )
+        yield Cache(folder)
+    except VmkitError:
+        raise
+    except OSError as error:
+        raise _explain(error, folder) from error
+
+
+def _explain(error: OSError, folder: Path) -> BuildError:
+    where = error.filename or folder
+    if error.errno in _FULL:
+        return BuildError(
+            f"{_FULL[error.errno]} while writing to {where}",
+            hint=f"make room, or name another cache folder: VMKIT_CACHE_DIR=DIR (now {folder})",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return BuildError(f"the cache folder cannot be used: {error}", hint="name one of your own: VMKIT_CACHE_DIR=DIR")
+    return BuildError(f"the build failed: {error}", details=str(where))
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a small file so that a reader sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        new.write_bytes(data)
+        _sync(new)
+        new.rename(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def _try_flock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _list(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,78 @@
+"""The two questions an image build asks an ELF file: which libraries it needs, and what a kernel module says of itself.
+
+Layouts are those of elf.h (Elf64_Ehdr, Elf64_Shdr, Elf64_Dyn); only 64-bit little-endian files are read, others have no answers.
+"""
+
+import struct
+from typing import NamedTuple
+
+_IDENT = b"\x7fELF\x02\x01"
+_EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
+_SHDR = struct.Struct("<IIQQQQIIQQ")
+_DYN = struct.Struct("<qQ")
+_SHT_DYNAMIC = 6
+_DT_NEEDED = 1
+# A kernel module has some fifty sections; the field could claim 65,535.
+_SECTION_LIMIT = 4096
+
+
+class _Section(NamedTuple):
+    name: int
+    kind: int
+    flags: int
+    address: int
+    offset: int
+    size: int
+    link: int
+    info: int
+    alignment: int
+    entry_size: int
+
+
+def is_elf(data: bytes) -> bool:
+    return data[: len(_IDENT)] == _IDENT and len(data) >= _EHDR.size
+
+
+def read_needed(data: bytes) -> tuple[str, ...]:
+    """The sonames of a program's or library's DT_NEEDED entries; none for a static one."""
+    sections = _read_sections(data)
+    for section in sections:
+        if section.kind != _SHT_DYNAMIC or section.link >= len(sections):
+            continue
+        names = _content(data, sections[section.link])
+        entries = _content(data, section)
+        usable = len(entries) - len(entries) % _DYN.size
+        return tuple(_text(names, value) for tag, value in _DYN.iter_unpack(entries[:usable]) if tag == _DT_NEEDED)
+    return ()
+
+
+def read_modinfo(data: bytes) -> dict[str, str]:
+    """A kernel module's .modinfo as key and value; of a repeated key, such as alias, the last one."""
+    sections = _read_sections(data)
+    if not sections:
+        return {}
+    names = _content(data, sections[_EHDR.unpack_from(data)[13]])
+    for section in sections:
+        if _text(names, section.name) == ".modinfo":
+            pairs = (item.partition(b"=") for item in _content(data, section).split(b"\0") if item)
+            return {key.decode("latin-1"): value.decode("latin-1") for key, _, value in pairs}
+    return {}
+
+
+def _read_sections(data: bytes) -> list[_Section]:
+    if not is_elf(data):
+        return []
+    header = _EHDR.unpack_from(data)
+    offset, count, names_at = header[6], header[12], header[13]
+    if count > _SECTION_LIMIT or offset + count * _SHDR.size > len(data) or names_at >= max(count, 1):
+        return []
+    return [_Section(*_SHDR.unpack_from(data, offset + index * _SHDR.size)) for index in range(count)]
+
+
+def _content(data: bytes, section: _Section) -> bytes:
+    return data[section.offset : section.offset + section.size]
+
+
+def _text(names: bytes, at: int) -> str:
+    end = names.find(b"\0", at)
+    return names[at : end if end >= 0 else len(names)].decode("latin-1")

@@ -1,0 +1,190 @@
+"""Which packages an image is made of: a request becomes a lock (names, versions, hashes), and a lock becomes files.
+
+A lock is kept in the cache and used until it is renewed on purpose, so a build asks the network only when something is missing.
+Knows nothing of what is done with the files.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from vmkit.errors import BuildError
+from vmkit.image.apt import Apt, Archive, Record, UntrustedError
+from vmkit.image.cache import Cache, write_atomically
+from vmkit.image.config import ImageSpec
+from vmkit.image.origin import choose_mirror, choose_suites, find_keyring
+
+# Part of every lock's key: raise it when the rules of resolving change.
+LOCK_SCHEMA = 1
+
+_KERNEL_DEPENDENCY = re.compile(r"(linux-image-[0-9][a-z0-9.+-]*)")
+_PYTHON_DEPENDENCY = re.compile(r"python(3\.[0-9]+)-minimal")
+_CHUNK_BYTES = 1 << 20
+
+Progress = Callable[[str, float | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a recipe asks of an archive. Equal requests share a lock."""
+
+    suites: tuple[str, ...]
+    mirror: str
+    components: tuple[str, ...]
+    keyring: str
+    kernel: str
+    python: bool
+    extract: tuple[str, ...]
+    packages: tuple[str, ...]
+
+    def key(self) -> str:
+        """A name for this request's lock, stable between runs and releases of one LOCK_SCHEMA."""
+        text = json.dumps([LOCK_SCHEMA, asdict(self)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """The answer: every package with version and hash. kernel names one of them; python is like `3.13`, or empty; closure names those unpacked whole."""
+
+    suite: str
+    kernel: str
+    python: str
+    closure: tuple[str, ...]
+    records: tuple[Record, ...]
+
+    def find(self, name: str) -> Record:
+        for record in self.records:
+            if record.name == name:
+                return record
+        raise BuildError(f"the package lock does not hold '{name}'", hint="renew it: vmkit build --update")
+
+
+def make_request(spec: ImageSpec) -> Request:
+    """What the recipe asks for, with the host's choices filled in."""
+    return Request(
+        suites=choose_suites(spec.suite),
+        mirror=choose_mirror(spec.mirror),
+        components=spec.components,
+        keyring=str(spec.keyring.absolute()) if spec.keyring else "",
+        kernel=spec.kernel,
+        python=bool(spec.python_modules),
+        extract=tuple(name for name, _ in spec.extract),
+        packages=tuple(sorted(spec.packages)),
+    )
+
+
+def read_lock(cache: Cache, request: Request) -> Lock | None:
+    """The lock of an earlier build, or None. One that cannot be read is as none: it will be made again."""
+    try:
+        raw = json.loads(cache.lock_path(request.key()).read_bytes())
+        records = tuple(Record(**record) for record in raw["records"])
+        return Lock(raw["suite"], raw["kernel"], raw["python"], tuple(raw["closure"]), records)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def resolve(cache: Cache, request: Request, progress: Progress) -> Lock:
+    """Asks the archive for the newest versions and keeps the answer as the request's lock.
+
+    `auto` falls back to the host's suite only when the first suite's signature cannot be verified here.
+    """
+    for suite in request.suites:
+        archive = _archive(request, suite)
+        progress(f"fetching the package index of {archive}", None)
+        with cache.open_apt(archive) as apt:
+            try:
+                apt.update()
+            except UntrustedError:
+                if suite == request.suites[-1]:
+                    raise
+                continue
+            progress("resolving packages", None)
+            lock = _resolve(apt, request, suite)
+        write_atomically(cache.lock_path(request.key()), json.dumps(asdict(lock), indent=1).encode())
+        return lock
+    raise AssertionError("a request names at least one suite")
+
+
+def fetch(cache: Cache, request: Request, lock: Lock, progress: Progress) -> dict[str, Path]:
+    """Every package of the lock as a verified file, by name; what the cache has is not fetched again."""
+    missing = [record for record in lock.records if not _is_cached(cache, record)]
+    if missing:
+        total = sum(record.size_bytes for record in missing)
+        progress(f"fetching {len(missing)} packages, {total / 1e6:.0f} MB", None)
+        with cache.open_apt(_archive(request, lock.suite)) as apt, cache.temporary_dir() as folder:
+            if not apt.has_index():
+                apt.update()
+            apt.download(missing, folder)
+            _keep(cache, missing, folder)
+    return {record.name: cache.package_path(record.sha256) for record in lock.records}
+
+
+def _archive(request: Request, suite: str) -> Archive:
+    keyring = Path(request.keyring) if request.keyring else find_keyring()
+    return Archive(request.mirror, suite, request.components, keyring)
+
+
+def _resolve(apt: Apt, request: Request, suite: str) -> Lock:
+    closure = apt.resolve(request.packages)
+    python = ""
+    names = [request.kernel, *request.extract, *closure]
+    found = apt.show(sorted({*names, *(("python3-minimal",) if request.python else ())}))
+    kernel = _kernel_behind(found[request.kernel])
+    wanted = {kernel, *request.extract, *closure}
+    if request.python:
+        python = _python_behind(found["python3-minimal"])
+        wanted |= set(python_packages(python))
+    records = apt.show(sorted(wanted))
+    return Lock(suite, kernel, python, closure, tuple(records[name] for name in sorted(wanted)))
+
+
+def python_packages(python: str) -> tuple[str, str, str]:
+    """The packages of an interpreter: the program, the modules it cannot do without, the rest of the library."""
+    return (f"python{python}-minimal", f"libpython{python}-minimal", f"libpython{python}-stdlib")
+
+
+def _kernel_behind(record: Record) -> str:
+    """A meta package (linux-image-cloud-amd64) depends on the kernel of the day; a kernel is itself."""
+    found = _KERNEL_DEPENDENCY.search(record.depends)
+    return found[1] if found else record.name
+
+
+def _python_behind(record: Record) -> str:
+    found = _PYTHON_DEPENDENCY.search(record.depends)
+    if not found:
+        raise BuildError(f"cannot tell the Python version of this suite from {record.name} {record.version}")
+    return found[1]
+
+
+def _is_cached(cache: Cache, record: Record) -> bool:
+    """Right name and size: the content was verified on its way in."""
+    try:
+        return cache.package_path(record.sha256).stat().st_size == record.size_bytes
+    except OSError:
+        return False
+
+
+def _keep(cache: Cache, records: list[Record], folder: Path) -> None:
+    by_hash = {hash_file(path): path for path in folder.glob("*.deb")}
+    for record in records:
+        path = by_hash.get(record.sha256)
+        if path is None:
+            raise BuildError(
+                f"the package {record.name} {record.version} that was fetched is not the one that was resolved",
+                details=f"no file with sha256 {record.sha256} arrived",
+                hint="renew the package lock: vmkit build --update",
+            )
+        cache.adopt(path, cache.package_path(record.sha256))
+
+
+def hash_file(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as source:
+        while chunk := source.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

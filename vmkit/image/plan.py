@@ -1,0 +1,141 @@
+"""A recipe and what it resolves to become a list of steps and a digest: values to print, compare and hash.
+
+Pure. The digest is the image's identity: it covers every package's hash, every input's hash and every setting that reaches the guest, and
+nothing of the host (its mirror, paths, user, time).
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+from vmkit.image.config import ImageSpec
+from vmkit.image.inputs import Inputs
+from vmkit.image.packages import Lock, Request
+from vmkit.image.settings import FileSpec, Source
+
+
+@dataclass(frozen=True, slots=True)
+class Unpack:
+    """Take files of a package: those that match, or all but documentation when patterns is empty."""
+
+    package: str
+    patterns: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"unpack {self.package}: {' '.join(self.patterns) if self.patterns else 'everything but documentation'}"
+
+
+@dataclass(frozen=True, slots=True)
+class TakeKernel:
+    """Take the boot image and the listed modules."""
+
+    package: str
+    modules: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"take the kernel and {len(self.modules)} modules of {self.package}: {' '.join(self.modules)}"
+
+
+@dataclass(frozen=True, slots=True)
+class TakePython:
+    """Take the interpreter, the listed library modules and vshd, and compile them."""
+
+    version: str
+    modules: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"take Python {self.version} with {len(self.modules)} library modules and vshd, and compile them"
+
+
+@dataclass(frozen=True, slots=True)
+class LinkApplets:
+    """Link busybox's applets where no other file is."""
+
+    def __str__(self) -> str:
+        return "link the applets of busybox"
+
+
+@dataclass(frozen=True, slots=True)
+class PutFile:
+    """Put one file of the recipe."""
+
+    file: FileSpec
+
+    def __str__(self) -> str:
+        file = self.file
+        shown = repr(file.value[:40]) if file.source is Source.CONTENT else file.value
+        return f"put {file.path} ({file.mode:#o} {file.uid}:{file.gid}) from {file.source} {shown}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """Write the initramfs."""
+
+    compression: str
+
+    def __str__(self) -> str:
+        return f"pack the initramfs (compression: {self.compression})"
+
+
+Step = Unpack | TakeKernel | TakePython | LinkApplets | PutFile | Pack
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a build does. digest is empty while package versions are not resolved yet."""
+
+    name: str
+    steps: tuple[Step, ...]
+    digest: str
+    lock: Lock | None
+    request: Request
+
+    def render(self) -> str:
+        """The plan as lines for a person."""
+        request = self.request
+        lines = [f"image {self.name}", f"digest {self.digest or '(known when the packages are resolved)'}"]
+        if self.lock is None:
+            lines.append(
+                f"resolve packages in {' or '.join(request.suites)} ({' '.join(request.components)}) at {request.mirror}"
+            )
+        else:
+            lines += [f"package {record.name} {record.version} ({self.lock.suite})" for record in self.lock.records]
+        return "\n".join([*lines, *map(str, self.steps)])
+
+
+def make_plan(spec: ImageSpec, request: Request, inputs: Inputs, lock: Lock | None) -> Plan:
+    """The steps for a recipe; without a lock, as far as they are known."""
+    steps: list[Step] = [Unpack(name, ()) for name in (lock.closure if lock else spec.packages)]
+    steps += [Unpack(name, patterns) for name, patterns in spec.extract]
+    steps.append(TakeKernel(lock.kernel if lock else spec.kernel, spec.modules))
+    if spec.python_modules:
+        steps.append(TakePython(lock.python if lock else "3", spec.python_modules))
+    steps.append(LinkApplets())
+    steps += [PutFile(file) for file in (*spec.files, *((spec.hook,) if spec.hook else ()))]
+    steps.append(Pack(spec.compression))
+    return Plan(spec.name, tuple(steps), _digest(spec, inputs, lock) if lock else "", lock, request)
+
+
+def _digest(spec: ImageSpec, inputs: Inputs, lock: Lock) -> str:
+    covered = {
+        "name": spec.name,
+        "kernel_args": spec.kernel_args,
+        "modules": spec.modules,
+        "extract": spec.extract,
+        "python_modules": spec.python_modules,
+        "files": [_describe(file) for file in spec.files],
+        "hook": _describe(spec.hook) if spec.hook else None,
+        "variables": spec.variables,
+        "default_user": spec.default_user,
+        "compression": spec.compression,
+        "inputs": inputs.hashes,
+        "suite": lock.suite,
+        "packages": [(record.name, record.version, record.sha256) for record in lock.records],
+        "closure": lock.closure,
+    }
+    return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
+
+
+def _describe(file: FileSpec) -> dict[str, object]:
+    """A file as the digest sees it: where on the host it came from does not matter, its content is among the inputs."""
+    return asdict(file) | ({"value": ""} if file.source is Source.SOURCE else {})

@@ -1,0 +1,129 @@
+"""A guest's file tree as a value in memory: no root, no ownership on the host's disk, no leftovers.
+
+Invariant: paths are relative, normalised and /usr-merged (as Debian since bookworm), every node's parent is a directory.
+Knows nothing of packages or archives.
+"""
+
+import fnmatch
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from vmkit.errors import BuildError
+
+# Linux PATH_MAX (linux/limits.h) with its NUL; the kernel's initramfs reader skips longer names.
+PATH_LIMIT_BYTES = 4095
+# An initramfs lives in the guest's memory twice while it is unpacked: more than this is a disk image's job.
+TREE_LIMIT_BYTES = 1 << 30
+
+# Debian's merged /usr: packages of bookworm still ship these, later ones ship usr/ only.
+_MERGED = ("bin", "sbin", "lib", "lib64")
+
+
+class Kind(StrEnum):
+    FILE = "file"
+    DIRECTORY = "directory"
+    SYMLINK = "symlink"
+    CHARACTER = "character"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One inode. data is a file's content or a symlink's target; mode holds permission bits only."""
+
+    kind: Kind
+    mode: int
+    data: bytes = b""
+    uid: int = 0
+    gid: int = 0
+    device: tuple[int, int] = (0, 0)
+
+
+def file_node(data: bytes, mode: int = 0o644) -> Node:
+    return Node(Kind.FILE, mode, data)
+
+
+def directory_node(mode: int = 0o755) -> Node:
+    return Node(Kind.DIRECTORY, mode)
+
+
+def symlink_node(target: str) -> Node:
+    return Node(Kind.SYMLINK, 0o777, target.encode())
+
+
+def normalise_path(path: str) -> str:
+    """`path` as the tree knows it: relative, without dots, under usr/ where /usr is merged.
+
+    Raises BuildError when it leaves the tree or is longer than PATH_LIMIT_BYTES.
+    """
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if ".." in parts or "\0" in path:
+        raise BuildError(f"the path '{path}' leaves the guest's file tree")
+    if parts and parts[0] in _MERGED and len(parts) > 1:
+        parts.insert(0, "usr")
+    normal = "/".join(parts)
+    if len(normal.encode()) > PATH_LIMIT_BYTES:
+        raise BuildError(f"a path of {len(normal)} characters is longer than Linux allows: {normal[:80]}...")
+    return normal
+
+
+class Tree:
+    """Path to Node, in sorted order when walked; a later node replaces an earlier one of the same path."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, Node] = {}
+        self._size_bytes = 0
+        for name in _MERGED:
+            self._nodes["usr"] = directory_node()
+            self._nodes[f"usr/{name}"] = directory_node()
+            self._nodes[name] = symlink_node(f"usr/{name}")
+
+    def add(self, path: str, node: Node) -> None:
+        """Puts node at path and makes the directories above it. Raises BuildError when what is there forbids it."""
+        normal = normalise_path(path)
+        if not normal or (normal in _MERGED and node.kind is Kind.DIRECTORY):
+            return
+        self._add_parents(normal)
+        known = self._nodes.get(normal)
+        if known is not None and (known.kind is Kind.DIRECTORY) != (node.kind is Kind.DIRECTORY):
+            raise BuildError(f"'/{normal}' is wanted both as a {known.kind} and as a {node.kind}")
+        self._size_bytes += len(node.data) - (len(known.data) if known else 0)
+        if self._size_bytes > TREE_LIMIT_BYTES:
+            raise BuildError(
+                f"the guest's file tree is larger than {TREE_LIMIT_BYTES >> 20} MiB at '/{normal}'",
+                hint="an initramfs must fit in the guest's memory: list fewer packages",
+            )
+        self._nodes[normal] = node
+
+    def find(self, path: str) -> Node | None:
+        return self._nodes.get(normalise_path(path))
+
+    def resolve(self, path: str) -> Node | None:
+        """The node at path after following symlinks in its last part (a library's soname, for example)."""
+        normal = normalise_path(path)
+        for _ in range(8):
+            node = self._nodes.get(normal)
+            if node is None or node.kind is not Kind.SYMLINK:
+                return node
+            target = node.data.decode()
+            joined = target if target.startswith("/") else posixpath.join(posixpath.dirname(normal), target)
+            normal = normalise_path(posixpath.normpath(joined))
+        return None
+
+    def glob(self, pattern: str) -> list[str]:
+        """The sorted paths that match a shell pattern; `*` crosses slashes."""
+        return sorted(fnmatch.filter(self._nodes, normalise_path(pattern)))
+
+    def walk(self) -> Iterator[tuple[str, Node]]:
+        """Every path and node, parents before children, in an order that depends on the names alone."""
+        for path in sorted(self._nodes):
+            yield path, self._nodes[path]
+
+    def _add_parents(self, normal: str) -> None:
+        parts = normal.split("/")[:-1]
+        for depth in range(1, len(parts) + 1):
+            parent = "/".join(parts[:depth])
+            node = self._nodes.setdefault(parent, directory_node())
+            if node.kind is not Kind.DIRECTORY:
+                raise BuildError(f"'/{normal}' cannot be put there: '/{parent}' is a {node.kind}, not a directory")
