@@ -1,0 +1,112 @@
+"""The registry's reading side: which machines run here, and how to reach them. Knows vmkit's files, never vmkit's code.
+
+The contract is docs/ARCHITECTURE.md, "Contracts between rooms": one directory per machine below the runtime directory, `machine.json` in it, and a
+`lock` that the machine's monitor holds for life. An entry whose lock is free is stale, and not a machine.
+"""
+
+import fcntl
+import json
+import os
+import stat
+
+from vsh.errors import VshError
+
+MACHINES = "machines"
+RECORD = "machine.json"
+LOCK = "lock"
+# A record is a few hundred bytes.
+MAX_RECORD_BYTES = 64 * 1024
+
+
+class Machine:
+    """One entry of the registry, as its record told it at one moment. state: starting, ready or stopping."""
+
+    __slots__ = ("backend", "cid", "directory", "name", "pid", "record", "state", "vsock")
+
+    def __init__(self, directory: str, record: dict[str, object]) -> None:
+        self.directory = directory
+        self.record = record
+        self.name = str(record["name"])
+        self.cid = int(str(record["cid"]))
+        self.backend = str(record.get("backend", ""))
+        self.state = str(record.get("state", ""))
+        self.pid = int(str(record.get("pid", 0)))
+        vsock = record.get("vsock")
+        self.vsock = str(vsock) if vsock else None
+
+
+def find_runtime_directory() -> str:
+    """Where machines are registered. It need not exist; when it does, it is the caller's own and closed to everyone else.
+
+    Raises VshError when the directory belongs to somebody else, or is open to others: whoever may write there decides where vsh connects to.
+    """
+    path = _choose_runtime_directory()
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return path
+    except OSError as error:
+        raise VshError(f"cannot look at the runtime directory {path}: {error.strerror}") from error
+    hint = "set VMKIT_RUNTIME_DIR to a directory of your own, mode 0700"
+    if not stat.S_ISDIR(status.st_mode):
+        raise VshError(f"the runtime directory {path} is not a directory", hint=hint)
+    if status.st_uid != os.geteuid():
+        raise VshError(f"the runtime directory {path} belongs to uid {status.st_uid}, not to you", hint=hint)
+    if status.st_mode & 0o077:
+        raise VshError(f"the runtime directory {path} is open to others", hint=f"chmod 700 {path}")
+    return path
+
+
+def read_machines() -> list[Machine]:
+    """Every live machine, by name."""
+    folder = os.path.join(find_runtime_directory(), MACHINES)
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    found = (_read_machine(os.path.join(folder, name)) for name in names)
+    return [machine for machine in found if machine is not None]
+
+
+def find_machine(name: str | None = None, cid: int | None = None) -> Machine | None:
+    """The live machine of that name, or of that CID."""
+    for machine in read_machines():
+        if name is not None and machine.name == name:
+            return machine
+        if cid is not None and machine.cid == cid:
+            return machine
+    return None
+
+
+def _choose_runtime_directory() -> str:
+    environ = os.environ
+    chosen = environ.get("VMKIT_RUNTIME_DIR")
+    if chosen:
+        return os.path.abspath(chosen)
+    for base in (environ.get("XDG_RUNTIME_DIR"), f"/run/user/{os.geteuid()}"):
+        if base and os.path.isdir(base):
+            return os.path.join(base, "vmkit")
+    return f"/tmp/vmkit-{os.geteuid()}"  # noqa: S108  (its owner and mode are checked)
+
+
+def _read_machine(directory: str) -> Machine | None:
+    """The machine in a directory; None when it is no entry, half written, or nobody holds its lock."""
+    try:
+        if not _is_held(os.path.join(directory, LOCK)):
+            return None
+        with open(os.path.join(directory, RECORD), "rb") as file:
+            record = json.loads(file.read(MAX_RECORD_BYTES))
+        return Machine(directory, record)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_held(path: str) -> bool:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
