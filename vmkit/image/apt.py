@@ -1,7 +1,7 @@
-"""apt with everything of its own: state, cache, sources and keyring in one folder, unprivileged, signatures always checked.
+"""apt with state, cache, sources and keyring of its own in one folder: unprivileged, signatures always checked.
 
-The host's apt configuration is still read, for its proxies and certificates; its hooks, pins, default release, foreign architectures and
-trusted keys are not used. Knows nothing of images: names go in, verified files come out.
+The host's apt configuration is still read, for its proxies and certificates; its hooks, pins, default release, foreign
+architectures and trusted keys are not used. Knows nothing of images: names go in, verified files come out.
 """
 
 import hashlib

@@ -1,6 +1,7 @@
 """Runs a plan's steps over fetched packages: a Tree for the guest and a kernel for QEMU, in memory.
 
-Knows nothing of the cache or of where packages come from. Deterministic: the same plan and files give the same tree, byte for byte.
+Knows nothing of the cache or of where packages come from. Deterministic: the same plan and files give the same tree,
+byte for byte.
 """
 
 import posixpath
@@ -20,7 +21,7 @@ from vmkit.image.plan import LinkApplets, Pack, Plan, PutFile, TakeKernel, TakeP
 from vmkit.image.python import GuestPython
 from vmkit.image.settings import HOOK_PATH, Source
 from vmkit.image.template import Renderer
-from vmkit.image.tree import Kind, Node, Tree, symlink_node
+from vmkit.image.tree import Kind, Node, Tree, directory_node, symlink_node
 from vmkit.run import run
 
 _BUSYBOX = "usr/bin/busybox"
@@ -59,6 +60,8 @@ class _Assembly:
     def run(self, tell: Callable[[str], None]) -> Assembled:
         for path, device, mode in (("dev/console", _CONSOLE, 0o600), ("dev/null", _NULL, 0o666)):
             self._tree.add(path, Node(Kind.CHARACTER, mode, device=device))
+        for path in ("proc", "sys"):
+            self._tree.add(path, directory_node(0o555))
         for step in self._plan.steps:
             tell(str(step))
             match step:

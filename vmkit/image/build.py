@@ -1,7 +1,7 @@
-"""Builds images: the face of this room. A plan's digest is looked up in the cache; on a miss the plan is run and the result put there.
+"""Builds images: looks a plan's digest up in the cache, and on a miss runs the plan and puts the result there.
 
-A hit reads the recipe, the templates and vshd's sources, and nothing else: no apt, no Jinja2, no other program. Package versions are those of
-the last resolve until refresh=True asks for new ones.
+A hit reads the recipe, the templates and vshd's sources, and nothing else: no apt, no Jinja2, no other program. Package
+versions are those of the last resolve until refresh=True asks for new ones.
 """
 
 import gzip
@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmkit.errors import BuildError
+from vmkit.errors import BuildError, ConfigError
+from vmkit.image.apt import UnknownPackageError
 from vmkit.image.cache import Cache, find_cache_dir, open_cache
 from vmkit.image.config import ImageSpec, find_mention
 from vmkit.image.inputs import Inputs, read_inputs
@@ -43,8 +44,8 @@ def build_image(
 ) -> BuiltImage:
     """The image of a recipe, from the cache or built now.
 
-    progress is called with what is being done and, where it is known, the fraction done (0 to 1). refresh resolves package versions anew.
-    Raises ConfigError for what the recipe says, BuildError and HostError for what went wrong.
+    progress is called with what is being done and, where it is known, the fraction done (0 to 1). refresh resolves
+    package versions anew. Raises ConfigError for what the recipe says, BuildError and HostError for what went wrong.
     """
     tell = progress or (lambda _text, _fraction: None)
     request = make_request(spec)
@@ -98,7 +99,7 @@ def _read_built(cache: Cache, spec: ImageSpec, digest: str, *, cached: bool) -> 
     )
 
 
-def _build(  # noqa: PLR0913  (the parts of one build, passed down once)
+def _build(
     cache: Cache, spec: ImageSpec, request: Request, inputs: Inputs, tell: Progress, refresh: bool
 ) -> BuiltImage:
     cache.sweep()
@@ -124,9 +125,6 @@ def _build(  # noqa: PLR0913  (the parts of one build, passed down once)
 
 
 def _resolve(cache: Cache, spec: ImageSpec, request: Request, tell: Progress) -> Lock:
-    from vmkit.errors import ConfigError
-    from vmkit.image.apt import UnknownPackageError
-
     try:
         return resolve(cache, request, tell)
     except UnknownPackageError as error:
@@ -135,12 +133,12 @@ def _resolve(cache: Cache, spec: ImageSpec, request: Request, tell: Progress) ->
         ) from error
 
 
-def _write_image(  # noqa: PLR0913
+def _write_image(
     spec: ImageSpec, plan: Plan, inputs: Inputs, debs: dict[str, Path], folder: Path, tell: Progress
 ) -> None:
     """Assembles and writes `folder`/image. Imported here: a cache hit needs neither Jinja2 nor the rest."""
-    from vmkit.image.assemble import assemble
-    from vmkit.image.cpio import render_cpio
+    from vmkit.image.assemble import assemble  # noqa: PLC0415
+    from vmkit.image.cpio import render_cpio  # noqa: PLC0415
 
     work = folder / "work"
     work.mkdir()

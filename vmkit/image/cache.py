@@ -1,7 +1,8 @@
 """The user's cache folder: where finished images, packages and apt's state are kept, safely for many processes at once.
 
-What is under its final name is whole: it was written elsewhere, synced and renamed. Locks are flocks, so the kernel lets go of them when a
-process dies, however it dies; what a dead process left under tmp/ is swept by the next. Removing the whole folder is always safe.
+What is under its final name is whole: it was written elsewhere, synced and renamed. Locks are flocks, so the kernel
+lets go of them when a process dies, however it dies; what a dead process left under tmp/ is swept by the next. Removing
+the whole folder is always safe.
 """
 
 import errno
@@ -32,7 +33,10 @@ _FULL = {
 
 
 def find_cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
-    """$VMKIT_CACHE_DIR, else $XDG_CACHE_HOME/vmkit, else ~/.cache/vmkit. Relative values of XDG_CACHE_HOME are ignored, as its specification asks."""
+    """$VMKIT_CACHE_DIR, else $XDG_CACHE_HOME/vmkit, else ~/.cache/vmkit.
+
+    Relative values of XDG_CACHE_HOME are ignored, as its specification asks.
+    """
     named = environ.get("VMKIT_CACHE_DIR")
     if named:
         return Path(named).absolute()
@@ -145,7 +149,10 @@ class Cache:
 
 @contextmanager
 def open_cache(folder: Path) -> Iterator[Cache]:
-    """The cache in `folder`, made when missing. Turns every OSError inside the block into a BuildError a person can act on."""
+    """The cache in `folder`, made when missing.
+
+    Turns every OSError inside the block into a BuildError a person can act on.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         owner = folder.stat().st_uid

@@ -1,13 +1,14 @@
 """Recipes: TOML text becomes a frozen ImageSpec, or a ConfigError that names the file and the line or key.
 
-Owns every key a recipe may hold (docs/IMAGES.md lists them) and how a recipe extends another. Knows nothing of packages, caches or QEMU:
-paths and names are checked for form here and looked up by whoever uses them.
+Owns every key a recipe may hold (docs/IMAGES.md lists them) and how a recipe extends another. Knows nothing of
+packages, caches or QEMU: paths and names are checked for form here and looked up by whoever uses them.
 """
 
 import difflib
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vmkit.errors import ConfigError
 from vmkit.image import resources
@@ -88,7 +89,7 @@ def _find_shipped(name: str) -> Path:
 
 
 def _load(path: Path, name: str) -> ImageSpec:
-    merged: dict[str, object] = {}
+    merged: dict[str, Any] = {}
     for _, layer in reversed(_read_layers(path)):
         for key, value in layer.items():
             setting = SETTINGS[key]
@@ -100,12 +101,10 @@ def _load(path: Path, name: str) -> ImageSpec:
             f"{path}: the recipe names no kernel",
             hint='add `extends = "tiny"`, or `kernel = "linux-image-cloud-amd64"`',
         )
-    files = values.pop("files")
-    variables = values.pop("variables")
-    extract = values.pop("extract")
-    templates = values.pop("templates")
-    assert isinstance(files, dict) and isinstance(variables, dict) and isinstance(extract, dict)
-    assert isinstance(templates, tuple)
+    files: dict[str, FileSpec] = values.pop("files")
+    variables: dict[str, Variable] = values.pop("variables")
+    extract: dict[str, tuple[str, ...]] = values.pop("extract")
+    templates: tuple[Path, ...] = values.pop("templates")
     return ImageSpec(
         name=name,
         origin=path,
@@ -114,7 +113,8 @@ def _load(path: Path, name: str) -> ImageSpec:
         extract=tuple(sorted(extract.items())),
         # The user's templates are looked at first, the shipped ones last.
         template_dirs=(*reversed(templates), resources.find_templates_dir()),
-        **values,  # type: ignore[arg-type]  # SETTINGS' parsers made each value; tests hold the two together
+        # SETTINGS' parsers made each value; a test holds the two together.
+        **values,
     )
 
 

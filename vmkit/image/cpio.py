@@ -1,7 +1,8 @@
 """Reproducible `newc` archives: the same tree gives the same bytes, on any host, for any user.
 
-The format is the one of Documentation/driver-api/early-userspace/buffer-format.rst in the kernel's sources. Owners and device nodes
-are fields of the archive, so nothing here needs root. The reader exists for tests and for looking into an artifact.
+The format is the one of Documentation/driver-api/early-userspace/buffer-format.rst in the kernel's sources. Owners and
+device nodes are fields of the archive, so nothing here needs root. The reader exists for tests and for looking into an
+artifact.
 """
 
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ def render_cpio(tree: Tree) -> bytes:
     return bytes(out)
 
 
-def _append(  # noqa: PLR0913  (one argument per field that differs in the trailer)
+def _append(
     out: bytearray,
     path: str,
     node: Node,

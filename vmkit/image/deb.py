@@ -1,6 +1,7 @@
 """A Debian package's files into a Tree, without root and without running anything of the package's own.
 
-Maintainer scripts are not run and nothing is configured: the image's templates do what an image needs. Knows nothing of apt.
+Maintainer scripts are not run and nothing is configured: the image's templates do what an image needs. Knows nothing of
+apt.
 """
 
 import fnmatch
@@ -50,9 +51,7 @@ def read_deb(deb: Path) -> Iterator[tuple[str, Node]]:
 def extract_deb(deb: Path, tree: Tree, wanted: Chooser = everything_but_documentation) -> None:
     """Adds the wanted files of a package to the tree."""
     for path, node in read_deb(deb):
-        if node.kind is not Kind.DIRECTORY and wanted(path):
-            tree.add(path, node)
-        elif node.kind is Kind.DIRECTORY and wanted(path + "/"):
+        if (node.kind is not Kind.DIRECTORY and wanted(path)) or (node.kind is Kind.DIRECTORY and wanted(path + "/")):
             tree.add(path, node)
 
 

@@ -1,6 +1,7 @@
 """The two questions an image build asks an ELF file: which libraries it needs, and what a kernel module says of itself.
 
-Layouts are those of elf.h (Elf64_Ehdr, Elf64_Shdr, Elf64_Dyn); only 64-bit little-endian files are read, others have no answers.
+Layouts are those of elf.h (Elf64_Ehdr, Elf64_Shdr, Elf64_Dyn); only 64-bit little-endian files are read, others have no
+answers.
 """
 
 import struct

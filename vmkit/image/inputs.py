@@ -1,6 +1,7 @@
-"""Everything an image is made of besides Debian packages, read once: templates, the user's files, vshd, and vmkit's own builder.
+"""All an image is made of besides Debian packages, read once: templates, the user's files, vshd, the builder itself.
 
-Their hashes go into the plan's digest, so the same reading decides whether the cache holds the image and what is built when it does not.
+Their hashes go into the plan's digest, so the same reading decides whether the cache holds the image and what is built
+when it does not.
 """
 
 import hashlib
@@ -21,7 +22,10 @@ TEMPLATE_COUNT_LIMIT = 1000
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """sources: the content of each host file a recipe names, by its guest path. hashes: a label and SHA-256 for all there is."""
+    """sources.
+
+    The content of each host file a recipe names, by its guest path. hashes: a label and SHA-256 for all there is.
+    """
 
     sources: dict[str, bytes]
     vshd: dict[str, bytes]

@@ -1,7 +1,7 @@
 """A Debian kernel package into a boot image and the few modules an image lists, with what modprobe needs to load them.
 
-Knows how Debian packs kernels (boot/vmlinuz-VERSION, modules perhaps compressed). Modules are stored uncompressed: the guest's processor is
-the slow one. Which modules an image wants is the recipe's business.
+Knows how Debian packs kernels (boot/vmlinuz-VERSION, modules perhaps compressed). Modules are stored uncompressed: the
+guest's processor is the slow one. Which modules an image wants is the recipe's business.
 """
 
 import gzip

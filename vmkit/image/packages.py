@@ -1,7 +1,7 @@
 """Which packages an image is made of: a request becomes a lock (names, versions, hashes), and a lock becomes files.
 
-A lock is kept in the cache and used until it is renewed on purpose, so a build asks the network only when something is missing.
-Knows nothing of what is done with the files.
+A lock is kept in the cache and used until it is renewed on purpose, so a build asks the network only when something is
+missing. Knows nothing of what is done with the files.
 """
 
 import hashlib
@@ -48,7 +48,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """The answer: every package with version and hash. kernel names one of them; python is like `3.13`, or empty; closure names those unpacked whole."""
+    """The answer.
+
+    Every package with version and hash. kernel names one of them; python is like `3.13`, or empty; closure names those
+    unpacked whole.
+    """
 
     suite: str
     kernel: str

@@ -1,7 +1,7 @@
 """A recipe and what it resolves to become a list of steps and a digest: values to print, compare and hash.
 
-Pure. The digest is the image's identity: it covers every package's hash, every input's hash and every setting that reaches the guest, and
-nothing of the host (its mirror, paths, user, time).
+Pure. The digest is the image's identity: it covers every package's hash, every input's hash and every setting that
+reaches the guest, and nothing of the host (its mirror, paths, user, time).
 """
 
 import hashlib
@@ -95,9 +95,8 @@ class Plan:
         request = self.request
         lines = [f"image {self.name}", f"digest {self.digest or '(known when the packages are resolved)'}"]
         if self.lock is None:
-            lines.append(
-                f"resolve packages in {' or '.join(request.suites)} ({' '.join(request.components)}) at {request.mirror}"
-            )
+            where = f"{' or '.join(request.suites)} ({' '.join(request.components)}) at {request.mirror}"
+            lines.append(f"resolve packages in {where}")
         else:
             lines += [f"package {record.name} {record.version} ({self.lock.suite})" for record in self.lock.records]
         return "\n".join([*lines, *map(str, self.steps)])

@@ -1,8 +1,9 @@
 """CPython for a guest: the interpreter and only the library modules a recipe lists, compiled by that very interpreter.
 
-Library modules are shipped as .pyc alone (smaller to unpack, one stat less per import), vshd with its sources, so that its tracebacks show
-lines. Every .pyc is hash-based and unchecked (PEP 552): the guest trusts it without looking at the source's time. The guest's interpreter runs
-here through the guest's own loader and libraries. Knows Debian's layout of Python packages, nothing of recipes.
+Library modules are shipped as .pyc alone (smaller to unpack, one stat less per import), vshd with its sources, so that
+its tracebacks show lines. Every .pyc is hash-based and unchecked (PEP 552): the guest trusts it without looking at the
+source's time. The guest's interpreter runs here through the guest's own loader and libraries. Knows Debian's layout of
+Python packages, nothing of recipes.
 """
 
 import posixpath
@@ -19,7 +20,8 @@ _COMPILE_TIMEOUT_S = 120.0
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _LOADER = f"{_LIBRARIES}/ld-linux-x86-64.so.2"
 
-# argv: root, then one "source output name" triple per three lines of the list file. The name becomes co_filename: the guest's path.
+# argv: root, then one "source output name" triple per three lines of the list file. The name becomes co_filename: the
+# guest's path.
 _COMPILER = """
 import importlib.util as util, marshal, sys
 with open(sys.argv[1], encoding="utf-8") as jobs:
@@ -69,7 +71,10 @@ class GuestPython:
         self._tree.add("usr/bin/python3", symlink_node(f"python{self.version}"))
 
     def take_library(self, debs: Iterable[Path], modules: Sequence[str]) -> None:
-        """Adds the listed modules: `json` is a module or a whole package, `encodings.utf_8` one module of a package, `_colorize?` optional."""
+        """Adds the listed modules.
+
+        `json` is a module or a whole package, `encodings.utf_8` one module of a package, `_colorize?` optional.
+        """
         prefix = self.library + "/"
         names = [module.removesuffix("?") for module in modules]
         for deb in debs:
@@ -150,7 +155,7 @@ class GuestPython:
             raise BuildError(
                 "the image holds no C library to run Python with", hint="list libc6 in the recipe's [extract]"
             )
-        argv = [loader, "--inhibit-cache", "--library-path", root / _LIBRARIES, root / self.program]
+        argv: list[str | Path] = [loader, "--inhibit-cache", "--library-path", root / _LIBRARIES, root / self.program]
         # A fixed hash seed: the order of a set constant in a .pyc must not change from build to build.
         environ = {"PYTHONHASHSEED": "0", "PYTHONHOME": str(root / "usr"), "LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"}
         return run([*argv, "-s", "-S", "-B", "-c", script, *words], timeout_s=_COMPILE_TIMEOUT_S, env=environ)

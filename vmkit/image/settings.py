@@ -1,6 +1,7 @@
-"""The keys of a recipe: for each, how its value is checked, how it joins the value of the recipe extended, and its default.
+"""Recipe keys: how each value is checked, how it joins that of the recipe extended, and its default.
 
-docs/IMAGES.md has one row per key, and a test compares the two. Pure: a value is judged by its form alone, no file is looked at.
+docs/IMAGES.md has one row per key, and a test compares the two. Pure: a value is judged by its form alone, no file is
+looked at.
 """
 
 import difflib
@@ -78,7 +79,10 @@ class Place:
 
 
 def find_line(text: str, keys: tuple[str, ...]) -> int:
-    """The line of a key in TOML text, 1 when it cannot be told. tomllib keeps no positions, so this looks for the key's last words."""
+    """The line of a key in TOML text, 1 when it cannot be told.
+
+    tomllib keeps no positions, so this looks for the key's last words.
+    """
     for depth in range(len(keys), 0, -1):
         word = re.escape(keys[depth - 1])
         found = re.search(rf"^[ \t]*(?:\[.*)?[\"']?(?:[\w.-]+\.)?{word}[\"']?[ \t]*[\].=]", text, re.MULTILINE)
@@ -261,7 +265,7 @@ HOOK_PATH = "/etc/vmkit/hook"
 
 
 def _hook(place: Place, value: Any) -> FileSpec:
-    table = {"source": value} if isinstance(value, str) else dict(_table(place, value))
+    table: dict[str, Any] = {"source": value} if isinstance(value, str) else dict(_table(place, value))
     table.setdefault("mode", 0o755)
     spec = _file(place, HOOK_PATH, table)
     if spec.source in (Source.SYMLINK, Source.DIRECTORY):

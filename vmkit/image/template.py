@@ -1,6 +1,7 @@
 """Jinja2 templates become text, strictly: an undefined variable is an error with the template's file and line.
 
-Pure but for reading templates. Nothing else imports Jinja2, so that a build that finds its image in the cache never loads it.
+Pure but for reading templates. Nothing else imports Jinja2, so that a build that finds its image in the cache never
+loads it.
 """
 
 import traceback

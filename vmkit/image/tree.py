@@ -1,7 +1,7 @@
 """A guest's file tree as a value in memory: no root, no ownership on the host's disk, no leftovers.
 
-Invariant: paths are relative, normalised and /usr-merged (as Debian since bookworm), every node's parent is a directory.
-Knows nothing of packages or archives.
+Invariant: paths are relative, normalised and /usr-merged (as Debian since bookworm), every node's parent is a
+directory. Knows nothing of packages or archives.
 """
 
 import fnmatch
