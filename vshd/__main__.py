@@ -1,0 +1,80 @@
+"""vshd's entry: flags, socket, ready, serve; the only place that prints and exits."""
+
+import os
+import sys
+
+from vshd import ready
+from vshd.flags import HELP, FlagError, Options, parse_flags
+from vshd.listener import Listener, open_listener, parse_allowed_cids, take_passed_listener
+from vshd.log import Log
+from vshd.server import Server
+from vshd.session import Session
+from vshd.version import __version__
+from vshd.vsock import HOST_CID, VsockError, connect
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs vshd with `argv` (sys.argv's words by default) and returns its exit status."""
+    try:
+        options = parse_flags(sys.argv[1:] if argv is None else argv)
+        if options.help:
+            print(HELP, end="")
+            return 0
+        if options.version:
+            print(f"vshd {__version__}")
+            return 0
+        return serve(options)
+    except FlagError as error:
+        print(error, file=sys.stderr)
+        return error.status
+
+
+def serve(options: Options) -> int:
+    """Listens and serves until told to end. Raises FlagError."""
+    _hold_stdio()
+    # A target's files are its user's business; the daemon's umask may be pid 1's.
+    os.umask(0o022)
+    log = Log()
+    log.open(use_kmsg=options.log_kmsg)
+    try:
+        if options.forward_to_host_port:
+            return _serve_one(options, log)
+        allowed_cids = parse_allowed_cids(options.allow_cid)
+        listener = take_passed_listener(allowed_cids) or open_listener(options.listen, allowed_cids)
+        return _serve_all(listener, options, log)
+    except (VsockError, OSError) as error:
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        log.error(text)
+        print(f"vshd: {text}", file=sys.stderr)
+        return 1
+
+
+def _serve_all(listener: Listener, options: Options, log: Log) -> int:
+    log.info("vshd started")
+    if options.ready:
+        ready.tell_host(*ready.parse_address(options.ready))
+    ready.tell_systemd()
+    Server(listener, options, log).run()
+    return 0
+
+
+def _serve_one(options: Options, log: Log) -> int:
+    """Container mode: one session, on a connection to the host."""
+    connection = connect(HOST_CID, options.forward_to_host_port)
+    log.info("vshd started")
+    Session(connection.detach(), f"vsock {HOST_CID}:{options.forward_to_host_port}", options, log).run()
+    return 0
+
+
+def _hold_stdio() -> None:
+    """Descriptors 0 to 2 must be taken, or a pipe of a session could become one of them."""
+    while True:
+        fd = os.open("/dev/null", os.O_RDWR)
+        if fd > 2:
+            os.close(fd)
+            return
+        os.set_inheritable(fd, True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

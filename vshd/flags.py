@@ -1,0 +1,142 @@
+"""vshd's command line: the spellings of upstream's (libbrillo) flags, and the options they make.
+
+`--name=value` or `-name=value`; `-` may stand for `_`; booleans also `--name` and `--noname`; the last one wins. Knows
+nothing of what options do.
+"""
+
+UNKNOWN_FLAG_STATUS = 64
+ILLEGAL_VALUE_STATUS = 65
+
+PORT_MAX = (1 << 32) - 1
+VSHD_PORT = 9001
+HOST_CID = 2
+
+# Logging flags that libbrillo programs accept; they change nothing here.
+IGNORED = ("v", "vmodule")
+
+
+class FlagError(Exception):
+    """A word of the command line is wrong; status is what the program exits with."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Options:
+    """What vshd was asked to do. Attributes are the flags' names."""
+
+    __slots__ = (
+        "allow_cid",
+        "allow_to_switch_user",
+        "allow_user",
+        "default_user",
+        "extended",
+        "forward_to_host_port",
+        "handshake_timeout",
+        "help",
+        "inherit_env",
+        "listen",
+        "log_kmsg",
+        "max_memory",
+        "max_processes",
+        "max_sessions",
+        "ready",
+        "version",
+    )
+
+    def __init__(self) -> None:
+        self.allow_cid: list[str] = []
+        self.allow_to_switch_user = True
+        self.allow_user: list[str] = []
+        self.default_user = "root"
+        self.extended = True
+        self.forward_to_host_port = 0
+        self.handshake_timeout = 30
+        self.help = False
+        self.inherit_env = False
+        self.listen = f"vsock:{VSHD_PORT}"
+        self.log_kmsg = True
+        self.max_memory = 0
+        self.max_processes = 0
+        self.max_sessions = 256
+        self.ready = ""
+        self.version = False
+
+
+HELP = """\
+usage: vshd [flags]
+
+Serves shells and commands to vsh, over vsock.
+
+  --listen=vsock:PORT|unix:PATH   where to listen (vsock:9001); a socket passed by systemd goes first
+  --ready=CID:PORT                say READY=1 there, from a privileged port, once listening
+  --default_user=NAME             the user when the client names none (root)
+  --allow_to_switch_user          other users may be asked for (true)
+  --allow_user=NAME               only these users; may be repeated
+  --allow_cid=N|any               serve this CID too; may be repeated (2, the host, unless any is given)
+  --inherit_env                   targets start from the daemon's environment (false)
+  --forward_to_host_port=PORT     do not listen: serve one session on a connection to the host's PORT
+  --handshake_timeout=SECONDS     how long a client may take to say what it wants (30)
+  --max_sessions=N                sessions at once (256)
+  --max_processes=N               processes of one user (RLIMIT_NPROC), 0: no limit
+  --max_memory=MIB                address space of each process (RLIMIT_AS), 0: no limit
+  --extended                      speak extended mode with clients that offer it (true)
+  --log_kmsg                      log to /dev/kmsg, else to syslog (true)
+  --version, --help
+"""
+
+
+def parse_flags(words: list[str]) -> Options:
+    """The options in `words` (without the program's name). Raises FlagError."""
+    options = Options()
+    for index, word in enumerate(words):
+        if word == "--":
+            _reject_positional(words[index + 1 :])
+            break
+        if not word.startswith("-") or word == "-":
+            _reject_positional([word])
+        _set_flag(options, word.lstrip("-"))
+    return options
+
+
+def _reject_positional(words: list[str]) -> None:
+    if words:
+        raise FlagError("Unknown extra command line arguments; exiting", 1)
+
+
+def _set_flag(options: Options, text: str) -> None:
+    name, equals, value = text.partition("=")
+    name = name.replace("-", "_")
+    if name in IGNORED:
+        return
+    if name not in Options.__slots__ and name.startswith("no") and name[2:] in Options.__slots__:
+        current = getattr(options, name[2:])
+        if isinstance(current, bool) and not equals:
+            setattr(options, name[2:], False)
+            return
+    if name not in Options.__slots__:
+        raise FlagError(f"vshd: ERROR: unknown command line flag '{name}'", UNKNOWN_FLAG_STATUS)
+    current = getattr(options, name)
+    if isinstance(current, list):
+        current.append(value)
+    else:
+        setattr(options, name, _parse_value(name, value, current, bool(equals)))
+
+
+def _parse_value(name: str, value: str, current: "bool | int | str", has_value: bool) -> "bool | int | str":
+    if isinstance(current, bool):
+        if not has_value or value in ("true", "1", "t", "yes", "y"):
+            return True
+        if value in ("false", "0", "f", "no", "n"):
+            return False
+        raise FlagError(f"vshd: ERROR: illegal value '{value}' specified for bool flag '{name}'", ILLEGAL_VALUE_STATUS)
+    if isinstance(current, int):
+        if value.isascii() and value.isdigit() and int(value) <= PORT_MAX:
+            return int(value)
+        raise FlagError(
+            f"vshd: ERROR: illegal value '{value}' specified for uint32 flag '{name}'", ILLEGAL_VALUE_STATUS
+        )
+    if not has_value:
+        raise FlagError(f"vshd: ERROR: flag '{name}' needs a value: --{name}=...", ILLEGAL_VALUE_STATUS)
+    return value

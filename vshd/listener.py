@@ -1,0 +1,115 @@
+"""Where connections come from: a vsock port, a UNIX socket, or a socket that systemd passed.
+
+Owns opening, accepting and the check of who connects. Knows nothing of sessions.
+"""
+
+import _socket
+import os
+
+from vshd import vsock
+from vshd.flags import PORT_MAX, FlagError
+
+# Upstream's is 32; a flood of clients should wait in the kernel, not be refused.
+BACKLOG = 128
+# systemd's sd_listen_fds(3): passed descriptors start here.
+LISTEN_FDS_START = 3
+
+
+class Listener:
+    """A listening socket. `path` is the UNIX socket to unlink at the end, or empty."""
+
+    __slots__ = ("_allowed_cids", "path", "socket")
+
+    def __init__(self, listening: "_socket.socket", path: str, allowed_cids: frozenset[int] | None) -> None:
+        """allowed_cids: the CIDs that are served; None: all."""
+        listening.setblocking(False)
+        self.socket = listening
+        self.path = path
+        self._allowed_cids = allowed_cids
+
+    @property
+    def is_vsock(self) -> bool:
+        return self.socket.family == _socket.AF_VSOCK
+
+    def accept(self) -> tuple[int, str, bool]:
+        """The next connection: its descriptor, who it is, and whether it may be served.
+
+        Raises BlockingIOError when none waits.
+        """
+        fd, address = self.socket._accept()  # type: ignore[attr-defined]
+        if self.is_vsock:
+            cid, port = address
+            is_allowed = self._allowed_cids is None or cid in self._allowed_cids
+            return fd, f"vsock {cid}:{port}", is_allowed
+        # File permissions decide who reaches a UNIX socket.
+        return fd, "unix", True
+
+    def close(self) -> None:
+        self.socket.close()
+        if self.path:
+            try:
+                os.unlink(self.path)
+            except OSError:
+                pass
+
+
+def parse_allowed_cids(words: list[str]) -> frozenset[int] | None:
+    """The CIDs of --allow_cid and the host's. Raises FlagError."""
+    cids = {vsock.HOST_CID}
+    for word in words:
+        if word == "any":
+            return None
+        if not (word.isascii() and word.isdigit() and int(word) <= PORT_MAX):
+            raise FlagError(f"vshd: ERROR: illegal value '{word}' specified for cid flag 'allow_cid'", 65)
+        cids.add(int(word))
+    return frozenset(cids)
+
+
+def open_listener(where: str, allowed_cids: frozenset[int] | None) -> Listener:
+    """Listens at `vsock:PORT` or `unix:PATH`. Raises FlagError, VsockError, OSError."""
+    kind, _, rest = where.partition(":")
+    if kind == "vsock" and rest.isascii() and rest.isdigit() and int(rest) < PORT_MAX:
+        return Listener(vsock.open_listener(int(rest), BACKLOG), "", allowed_cids)
+    if kind == "unix" and rest:
+        return Listener(_open_unix(rest), rest, allowed_cids)
+    raise FlagError(f"vshd: ERROR: illegal value '{where}' specified for address flag 'listen'", 65)
+
+
+def take_passed_listener(allowed_cids: frozenset[int] | None) -> Listener | None:
+    """The socket systemd passed to this process, if it did (sd_listen_fds(3))."""
+    pid = os.environ.pop("LISTEN_PID", "")
+    count = os.environ.pop("LISTEN_FDS", "")
+    os.environ.pop("LISTEN_FDNAMES", None)
+    if pid != str(os.getpid()) or not count.isdigit() or int(count) < 1:
+        return None
+    os.set_inheritable(LISTEN_FDS_START, False)
+    return Listener(_socket.socket(fileno=LISTEN_FDS_START), "", allowed_cids)
+
+
+def _open_unix(path: str) -> "_socket.socket":
+    """A socket that only its owner may reach. A dead one of the same name is replaced, a live one is not."""
+    listening = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        _remove_dead(path)
+        mask = os.umask(0o177)
+        try:
+            listening.bind(path)
+        finally:
+            os.umask(mask)
+        listening.listen(BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise OSError(error.errno, f"Failed to listen at {path}: {error.strerror or error}") from error
+    return listening
+
+
+def _remove_dead(path: str) -> None:
+    probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        probe.connect(path)
+    except ConnectionRefusedError:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    finally:
+        probe.close()

@@ -1,0 +1,80 @@
+"""Where vshd's lines go: the kernel's log, or syslog, and a terminal if there is one.
+
+Opened once, as root; a session keeps the descriptor after its user switch. Never blocks and never fails: a lost line
+must not cost a session.
+"""
+
+import os
+
+# Priorities of syslog(3), facility daemon where it matters.
+ERROR, WARNING, INFO, DEBUG = 3, 4, 6, 7
+FACILITY_DAEMON = 3 << 3
+# The kernel's own limit for one record is about 1000 bytes.
+LINE_MAX = 900
+
+
+class Log:
+    """Writes lines. Invariant: `_kmsg` and `_syslog` are descriptors we own, or -1."""
+
+    __slots__ = ("_kmsg", "_stderr", "_syslog")
+
+    def __init__(self) -> None:
+        self._kmsg = -1
+        self._syslog = -1
+        self._stderr = True
+
+    def open(self, *, use_kmsg: bool) -> None:
+        """Picks the kernel's log when wanted and there, else syslog's socket; stderr only when a person may read it."""
+        if use_kmsg:
+            try:
+                self._kmsg = os.open("/dev/kmsg", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                self._stderr = False
+                return
+            except OSError:
+                pass
+        self._syslog = _open_syslog()
+        self._stderr = self._syslog < 0 or os.isatty(2)
+
+    def error(self, text: str) -> None:
+        self._write(ERROR, text)
+
+    def warning(self, text: str) -> None:
+        self._write(WARNING, text)
+
+    def info(self, text: str) -> None:
+        self._write(INFO, text)
+
+    def _write(self, priority: int, text: str) -> None:
+        line = printable(text)[:LINE_MAX]
+        if self._kmsg >= 0:
+            _write_all(self._kmsg, f"<{priority}>vshd: {line}\n")
+        if self._syslog >= 0:
+            _write_all(self._syslog, f"<{priority | FACILITY_DAEMON}>vshd[{os.getpid()}]: {line}")
+        if self._stderr:
+            _write_all(2, f"vshd: {line}\n")
+
+
+def printable(text: str) -> str:
+    """`text` on one line: a client's words must not forge another one."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _write_all(fd: int, text: str) -> None:
+    try:
+        os.write(fd, text.encode("utf-8", "surrogateescape"))
+    except OSError:
+        pass
+
+
+def _open_syslog() -> int:
+    if not os.path.exists("/dev/log"):
+        return -1
+    import _socket  # noqa: PLC0415 - few start without /dev/kmsg
+
+    syslog = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
+    try:
+        syslog.connect("/dev/log")
+    except OSError:
+        syslog.close()
+        return -1
+    return syslog.detach()

@@ -1,0 +1,43 @@
+"""Tells whoever waits that vshd listens: the host, over vsock from a privileged port, and systemd."""
+
+import _socket
+import os
+
+from vshd import vsock
+from vshd.flags import ILLEGAL_VALUE_STATUS, FlagError
+
+READY = b"READY=1\n"
+
+
+def parse_address(text: str) -> tuple[int, int]:
+    """`CID:PORT`. Raises FlagError."""
+    cid, _, port = text.partition(":")
+    if cid.isascii() and cid.isdigit() and port.isascii() and port.isdigit():
+        return int(cid), int(port)
+    raise FlagError(f"vshd: ERROR: illegal value '{text}' specified for address flag 'ready'", ILLEGAL_VALUE_STATUS)
+
+
+def tell_host(cid: int, port: int) -> None:
+    """Says READY=1 to the host. Raises VsockError."""
+    connection = vsock.connect(cid, port, from_privileged=True)
+    try:
+        connection.sendall(READY)
+    except OSError as error:
+        raise vsock.VsockError(f"Failed to say READY to vsock {cid}:{port}: {error.strerror}") from error
+    finally:
+        connection.close()
+
+
+def tell_systemd() -> None:
+    """sd_notify(3), where NOTIFY_SOCKET asks for it."""
+    path = os.environ.pop("NOTIFY_SOCKET", "")
+    if not path:
+        return
+    notify = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
+    try:
+        notify.connect("\0" + path[1:] if path.startswith("@") else path)
+        notify.send(READY)
+    except OSError:
+        pass
+    finally:
+        notify.close()

@@ -1,0 +1,349 @@
+"""One running session: bytes between the client's connection and the target, both ways, none ever blocking another.
+
+Owns the loop and the descriptors' readiness. Every descriptor is non-blocking, every buffer has a ceiling: in extended
+mode the peer's credit, in legacy mode LEGACY_STDIN_CEILING and the transport's own back-pressure. Knows nothing of
+users, programs and logs.
+"""
+
+import os
+import select
+import time
+
+from vshd import processes, signals
+from vshd.processes import Exit
+from vshd.target import Target, enlarge_pipe, set_window_size
+from vshd.wire import messages, state
+from vshd.wire.events import Broken, Data, EndOfStream, Event, Failed, Held, Resized, Signalled, StreamClosed
+from vshd.wire.messages import Failure
+from vshd.wire.server import ServerConnection
+from vshd.wire.silence import Silence
+
+# Larger than any socket buffer the kernel gives us by default: one read empties it.
+RECEIVE_SIZE = 1 << 18
+# No more output is read from the target while this much waits for the socket.
+OUTPUT_CEILING = 1 << 18
+# 16 legacy frames: one writev().
+LEGACY_READ_SIZE = 16 * 4000
+# Without credit, stdin for a target that does not read is kept up to here; then the connection is not read any more.
+LEGACY_STDIN_CEILING = 1 << 20
+# A pipe starts with 64 KiB; one that is filled at once gets this, so that fewer and larger frames leave.
+PIPE_SIZE = 1 << 18
+PIPE_SIZE_FIRST = 1 << 16
+# An ended session's last words wait this long for a client that does not read.
+LAST_WORDS_S = 10.0
+CTRL_D = b"\x04"
+
+_ERRORS = select.POLLHUP | select.POLLERR | select.POLLNVAL
+
+
+class Relay:
+    """Invariant: a stream's descriptor is -1 once it is closed; `pending` holds stdin that the target has not taken."""
+
+    def __init__(self, fd: int, connection: ServerConnection, target: Target, wakeup: signals.Wakeup) -> None:
+        """wakeup: has this process's SIGCHLD and SIGTERM."""
+        self.fd = fd
+        self.connection = connection
+        self.target = target
+        self.wakeup = wakeup
+        self.exit: Exit | None = None
+        # Why the session ended before the target did; empty while it has not.
+        self.lost = ""
+        self.pending: list[memoryview | bytes] = []
+        self.pending_size = 0
+        self.is_stdin_ending = False
+        self.stdin = target.stdin
+        self.sources = {messages.STDOUT: target.stdout}
+        if target.stderr >= 0:
+            self.sources[messages.STDERR] = target.stderr
+        self._buffer = memoryview(bytearray(RECEIVE_SIZE))
+        self._poll = select.poll()
+        self._masks: dict[int, int] = {}
+        self._silence: Silence | None = None
+        if connection.peer is not None and connection.limits is not None:
+            self._silence = Silence(
+                own_ms=connection.limits.silence_ms, peer_ms=connection.peer.silence_ms, now_s=time.monotonic()
+            )
+
+    def run(self) -> None:
+        """Relays until the target has ended and all is sent, or the client is gone (`lost` says how)."""
+        self._handle(self.connection.receive_data(b""))
+        self._flush()
+        self._look_for_exit()
+        while not self.lost:
+            if self._is_complete():
+                self._send_exit()
+                return
+            for fd, mask in self._wait():
+                self._serve(fd, mask)
+            self._read_drained_terminal()
+            self._flush()
+
+    def close(self) -> None:
+        """Closes our ends of the target's stdio; a terminal is hung up by it."""
+        for fd in {self.stdin, *self.sources.values(), self.target.slave}:
+            if fd >= 0:
+                os.close(fd)
+        self.stdin = -1
+        self.sources = {}
+
+    # Readiness.
+
+    def _wait(self) -> list[tuple[int, int]]:
+        self._want_all()
+        timeout_s = self._check_silence()
+        return self._poll.poll(None if timeout_s is None else timeout_s * 1000 + 1)
+
+    def _want_all(self) -> None:
+        connection = self.connection
+        wanted = {self.wakeup.fd: select.POLLIN, self.fd: 0}
+        if connection.is_extended or self.pending_size < LEGACY_STDIN_CEILING:
+            wanted[self.fd] |= select.POLLIN
+        if connection.output.size:
+            wanted[self.fd] |= select.POLLOUT
+        if self.stdin >= 0 and (self.pending or not self.target.has_pty):
+            # A pipe is watched even with nothing to write: its error says that the target closed it.
+            wanted[self.stdin] = select.POLLOUT if self.pending else 0
+        if connection.output.size < OUTPUT_CEILING:
+            for stream, fd in self.sources.items():
+                if connection.send_room(stream):
+                    wanted[fd] = wanted.get(fd, 0) | select.POLLIN
+        masks = self._masks
+        for fd in [fd for fd in masks if fd not in wanted]:
+            self._forget(fd)
+        for fd, mask in wanted.items():
+            if masks.get(fd) != mask:
+                self._poll.register(fd, mask)
+                masks[fd] = mask
+
+    def _forget(self, fd: int) -> None:
+        if self._masks.pop(fd, None) is not None:
+            self._poll.unregister(fd)
+
+    def _check_silence(self) -> float | None:
+        silence = self._silence
+        if silence is None:
+            return None
+        now_s = time.monotonic()
+        if silence.is_peer_lost(now_s):
+            self.lost = "the client has fallen silent"
+        if silence.is_word_due(now_s):
+            self.connection.send_alive()
+            silence.said(now_s)
+            self._flush()
+        return silence.wait_s(now_s)
+
+    def _serve(self, fd: int, mask: int) -> None:
+        if fd == self.fd:
+            if mask & (select.POLLIN | _ERRORS):
+                self._receive()
+        elif fd == self.wakeup.fd:
+            self._take_signals()
+        elif fd == self.target.stdout and self.target.has_pty:
+            if mask & select.POLLOUT:
+                self._write_stdin()
+            if mask & (select.POLLIN | _ERRORS):
+                self._read_source(messages.STDOUT)
+        elif fd == self.stdin:
+            if mask & _ERRORS and not mask & select.POLLOUT:
+                self._close_stdin(is_ours=False)
+            else:
+                self._write_stdin()
+        else:
+            for stream, source in list(self.sources.items()):
+                if source == fd:
+                    self._read_source(stream)
+
+    # The connection.
+
+    def _receive(self) -> None:
+        try:
+            size = os.readv(self.fd, [self._buffer])
+        except BlockingIOError:
+            return
+        except OSError:
+            size = 0
+        if self._silence is not None and size:
+            self._silence.heard(time.monotonic())
+        self._handle(self.connection.receive_data(self._buffer[:size]) if size else self.connection.receive_end())
+
+    def _flush(self) -> None:
+        output = self.connection.output
+        if not output.size:
+            return
+        if self._silence is not None:
+            self._silence.said(time.monotonic())
+        try:
+            while output.size:
+                output.sent(os.writev(self.fd, output.buffers()))
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            # What the client sent before it went still counts for nothing: its session is over.
+            self.lost = self.lost or f"the client is gone: {error.strerror}"
+
+    def _handle(self, events: list[Event]) -> None:
+        for event in events:
+            if isinstance(event, Data):
+                self._take_stdin(event.data)
+            elif isinstance(event, EndOfStream):
+                self._end_stdin()
+            elif isinstance(event, Signalled):
+                processes.signal_target(self.target.pid, event.number, self._terminal())
+            elif isinstance(event, Resized):
+                if self.target.has_pty:
+                    set_window_size(self._terminal(), event.rows, event.cols)
+            elif isinstance(event, StreamClosed):
+                self._close_source(event.stream)
+            elif isinstance(event, Held) and self._silence is not None:
+                self._silence.hold()
+            elif isinstance(event, Failed):
+                self.lost = event.description
+            elif isinstance(event, Broken):
+                self.lost = event.reason
+                if not event.is_end:
+                    self.connection.send_failure(event.reason, Failure(messages.PROTOCOL))
+
+    def _terminal(self) -> int:
+        return self.target.stdout if self.target.has_pty else -1
+
+    # stdin of the target.
+
+    def _take_stdin(self, data: memoryview) -> None:
+        if self.stdin < 0:
+            return
+        if not self.pending:
+            try:
+                taken = os.write(self.stdin, data)
+            except BlockingIOError:
+                taken = 0
+            except OSError:
+                self._close_stdin(is_ours=False)
+                return
+            self.connection.consumed(messages.STDIN, taken)
+            if taken == len(data):
+                return
+            if not self.target.has_pty and taken >= PIPE_SIZE_FIRST:
+                enlarge_pipe(self.stdin, PIPE_SIZE)
+            data = data[taken:]
+        self.pending.append(bytes(data))
+        self.pending_size += len(data)
+
+    def _write_stdin(self) -> None:
+        """What waits for the target, as far as it takes it."""
+        try:
+            while self.pending and self.stdin >= 0:
+                piece = self.pending[0]
+                taken = os.write(self.stdin, piece)
+                self.pending_size -= taken
+                if taken < len(piece):
+                    self.pending[0] = memoryview(piece)[taken:]
+                else:
+                    del self.pending[0]
+                if piece is not CTRL_D:
+                    self.connection.consumed(messages.STDIN, taken)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._close_stdin(is_ours=False)
+            return
+        if self.is_stdin_ending and not self.pending:
+            self._close_stdin(is_ours=True)
+
+    def _end_stdin(self) -> None:
+        if self.stdin < 0 or self.is_stdin_ending:
+            return
+        if self.target.has_pty:
+            self.pending.append(CTRL_D)
+            self.pending_size += len(CTRL_D)
+            self._write_stdin()
+            return
+        self.is_stdin_ending = True
+        if not self.pending:
+            self._close_stdin(is_ours=True)
+
+    def _close_stdin(self, *, is_ours: bool) -> None:
+        """Closes the target's stdin: it got all, or (not is_ours) it reads no more, which the client should know."""
+        self.pending.clear()
+        self.pending_size = 0
+        if not self.target.has_pty:
+            self._forget(self.stdin)
+            os.close(self.stdin)
+        self.stdin = -1
+        if not is_ours:
+            self.connection.close_stream(messages.STDIN)
+
+    # Output of the target.
+
+    def _read_source(self, stream: int) -> None:
+        fd = self.sources.get(stream, -1)
+        room = self.connection.send_room(stream)
+        if fd < 0 or not room:
+            return
+        limit = self.connection.max_data if self.connection.is_extended else LEGACY_READ_SIZE
+        try:
+            data = os.read(fd, min(room, limit))
+        except BlockingIOError:
+            if self.exit is not None and self.target.has_pty:
+                # The target is gone and its terminal is drained.
+                self._close_source(stream)
+            return
+        except OSError:
+            data = b""  # EIO: the terminal has no other end any more
+        if not data:
+            self._close_source(stream)
+            return
+        if len(data) == PIPE_SIZE_FIRST and not self.target.has_pty:
+            enlarge_pipe(fd, PIPE_SIZE)
+        self.connection.send_data(stream, data)
+
+    def _read_drained_terminal(self) -> None:
+        """After the target's end nothing announces that its terminal is empty but an empty read."""
+        if self.exit is not None and self.target.has_pty and self.connection.output.size < OUTPUT_CEILING:
+            self._read_source(messages.STDOUT)
+
+    def _close_source(self, stream: int) -> None:
+        fd = self.sources.pop(stream, -1)
+        if fd < 0:
+            return
+        self._forget(fd)
+        if not self.target.has_pty:
+            os.close(fd)
+        self.connection.send_end(stream)
+
+    # The end.
+
+    def _take_signals(self) -> None:
+        if signals.SIGTERM in self.wakeup.take():
+            self.lost = "vshd is shutting down"
+            self.connection.send_failure(self.lost, Failure(messages.SHUTDOWN))
+        self._look_for_exit()
+
+    def _look_for_exit(self) -> None:
+        if self.exit is None:
+            self.exit = processes.find_exit(self.target.pid)
+
+    def _is_complete(self) -> bool:
+        return self.exit is not None and not self.sources and self.connection.state == state.RUNNING
+
+    def _send_exit(self) -> None:
+        assert self.exit is not None
+        if self.connection.is_extended:
+            self.connection.send_end(messages.STDERR)
+        self.connection.send_exit(self.exit.code, signal=self.exit.signal, core_dumped=self.exit.core_dumped)
+        flush(self.fd, self.connection, LAST_WORDS_S)
+
+
+def flush(fd: int, connection: ServerConnection, timeout_s: float) -> bool:
+    """Sends all that waits; False when the client takes nothing for timeout_s seconds, or is gone."""
+    output = connection.output
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    while output.size:
+        try:
+            output.sent(os.writev(fd, output.buffers()))
+        except BlockingIOError:
+            if not poll.poll(timeout_s * 1000):
+                return False
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,147 @@
+"""Accepts connections and gives each a process; reaps them, bounds their number, ends them when vshd is told to end.
+
+The server itself never reads a byte from a client.
+"""
+
+import gc
+import os
+import select
+import time
+
+from vshd.flags import Options
+from vshd.listener import Listener
+from vshd.log import Log
+from vshd.session import Session
+from vshd.signals import SIGCHLD, SIGINT, SIGKILL, SIGTERM, Wakeup
+from vshd.wire import messages
+from vshd.wire.frames import LEGACY_MAX_PAYLOAD, encode_frame
+from vshd.wire.messages import SetupConnectionResponse
+
+# Sessions get TERM and then this long to end their targets (processes.GRACE_S) before they are killed.
+SHUTDOWN_S = 7.0
+# After an accept() that failed for want of descriptors or memory.
+ACCEPT_PAUSE_S = 0.1
+
+
+class Server:
+    """Invariant: `sessions` are exactly the children not yet reaped, by pid, with their peers."""
+
+    def __init__(self, listener: Listener, options: Options, log: Log) -> None:
+        self.listener = listener
+        self.options = options
+        self.log = log
+        self.sessions: dict[int, str] = {}
+        self.is_stopping = False
+        self._wakeup = Wakeup((SIGCHLD, SIGTERM, SIGINT))
+
+    def run(self) -> None:
+        """Serves until SIGTERM or SIGINT."""
+        # Children share these objects' pages as long as nobody touches them.
+        gc.collect()
+        gc.freeze()
+        poll = select.poll()
+        poll.register(self._wakeup.fd, select.POLLIN)
+        poll.register(self.listener.socket.fileno(), select.POLLIN)
+        while not self.is_stopping:
+            for fd, _ in poll.poll():
+                if fd == self._wakeup.fd:
+                    self._take_signals()
+                else:
+                    self._accept_all()
+        self._stop()
+
+    def _take_signals(self) -> None:
+        numbers = self._wakeup.take()
+        if SIGTERM in numbers or SIGINT in numbers:
+            self.is_stopping = True
+        self._reap()
+
+    def _reap(self) -> None:
+        while self.sessions:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            who = self.sessions.pop(pid, None)
+            if who is not None and status != 0:
+                self.log.error(f"{who}: the session's process ended with {os.waitstatus_to_exitcode(status)}")
+
+    def _accept_all(self) -> None:
+        while True:
+            try:
+                fd, who, is_allowed = self.listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self.log.error(f"cannot accept a connection: {error.strerror}")
+                time.sleep(ACCEPT_PAUSE_S)
+                return
+            try:
+                self._admit(fd, who, is_allowed)
+            finally:
+                os.close(fd)
+
+    def _admit(self, fd: int, who: str, is_allowed: bool) -> None:
+        if not is_allowed:
+            self.log.warning(f"{who}: refused: this CID is not allowed")
+            return
+        self._reap()
+        if len(self.sessions) >= self.options.max_sessions:
+            self.log.warning(f"{who}: refused: {len(self.sessions)} sessions are open")
+            _refuse(fd, "too many sessions")
+            return
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self.log.error(f"{who}: cannot start a session: {error.strerror}")
+            _refuse(fd, "could not start a session")
+            return
+        if pid:
+            self.sessions[pid] = who
+            return
+        self._become_session(fd, who)
+
+    def _become_session(self, fd: int, who: str) -> None:
+        """In the child: nothing of the server's is left open, and nothing ever returns to its loop."""
+        status = 1
+        try:
+            self._wakeup.close()
+            self.listener.socket.close()
+            Session(fd, who, self.options, self.log).run()
+            status = 0
+        except BaseException as error:  # whatever it is, it must be seen, and end here
+            self.log.error(f"{who}: {type(error).__name__}: {error}")
+        finally:
+            os._exit(status)
+
+    def _stop(self) -> None:
+        """No new sessions; the open ones are told, then killed."""
+        self.listener.close()
+        self._signal_sessions(SIGTERM)
+        deadline_s = time.monotonic() + SHUTDOWN_S
+        poll = select.poll()
+        poll.register(self._wakeup.fd, select.POLLIN)
+        while self.sessions and time.monotonic() < deadline_s:
+            poll.poll((deadline_s - time.monotonic()) * 1000 + 1)
+            self._take_signals()
+        self._signal_sessions(SIGKILL)
+        self.log.info("vshd ended")
+
+    def _signal_sessions(self, number: int) -> None:
+        for pid in self.sessions:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                pass
+
+
+def _refuse(fd: int, description: str) -> None:
+    """The one answer the server gives itself: as much of it as goes at once."""
+    response = SetupConnectionResponse(messages.FAILED, description.encode())
+    try:
+        os.set_blocking(fd, False)
+        os.write(fd, encode_frame(response.encode(), LEGACY_MAX_PAYLOAD))
+    except OSError:
+        pass

@@ -1,0 +1,184 @@
+"""One session in a process of its own, from the first byte of the client to the target's exit.
+
+Owns the order of things: handshake, account, directory, program, relay, end. Runs as root until the account is known
+and then as that account, for good.
+"""
+
+import os
+import select
+import time
+
+from vshd.account import Account, choose_account, switch_to
+from vshd.flags import Options
+from vshd.limits import apply_limits
+from vshd.log import Log
+from vshd.processes import Exit, end_session, reap
+from vshd.refusal import RefusalError
+from vshd.relay import LAST_WORDS_S, Relay, flush
+from vshd.signals import SIGCHLD, SIGTERM, Wakeup
+from vshd.target import Target, build_environment, enter_directory, start_target
+from vshd.wire import messages
+from vshd.wire.connection import default_limits
+from vshd.wire.events import Broken, RequestReceived
+from vshd.wire.messages import Failure, SetupConnectionRequest
+from vshd.wire.server import ServerConnection
+
+# Handshake messages are small; a deferred request comes in as many reads as it needs.
+RECEIVE_SIZE = 1 << 16
+# `CONNECT 4294967295\n` has 19 bytes.
+CONNECT_LINE_MAX = 32
+# What an audit line shows of a command.
+COMMAND_SHOWN_MAX = 200
+
+EXIT_NOT_FOUND = 127
+EXIT_NOT_EXECUTABLE = 126
+
+
+class HandshakeError(Exception):
+    """The client did not say, in time or intelligibly, what it wants."""
+
+
+class Session:
+    """Invariant: `fd` is non-blocking and the only connection of this process."""
+
+    def __init__(self, fd: int, who: str, options: Options, log: Log) -> None:
+        """who: the peer, for the log."""
+        os.set_blocking(fd, False)
+        self.fd = fd
+        self.who = who
+        self.options = options
+        self.log = log
+        self.connection = ServerConnection(default_limits() if options.extended else None)
+
+    def run(self) -> None:
+        """The whole session; what goes wrong is told to the client, else to the log."""
+        try:
+            request = self._receive_request()
+        except HandshakeError as error:
+            self.log.warning(f"{self.who}: {error}")
+            return
+        wakeup = Wakeup((SIGCHLD, SIGTERM))
+        command = _describe(request)
+        try:
+            account = choose_account(request, self.options)
+            self.who = f"{self.who} user {account.name}"
+            apply_limits(self.options)
+            switch_to(account)
+            notice = self._enter_directory(request, account)
+            environment = build_environment(request, account, inherit=self.options.inherit_env)
+            target = start_target(request, account, environment)
+        except RefusalError as refusal:
+            self._refuse(request, refusal)
+            self.log.info(f"{self.who}: {command}: refused: {refusal.description}")
+            return
+        started_s = time.monotonic()
+        self.connection.accept(target.pid)
+        if notice:
+            self._say(request, notice)
+        end = self._relay(target, wakeup)
+        self.log.info(f"{self.who}: {command}: {end} after {time.monotonic() - started_s:.3f} s")
+
+    def _relay(self, target: Target, wakeup: Wakeup) -> "Exit | str":
+        relay = Relay(self.fd, self.connection, target, wakeup)
+        relay.run()
+        if relay.lost:
+            flush(self.fd, self.connection, 0)
+            os.close(self.fd)
+        relay.close()
+        if relay.lost:
+            end_session(target.pid, has_terminal=target.has_pty)
+        reap(target.pid)
+        return relay.lost or relay.exit or Exit(0)
+
+    # The handshake.
+
+    def _receive_request(self) -> SetupConnectionRequest:
+        """The client's request, whole. Raises HandshakeError."""
+        deadline_s = time.monotonic() + self.options.handshake_timeout
+        data = self._take_connect_line(deadline_s)
+        while True:
+            for event in self.connection.receive_data(data):
+                if isinstance(event, RequestReceived):
+                    return event.request
+                if isinstance(event, Broken):
+                    self.connection.send_failure(event.reason, Failure(messages.PROTOCOL))
+                    flush(self.fd, self.connection, 0)
+                    raise HandshakeError(event.reason)
+            # A deferred request is answered with "go on", or refused for its size.
+            if not flush(self.fd, self.connection, max(0.0, deadline_s - time.monotonic())):
+                raise HandshakeError("the client does not read")
+            if self.connection.is_finished:
+                raise HandshakeError("the request is too long")
+            data = self._receive(RECEIVE_SIZE, deadline_s)
+
+    def _take_connect_line(self, deadline_s: float) -> bytes:
+        """Answers a first line `CONNECT <port>` of a hybrid-vsock client, and returns what else was read."""
+        data = self._receive(CONNECT_LINE_MAX, deadline_s)
+        while b"CONNECT "[: len(data)] == data[:8] and b"\n" not in data:
+            if len(data) >= CONNECT_LINE_MAX:
+                raise HandshakeError("a CONNECT line without an end")
+            data += self._receive(CONNECT_LINE_MAX - len(data), deadline_s)
+        if not data.startswith(b"CONNECT "):
+            return data
+        line, _, rest = data.partition(b"\n")
+        port = line[8:].strip()
+        if not port.isdigit():
+            raise HandshakeError("a CONNECT line without a port")
+        os.write(self.fd, b"OK %d\n" % int(port))
+        return rest
+
+    def _receive(self, size: int, deadline_s: float) -> bytes:
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        if not poll.poll(max(0.0, deadline_s - time.monotonic()) * 1000):
+            raise HandshakeError(f"no request within {self.options.handshake_timeout} s")
+        try:
+            data = os.read(self.fd, size)
+        except BlockingIOError:
+            return b""
+        except OSError as error:
+            raise HandshakeError(f"the client is gone: {error.strerror}") from error
+        if not data:
+            raise HandshakeError("the client left without a request")
+        return data
+
+    # Answers.
+
+    def _enter_directory(self, request: SetupConnectionRequest, account: Account) -> str:
+        """Where the target starts. In legacy mode a bad directory is only a notice, as upstream starts there anyway."""
+        try:
+            enter_directory(request, account)
+        except RefusalError as refusal:
+            if self.connection.is_extended:
+                raise
+            return refusal.description
+        return ""
+
+    def _refuse(self, request: SetupConnectionRequest, refusal: RefusalError) -> None:
+        """In legacy mode a program that cannot run is a session that says so and exits as a shell would."""
+        kind = refusal.failure.kind
+        if self.connection.is_extended or kind not in (
+            messages.NOT_FOUND,
+            messages.NOT_EXECUTABLE,
+            messages.TOO_LONG,
+        ):
+            self.connection.refuse(refusal.description, refusal.failure)
+        else:
+            self.connection.accept(os.getpid())
+            self._say(request, refusal.description)
+            self.connection.send_exit(EXIT_NOT_FOUND if kind == messages.NOT_FOUND else EXIT_NOT_EXECUTABLE)
+        flush(self.fd, self.connection, LAST_WORDS_S)
+
+    def _say(self, request: SetupConnectionRequest, text: str) -> None:
+        """A line of ours among the target's output."""
+        line = os.fsencode(f"vshd: {text}\n")
+        if request.nopty:
+            self.connection.send_data(messages.STDERR, line)
+        else:
+            self.connection.send_data(messages.STDOUT, line.replace(b"\n", b"\r\n"))
+
+
+def _describe(request: SetupConnectionRequest) -> str:
+    if not request.argv:
+        return "login shell"
+    return os.fsdecode(b" ".join(request.argv))[:COMMAND_SHOWN_MAX]

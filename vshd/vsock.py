@@ -1,0 +1,66 @@
+"""The one module of vshd that opens AF_VSOCK; it refuses where VSH_AF_VSOCK=deny is set.
+
+The C module `_socket` is used directly: `socket` would add two dozen modules and 1.5 MiB to a daemon that needs five
+calls of it.
+"""
+
+import _socket
+import os
+
+HOST_CID = 2
+ANY = 0xFFFFFFFF
+# A port below this can only be bound by root: that is how the host knows who sent READY.
+PRIVILEGED_PORTS = 1024
+# The host side has bound its port before the guest starts: an answer comes at once or never.
+CONNECT_TIMEOUT_S = 5.0
+
+
+class VsockError(Exception):
+    """AF_VSOCK cannot be used: what was tried, and why not."""
+
+
+def open_listener(port: int, backlog: int) -> "_socket.socket":
+    """A listening socket on `port`, for every CID of this guest."""
+    listener = _open_socket()
+    try:
+        listener.bind((ANY, port))
+        listener.listen(backlog)
+    except OSError as error:
+        listener.close()
+        raise VsockError(f"Failed to bind vshd port {port}: {error.strerror}") from error
+    return listener
+
+
+def connect(cid: int, port: int, *, from_privileged: bool = False) -> "_socket.socket":
+    """A connection to `port` of `cid`, from a port below 1024 if wanted."""
+    connection = _open_socket()
+    try:
+        if from_privileged:
+            _bind_privileged(connection)
+        connection.settimeout(CONNECT_TIMEOUT_S)
+        connection.connect((cid, port))
+    except OSError as error:
+        connection.close()
+        raise VsockError(f"Failed to connect to vsock {cid}:{port}: {error.strerror or error}") from error
+    return connection
+
+
+def _bind_privileged(connection: "_socket.socket") -> None:
+    for port in range(PRIVILEGED_PORTS - 1, 0, -1):
+        try:
+            connection.bind((ANY, port))
+        except OSError as error:
+            if error.errno != 98:  # EADDRINUSE of asm-generic/errno.h: try the next
+                raise
+        else:
+            return
+    raise OSError(98, "every privileged port is in use")
+
+
+def _open_socket() -> "_socket.socket":
+    if os.environ.get("VSH_AF_VSOCK") == "deny":
+        raise VsockError("AF_VSOCK is denied by VSH_AF_VSOCK=deny")
+    try:
+        return _socket.socket(_socket.AF_VSOCK, _socket.SOCK_STREAM)
+    except OSError as error:
+        raise VsockError(f"Failed to open vsock socket: {error.strerror}") from error
