@@ -5,12 +5,16 @@ import sys
 
 from vshd import ready
 from vshd.flags import HELP, FlagError, Options, parse_flags
-from vshd.listener import Listener, open_listener, parse_allowed_cids, take_passed_listener
+from vshd.listener import open_listener, parse_allowed_cids, take_passed_listener
 from vshd.log import Log
 from vshd.server import Server
 from vshd.session import Session
 from vshd.version import __version__
 from vshd.vsock import HOST_CID, VsockError, connect
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,8 +33,8 @@ def main(argv: list[str] | None = None) -> int:
         return error.status
 
 
-def serve(options: Options) -> int:
-    """Listens and serves until told to end. Raises FlagError."""
+def serve(options: Options, on_ready: "Callable[[], None] | None" = None) -> int:
+    """Listens and serves until told to end; on_ready is called once clients are accepted. Raises FlagError."""
     _hold_stdio()
     # A target's files are its user's business; the daemon's umask may be pid 1's.
     os.umask(0o022)
@@ -41,21 +45,19 @@ def serve(options: Options) -> int:
             return _serve_one(options, log)
         allowed_cids = parse_allowed_cids(options.allow_cid)
         listener = take_passed_listener(allowed_cids) or open_listener(options.listen, allowed_cids)
-        return _serve_all(listener, options, log)
+        log.info("vshd started")
+        if options.ready:
+            ready.tell_host(*ready.parse_address(options.ready))
+        ready.tell_systemd()
+        if on_ready is not None:
+            on_ready()
+        Server(listener, options, log).run()
+        return 0
     except (VsockError, OSError) as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         log.error(text)
         print(f"vshd: {text}", file=sys.stderr)
         return 1
-
-
-def _serve_all(listener: Listener, options: Options, log: Log) -> int:
-    log.info("vshd started")
-    if options.ready:
-        ready.tell_host(*ready.parse_address(options.ready))
-    ready.tell_systemd()
-    Server(listener, options, log).run()
-    return 0
 
 
 def _serve_one(options: Options, log: Log) -> int:

@@ -131,7 +131,7 @@ class SetupConnectionRequest(Message):
         Field(VENDOR, "extended", MESSAGE, Extended),
     )
 
-    def __init__(  # noqa: PLR0913 - one argument per field of the message
+    def __init__(
         self,
         *,
         target: bytes = b"",
