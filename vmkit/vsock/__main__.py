@@ -1,0 +1,195 @@
+"""The command line of the device process: reads argv, prints failures, chooses the exit status.
+
+Two ways in. A monitor that owns all sockets hands them over as descriptors:
+    python -m vmkit.vsock --guest-cid N --vhost-user-fd FD --listen-fd FD --uds-path PATH [--privileged-port PORT]
+By hand, with vhost-device-vsock's words, the device makes its own sockets and removes them at the end:
+    python -m vmkit.vsock --guest-cid N --socket PATH --uds-path PATH
+"""
+
+import argparse
+import contextlib
+import os
+import resource
+import socket
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from vmkit.vsock.backend import Backend
+from vmkit.vsock.muxer import MAX_CONNECTIONS
+from vmkit.vsock.notices import Notices
+from vmkit.vsock.packet import MAX_GUEST_CID, MIN_GUEST_CID
+
+USAGE_STATUS: Final = 64  # EX_USAGE, sysexits.h
+# Descriptors that are not connections: standard streams, epoll, listeners, kicks, calls, memory, those within a
+# message.
+RESERVED_FDS: Final = 64
+# sun_path, sys/un.h, with its closing NUL; and room for "_4294967295", so that no port of the guest can be too long.
+MAX_UDS_PATH_BYTES: Final = 108 - 1 - len("_4294967295")
+LISTEN_BACKLOG: Final = 128
+
+
+class StartError(Exception):
+    """The device cannot start; the text says why."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the device; returns the exit status."""
+    options = _parse_arguments(sys.argv[1:] if argv is None else argv)
+    notices = Notices(f"vsock[{options.guest_cid}] ")
+    with contextlib.ExitStack() as stack:
+        try:
+            if sys.byteorder != "little":
+                raise StartError("rings are little endian, and this host is not")
+            if len(os.fsencode(options.uds_path)) > MAX_UDS_PATH_BYTES:
+                raise StartError(f"--uds-path is longer than {MAX_UDS_PATH_BYTES} bytes: {options.uds_path}")
+            max_connections = _raise_file_limit()
+            if options.socket is None:
+                frontend = _adopt_socket(options.vhost_user_fd, "--vhost-user-fd")
+                listener = _adopt_socket(options.listen_fd, "--listen-fd")
+            else:
+                frontend = stack.enter_context(_bind_socket(options.socket))
+                listener = stack.enter_context(_bind_socket(options.uds_path))
+            if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                raise StartError("the socket for host programs does not listen")
+        except StartError as error:
+            print(f"vmkit.vsock: {error}", file=sys.stderr)
+            return 1
+        backend = Backend(
+            frontend,
+            listener,
+            options.uds_path,
+            options.guest_cid,
+            notices,
+            privileged_ports=tuple(options.privileged_port),
+            max_connections=max_connections,
+        )
+        return backend.run()
+
+
+def _parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="vmkit.vsock", description="A virtio-vsock device over vhost-user.", allow_abbrev=False
+    )
+    parser.add_argument("--guest-cid", type=_parse_cid, required=True, metavar="N", help="the guest's address")
+    parser.add_argument(
+        "--uds-path", required=True, metavar="PATH", help="where host programs connect; PATH_PORT: where the guest does"
+    )
+    parser.add_argument("--vhost-user-fd", type=_parse_number, metavar="FD", help="a socket connected to the front-end")
+    parser.add_argument("--listen-fd", type=_parse_number, metavar="FD", help="the listening socket of --uds-path")
+    parser.add_argument("--socket", metavar="PATH", help="make the sockets here instead: where the front-end connects")
+    parser.add_argument(
+        "--privileged-port",
+        type=_parse_number,
+        action="append",
+        default=[],
+        metavar="PORT",
+        help="a host port that only source ports below 1024 may reach; may be repeated",
+    )
+    try:
+        options = parser.parse_args(argv)
+    except SystemExit as error:
+        # argparse ends a process with 2 for bad usage; this project's word for it is another.
+        raise SystemExit(USAGE_STATUS if error.code else 0) from error
+    has_fds = options.vhost_user_fd is not None and options.listen_fd is not None
+    has_any_fd = options.vhost_user_fd is not None or options.listen_fd is not None
+    if has_any_fd != has_fds or has_fds == (options.socket is not None):
+        parser.print_usage(sys.stderr)
+        print("vmkit.vsock: give either --socket, or both --vhost-user-fd and --listen-fd", file=sys.stderr)
+        raise SystemExit(USAGE_STATUS)
+    return options
+
+
+def _parse_number(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"not a number: {text}")
+    return int(text)
+
+
+def _parse_cid(text: str) -> int:
+    cid = _parse_number(text)
+    if not MIN_GUEST_CID <= cid <= MAX_GUEST_CID:
+        raise argparse.ArgumentTypeError(f"a guest's CID is from {MIN_GUEST_CID} to {MAX_GUEST_CID}: {text}")
+    return cid
+
+
+def _raise_file_limit() -> int:
+    """Raises the soft limit of open files as far as we need; returns how many connections it carries."""
+    wanted = MAX_CONNECTIONS + RESERVED_FDS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft != resource.RLIM_INFINITY and soft <= RESERVED_FDS:
+        raise StartError(f"the limit of {soft} open files leaves no room for connections")
+    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, soft - RESERVED_FDS)
+
+
+def _adopt_socket(fd: int, option: str) -> socket.socket:
+    """A socket that was left open for us."""
+    try:
+        sock = socket.socket(fileno=fd)
+        os.set_inheritable(fd, False)
+    except OSError as error:
+        raise StartError(f"{option} {fd} is not a socket: {error.strerror}") from error
+    if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+        raise StartError(f"{option} {fd} is not a UNIX stream socket")
+    return sock
+
+
+@contextlib.contextmanager
+def _bind_socket(path: str) -> Iterator[socket.socket]:
+    """A listening socket at `path`, for its owner alone; removed at the end if it is still ours."""
+    _remove_stale_socket(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    old_umask = os.umask(0o177)
+    try:
+        sock.bind(path)
+        sock.listen(LISTEN_BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise StartError(f"cannot listen at {path}: {error.strerror or error}") from error
+    finally:
+        os.umask(old_umask)
+    identity = _find_identity(path)
+    try:
+        yield sock
+    finally:
+        sock.close()
+        if identity is not None and _find_identity(path) == identity:
+            Path(path).unlink(missing_ok=True)
+
+
+def _remove_stale_socket(path: str) -> None:
+    """Removes a socket that nobody listens at any more.
+
+    One that somebody does is an error, and so is any other file.
+    """
+    try:
+        if not stat.S_ISSOCK(Path(path).lstat().st_mode):
+            raise StartError(f"{path} exists and is not a socket")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            Path(path).unlink(missing_ok=True)
+            return
+        except OSError as error:
+            raise StartError(f"{path} cannot be used: {error.strerror or error}") from error
+    raise StartError(f"{path} is in use by another process")
+
+
+def _find_identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = Path(path).lstat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+if __name__ == "__main__":
+    sys.exit(main())

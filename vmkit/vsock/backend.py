@@ -1,0 +1,302 @@
+"""The one event loop of the device process: it waits, hands out what happened, and ends when the front-end leaves.
+
+Here stands what keeps a device from stalling. A wake-up can be lost where both sides sleep at the same moment: one
+stores an index and then reads the other's wish to be woken, the other stores the wish and then reads the index, and
+if either read overtakes the store before it, nobody wakes anybody. Three nets, each under the one before:
+
+1. a fence between our stores and our reads (vring.full_fence); 2. before each sleep the kicks are requested and
+   *then* everything is looked at again, also whether an interrupt became due; 3. after each burst of work the first
+   sleeps are short and double, up to one second. While connections exist it stays at that; without any, the last
+   sleep has no end, and costs nothing. What net 3 catches is told in the log: there should be none.
+"""
+
+import os
+import select
+import signal
+import socket
+import time
+from typing import Final
+
+from vmkit.vsock import vhost_user as vu
+from vmkit.vsock.device import Device
+from vmkit.vsock.hostside import HostSide
+from vmkit.vsock.muxer import MAX_CONNECTIONS, Muxer
+from vmkit.vsock.notices import Notices
+from vmkit.vsock.traffic import Traffic
+from vmkit.vsock.vring import RingError
+
+# The timed net under lost wake-ups.
+FIRST_NET_S: Final = 0.01
+LAST_NET_S: Final = 1.0
+# Turns of packets between two looks at the descriptors, so that accepts and closes are not starved by traffic.
+MAX_ROUNDS: Final = 16
+# Credit that is missing for more than a whole period is asked for.
+PROBE_PERIOD_S: Final = 1.0
+# After the front-end has left, programs get so long to take what their guest wrote last.
+DRAIN_TIMEOUT_S: Final = 5.0
+
+
+class Backend:
+    """The device process. Invariant: between two turns nothing that can be done without waiting is left undone."""
+
+    def __init__(
+        self,
+        frontend: socket.socket,
+        listener: socket.socket,
+        uds_path: str,
+        guest_cid: int,
+        notices: Notices,
+        *,
+        privileged_ports: tuple[int, ...] = (),
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
+        """`frontend` is the connection to QEMU, or a listening socket to which it will connect once.
+
+        All sockets become ours.
+        """
+        self._notices = notices
+        self._epoll = select.epoll()
+        self._device = Device(guest_cid, notices.tell, self._watch_kick, self._unwatch_kick)
+        self._muxer = Muxer(guest_cid, notices.tell, privileged_ports=privileged_ports, max_connections=max_connections)
+        self._host = HostSide(self._epoll, listener, uds_path, self._muxer, notices.tell)
+        self._traffic = Traffic(self._device, self._muxer, self._host, notices.tell)
+        self._host.attach(self._traffic)
+        self._kicks: set[int] = set()
+        self._decoder = vu.Decoder()
+        self._starts_seen = 0
+        self._resets_seen = 0
+        self._net_s: float | None = None
+        self._is_netted = False
+        self._next_probe_s = 0.0
+        self._drain_until_s: float | None = None
+        self._is_stopped = False
+        self._signals: set[int] = set()
+        self._status = 0
+        self._frontend = frontend
+        frontend.setblocking(False)
+        self._epoll.register(frontend, select.EPOLLIN)
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._wake_fd, select.EPOLLIN)
+
+    def run(self) -> int:
+        """Serves until the front-end leaves or a signal says stop; returns the exit status."""
+        try:
+            self._catch_signals()
+            while not self._is_finished():
+                self._sleep_and_dispatch()
+                self._take_turn()
+                self._host.bury()
+            return self._status
+        finally:
+            self._close()
+
+    def _is_finished(self) -> bool:
+        if self._is_stopped:
+            return True
+        if self._drain_until_s is None:
+            return False
+        return not self._muxer.member_count or time.monotonic() >= self._drain_until_s
+
+    # Waiting.
+
+    def _sleep_and_dispatch(self) -> None:
+        timeout_s = self._choose_timeout_s()
+        events = self._epoll.poll(timeout_s)
+        self._is_netted = not events and timeout_s != 0
+        for fd, mask in events:
+            if fd in self._kicks:
+                continue
+            if fd == self._frontend.fileno():
+                self._handle_frontend()
+            elif fd == self._wake_fd:
+                self._handle_signals()
+            else:
+                self._host.handle(fd, mask)
+
+    def _choose_timeout_s(self) -> float | None:
+        """How long to sleep at most; 0 when there is work, None for as long as it takes."""
+        try:
+            if self._device.is_running and (
+                self._traffic.has_tx() or self._traffic.has_rx() or self._traffic.prepare_sleep()
+            ):
+                return 0
+        except RingError as error:
+            self._break_device(error)
+        now_s = time.monotonic()
+        times = [self._host.find_next_deadline_s(), self._drain_until_s]
+        if self._device.is_running and self._net_s is not None:
+            times.append(now_s + self._net_s)
+        return min((max(0.0, time_s - now_s) for time_s in times if time_s is not None), default=None)
+
+    def _spread_net(self, has_moved: bool) -> None:
+        """Chooses the length of the next sleep: short after work, longer each time it ends without any."""
+        if has_moved:
+            self._net_s = FIRST_NET_S
+        elif self._net_s is not None and self._is_netted:
+            is_longest = self._net_s >= LAST_NET_S
+            self._net_s = min(LAST_NET_S, self._net_s * 2)
+            if is_longest and not self._muxer.member_count:
+                self._net_s = None
+
+    # Working.
+
+    def _take_turn(self) -> None:
+        has_moved = False
+        if self._device.is_running:
+            try:
+                has_moved = self._move_packets()
+            except RingError as error:
+                self._break_device(error)
+        if has_moved and self._is_netted:
+            self._notices.tell("lost-wake-up", "packets were found by the timed look alone")
+        self._spread_net(has_moved)
+        now_s = time.monotonic()
+        self._host.expire(now_s)
+        if now_s >= self._next_probe_s:
+            self._next_probe_s = now_s + PROBE_PERIOD_S
+            self._traffic.probe_starved()
+
+    def _move_packets(self) -> bool:
+        traffic = self._traffic
+        has_moved = False
+        for _ in range(MAX_ROUNDS):
+            is_moving = traffic.has_tx() and traffic.process_tx()
+            if traffic.has_rx():
+                is_moving |= traffic.process_rx()
+            if not is_moving:
+                break
+            has_moved = True
+        return has_moved
+
+    def _break_device(self, error: RingError) -> None:
+        self._device.break_rings(str(error))
+        self._follow_device(was_running=True)
+        self._host.forget_guest()
+
+    # The front-end.
+
+    def _handle_frontend(self) -> None:
+        if self._frontend.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            self._accept_frontend()
+            return
+        try:
+            while (message := vu.receive_message(self._frontend, self._decoder)) is not None:
+                self._obey(message)
+        except EOFError:
+            self._end("the front-end left")
+        except (vu.VhostUserError, OSError) as error:
+            self._status = 1
+            self._end(f"vhost-user: {error}")
+
+    def _accept_frontend(self) -> None:
+        try:
+            sock, _address = self._frontend.accept()
+        except OSError:
+            return
+        self._epoll.unregister(self._frontend)
+        self._frontend.close()
+        self._frontend = sock
+        sock.setblocking(False)
+        self._epoll.register(sock, select.EPOLLIN)
+
+    def _obey(self, message: vu.Message) -> None:
+        try:
+            self._take_last_packets()
+            was_running = self._device.is_running
+            reply = self._device.handle(message)
+        finally:
+            message.close()
+        self._follow_device(was_running=was_running)
+        if reply is not None:
+            try:
+                self._frontend.sendall(reply)
+            except BlockingIOError as error:
+                raise vu.VhostUserError("the front-end does not read its replies") from error
+
+    def _take_last_packets(self) -> None:
+        """What the guest had put into its ring before this moment comes before what the front-end says now."""
+        try:
+            for _ in range(MAX_ROUNDS):
+                if not (self._device.is_running and self._traffic.has_tx() and self._traffic.process_tx()):
+                    return
+        except RingError as error:
+            self._break_device(error)
+
+    def _follow_device(self, *, was_running: bool) -> None:
+        """Does to the connections what the last message did to the device."""
+        device = self._device
+        if device.reset_count != self._resets_seen:
+            self._resets_seen = device.reset_count
+            self._host.forget_guest()
+        if device.start_count != self._starts_seen:
+            self._starts_seen = device.start_count
+            if not device.is_resumed:
+                self._host.forget_guest()
+            self._notices.tell("device", "the guest's driver runs" if not device.is_resumed else "the guest goes on")
+            self._net_s = FIRST_NET_S
+            self._host.resume()
+        elif was_running and not device.is_running:
+            self._notices.tell("device", "the rings stand still")
+            self._host.suspend()
+
+    def _watch_kick(self, fd: int) -> None:
+        # Edge-triggered and never read: a kick says only that there is something, and the rings say what.
+        self._kicks.add(fd)
+        self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
+
+    def _unwatch_kick(self, fd: int) -> None:
+        self._kicks.discard(fd)
+        self._epoll.unregister(fd)
+
+    # The end.
+
+    def _end(self, reason: str) -> None:
+        """The front-end is gone: delivers what the guest had sent, and gives host programs a while to take it."""
+        self._take_last_packets()
+        self._notices.tell("exit", reason)
+        self._epoll.unregister(self._frontend)
+        self._host.stop_listening()
+        self._host.suspend()
+        self._device.close()
+        self._host.end_all()
+        self._host.bury()
+        self._drain_until_s = time.monotonic() + DRAIN_TIMEOUT_S
+
+    def _catch_signals(self) -> None:
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(number, self._note_signal)
+
+    def _note_signal(self, number: int, _frame: object) -> None:
+        """Runs between any two bytecodes, so it only takes a note and wakes the loop."""
+        self._signals.add(number)
+        os.eventfd_write(self._wake_fd, 1)
+
+    def _handle_signals(self) -> None:
+        os.eventfd_read(self._wake_fd)
+        while self._signals:
+            match self._signals.pop():
+                case signal.SIGHUP:
+                    # Whoever knows that the guest was reset (a QEMU before 8.2 does not tell us) need not wait for
+                    # its driver.
+                    if not self._device.is_running:
+                        self._host.forget_guest()
+                case signal.SIGUSR1:
+                    self._tell_counts()
+                case _:
+                    self._is_stopped = True
+
+    def _tell_counts(self) -> None:
+        counts = self._notices.render_counts() or "nothing"
+        self._notices.tell("seen", f"{self._muxer.member_count} connections are open; so far: {counts}")
+
+    def _close(self) -> None:
+        lost = self._host.cut_all()
+        if lost:
+            self._notices.tell("exit", f"{lost} host programs were still connected")
+        self._tell_counts()
+        self._device.close()
+        self._decoder.close()
+        self._frontend.close()
+        os.close(self._wake_fd)
+        self._epoll.close()

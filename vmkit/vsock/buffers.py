@@ -1,0 +1,67 @@
+"""Packets in buffers that the guest cut as it liked: where the header ends, where the payload ends.
+
+Virtio lets no device rely on how a driver cuts its buffers into descriptors (virtio 1.2, 2.7.4), and drivers differ.
+"""
+
+from vmkit.vsock.packet import HEADER_SIZE, Header, decode_header
+from vmkit.vsock.vring import RingError
+
+
+def split_packet(segments: list[memoryview]) -> tuple[Header, list[memoryview], int]:
+    """A packet of the guest: header, pieces of payload, and their size together.
+
+    The header is copied before it is looked at.
+    """
+    payload = skip_header(segments)
+    first = segments[0] if segments else memoryview(b"")
+    head = bytes(first[:HEADER_SIZE])
+    for segment in segments[1:]:
+        if len(head) == HEADER_SIZE:
+            break
+        head += bytes(segment[: HEADER_SIZE - len(head)])
+    if len(head) < HEADER_SIZE:
+        raise ValueError(f"a packet of {len(head)} bytes, shorter than its header")
+    return decode_header(head), payload, sum(map(len, payload))
+
+
+def skip_header(segments: list[memoryview]) -> list[memoryview]:
+    """What lies behind the header, wherever the pieces are cut.
+
+    Empty when the header is all, or not even that is there.
+    """
+    to_skip = HEADER_SIZE
+    for index, segment in enumerate(segments):
+        if to_skip < len(segment):
+            return [segment[to_skip:], *segments[index + 1 :]] if to_skip else segments[index:]
+        to_skip -= len(segment)
+    return []
+
+
+def write_header(segments: list[memoryview], header: bytes) -> None:
+    first = segments[0] if segments else memoryview(b"")
+    if len(first) >= HEADER_SIZE:
+        first[:HEADER_SIZE] = header
+        return
+    if sum(map(len, segments)) < HEADER_SIZE:
+        raise RingError("an rx buffer without room for a header")
+    done = 0
+    for segment in segments:
+        size_bytes = min(len(segment), HEADER_SIZE - done)
+        segment[:size_bytes] = header[done : done + size_bytes]
+        done += size_bytes
+        if done == HEADER_SIZE:
+            return
+
+
+def trim_pieces(pieces: list[memoryview], size_bytes: int, limit: int) -> list[memoryview]:
+    """The first `limit` bytes of pieces that have size_bytes together: behind the packet's length lies no data."""
+    if size_bytes == limit:
+        return pieces
+    kept = []
+    left = limit
+    for piece in pieces:
+        if not left:
+            break
+        kept.append(piece[:left])
+        left -= len(kept[-1])
+    return kept

@@ -1,0 +1,363 @@
+"""The doors to host programs: accepts them, hears their CONNECT line, reaches for those the guest asks for.
+
+It owns the programs' sockets from the first to the last moment, watches them in the process's one epoll, and knows
+how long each wait may take. It moves no payload.
+"""
+
+import errno
+import select
+import socket
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from vmkit.vsock.connection import State
+from vmkit.vsock.deadlines import Deadlines
+from vmkit.vsock.greeting import GREETING_MAX_BYTES, GreetingError, find_greeting, render_answer
+from vmkit.vsock.link import Link
+from vmkit.vsock.muxer import Muxer, Notice
+from vmkit.vsock.traffic import Traffic
+
+# A program connects and says CONNECT in one breath; a silent one must not hold a place for long.
+GREETING_TIMEOUT_S: Final = 10.0
+# A guest's kernel answers by itself, listener or not. One that boots under an emulator can be seconds late, not this
+# many.
+REQUEST_TIMEOUT_S: Final = 10.0
+# VSOCK_CLOSE_TIMEOUT, net/vmw_vsock/virtio_transport_common.c: what Linux grants its peer for the last RST.
+CLOSE_TIMEOUT_S: Final = 8.0
+# VSOCK_DEFAULT_CONNECT_TIMEOUT, net/vmw_vsock/af_vsock.c: after that the guest's program has given up.
+DIAL_TIMEOUT_S: Final = 2.0
+# How often to try a listener whose backlog is full: a UNIX socket does not tell when it has room.
+REDIAL_PERIOD_S: Final = 0.01
+# Programs accepted in one turn of the loop, so that a crowd at the door does not stop the traffic.
+MAX_ACCEPTS: Final = 64
+# No descriptors or memory left on the host: accept nobody for so long.
+ACCEPT_PAUSE_S: Final = 0.2
+
+_READ_MASK: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+_READ_WRITE_MASK: Final = _READ_MASK | select.EPOLLOUT
+_HANGUP_MASK: Final = select.EPOLLHUP | select.EPOLLERR
+_END_MASK: Final = _HANGUP_MASK | select.EPOLLRDHUP
+
+
+class HostSide:
+    """All host programs of one guest.
+
+    Invariant: a link with a socket is in `_links` under its descriptor and in the epoll set.
+    """
+
+    def __init__(
+        self, epoll: select.epoll, listener: socket.socket, uds_path: str, muxer: Muxer, notice: Notice
+    ) -> None:
+        """`listener` is the listening UNIX socket.
+
+        Uds_path names it, and `<uds_path>_<port>` those that the guest may reach.
+        """
+        self._epoll = epoll
+        self._listener = listener
+        self._uds_path = uds_path
+        self._muxer = muxer
+        self._notice = notice
+        self._traffic: Traffic | None = None
+        self._links: dict[int, Link] = {}
+        # Closed at the end of the turn: until then no new socket can get a descriptor that old events may still name.
+        self._doomed: list[socket.socket] = []
+        self._greeting = Deadlines(GREETING_TIMEOUT_S)
+        self._requested = Deadlines(REQUEST_TIMEOUT_S)
+        self._closing = Deadlines(CLOSE_TIMEOUT_S)
+        self._dialing = Deadlines(DIAL_TIMEOUT_S)
+        self._next_dial_s = 0.0
+        self._accept_again_s: float | None = None
+        self.is_device_running = False
+        listener.setblocking(False)
+        epoll.register(listener, select.EPOLLIN)
+
+    def attach(self, traffic: Traffic) -> None:
+        """The two know each other: traffic calls back through Hooks."""
+        self._traffic = traffic
+
+    @property
+    def traffic(self) -> Traffic:
+        """Where links with news go."""
+        if self._traffic is None:
+            raise RuntimeError("attach() comes first")
+        return self._traffic
+
+    # Events of descriptors.
+
+    def handle(self, fd: int, mask: int) -> None:
+        """Takes an epoll event for a descriptor of ours; one that was closed in this turn is let pass."""
+        link = self._links.get(fd)
+        if link is not None:
+            self._handle_link(link, mask)
+        elif fd == self._listener.fileno():
+            self._accept()
+
+    def _handle_link(self, link: Link, mask: int) -> None:
+        if mask & _HANGUP_MASK:
+            link.is_hung_up = True
+        if link.is_watching_writes:
+            self._resume_writing(link)
+        if mask & ~select.EPOLLOUT:
+            link.is_readable = True
+            match link.connection.state:
+                case State.GREETING:
+                    self._greet(link, is_ended=bool(mask & _END_MASK))
+                case State.WAITING | State.REQUESTED:
+                    if link.is_hung_up:
+                        self.traffic.reset(link)
+                case State.OPEN:
+                    self.traffic.enqueue(link)
+                case State.DIALING | State.CLOSING | State.GONE:
+                    pass
+
+    def _resume_writing(self, link: Link) -> None:
+        self.traffic.flush(link)
+        if link.sock is not None and not link.pending_bytes:
+            link.is_watching_writes = False
+            self._epoll.modify(link.sock, _READ_MASK)
+
+    # Programs that come to us.
+
+    def _accept(self) -> None:
+        for _ in range(MAX_ACCEPTS):
+            try:
+                sock, _address = self._listener.accept()
+            except BlockingIOError:
+                return
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                self._pause_accepting(error)
+                return
+            self._admit(sock)
+
+    def _pause_accepting(self, error: OSError) -> None:
+        self._notice("accept", f"cannot accept a host program: {error.strerror}")
+        self._epoll.unregister(self._listener)
+        self._accept_again_s = time.monotonic() + ACCEPT_PAUSE_S
+
+    def _admit(self, sock: socket.socket) -> None:
+        connection = self._muxer.admit()
+        if connection is None:
+            sock.close()
+            return
+        sock.setblocking(False)
+        link = connection.link = Link(connection, sock)
+        self._watch(link, sock)
+        self._greeting.add(link, time.monotonic())
+        self._greet(link, is_ended=False)
+
+    def _greet(self, link: Link, *, is_ended: bool) -> None:
+        """Looks for the CONNECT line, and takes it alone out of the socket: what follows belongs to the guest."""
+        sock = link.sock
+        if sock is None:
+            return
+        try:
+            greeting = find_greeting(sock.recv(GREETING_MAX_BYTES, socket.MSG_PEEK))
+            if greeting is not None:
+                sock.recv(greeting.size_bytes)
+        except BlockingIOError:
+            greeting = None
+        except OSError:
+            is_ended, greeting = True, None
+        except GreetingError as error:
+            self._notice("refused-greeting", str(error))
+            is_ended, greeting = True, None
+        if greeting is not None and not link.is_hung_up:
+            self._greeting.discard(link)
+            link.guest_port = greeting.port
+            link.connection.await_driver()
+            if self.is_device_running:
+                self._request(link)
+        elif is_ended:
+            self.traffic.reset(link)
+
+    def _request(self, link: Link) -> None:
+        self._muxer.request(link.connection, link.guest_port)
+        self._requested.add(link, time.monotonic())
+        self.traffic.enqueue(link)
+
+    def answer(self, link: Link) -> None:
+        """The guest accepted. The line always fits: nothing was written to this socket before."""
+        self._requested.discard(link)
+        try:
+            if link.sock is not None:
+                link.sock.send(render_answer(link.connection.host_port), socket.MSG_NOSIGNAL)
+        except OSError:
+            self.traffic.reset(link)
+            return
+        link.is_readable = True
+        self.traffic.enqueue(link)
+
+    # Programs that the guest comes to.
+
+    def dial(self, link: Link) -> None:
+        """Connects to the listener of the port the guest asked for, or refuses."""
+        connection = link.connection
+        path = f"{self._uds_path}_{connection.host_port}"
+        try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError as error:
+            self._refuse_dial(link, error.strerror)
+            return
+        try:
+            sock.connect(path)
+        except OSError as error:
+            sock.close()
+            if error.errno == errno.EAGAIN:
+                self._dial_later(link)
+            else:
+                self._refuse_dial(link, error.strerror or str(error))
+            return
+        self._dialing.discard(link)
+        link.sock = sock
+        self._watch(link, sock)
+        connection.accept()
+        self.traffic.enqueue(link)
+
+    def _dial_later(self, link: Link) -> None:
+        """The listener's backlog is full."""
+        if link not in self._dialing:
+            now_s = time.monotonic()
+            self._dialing.add(link, now_s)
+            self._next_dial_s = now_s + REDIAL_PERIOD_S
+
+    def _refuse_dial(self, link: Link, reason: str | None) -> None:
+        self._notice("refused-host-port", f"guest asked for host port {link.connection.host_port}: {reason}")
+        self.traffic.reset(link)
+
+    # Watching and closing.
+
+    def _watch(self, link: Link, sock: socket.socket) -> None:
+        self._links[sock.fileno()] = link
+        self._epoll.register(sock, _READ_MASK)
+
+    def watch_writes(self, link: Link) -> None:
+        """Bytes are pending: come back when the socket takes more."""
+        if link.sock is not None and not link.is_watching_writes:
+            link.is_watching_writes = True
+            self._epoll.modify(link.sock, _READ_WRITE_MASK)
+
+    def retire(self, link: Link) -> None:
+        """The connection is CLOSING or GONE: the socket goes, and with GONE the connection's place too."""
+        self.traffic.forget(link)
+        self._greeting.discard(link)
+        self._requested.discard(link)
+        self._dialing.discard(link)
+        if link.sock is not None:
+            del self._links[link.sock.fileno()]
+            self._epoll.unregister(link.sock)
+            self._doomed.append(link.sock)
+            link.sock = None
+        if link.connection.state is State.CLOSING:
+            self._closing.add(link, time.monotonic())
+        else:
+            self._closing.discard(link)
+            self._muxer.dismiss(link.connection)
+
+    def bury(self) -> None:
+        """The turn is over, no event of it is left: closes what was retired."""
+        for sock in self._doomed:
+            sock.close()
+        self._doomed.clear()
+
+    def stop_listening(self) -> None:
+        """No further program is accepted."""
+        if self._accept_again_s is None:
+            self._epoll.unregister(self._listener)
+        self._accept_again_s = None
+        self._listener.close()
+
+    # The driver's comings and goings.
+
+    def _links_of_members(self) -> Iterator[Link]:
+        for connection in self._muxer.members():
+            if connection.link is not None:
+                yield connection.link
+
+    def resume(self) -> None:
+        """The rings run: asks the guest for what waited, and takes up again what stood still."""
+        self.is_device_running = True
+        for link in self._links_of_members():
+            match link.connection.state:
+                case State.WAITING:
+                    self._request(link)
+                case State.REQUESTED:
+                    self._requested.add(link, time.monotonic())
+                    self.traffic.enqueue(link)
+                case _:
+                    self.traffic.enqueue(link)
+
+    def suspend(self) -> None:
+        """The rings stand still: nobody can be blamed for not answering."""
+        self.is_device_running = False
+        self._requested.clear()
+
+    def forget_guest(self) -> None:
+        """The guest was reset and knows of no connection any more: host programs get what is pending, then their end.
+
+        A program that only waits for an answer goes on waiting: the next driver will be asked.
+        """
+        for link in self._links_of_members():
+            match link.connection.state:
+                case State.REQUESTED:
+                    self._requested.discard(link)
+                    self._muxer.withdraw(link.connection)
+                case State.DIALING | State.OPEN | State.CLOSING:
+                    self.traffic.reset(link)
+                case State.GREETING | State.WAITING | State.GONE:
+                    pass
+        self._muxer.forget_strays()
+        self.traffic.clear()
+
+    def end_all(self) -> None:
+        """There will be no guest any more: only links with pending bytes stay, until their programs have taken them."""
+        for link in self._links_of_members():
+            self.traffic.reset(link)
+
+    def cut_all(self) -> int:
+        """Closes what is left, pending or not; returns how many host programs lost bytes by it."""
+        count = 0
+        for link in list(self._links.values()):
+            count += 1
+            self.retire(link)
+        self.bury()
+        return count
+
+    # Time.
+
+    def find_next_deadline_s(self) -> float | None:
+        """When expire() has something to do next."""
+        waits = [self._greeting, self._requested, self._closing]
+        times = [time_s for wait in waits if (time_s := wait.find_next_s()) is not None]
+        if self._dialing.find_next_s() is not None:
+            times.append(self._next_dial_s)
+        if self._accept_again_s is not None:
+            times.append(self._accept_again_s)
+        return min(times, default=None)
+
+    def expire(self, now_s: float) -> None:
+        """Ends the waits that took too long, and tries again what is to be tried again."""
+        for link in self._greeting.take_expired(now_s):
+            self._notice("refused-greeting", f"a host program sent no CONNECT line within {GREETING_TIMEOUT_S:g} s")
+            self.traffic.reset(link)
+        for link in self._requested.take_expired(now_s):
+            self._notice(
+                "no-answer", f"the guest did not answer for its port {link.guest_port} in {REQUEST_TIMEOUT_S:g} s"
+            )
+            self.traffic.reset(link)
+        for link in self._closing.take_expired(now_s):
+            self.traffic.reset(link)
+        self._expire_dialing(now_s)
+        if self._accept_again_s is not None and now_s >= self._accept_again_s:
+            self._accept_again_s = None
+            self._epoll.register(self._listener, select.EPOLLIN)
+
+    def _expire_dialing(self, now_s: float) -> None:
+        for link in self._dialing.take_expired(now_s):
+            self._refuse_dial(link, "the listener's backlog is full")
+        if now_s >= self._next_dial_s:
+            self._next_dial_s = now_s + REDIAL_PERIOD_S
+            for link in self._dialing.links():
+                self.dial(link)

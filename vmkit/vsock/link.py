@@ -1,0 +1,136 @@
+"""The host program's end of one connection: its socket, and the guest's bytes that it has not taken yet.
+
+It reads and writes its own socket, straight from and to the guest's memory, and knows nothing of rings, epoll or the
+protocol.
+"""
+
+import socket
+from typing import Final
+
+from vmkit.vsock.connection import Connection
+
+# Read from a socket in one go, in buffers of the guest; grows while reads come back full. More gained nothing.
+MAX_BATCH: Final = 64
+# Python has no name for it: UIO_MAXIOV, linux/uio.h.
+IOV_MAX: Final = 1024
+
+
+class Link:
+    """One connection's host side.
+
+    Invariant: bytes leave in the order in which they came, those of `_outbox` before those of `_views`; the views
+    point into the guest's memory, and flush() empties them before the guest gets that memory back.
+    """
+
+    __slots__ = (
+        "_outbox",
+        "_view_bytes",
+        "_views",
+        "batch",
+        "connection",
+        "ends_after_flush",
+        "guest_port",
+        "is_deaf",
+        "is_hung_up",
+        "is_queued",
+        "is_readable",
+        "is_starved",
+        "is_touched",
+        "is_watching_writes",
+        "sock",
+        "starved_rounds",
+    )
+
+    def __init__(self, connection: Connection, sock: socket.socket | None) -> None:
+        self.connection = connection
+        self.sock = sock
+        # The port a host program asked for, once it has.
+        self.guest_port = 0
+        self._outbox = bytearray()
+        self._views: list[memoryview] = []
+        self._view_bytes = 0
+        self.batch = 1
+        self.is_readable = False
+        # The program closed its end altogether; what it wrote before can still be read.
+        self.is_hung_up = False
+        # The program takes no more bytes.
+        self.is_deaf = False
+        # Bytes wait for the guest's credit.
+        self.is_starved = False
+        # How often the driver's rounds found it so.
+        self.starved_rounds = 0
+        # Marks of the driver: in its queue for the guest, in its list of sockets to write to, in epoll for writing.
+        self.is_queued = False
+        self.is_touched = False
+        self.is_watching_writes = False
+        self.ends_after_flush = False
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of the guest that are not written yet."""
+        return len(self._outbox) + self._view_bytes
+
+    def add(self, views: list[memoryview], size_bytes: int) -> None:
+        """Takes the guest's bytes, as pieces of its memory; flush() follows before that memory is given back."""
+        self._views += views
+        self._view_bytes += size_bytes
+
+    def flush(self) -> int:
+        """Writes what the program takes now and keeps a copy of the rest; returns how many bytes left, taken or lost.
+
+        A program that closed or shut its reading side loses them: is_deaf says so.
+        """
+        before = self.pending_bytes
+        try:
+            if self.sock is None or self.is_deaf:
+                raise BrokenPipeError
+            if self._outbox:
+                self._flush_outbox(self.sock)
+            if not self._outbox and self._views:
+                self._flush_views(self.sock)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.is_deaf = True
+            self._outbox.clear()
+            self._views.clear()
+        for view in self._views:
+            self._outbox += view
+        self._views.clear()
+        self._view_bytes = 0
+        return before - len(self._outbox)
+
+    def _flush_outbox(self, sock: socket.socket) -> None:
+        with memoryview(self._outbox) as view:
+            sent = sock.send(view, socket.MSG_NOSIGNAL)
+        del self._outbox[:sent]
+
+    def _flush_views(self, sock: socket.socket) -> None:
+        views = self._views
+        while views:
+            chunk = views[:IOV_MAX]
+            sent = sock.sendmsg(chunk, (), socket.MSG_NOSIGNAL)
+            count = 0
+            for view in chunk:
+                if sent < len(view):
+                    break
+                sent -= len(view)
+                count += 1
+            del views[:count]
+            if count < len(chunk):
+                # A part was taken: the socket is full.
+                views[0] = views[0][sent:]
+                return
+
+    def read_into(self, buffers: list[memoryview]) -> int | None:
+        """Reads the program's bytes into the buffers; 0 at its end, None while there are none.
+
+        Raises OSError when it broke.
+        """
+        if self.sock is None:
+            return 0
+        try:
+            return self.sock.recvmsg_into(buffers)[0]
+        except BlockingIOError:
+            self.is_readable = False
+            return None

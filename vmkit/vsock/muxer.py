@@ -1,0 +1,235 @@
+"""All connections of one guest: who may have one, under which ports, and which packet belongs to which.
+
+Sans-I/O. It knows connections and headers; sockets, rings and time are the driver's. Keys are pairs of ports, because
+both CIDs are fixed: the host is CID 2 and the guest is the one we were started for. Everything else is refused here.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from vmkit.vsock.connection import Connection, Event, GuestError, State
+from vmkit.vsock.packet import HOST_CID, OP_REQUEST, OP_RST, TYPE_STREAM, Header, name_op
+
+# Each connection costs one descriptor and, at worst, its window.
+MAX_CONNECTIONS: Final = 1024
+# What the guest may have on its way to one host program. A larger window gains nothing, see docs/VSOCK.md.
+WINDOW_BYTES: Final = 256 * 1024
+# Once this much is promised in all, newcomers get the small window: it costs them speed, and bounds our memory.
+WINDOW_BUDGET_BYTES: Final = 64 * 1024 * 1024
+SMALL_WINDOW_BYTES: Final = 64 * 1024
+
+# Host ports of connections that host programs ask for: far from any port that a program would choose to listen on.
+FIRST_HOST_PORT: Final = 1 << 30
+LAST_HOST_PORT: Final = (1 << 31) - 1
+
+# Only root in the guest can bind a source port below this (LAST_RESERVED_PORT, net/vmw_vsock/af_vsock.c).
+FIRST_UNPRIVILEGED_PORT: Final = 1024
+
+# RSTs to ports without a connection, waiting for a buffer of the guest. At this mark the driver stops taking the
+# guest's packets (virtio 1.2, 5.10.6.4: resources outside the queues may run out, and then the neglected queue comes
+# first).
+MAX_STRAY_RESETS: Final = 256
+# Host programs that come and go cause RSTs too, while a guest that hangs takes none: beyond this they are dropped.
+STRAY_RESETS_CEILING: Final = 2 * MAX_CONNECTIONS
+
+Notice = Callable[[str, str], None]
+
+
+class Muxer:
+    """Routes packets to connections.
+
+    Invariant: a connection in the table has ports and is REQUESTED, DIALING, OPEN or CLOSING.
+    """
+
+    def __init__(
+        self,
+        guest_cid: int,
+        notice: Notice,
+        *,
+        privileged_ports: Iterable[int] = (),
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
+        self.guest_cid = guest_cid
+        self.max_connections = max_connections
+        self._notice = notice
+        self._privileged_ports = frozenset(privileged_ports)
+        self._table: dict[int, Connection] = {}
+        self._members: set[Connection] = set()
+        self._promised_bytes = 0
+        self._next_host_port = FIRST_HOST_PORT
+        # A dict keeps the order and drops the doubles.
+        self._strays: dict[Header, None] = {}
+
+    # Members: everything that costs a descriptor or memory, from the accept of a host program to the last close.
+
+    def admit(self, state: State = State.GREETING) -> Connection | None:
+        """A new connection, or None when there are max_connections already; dismiss() gives its place back."""
+        if len(self._members) >= self.max_connections:
+            self._notice("refused-full", f"{self.max_connections} connections are open; a further one was refused")
+            return None
+        is_within_budget = self._promised_bytes + WINDOW_BYTES <= WINDOW_BUDGET_BYTES
+        window_bytes = WINDOW_BYTES if is_within_budget else SMALL_WINDOW_BYTES
+        connection = Connection(self.guest_cid, window_bytes, state)
+        self._members.add(connection)
+        self._promised_bytes += window_bytes
+        return connection
+
+    def dismiss(self, connection: Connection) -> None:
+        """The connection is GONE and its descriptor is closed. Twice is once."""
+        if connection in self._members:
+            self._members.remove(connection)
+            self._promised_bytes -= connection.receive.window
+
+    def members(self) -> list[Connection]:
+        """All members, for the driver's rounds; a copy, so that it may dismiss some."""
+        return list(self._members)
+
+    @property
+    def member_count(self) -> int:
+        """How many places are taken."""
+        return len(self._members)
+
+    # The host's side.
+
+    def request(self, connection: Connection, guest_port: int) -> None:
+        """Sends a WAITING connection's REQUEST to the guest, from a host port of its own."""
+        connection.guest_port = guest_port
+        connection.request(self._take_host_port(guest_port))
+        self._table[_key(connection.host_port, guest_port)] = connection
+
+    def withdraw(self, connection: Connection) -> None:
+        """Frees the ports of a REQUESTED connection whose driver was reset; it waits for the next one."""
+        self._remove(connection)
+        connection.await_driver()
+
+    def abandon(self, connection: Connection) -> None:
+        """Ends a connection for a reason of ours or of the host program; the guest gets RST when it knows of it."""
+        self._remove(connection)
+        if connection.abandon():
+            self._add_stray(connection.render_header(OP_RST))
+
+    def forget_strays(self) -> None:
+        """The driver they were for is no more."""
+        self._strays.clear()
+
+    def _take_host_port(self, guest_port: int) -> int:
+        """The next port not in use with this guest port; there are a million times more ports than connections."""
+        while True:
+            port = self._next_host_port
+            self._next_host_port = FIRST_HOST_PORT if port == LAST_HOST_PORT else port + 1
+            if _key(port, guest_port) not in self._table:
+                return port
+
+    # The guest's side.
+
+    def receive(self, header: Header, payload_size: int) -> tuple[Connection | None, tuple[Event, ...]]:
+        """Takes one packet of the guest: the connection it belongs to, if any, and what the driver must do about it.
+
+        payload_size is how many bytes the packet's buffer holds behind the header; the header may claim something else.
+        """
+        if header.src_cid != self.guest_cid:
+            # Not even an RST: its destination would be an address that is not the guest's.
+            self._notice("dropped-source", f"{name_op(header.op)} that claims to come from CID {header.src_cid}")
+            return None, ()
+        if header.dst_cid != HOST_CID:
+            return self._refuse(header, "refused-destination", f"{name_op(header.op)} for CID {header.dst_cid}")
+        if header.type != TYPE_STREAM:
+            return self._refuse(header, "refused-type", f"{name_op(header.op)} of socket type {header.type}")
+        connection = self._table.get(_key(header.dst_port, header.src_port))
+        if connection is not None and connection.state is State.CLOSING and header.op == OP_REQUEST:
+            # The guest has forgotten the old connection and uses its ports again.
+            self._remove(connection)
+            connection.abandon()
+            self.dismiss(connection)
+            connection = None
+        if connection is None:
+            return self._receive_unknown(header)
+        try:
+            events = connection.receive_packet(header, payload_size)
+        except GuestError as error:
+            self._notice("violation", f"guest port {header.src_port}, host port {header.dst_port}: {error}")
+            self.abandon(connection)
+            return connection, (Event.GONE,)
+        if connection.state is State.GONE:
+            self._remove(connection)
+            if Event.RESET in events:
+                self._add_stray(connection.render_header(OP_RST))
+        return connection, events
+
+    def _receive_unknown(self, header: Header) -> tuple[Connection | None, tuple[Event, ...]]:
+        """A packet for ports that have no connection."""
+        if header.op != OP_REQUEST:
+            # Usual after a close, while packets were on their way; not worth a line.
+            self._add_reply_reset(header)
+            return None, ()
+        if header.dst_port in self._privileged_ports and header.src_port >= FIRST_UNPRIVILEGED_PORT:
+            return self._refuse(
+                header,
+                "refused-unprivileged",
+                f"guest port {header.src_port} may not connect to host port {header.dst_port}",
+            )
+        connection = self.admit(State.DIALING)
+        if connection is None:
+            self._add_reply_reset(header)
+            return None, ()
+        connection.host_port = header.dst_port
+        connection.guest_port = header.src_port
+        connection.send.update(header.buf_alloc, header.fwd_cnt)
+        self._table[_key(header.dst_port, header.src_port)] = connection
+        return connection, (Event.DIAL,)
+
+    def _refuse(self, header: Header, kind: str, text: str) -> tuple[None, tuple[Event, ...]]:
+        """An RST, so that the guest's program fails at once instead of after a time-out of 2 s."""
+        self._notice(kind, text)
+        self._add_reply_reset(header)
+        return None, ()
+
+    def _remove(self, connection: Connection) -> None:
+        key = _key(connection.host_port, connection.guest_port)
+        if self._table.get(key) is connection:
+            del self._table[key]
+
+    # RSTs that belong to no connection.
+
+    def _add_reply_reset(self, header: Header) -> None:
+        """An RST back to where the packet came from, never to an RST."""
+        if header.op != OP_RST:
+            self._add_stray(
+                Header(
+                    header.dst_cid,
+                    header.src_cid,
+                    header.dst_port,
+                    header.src_port,
+                    0,
+                    header.type,
+                    OP_RST,
+                    0,
+                    0,
+                    0,
+                )
+            )
+
+    def _add_stray(self, header: Header) -> None:
+        if len(self._strays) < STRAY_RESETS_CEILING:
+            self._strays[header] = None
+
+    @property
+    def has_strays(self) -> bool:
+        """Whether an RST waits to be sent."""
+        return bool(self._strays)
+
+    @property
+    def is_clogged(self) -> bool:
+        """Whether so many RSTs wait that the guest must first give us buffers for them."""
+        return len(self._strays) >= MAX_STRAY_RESETS
+
+    def next_stray(self) -> Header:
+        """The oldest waiting RST; has_strays has said that there is one."""
+        header = next(iter(self._strays))
+        del self._strays[header]
+        return header
+
+
+def _key(host_port: int, guest_port: int) -> int:
+    """Both ports in one number: a fraction of the price of a tuple, paid per packet."""
+    return host_port << 32 | guest_port

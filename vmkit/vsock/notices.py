@@ -1,0 +1,71 @@
+"""The device's voice: one line on stderr for each notable event, counted always, printed at a bounded rate.
+
+A guest can cause most of these events at will; it must not be able to fill a disk with them.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Final
+
+# Of one kind, so many lines in so many seconds; the rest is counted and told in one line later.
+BURST_LINES: Final = 5
+PERIOD_S: Final = 10.0
+
+
+def write_stderr(line: str) -> None:
+    """One line to stderr; a reader that went away is no reason to stop."""
+    try:
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+    except OSError:
+        pass
+
+
+class _Kind:
+    """One kind of event: how often it was seen, and what is left of the current period's lines."""
+
+    __slots__ = ("hidden", "period_end_s", "printed", "seen")
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self.printed = 0
+        self.hidden = 0
+        self.period_end_s = 0.0
+
+
+class Notices:
+    """Counts events by kind and prints some. Kinds are words of this code, so their number is bounded."""
+
+    def __init__(
+        self, prefix: str, write: Callable[[str], None] = write_stderr, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._prefix = prefix
+        self._write = write
+        self._clock = clock
+        self._kinds: dict[str, _Kind] = {}
+
+    def tell(self, kind: str, text: str) -> None:
+        """An event of this kind happened."""
+        entry = self._kinds.setdefault(kind, _Kind())
+        entry.seen += 1
+        now_s = self._clock()
+        if now_s >= entry.period_end_s:
+            if entry.hidden:
+                self._write(f"{self._prefix}{kind}: {entry.hidden} more not shown")
+            entry.printed = entry.hidden = 0
+            entry.period_end_s = now_s + PERIOD_S
+        if entry.printed >= BURST_LINES:
+            entry.hidden += 1
+            return
+        entry.printed += 1
+        self._write(f"{self._prefix}{kind}: {text}")
+
+    def count(self, kind: str) -> int:
+        """How often an event of this kind was told."""
+        entry = self._kinds.get(kind)
+        return entry.seen if entry else 0
+
+    def render_counts(self) -> str:
+        """All kinds with their counts, for the last line of the log."""
+        return ", ".join(f"{kind} {entry.seen}" for kind, entry in sorted(self._kinds.items()))

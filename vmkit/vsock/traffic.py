@@ -1,0 +1,344 @@
+"""Moves packets: from the tx ring through the muxer to the host programs' sockets, and from those into the rx ring.
+
+It owns the order of things (elements before indices, bytes before ends) and the queue of links that have something
+for the guest. It owns no descriptors; who connects, who is closed and who is watched is the driver's, told through
+Hooks.
+"""
+
+import socket
+from collections import deque
+from contextlib import suppress
+from typing import Final, Protocol
+
+from vmkit.vsock.buffers import skip_header, split_packet, trim_pieces, write_header
+from vmkit.vsock.connection import Event, State
+from vmkit.vsock.device import RX, TX, Device
+from vmkit.vsock.link import IOV_MAX, MAX_BATCH, Link
+from vmkit.vsock.muxer import Muxer, Notice
+from vmkit.vsock.packet import (
+    HEADER_SIZE,
+    OP_RW,
+    SHUTDOWN_BOTH,
+    SHUTDOWN_RECEIVE,
+    SHUTDOWN_SEND,
+    Header,
+)
+from vmkit.vsock.vring import Chain, RingError
+
+# Of one turn: long enough to be worth its notification, short enough that the other direction does not wait.
+MAX_TX_CHAINS: Final = 128
+
+
+class Hooks(Protocol):
+    """What the driver does for the packets' sake."""
+
+    def dial(self, link: Link) -> None:
+        """Reach for the host program that the guest asked for."""
+
+    def answer(self, link: Link) -> None:
+        """The guest accepted: tell the host program."""
+
+    def watch_writes(self, link: Link) -> None:
+        """Bytes are pending: come back when the socket takes more."""
+
+    def retire(self, link: Link) -> None:
+        """The connection is CLOSING or GONE and nothing is pending: close the socket."""
+
+
+class Traffic:
+    """Both directions.
+
+    Invariant between calls: no link holds views of the guest's memory, and what was pushed is published.
+    """
+
+    def __init__(self, device: Device, muxer: Muxer, hooks: Hooks, notice: Notice) -> None:
+        self._device = device
+        self._muxer = muxer
+        self._hooks = hooks
+        self._notice = notice
+        self._queue: deque[Link] = deque()
+        self._touched: list[Link] = []
+        self._starved: dict[Link, None] = {}
+
+    # From the guest.
+
+    def process_tx(self) -> bool:
+        """Takes packets of the guest, up to one turn's worth; True when it took some. Raises RingError."""
+        ring = self._device.tx
+        ring.decline_kicks()
+        count = 0
+        for chain in list(ring.peek(MAX_TX_CHAINS)):
+            if self._muxer.is_clogged:
+                break
+            self._receive_chain(chain)
+            ring.push_used(0)
+            count += 1
+        self._flush_touched()
+        if ring.publish():
+            self._device.setups[TX].signal_call()
+        return count > 0
+
+    def has_tx(self) -> bool:
+        """Whether the guest's packets can be taken now."""
+        return self._device.tx.has_chain and not self._muxer.is_clogged
+
+    def _receive_chain(self, chain: Chain) -> None:
+        try:
+            header, payload, payload_bytes = split_packet(chain.segments)
+        except ValueError as error:
+            self._notice("dropped-short", str(error))
+            return
+        connection, events = self._muxer.receive(header, payload_bytes)
+        if connection is None:
+            return
+        link = connection.link
+        if link is None:
+            link = connection.link = Link(connection, None)
+        for event in events:
+            if event is Event.DATA:
+                link.add(trim_pieces(payload, payload_bytes, header.length), header.length)
+                self._touch(link)
+            else:
+                self._obey(link, event)
+        if link.is_starved and connection.send.free():
+            self._feed(link)
+
+    def _obey(self, link: Link, event: Event) -> None:
+        match event:
+            case Event.DIAL:
+                self._hooks.dial(link)
+            case Event.ANSWERED:
+                self._hooks.answer(link)
+            case Event.WAKE:
+                self.enqueue(link)
+            case Event.GUEST_ENDED:
+                link.ends_after_flush = True
+                self._touch(link)
+            case Event.GUEST_DEAF:
+                _shut(link, socket.SHUT_RD)
+                self._end(link, SHUTDOWN_SEND)
+            case Event.GONE:
+                self._touch(link)
+            case Event.DATA | Event.RESET:
+                pass
+
+    def _touch(self, link: Link) -> None:
+        if not link.is_touched:
+            link.is_touched = True
+            self._touched.append(link)
+
+    def _flush_touched(self) -> None:
+        for link in self._touched:
+            link.is_touched = False
+            self.flush(link)
+        self._touched.clear()
+
+    def flush(self, link: Link) -> None:
+        """Writes to the host program what it takes, and does what was to follow the last byte."""
+        connection = link.connection
+        if link.pending_bytes:
+            if connection.deliver(link.flush()):
+                self.enqueue(link)
+            if link.is_deaf and connection.state is State.OPEN:
+                self._end(link, SHUTDOWN_RECEIVE)
+        if link.pending_bytes:
+            self._hooks.watch_writes(link)
+        elif connection.state in {State.GONE, State.CLOSING}:
+            self._hooks.retire(link)
+        elif link.ends_after_flush:
+            link.ends_after_flush = False
+            _shut(link, socket.SHUT_WR)
+
+    # To the guest.
+
+    def enqueue(self, link: Link) -> None:
+        """The link has, or may have, something for the guest."""
+        if not link.is_queued:
+            link.is_queued = True
+            self._queue.append(link)
+
+    def clear(self) -> None:
+        """The driver is no more: nothing waits for it."""
+        for link in self._queue:
+            link.is_queued = False
+        self._queue.clear()
+        for link in self._starved:
+            link.is_starved = False
+        self._starved.clear()
+
+    def has_rx(self) -> bool:
+        """Whether something waits for the guest, and a buffer of the guest for it."""
+        return self._wants_rx() and self._device.rx.has_chain
+
+    def _wants_rx(self) -> bool:
+        return bool(self._queue) or self._muxer.has_strays
+
+    def process_rx(self) -> bool:
+        """One turn for each link that waits; True when buffers were used. Raises RingError."""
+        ring = self._device.rx
+        ring.decline_kicks()
+        first_idx = ring.used_idx
+        while self._muxer.has_strays and ring.has_chain:
+            self._put(self._muxer.next_stray())
+        for _ in range(len(self._queue)):
+            if not ring.has_chain:
+                break
+            link = self._queue.popleft()
+            link.is_queued = False
+            if self._serve(link):
+                self.enqueue(link)
+        if ring.publish():
+            self._device.setups[RX].signal_call()
+        return ring.used_idx != first_idx
+
+    def _serve(self, link: Link) -> bool:
+        """One link's turn: its packets without payload, then one batch of bytes; True when it wants another turn."""
+        connection = link.connection
+        ring = self._device.rx
+        while connection.has_packet():
+            if not ring.has_chain:
+                return True
+            self._put(connection.next_packet())
+        if not link.is_readable:
+            return False
+        if connection.is_flowing():
+            return self._send_batch(link)
+        if link.is_hung_up and connection.state is State.OPEN:
+            # The program's end was told before; now its close follows.
+            self._end(link, SHUTDOWN_BOTH)
+            return True
+        return False
+
+    def _send_batch(self, link: Link) -> bool:
+        """Reads from the socket into buffers of the guest; True when the link wants another turn."""
+        connection = link.connection
+        credit = connection.send.free()
+        if not credit:
+            if not link.is_starved:
+                link.is_starved = True
+                link.starved_rounds = 0
+                self._starved[link] = None
+            return False
+        chains, buffers, room = self._choose_buffers(link.batch, credit)
+        if not chains:
+            return True
+        try:
+            size_bytes = link.read_into(buffers)
+        except OSError:
+            self._muxer.abandon(connection)
+            self._hooks.retire(link)
+            return False
+        if size_bytes is None:
+            link.batch = max(1, link.batch // 2)
+            return False
+        if size_bytes == 0:
+            self._end(link, SHUTDOWN_BOTH if link.is_hung_up else SHUTDOWN_SEND)
+            return True
+        if size_bytes == room:
+            link.batch = min(MAX_BATCH, link.batch * 2)
+        self._send_filled(link, chains, size_bytes)
+        return True
+
+    def _choose_buffers(self, count: int, credit: int) -> tuple[list[Chain], list[memoryview], int]:
+        """Buffers of the guest for up to `credit` bytes: chains, the pieces behind their headers, their room."""
+        chains: list[Chain] = []
+        buffers: list[memoryview] = []
+        room = 0
+        for chain in self._device.rx.peek(count):
+            if len(chains) == count or room == credit:
+                break
+            payload = skip_header(chain.segments)
+            if chains and len(buffers) + len(payload) > IOV_MAX:
+                break
+            size_bytes = sum(map(len, payload))
+            if not size_bytes:
+                raise RingError("an rx buffer without room for a byte of payload")
+            if room + size_bytes > credit:
+                payload = trim_pieces(payload, size_bytes, credit - room)
+                size_bytes = credit - room
+            chains.append(chain)
+            buffers += payload
+            room += size_bytes
+        return chains, buffers, room
+
+    def _send_filled(self, link: Link, chains: list[Chain], size_bytes: int) -> None:
+        """Puts headers before the payload that was read into these chains, and gives the chains back."""
+        connection = link.connection
+        ring = self._device.rx
+        connection.send.spend(size_bytes)
+        template = b""
+        template_length = -1
+        left = size_bytes
+        for chain in chains:
+            if not left:
+                break
+            length = min(left, sum(map(len, chain.segments)) - HEADER_SIZE)
+            left -= length
+            if length != template_length:
+                template = connection.render_header(OP_RW, length=length).encode()
+                template_length = length
+            write_header(chain.segments, template)
+            ring.push_used(HEADER_SIZE + length)
+
+    def _put(self, header: Header) -> None:
+        """One packet without payload into the next buffer; there is one."""
+        ring = self._device.rx
+        write_header(ring.peek(1)[0].segments, header.encode())
+        ring.push_used(HEADER_SIZE)
+
+    def _feed(self, link: Link) -> None:
+        """The guest gave credit again."""
+        self.forget(link)
+        self.enqueue(link)
+
+    def _end(self, link: Link, flags: int) -> None:
+        """Tells the guest what the host program will not do any more; when that is everything, the socket goes."""
+        connection = link.connection
+        if not connection.is_open():
+            return
+        if connection.end(flags):
+            self.enqueue(link)
+        if not connection.is_open():
+            self._hooks.retire(link)
+
+    def probe_starved(self) -> None:
+        """Called now and then: asks the guest for credit that was missing the last time too, once per shortage."""
+        for link in self._starved:
+            link.starved_rounds += 1
+            if link.starved_rounds == 2 and link.connection.state is State.OPEN:
+                link.connection.probe_credit()
+                self.enqueue(link)
+
+    # Ends and sleep.
+
+    def reset(self, link: Link) -> None:
+        """Ends a connection from our side; the guest gets RST, the host program what is pending for it."""
+        self._muxer.abandon(link.connection)
+        self.flush(link)
+
+    def forget(self, link: Link) -> None:
+        """The link is retired: nothing waits for the guest's credit any more."""
+        link.is_starved = False
+        self._starved.pop(link, None)
+
+    def prepare_sleep(self) -> bool:
+        """Asks the guest for kicks, then looks once more at all it may have done meanwhile; True when there is work.
+
+        The second look at the interrupts finds a driver that asked for one while we decided that it wants none.
+        """
+        device = self._device
+        if device.tx.request_kick() and not self._muxer.is_clogged:
+            return True
+        if self._wants_rx() and device.rx.request_kick():
+            return True
+        for setup in device.setups:
+            if setup.ring is not None and setup.ring.is_interrupt_due():
+                setup.signal_call()
+        return False
+
+
+def _shut(link: Link, how: int) -> None:
+    """Half-closes the host program's socket; one that is closed already is as good."""
+    if link.sock is not None:
+        with suppress(OSError):
+            link.sock.shutdown(how)

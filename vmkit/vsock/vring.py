@@ -1,0 +1,307 @@
+"""One split virtqueue over shared memory, device side. The guest writes all of it, and nothing of it is trusted.
+
+Primer
+======
+Three arrays in guest RAM. The *descriptor table* has `size` entries of 16 bytes: address, length, flags, next.
+Descriptors are linked to *chains*, one buffer each. The driver puts the head of a chain into the *available* ring and
+moves its index; the device puts the head back into the *used* ring, with the number of bytes written, and moves that
+index. Indices run modulo 2**16, slots are index modulo size.
+
+Each side can say when it wants to be woken. With EVENT_IDX each side writes the index at which it wants a wake-up:
+the driver's `used_event` behind the available ring, ours (`avail_event`) behind the used ring. Without it there is
+one flag each way. To sleep safely one asks for the wake-up *and then* looks once more; between the two stands a full
+fence, on both sides.
+
+What a hostile driver can do and what comes of it
+=================================================
+Heads and links beyond the table, loops, addresses outside RAM, tables within tables, readable buffers where writable
+ones belong, an available index that jumps further than the ring is long: RingError. The ring is then broken until the
+driver resets the device, as with the kernel's own vhost. Each word of shared memory is read once, and what was
+checked is what is used. A chain may have at most `size` descriptors, so that a walk ends (virtio 1.2, 2.7.5.3.1
+forbids longer ones).
+
+Specification: virtio 1.2, section 2.7.
+"""
+
+import struct
+from _thread import allocate_lock
+from collections import deque
+from typing import Final
+
+from vmkit.vsock.memory import GuestMemory, MemoryFaultError
+
+DESC_SIZE: Final = 16
+DESC_F_NEXT: Final = 1
+DESC_F_WRITE: Final = 2
+DESC_F_INDIRECT: Final = 4
+_DESC: Final = struct.Struct("<QIHH")
+
+AVAIL_F_NO_INTERRUPT: Final = 1
+USED_F_NO_NOTIFY: Final = 1
+
+# As QEMU's VIRTQUEUE_MAX_SIZE; also keeps every chain within IOV_MAX of one readv or writev.
+MAX_RING_SIZE: Final = 1024
+
+_MASK16: Final = 0xFFFF
+# The signalled index trails the used one by at most this, so that distances stay meaningful modulo 2**16.
+_MAX_UNSIGNALLED: Final = 0x4000
+
+_fence_lock = allocate_lock()
+
+
+class RingError(Exception):
+    """The driver broke the ring's rules; the text says which. The ring must not be used further."""
+
+
+def full_fence() -> None:
+    """Makes our writes visible before our next reads: a lock's atomic instruction, a full barrier on x86-64.
+
+    Where it is not one, the second look before every sleep and the timed wake-up do the work (see backend.py).
+    """
+    _fence_lock.acquire()
+    _fence_lock.release()
+
+
+class RingLayout:
+    """Where a ring lies and how it was agreed on: checked once, before the ring runs."""
+
+    __slots__ = ("avail", "desc", "has_event_idx", "has_indirect", "size", "used")
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        size: int,
+        addresses: tuple[int, int, int],
+        *,
+        has_event_idx: bool,
+        has_indirect: bool,
+    ) -> None:
+        """`addresses` are those of the descriptor table, the available and the used ring in the front-end.
+
+        Raises RingError.
+        """
+        if not 0 < size <= MAX_RING_SIZE or size & (size - 1):
+            raise RingError(f"ring size {size}")
+        desc, avail, used = addresses
+        if desc % 16 or avail % 2 or used % 4:
+            raise RingError(f"ring addresses {desc:#x}, {avail:#x}, {used:#x} are not aligned")
+        self.size = size
+        self.has_event_idx = has_event_idx
+        self.has_indirect = has_indirect
+        try:
+            self.desc = memory.find_front(desc, DESC_SIZE * size)
+            # Flags, index and event word: three times 2 bytes.
+            self.avail = memory.find_front(avail, 6 + 2 * size)
+            self.used = memory.find_front(used, 6 + 8 * size)
+        except MemoryFaultError as error:
+            raise RingError(str(error)) from error
+
+
+class Chain:
+    """One buffer of the driver, checked: its head, for giving it back, and its pieces of RAM in order."""
+
+    __slots__ = ("head", "segments")
+
+    def __init__(self, head: int, segments: list[memoryview]) -> None:
+        self.head = head
+        self.segments = segments
+
+
+class Vring:
+    """A running ring.
+
+    Invariant: `base` counts the chains given back; chains peeked but not given back are read again on resume.
+    """
+
+    __slots__ = (
+        "_avail",
+        "_desc",
+        "_direction",
+        "_event_slot",
+        "_has_event_idx",
+        "_has_indirect",
+        "_last_avail",
+        "_memory",
+        "_peeked",
+        "_signalled",
+        "_used16",
+        "_used32",
+        "size",
+        "used_idx",
+    )
+
+    def __init__(self, memory: GuestMemory, layout: RingLayout, *, base: int, is_writable: bool) -> None:
+        """`base` is the index of the first available chain to read; is_writable: whether chains are for us to write."""
+        size = layout.size
+        self.size = size
+        self._memory = memory
+        self._has_event_idx = layout.has_event_idx
+        self._has_indirect = layout.has_indirect
+        self._direction = DESC_F_WRITE if is_writable else 0
+        # Casts make fields items: no struct, no copies, and each access is one load or store.
+        self._desc = layout.desc.cast("Q")
+        self._avail = layout.avail.cast("H")
+        # The used elements start at byte 4, their counterpart of 16 bit words spans the whole ring.
+        self._used16 = layout.used.cast("H")
+        self._used32 = layout.used[4 : 4 + 8 * size].cast("I")
+        self._event_slot = 2 + 4 * size
+        self._last_avail = base & _MASK16
+        self.used_idx = self._used16[1]
+        self._signalled = self.used_idx
+        self._peeked: deque[Chain] = deque()
+
+    # Taking chains.
+
+    @property
+    def base(self) -> int:
+        """The index of the first chain that was not given back: what GET_VRING_BASE wants."""
+        return (self._last_avail - len(self._peeked)) & _MASK16
+
+    def available(self) -> int:
+        """How many chains the driver offers that were not read yet. Raises RingError when its index jumped."""
+        count = (self._avail[1] - self._last_avail) & _MASK16
+        if count > self.size:
+            raise RingError(f"the available index jumped by {count} in a ring of {self.size}")
+        return count
+
+    def peek(self, count: int) -> deque[Chain]:
+        """Reads chains ahead until `count` wait, or all.
+
+        They stay the ring's until push_used() took them one by one.
+        """
+        peeked = self._peeked
+        missing = count - len(peeked)
+        if missing > 0:
+            for _ in range(min(missing, self.available())):
+                peeked.append(self._read_next())
+        return peeked
+
+    @property
+    def has_chain(self) -> bool:
+        """Whether a chain can be had now."""
+        return bool(self._peeked) or self.available() > 0
+
+    def _read_next(self) -> Chain:
+        head = self._avail[2 + self._last_avail % self.size]
+        if head >= self.size:
+            raise RingError(f"descriptor {head} in a ring of {self.size}")
+        word = self._desc[2 * head + 1]
+        try:
+            if word >> 32 & _MASK16 == self._direction:
+                # One direct descriptor: what Linux's driver offers for receiving.
+                segments = [self._memory.find(self._desc[2 * head], word & 0xFFFFFFFF)]
+            else:
+                segments = self._read_chain(head)
+        except MemoryFaultError as error:
+            raise RingError(str(error)) from error
+        self._last_avail = (self._last_avail + 1) & _MASK16
+        return Chain(head, segments)
+
+    def _read_chain(self, head: int) -> list[memoryview]:
+        segments: list[memoryview] = []
+        index = head
+        for _ in range(self.size):
+            address, word = self._desc[2 * index], self._desc[2 * index + 1]
+            length, flags, following = word & 0xFFFFFFFF, word >> 32 & _MASK16, word >> 48
+            if flags & DESC_F_INDIRECT:
+                if flags & DESC_F_NEXT:
+                    raise RingError("a descriptor with both INDIRECT and NEXT")
+                self._read_table(address, length, segments)
+                return segments
+            self._add_segment(segments, address, length, flags)
+            if not flags & DESC_F_NEXT:
+                return segments
+            if following >= self.size:
+                raise RingError(f"a chain that leads to descriptor {following} in a ring of {self.size}")
+            index = following
+        raise RingError("a chain with a loop")
+
+    def _read_table(self, address: int, length: int, segments: list[memoryview]) -> None:
+        """An indirect table. Copied out whole, so that the guest cannot change it under the walk."""
+        if not self._has_indirect:
+            raise RingError("an indirect descriptor although none were agreed on")
+        count = length // DESC_SIZE
+        if length % DESC_SIZE or not 0 < count <= self.size:
+            raise RingError(f"an indirect table of {length} bytes")
+        table = list(_DESC.iter_unpack(bytes(self._memory.find(address, length))))
+        index = 0
+        for _ in range(count):
+            entry_address, entry_length, flags, following = table[index]
+            if flags & DESC_F_INDIRECT:
+                raise RingError("an indirect table within an indirect table")
+            self._add_segment(segments, entry_address, entry_length, flags)
+            if not flags & DESC_F_NEXT:
+                break
+            if following >= count:
+                raise RingError(f"a chain that leads to entry {following} in an indirect table of {count}")
+            index = following
+        else:
+            raise RingError("an indirect table with a loop")
+        if len(segments) > self.size:
+            raise RingError(f"a chain of {len(segments)} descriptors in a ring of {self.size}")
+
+    def _add_segment(self, segments: list[memoryview], address: int, length: int, flags: int) -> None:
+        if flags & DESC_F_WRITE != self._direction:
+            raise RingError("a buffer for reading where one for writing belongs, or the reverse")
+        if length:
+            segments.append(self._memory.find(address, length))
+
+    # Giving chains back.
+
+    def push_used(self, written_bytes: int) -> None:
+        """Gives the oldest peeked chain back; the driver sees it after publish()."""
+        chain = self._peeked.popleft()
+        slot = self.used_idx % self.size
+        self._used32[2 * slot] = chain.head
+        self._used32[2 * slot + 1] = written_bytes
+        self.used_idx = (self.used_idx + 1) & _MASK16
+
+    def publish(self) -> bool:
+        """Shows the driver what was pushed; True when it wants an interrupt for it.
+
+        The elements are written, the index comes last.
+        """
+        if self._used16[1] == self.used_idx:
+            return False
+        self._used16[1] = self.used_idx
+        full_fence()
+        return self.is_interrupt_due()
+
+    def is_interrupt_due(self) -> bool:
+        """Whether the driver waits for an interrupt it did not get; asked by publish() and before every sleep.
+
+        The distance runs from the last interrupt, not from the last question: what the driver asked for while we looked
+        is still found the next time.
+        """
+        behind = (self.used_idx - self._signalled) & _MASK16
+        if not behind:
+            return False
+        if self._has_event_idx:
+            used_event = self._avail[2 + self.size]
+            is_due = (self.used_idx - used_event - 1) & _MASK16 < behind
+        else:
+            is_due = not self._avail[0] & AVAIL_F_NO_INTERRUPT
+        if is_due:
+            self._signalled = self.used_idx
+        elif behind > _MAX_UNSIGNALLED:
+            self._signalled = (self.used_idx - _MAX_UNSIGNALLED) & _MASK16
+        return is_due
+
+    # Being woken.
+
+    def request_kick(self) -> bool:
+        """Asks the driver for a kick at its next chain.
+
+        True when one is there already and there will be no kick for it.
+        """
+        if self._has_event_idx:
+            self._used16[self._event_slot] = self._last_avail
+        else:
+            self._used16[0] = 0
+        full_fence()
+        return self.available() > 0
+
+    def decline_kicks(self) -> None:
+        """We look at the ring by ourselves. With EVENT_IDX the stale event index says so already."""
+        if not self._has_event_idx:
+            self._used16[0] = USED_F_NO_NOTIFY
