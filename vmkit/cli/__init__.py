@@ -1,0 +1,1 @@
+"""vmkit.cli: verbs and options, and how answers look; no logic of machines or images."""

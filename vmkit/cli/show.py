@@ -1,0 +1,64 @@
+"""How vmkit speaks to a person: progress on stderr, answers on stdout, JSON where a machine reads."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+Tell = Callable[[str, float | None], None]
+
+
+@contextlib.contextmanager
+def open_progress(*, quiet: bool) -> Iterator[Tell]:
+    """A callable tell(text, fraction): a live line in a terminal, one line per new text elsewhere."""
+    if quiet:
+        yield lambda _text, _fraction: None
+        return
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _tell_plainly()
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("looking at this host", total=None)
+
+        def tell(text: str, fraction: float | None) -> None:
+            progress.update(task, description=text, total=None if fraction is None else 1.0, completed=fraction or 0.0)
+
+        yield tell
+
+
+def _tell_plainly() -> Tell:
+    """For logs: each stage once, without the figures that change."""
+    last = ""
+
+    def tell(text: str, _fraction: float | None) -> None:
+        nonlocal last
+        if text != last:
+            last = text
+            print(f"vmkit: {text}", file=sys.stderr, flush=True)
+
+    return tell
+
+
+def print_json(value: object) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(value, indent=2))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A plain table: aligned in a terminal and in a pipe."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        # A pipe has no width to fit into: nothing is cut there.
+        console.width = 1000
+    console.print(table)

@@ -1,0 +1,181 @@
+"""`vmkit up`: from words on a command line to a ready machine and the next command to type."""
+
+import contextlib
+import os
+import shlex
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+
+from vmkit.cli.show import open_progress, print_json
+from vmkit.image.build import plan_image
+from vmkit.image.config import load_image
+from vmkit.machine.doctor import find_built_kernel
+from vmkit.machine.launch import Layout
+from vmkit.machine.qemu import plan_qemu
+from vmkit.machine.spec import (
+    DEFAULT_CPUS,
+    DEFAULT_MEMORY_MIB,
+    DEFAULT_TIMEOUT_S,
+    FIRST_GUEST_CID,
+    Accelerator,
+    Backend,
+    MachineSpec,
+    parse_memory,
+)
+from vmkit.machine.start import Started, choose, plan_hardware, start_machine
+from vmkit.machine.vhost import KernelVhostDoor
+from vmkit.run import render_command
+
+CONSOLE_POLL_S = 0.05
+READ_BYTES = 65536
+
+
+@click.command("up")
+@click.argument("image", default="tiny")
+@click.option("--name", help="Name of the machine [default: the image's name].")
+@click.option("--cid", type=int, help="vsock context id [default: the lowest free one from 3 on].")
+@click.option("--memory", default=str(DEFAULT_MEMORY_MIB), show_default=True, help="MiB, or with a unit: 1G.")
+@click.option("--cpus", type=int, default=DEFAULT_CPUS, show_default=True, help="Number of vCPUs.")
+@click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True)
+@click.option("--backend", type=click.Choice(["auto", "vhost", "user"]), default="auto", show_default=True)
+@click.option("--kernel", type=click.Path(path_type=Path), help="Boot this kernel instead of the image's.")
+@click.option("--append", default="", help="More kernel arguments.")
+@click.option(
+    "--timeout", type=float, default=DEFAULT_TIMEOUT_S, show_default=True, help="Seconds the guest has to be ready."
+)
+@click.option("--console", is_flag=True, help="Show the guest's console while it boots.")
+@click.option("--dry-run", is_flag=True, help="Print what would be built and started, and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def up(  # noqa: PLR0913
+    *,
+    image: str,
+    name: str | None,
+    cid: int | None,
+    memory: str,
+    cpus: int,
+    accel: str,
+    backend: str,
+    kernel: Path | None,
+    append: str,
+    timeout: float,
+    console: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Start a machine of IMAGE (default: tiny) and wait until it is ready.
+
+    IMAGE is a shipped image's name (see `vmkit images`) or the path of a recipe of yours.
+    """
+    spec = MachineSpec(
+        image=image,
+        name=name,
+        cid=cid,
+        memory_mib=parse_memory(memory),
+        cpus=cpus,
+        accelerator=None if accel == "auto" else Accelerator(accel),
+        backend=None if backend == "auto" else Backend(backend),
+        kernel=kernel.absolute() if kernel else None,
+        append=append,
+        timeout_s=timeout,
+    )
+    if dry_run:
+        _print_plan(spec)
+        return
+    with contextlib.ExitStack() as stack:
+        follow = stack.enter_context(_follow_console()) if console else None
+        tell = stack.enter_context(open_progress(quiet=quiet or console))
+        started = start_machine(spec, tell=tell, on_directory=follow)
+    if as_json:
+        print_json(render_json(started))
+    else:
+        _print_started(started, quiet=quiet)
+
+
+def render_json(started: Started) -> dict[str, object]:
+    """What `up --json` answers."""
+    choices = started.choices
+    return {
+        "name": started.name,
+        "cid": started.cid,
+        "image": choices.built.name,
+        "accelerator": choices.accelerator.value,
+        "accelerator_reason": choices.accelerator_reason,
+        "backend": choices.backend.value,
+        "backend_reason": choices.backend_reason,
+        "seconds": round(started.seconds, 3),
+        "directory": str(started.directory),
+        "shell": ["vsh", "--cid", str(started.cid)],
+    }
+
+
+def _print_started(started: Started, *, quiet: bool) -> None:
+    choices = started.choices
+    print(
+        f"{started.name} is ready: CID {started.cid}, accelerator {choices.accelerator}, "
+        f"backend {choices.backend}, {started.seconds:.1f} s"
+    )
+    if quiet:
+        return
+    if choices.accelerator_reason:
+        print(f"  no KVM: {choices.accelerator_reason}")
+    if choices.backend_reason:
+        print(f"  no vhost: {choices.backend_reason}")
+    print(f"a shell:  vsh --cid {started.cid}")
+    print(f"stop it:  vmkit down {shlex.quote(started.name)}")
+
+
+def _print_plan(spec: MachineSpec) -> None:
+    """The image's plan, and QEMU's command when the image is built already (its paths are known only then)."""
+    image = load_image(spec.image)
+    plan = plan_image(image)
+    print(plan.render())
+    if find_built_kernel(spec.image) is None:
+        print("start QEMU: the command is known when the image is built")
+        return
+    choices = choose(spec, lambda _text, _fraction: None, KernelVhostDoor())
+    hardware = plan_hardware(spec, choices, spec.name or choices.built.name, spec.cid or FIRST_GUEST_CID)
+    qemu = plan_qemu(hardware)
+    print(render_command(qemu.argv))
+    for command in qemu.plug:
+        print(f"QMP {command.name} {command.arguments}")
+
+
+@contextlib.contextmanager
+def _follow_console() -> Iterator[Callable[[Path], None]]:
+    """Copies the console log to stderr as it grows, until the block ends; told the directory when there is one."""
+    stop = threading.Event()
+    threads: list[threading.Thread] = []
+
+    def follow(directory: Path) -> None:
+        thread = threading.Thread(target=_copy_growing, args=(directory / Layout.CONSOLE_LOG, stop), daemon=True)
+        thread.start()
+        threads.append(thread)
+
+    try:
+        yield follow
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(1.0)
+
+
+def _copy_growing(path: Path, stop: threading.Event) -> None:
+    fd = -1
+    while True:
+        last = stop.wait(CONSOLE_POLL_S)
+        with contextlib.suppress(OSError):
+            if fd < 0:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            while data := os.read(fd, READ_BYTES):
+                sys.stderr.buffer.write(data)
+                sys.stderr.buffer.flush()
+        if last:
+            break
+    if fd >= 0:
+        os.close(fd)

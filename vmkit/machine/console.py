@@ -1,0 +1,134 @@
+"""The guest's serial console as the monitor sees it: logged, searched for the words of a failing boot, shown to
+whoever attaches.
+
+The monitor is the console's one reader, so a console nobody looks at never blocks the guest. Knows nothing of QEMU or
+machines.
+"""
+
+import asyncio
+import re
+import socket
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from vmkit.machine.logs import CappedLog
+
+READ_BYTES = 65536
+# What an attaching person sees of the past, and what a failure can quote.
+HISTORY_BYTES = 64 * 1024
+MAX_LINE_BYTES = 4096
+# An attached terminal that does not read is dropped before its backlog costs real memory.
+MAX_BACKLOG_BYTES = 1024 * 1024
+MAX_ATTACHED = 16
+
+_PANIC = re.compile(rb"Kernel panic - not syncing: ?(.*)")
+_INIT_ERROR = re.compile(rb"vmkit-init: error: ?(.*)")
+
+
+class Trouble(StrEnum):
+    """What a console line can say about a boot."""
+
+    PANIC = "panic"
+    INIT_ERROR = "init-error"
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleTrouble:
+    """The first line of a panic or of init's failure."""
+
+    kind: Trouble
+    text: str
+
+
+def find_trouble(line: bytes) -> ConsoleTrouble | None:
+    """What a line of console output says is wrong, if it does."""
+    for kind, pattern in ((Trouble.PANIC, _PANIC), (Trouble.INIT_ERROR, _INIT_ERROR)):
+        match = pattern.search(line)
+        if match:
+            return ConsoleTrouble(kind, match[1].decode(errors="replace").strip())
+    return None
+
+
+class Console:
+    """Reads one end of the console's socketpair until QEMU closes the other."""
+
+    def __init__(self, sock: socket.socket, log: CappedLog, on_trouble: Callable[[ConsoleTrouble], None]) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._log = log
+        self._on_trouble = on_trouble
+        self._history: deque[bytes] = deque()
+        self._history_bytes = 0
+        self._partial = b""
+        self._attached: set[asyncio.StreamWriter] = set()
+        self.trouble: ConsoleTrouble | None = None
+
+    async def read_to_end(self) -> None:
+        """Pumps until the console closes."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                data = await loop.sock_recv(self._sock, READ_BYTES)
+            except OSError:
+                return
+            if not data:
+                return
+            self._log.write(data)
+            self._remember(data)
+            self._search(data)
+            self._show(data)
+
+    def tail(self, lines: int) -> str:
+        """The last lines of the console as text, control sequences of terminals removed."""
+        text = b"".join(self._history).decode(errors="replace")
+        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[^\n\t\x20-\x7e\u00a0-\uffff]", "", text)
+        return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One attached terminal: it sees the recent past and all that comes; what it sends is typed into the guest."""
+        if len(self._attached) >= MAX_ATTACHED:
+            writer.close()
+            return
+        writer.write(b"".join(self._history))
+        self._attached.add(writer)
+        loop = asyncio.get_running_loop()
+        try:
+            while data := await reader.read(READ_BYTES):
+                await loop.sock_sendall(self._sock, data)
+        except OSError:
+            pass
+        finally:
+            self._attached.discard(writer)
+            writer.close()
+
+    def close(self) -> None:
+        """Lets go of QEMU's end and of everyone attached."""
+        self._sock.close()
+        for writer in self._attached:
+            writer.close()
+
+    def _remember(self, data: bytes) -> None:
+        self._history.append(data)
+        self._history_bytes += len(data)
+        while self._history_bytes > HISTORY_BYTES and len(self._history) > 1:
+            self._history_bytes -= len(self._history.popleft())
+
+    def _search(self, data: bytes) -> None:
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        self._partial = self._partial[-MAX_LINE_BYTES:]
+        if self.trouble is None:
+            for line in lines:
+                self.trouble = find_trouble(line)
+                if self.trouble is not None:
+                    self._on_trouble(self.trouble)
+                    return
+
+    def _show(self, data: bytes) -> None:
+        for writer in list(self._attached):
+            if writer.transport.get_write_buffer_size() > MAX_BACKLOG_BYTES:
+                self._attached.discard(writer)
+                writer.transport.abort()
+            else:
+                writer.write(data)

@@ -1,0 +1,181 @@
+"""`vmkit doctor`: every need of `up` looked at, told with what will be used instead and what to do. Looks only;
+changes nothing.
+
+The one thing it starts is the proof of KVM, and only when an image with a kernel has been built.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from vmkit.errors import VmkitError
+from vmkit.image.build import plan_image
+from vmkit.image.cache import Cache, find_cache_dir
+from vmkit.image.config import load_image
+from vmkit.image.origin import find_keyring
+from vmkit.machine import probe
+from vmkit.machine.registry import open_runtime_directory
+from vmkit.machine.spec import DEFAULT_MEMORY_MIB
+from vmkit.machine.vhost import KernelVhostDoor
+from vmkit.run import run
+from vsh.errors import VshError
+
+# A build keeps packages, a tree and an image: a few hundred MB.
+NEEDED_DISK_MIB = 512
+PROGRAMS = {"apt-get": "apt", "dpkg-deb": "dpkg", "zstd": "zstd"}
+
+
+class Level(StrEnum):
+    """ok; fallback: works, in a slower way; broken: `up` cannot work."""
+
+    OK = "ok"
+    FALLBACK = "fallback"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at."""
+
+    name: str
+    level: Level
+    text: str
+    hint: str = ""
+
+
+def examine(image: str = "tiny") -> list[Check]:
+    """Every check, in the order a person would ask."""
+    checks: list[Check] = []
+    for look in (
+        _check_qemu,
+        lambda: _check_kvm(image),
+        _check_vhost,
+        _check_vsock,
+        _check_memory,
+        _check_disk,
+        _check_runtime_directory,
+        _check_keyring,
+        _check_programs,
+        lambda: _check_image(image),
+    ):
+        checks += _guard(look)
+    return checks
+
+
+def can_start(checks: list[Check]) -> bool:
+    """True when nothing stands in the way of `up`."""
+    return all(check.level is not Level.BROKEN for check in checks)
+
+
+def _guard(look: Callable[[], Iterator[Check]]) -> list[Check]:
+    """A check that fails is itself a finding."""
+    try:
+        return list(look())
+    except VshError as error:
+        name = getattr(look, "__name__", "check").removeprefix("_check_").replace("<lambda>", "image")
+        return [Check(name, Level.BROKEN, error.brief, error.hint)]
+
+
+def _check_qemu() -> Iterator[Check]:
+    qemu = probe.find_qemu()
+    yield Check("qemu", Level.OK, f"{qemu.path}, version {qemu.render_version()}")
+    devices = run([qemu.path, "-device", "help"], timeout_s=20.0).decode(errors="replace")
+    if "vhost-user-vsock-pci" not in devices:
+        yield Check(
+            "qemu devices", Level.BROKEN, "this QEMU has no vhost-user-vsock-pci", "install Debian's qemu-system-x86"
+        )
+
+
+def _check_kvm(image: str) -> Iterator[Check]:
+    refusal = probe.check_kvm_device()
+    if refusal is not None:
+        hint = "join the group kvm" if "opened" in refusal.reason else ""
+        yield Check("kvm", Level.FALLBACK, f"{refusal.reason}: TCG will be used, some ten times slower", hint)
+        return
+    kernel = find_built_kernel(image)
+    if kernel is None:
+        yield Check("kvm", Level.OK, "/dev/kvm is there; whether it works is proven at the first `vmkit up`")
+        return
+    verdict = probe.probe_kvm(probe.find_qemu(), kernel, open_runtime_directory())
+    if verdict.works:
+        yield Check("kvm", Level.OK, f"/dev/kvm works: {verdict.reason}")
+    else:
+        yield Check("kvm", Level.FALLBACK, f"{verdict.reason}: TCG will be used, some ten times slower")
+
+
+def _check_vhost() -> Iterator[Check]:
+    verdict = probe.probe_vhost(KernelVhostDoor())
+    if verdict.works:
+        yield Check("vhost-vsock", Level.OK, verdict.reason)
+    else:
+        yield Check("vhost-vsock", Level.FALLBACK, f"{verdict.reason}: our own device will be used (backend user)")
+
+
+def _check_vsock() -> Iterator[Check]:
+    """The host's own AF_VSOCK matters to the vhost backend alone. No socket is opened to find out."""
+    if os.environ.get("VSH_AF_VSOCK") == "deny":
+        yield Check("af_vsock", Level.FALLBACK, "VSH_AF_VSOCK=deny: vsh reaches machines of the user backend only")
+    elif Path("/dev/vsock").exists():
+        yield Check("af_vsock", Level.OK, "the kernel has vsock sockets")
+    else:
+        yield Check("af_vsock", Level.FALLBACK, "the kernel has no vsock sockets; the user backend needs none")
+
+
+def _check_memory() -> Iterator[Check]:
+    available_mib = probe.read_available_memory_mib()
+    enough = available_mib >= DEFAULT_MEMORY_MIB
+    yield Check(
+        "memory",
+        Level.OK if enough else Level.BROKEN,
+        f"{available_mib} MiB available, a machine takes {DEFAULT_MEMORY_MIB} by default",
+        "" if enough else "end something, or ask for less with --memory",
+    )
+
+
+def _check_disk() -> Iterator[Check]:
+    folder = find_cache_dir()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free_mib = shutil.disk_usage(there).free // (1024 * 1024)
+    enough = free_mib >= NEEDED_DISK_MIB
+    yield Check(
+        "disk",
+        Level.OK if enough else Level.BROKEN,
+        f"{free_mib} MiB free for the image cache {folder}",
+        "" if enough else f"{NEEDED_DISK_MIB} MiB are needed; set VMKIT_CACHE_DIR to a larger disk",
+    )
+
+
+def _check_runtime_directory() -> Iterator[Check]:
+    yield Check("runtime directory", Level.OK, str(open_runtime_directory()))
+
+
+def _check_keyring() -> Iterator[Check]:
+    yield Check("keyring", Level.OK, f"{find_keyring()} verifies Debian's packages")
+
+
+def _check_programs() -> Iterator[Check]:
+    for program, package in PROGRAMS.items():
+        path = shutil.which(program)
+        if path is None:
+            yield Check(program, Level.BROKEN, "not found; images are built with it", f"sudo apt-get install {package}")
+        else:
+            yield Check(program, Level.OK, path)
+
+
+def _check_image(image: str) -> Iterator[Check]:
+    built = find_built_kernel(image)
+    text = "built, ready to start" if built is not None else "not built yet; `vmkit up` builds it"
+    yield Check(f"image {image}", Level.OK, text)
+
+
+def find_built_kernel(image: str) -> Path | None:
+    """The kernel of an image that is in the cache already."""
+    try:
+        digest = plan_image(load_image(image)).digest
+    except VmkitError:
+        return None
+    kernel = Cache(find_cache_dir()).image_dir(digest) / "kernel" if digest else None
+    return kernel if kernel is not None and kernel.exists() else None

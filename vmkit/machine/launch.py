@@ -1,0 +1,105 @@
+"""What `up` hands to the monitor, and what the monitor tells back until the machine is ready: values and their JSON,
+no I/O.
+
+The report is a stream of JSON lines on a socket. `up` closing it, or dying, before the machine is ready means: undo
+everything.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from vmkit.machine.qemu import QemuPlan, QmpCommand
+from vmkit.machine.spec import Backend
+
+# A plan is an argv, a kernel command line of 2 KiB and a few paths.
+MAX_PLAN_BYTES = 256 * 1024
+MAX_REPORT_LINE_BYTES = 256 * 1024
+
+
+class Layout:
+    """The names inside a machine's directory."""
+
+    RECORD = "machine.json"
+    LOCK = "lock"
+    VSOCK = "vsock.sock"
+    CONTROL = "monitor.sock"
+    CONSOLE_SOCKET = "console.sock"
+    CONSOLE_LOG = "console.log"
+    QMP_LOG = "qmp.log"
+    QEMU_LOG = "qemu.log"
+    DEVICE_LOG = "vsock.log"
+    MONITOR_LOG = "monitor.log"
+    EVENTS = "events.jsonl"
+    ARGV = "argv.txt"
+    LOGS = (CONSOLE_LOG, QMP_LOG, QEMU_LOG, DEVICE_LOG, MONITOR_LOG, EVENTS, ARGV)
+
+
+class Stage(StrEnum):
+    """What the monitor reports, in order; FAILED may come at any point and is the last."""
+
+    STARTED = "started"
+    RUNNING = "running"
+    READY = "ready"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPlan:
+    """Everything the monitor needs to know."""
+
+    directory: Path
+    evidence: Path
+    name: str
+    cid: int
+    backend: Backend
+    timeout_s: float
+    qemu: QemuPlan
+    record: dict[str, object]
+
+    def render(self) -> str:
+        """As JSON."""
+        value = asdict(self)
+        value["directory"] = str(self.directory)
+        value["evidence"] = str(self.evidence)
+        return json.dumps(value)
+
+
+def parse_launch_plan(text: str) -> LaunchPlan:
+    """A plan from its JSON, as `render` made it."""
+    value = json.loads(text)
+    qemu = value["qemu"]
+    return LaunchPlan(
+        directory=Path(value["directory"]),
+        evidence=Path(value["evidence"]),
+        name=value["name"],
+        cid=value["cid"],
+        backend=Backend(value["backend"]),
+        timeout_s=value["timeout_s"],
+        qemu=QemuPlan(
+            argv=tuple(qemu["argv"]),
+            plug=tuple(QmpCommand(item["name"], item["arguments"]) for item in qemu["plug"]),
+        ),
+        record=value["record"],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One line from the monitor. For FAILED: what a VmkitError needs."""
+
+    stage: Stage
+    brief: str = ""
+    details: str = ""
+    hint: str = ""
+
+    def render(self) -> bytes:
+        """As one JSON line."""
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+
+def parse_report(line: bytes) -> Report:
+    """A report from its line."""
+    value = json.loads(line)
+    return Report(Stage(value["stage"]), value["brief"], value["details"], value["hint"])

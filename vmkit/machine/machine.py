@@ -1,0 +1,155 @@
+"""The Python API: a machine is a with-block.
+
+with vmkit.Machine("tiny") as machine:
+    result = machine.run(["uname", "-a"])
+    print(result.stdout, result.exit)
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from vsh.client import Client, Result
+
+from vmkit.errors import MachineError
+from vmkit.machine import stop
+from vmkit.machine.spec import (
+    DEFAULT_CPUS,
+    DEFAULT_MEMORY_MIB,
+    DEFAULT_TIMEOUT_S,
+    Accelerator,
+    Backend,
+    MachineSpec,
+    parse_memory,
+)
+from vmkit.machine.start import Started, start_machine
+from vsh.registry import Machine as Entry
+from vsh.registry import find_machine
+
+
+class Machine:
+    """One virtual machine of an image, started when the block is entered and gone when it is left.
+
+    image: a shipped image's name or a recipe's path. memory: MiB as a number, or text such as "1G". timeout_s: the
+    deadline for READY. What is None is chosen: the name after the image, the lowest free CID from 3 on, KVM where it
+    is proven to work, vhost where it is there.
+    """
+
+    def __init__(
+        self,
+        image: str = "tiny",
+        *,
+        name: str | None = None,
+        cid: int | None = None,
+        memory: int | str = DEFAULT_MEMORY_MIB,
+        cpus: int = DEFAULT_CPUS,
+        accelerator: str | None = None,
+        backend: str | None = None,
+        kernel: str | Path | None = None,
+        append: str = "",
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> None:
+        self.spec = MachineSpec(
+            image=image,
+            name=name,
+            cid=cid,
+            memory_mib=memory if isinstance(memory, int) else parse_memory(memory),
+            cpus=cpus,
+            accelerator=None if accelerator in (None, "auto") else Accelerator(accelerator),
+            backend=None if backend in (None, "auto") else Backend(backend),
+            kernel=None if kernel is None else Path(kernel),
+            append=append,
+            timeout_s=timeout_s,
+        )
+        self._started: Started | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    @property
+    def name(self) -> str:
+        """The name it runs under."""
+        return self._require().name
+
+    @property
+    def cid(self) -> int:
+        """Its vsock context id."""
+        return self._require().cid
+
+    @property
+    def directory(self) -> Path:
+        """Its directory below the runtime directory: sockets and logs, for as long as it runs."""
+        return self._require().directory
+
+    @property
+    def started(self) -> Started:
+        """How it was started: the choices and the seconds until READY."""
+        return self._require()
+
+    def start(self, tell: Callable[[str, float | None], None] | None = None) -> None:
+        """Starts it and waits until it is ready. Raises VshError kinds."""
+        if self._started is not None:
+            raise MachineError(f"'{self._started.name}' was started already")
+        self._started = start_machine(self.spec, tell=tell)
+
+    def run(
+        self,
+        argv: Sequence[str | bytes],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+        user: str = "",
+        input: bytes | None = None,
+        timeout_s: float | None = None,
+    ) -> Result:
+        """Runs a command in the guest and returns what it wrote and how it ended.
+
+        Raises VshError when there is no session to be had, or when timeout_s seconds pass.
+        """
+        with self.connect() as client:
+            return client.run(argv, env=env or {}, cwd=cwd, user=user, input=input, timeout_s=timeout_s)
+
+    def connect(self) -> Client:
+        """A connection for one session of your own."""
+        return Client.connect(self._entry().address())
+
+    def down(self) -> None:
+        """Asks the guest to power off and waits until it is gone."""
+        started = self._require()
+        entry = find_machine(name=started.name)
+        if entry is not None:
+            stop.power_off(entry)
+        self._reap()
+
+    def kill(self) -> None:
+        """Ends it at once; nothing happens when it has ended."""
+        if self._started is None:
+            return
+        entry = find_machine(name=self._started.name)
+        if entry is not None:
+            stop.kill(entry)
+        self._reap()
+
+    def _reap(self) -> None:
+        if self._started is not None:
+            self._started.monitor.wait(stop.KILL_DEADLINE_S)
+            self._started = None
+
+    def _entry(self) -> Entry:
+        started = self._require()
+        entry = find_machine(name=started.name)
+        if entry is None:
+            raise MachineError(f"'{started.name}' is not running any more", hint=f"see why: vmkit logs {started.name}")
+        return entry
+
+    def _require(self) -> Started:
+        if self._started is None:
+            raise MachineError("the machine is not started", hint="use it in a with-block, or call start()")
+        return self._started

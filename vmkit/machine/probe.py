@@ -1,0 +1,213 @@
+"""What this host can do, proven and not guessed: QEMU, KVM, vhost-vsock, memory.
+
+That /dev/kvm is there says nothing: a nested hypervisor may create a VM and then die on the first instructions of a
+stock kernel. So KVM is proven by booting a kernel under it until it panics for want of a root, and the verdict is
+kept for this boot of the host and this QEMU.
+"""
+
+import contextlib
+import json
+import os
+import re
+import select
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from vmkit.errors import HostError
+from vmkit.machine.spec import Accelerator, Backend
+from vmkit.machine.vhost import VhostDoor
+from vmkit.run import render_command, run
+
+QEMU = "qemu-system-x86_64"
+QEMU_PACKAGE = "qemu-system-x86"
+# `-action`, memory-backend-memfd and vhost-user-vsock-pci together: QEMU 6.0 and later.
+MIN_QEMU_VERSION = (6, 0)
+KVM_DEVICE = "/dev/kvm"
+# A stock kernel under a working KVM panics for want of a root within a second; a slow nested one may need several.
+KVM_DEADLINE_S = 10.0
+MAX_PROBE_OUTPUT_BYTES = 1024 * 1024
+VERDICT_FILE = "kvm-verdict.json"
+MAX_VERDICT_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Qemu:
+    """A QEMU on this host."""
+
+    path: str
+    version: tuple[int, int, int]
+
+    def render_version(self) -> str:
+        """`7.2.22`."""
+        return ".".join(str(part) for part in self.version)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether something works here, and why that is said."""
+
+    works: bool
+    reason: str
+
+
+def find_qemu(name: str = QEMU) -> Qemu:
+    """The QEMU on PATH. Raises HostError when there is none, or one too old."""
+    path = shutil.which(name)
+    if path is None:
+        raise HostError(f"cannot find QEMU ({name}) on PATH", hint=f"install it: sudo apt-get install {QEMU_PACKAGE}")
+    text = run([path, "--version"], timeout_s=10.0, package=QEMU_PACKAGE).decode(errors="replace")
+    match = re.search(r"version (\d+)\.(\d+)(?:\.(\d+))?", text)
+    if match is None:
+        raise HostError(f"cannot tell the version of {path}", details=text)
+    version = (int(match[1]), int(match[2]), int(match[3] or 0))
+    if version < MIN_QEMU_VERSION:
+        raise HostError(f"QEMU {match[0].removeprefix('version ')} is too old", hint="6.0 or later is needed")
+    return Qemu(path, version)
+
+
+def probe_kvm(qemu: Qemu, kernel: Path, cache_dir: Path) -> Verdict:
+    """Whether a stock kernel boots under KVM here; the verdict of this boot of the host is remembered in cache_dir."""
+    refusal = check_kvm_device()
+    if refusal is not None:
+        return refusal
+    key = f"{_read_boot_id()} {qemu.path} {qemu.render_version()}"
+    remembered = _read_verdict(cache_dir / VERDICT_FILE, key)
+    if remembered is not None:
+        return remembered
+    verdict = prove_kvm(qemu, kernel)
+    _write_verdict(cache_dir / VERDICT_FILE, key, verdict)
+    return verdict
+
+
+def check_kvm_device() -> Verdict | None:
+    """Why KVM cannot even be tried, or None when it can."""
+    if not Path(KVM_DEVICE).exists():
+        return Verdict(False, f"this host has no {KVM_DEVICE}")
+    try:
+        os.close(os.open(KVM_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return Verdict(False, f"{KVM_DEVICE} cannot be opened: {os.strerror(error.errno or 0)}")
+    return None
+
+
+def prove_kvm(qemu: Qemu, kernel: Path, deadline_s: float = KVM_DEADLINE_S) -> Verdict:
+    """Boots kernel under KVM without a root: a panic of the guest is the proof that its instructions ran."""
+    argv = [
+        qemu.path, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35", "-accel", "kvm",
+        "-cpu", "host", "-m", "256M", "-no-reboot", "-serial", "stdio", "-kernel", str(kernel),
+        "-append", "console=ttyS0 quiet panic=-1",
+    ]  # fmt: skip
+    started_s = time.monotonic()
+    output = b""
+    with _start(argv) as process:
+        stream = process.stdout
+        while stream is not None and len(output) < MAX_PROBE_OUTPUT_BYTES:
+            left_s = started_s + deadline_s - time.monotonic()
+            readable, _, _ = select.select([stream], [], [], max(0.0, left_s))
+            if not readable:
+                return Verdict(False, f"{KVM_DEVICE} is there, but a kernel did not boot under it in {deadline_s:g} s")
+            data = os.read(stream.fileno(), 65536)
+            output += data
+            if b"Kernel panic - not syncing" in output:
+                return Verdict(True, "a kernel booted under it")
+            if b"KVM internal error" in output or b"emulation failure" in output:
+                return Verdict(False, f"{KVM_DEVICE} is there, but kernels die under it (KVM internal error)")
+            if not data:
+                break
+    last = output.decode(errors="replace").strip().splitlines()[-1:] or ["no output"]
+    return Verdict(False, f"QEMU could not use KVM: {last[0]}")
+
+
+def probe_vhost(door: VhostDoor) -> Verdict:
+    """Whether the kernel's vhost-vsock can be used from here."""
+    if os.environ.get("VSH_AF_VSOCK") == "deny":
+        return Verdict(False, "VSH_AF_VSOCK=deny is set")
+    try:
+        os.close(door.open_device())
+    except OSError as error:
+        return Verdict(False, f"/dev/vhost-vsock: {os.strerror(error.errno or 0)}")
+    return Verdict(True, "/dev/vhost-vsock can be opened")
+
+
+def choose_accelerator(asked: Accelerator | None, kvm: Verdict | None) -> tuple[Accelerator, str]:
+    """The accelerator and, when it is not the fast one nor asked for, why. kvm may be None when asked says which."""
+    if asked is not None:
+        return asked, ""
+    if kvm is not None and kvm.works:
+        return Accelerator.KVM, ""
+    return Accelerator.TCG, kvm.reason if kvm is not None else "KVM was not tried"
+
+
+def choose_backend(asked: Backend | None, vhost: Verdict) -> tuple[Backend, str]:
+    """The backend and why it is not vhost. Raises HostError when vhost was asked for and cannot be had."""
+    if asked is Backend.VHOST and not vhost.works:
+        raise HostError(
+            f"the vhost backend cannot be used: {vhost.reason}",
+            hint="modprobe vhost_vsock, or let vmkit use its own device: --backend user",
+        )
+    if asked is not None:
+        return asked, ""
+    return (Backend.VHOST, "") if vhost.works else (Backend.USER, vhost.reason)
+
+
+def read_available_memory_mib() -> int:
+    """MemAvailable of /proc/meminfo, in MiB."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) // 1024
+    return 0
+
+
+def check_memory(memory_mib: int) -> None:
+    """Raises HostError when the host cannot give a guest that much."""
+    available_mib = read_available_memory_mib()
+    if available_mib and memory_mib > available_mib:
+        raise HostError(
+            f"the machine asks for {memory_mib} MiB of memory, and {available_mib} MiB are available",
+            hint="ask for less with --memory, or end something (vmkit list)",
+        )
+
+
+@contextlib.contextmanager
+def _start(argv: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A program whose output is one stream, and which is gone when the block ends."""
+    try:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    except OSError as error:
+        raise HostError(f"cannot start QEMU: {error.strerror}", details=render_command(argv)) from error
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _read_boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return "unknown"
+
+
+def _read_verdict(path: Path, key: str) -> Verdict | None:
+    try:
+        with path.open() as file:
+            value = json.loads(file.read(MAX_VERDICT_BYTES))
+        if value["key"] != key:
+            return None
+        return Verdict(bool(value["works"]), str(value["reason"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write_verdict(path: Path, key: str, verdict: Verdict) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        temporary.write_text(json.dumps({"key": key, **asdict(verdict)}))
+        temporary.replace(path)

@@ -1,0 +1,177 @@
+"""What a machine is made of becomes QEMU's argv and the devices to plug over QMP. Pure: opens nothing, starts nothing.
+
+Why each option is there is said beside it; what was measured to choose them is in docs/DECISIONS.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmkit.errors import ConfigError
+from vmkit.machine.spec import MAX_KERNEL_COMMAND_LINE_BYTES, Accelerator, Backend
+
+# The port of the host that hears READY on the `user` backend, where every machine has ports of its own
+# (the number is that of ChromeOS's startup listener).
+USER_READY_PORT = 7777
+
+# Stands in the argv for a number only the monitor knows: the port of its READY listener on `vhost`.
+READY_PORT_MARK = "{ready_port}"
+
+VSOCK_DEVICE_ID = "vsock0"
+VSOCK_CHARDEV_ID = "vsock-char"
+VSOCK_FD_NAME = "vsock-fd"
+ROOT_PORT_ID = "vsock-port"
+
+# `quiet` keeps the slow serial line out of the boot's time. panic=-1 turns every panic into a reset at once, and that
+# ends the machine (reboot=shutdown). cryptomgr.notests saves the self tests of the kernel's ciphers, a quarter of a
+# boot under TCG.
+BASE_KERNEL_ARGS = ("console=ttyS0", "quiet", "panic=-1", "cryptomgr.notests")
+
+JsonValue = None | bool | int | str | Mapping[str, "JsonValue"]
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """Everything that decides QEMU's argv. Paths exist, choices are made; ready_port None: the monitor will know it."""
+
+    name: str
+    cid: int
+    memory_mib: int
+    cpus: int
+    accelerator: Accelerator
+    backend: Backend
+    kernel: Path
+    initrd: Path
+    kernel_args: tuple[str, ...]
+    append: str
+    ready_port: int | None
+    qemu: str
+
+
+@dataclass(frozen=True, slots=True)
+class QmpCommand:
+    """One command for QEMU's monitor."""
+
+    name: str
+    arguments: Mapping[str, JsonValue]
+
+
+@dataclass(frozen=True, slots=True)
+class QemuPlan:
+    """What to start and what to plug. The argv holds marks where the monitor puts numbers."""
+
+    argv: tuple[str, ...]
+    plug: tuple[QmpCommand, ...]
+
+    def render_argv(self, *, console_fd: int, qmp_fd: int, ready_port: int) -> list[str]:
+        """The argv with the descriptors and the port filled in."""
+        numbers = {"{console_fd}": console_fd, "{qmp_fd}": qmp_fd, READY_PORT_MARK: ready_port}
+        words = []
+        for word in self.argv:
+            text = word
+            for mark, number in numbers.items():
+                text = text.replace(mark, str(number))
+            words.append(text)
+        return words
+
+
+def render_kernel_command_line(hardware: Hardware) -> str:
+    """The guest's kernel command line: ours, the image's, the user's last, so that the user wins.
+
+    Raises ConfigError where the kernel would silently cut it.
+    """
+    port = READY_PORT_MARK if hardware.ready_port is None else hardware.ready_port
+    words = [*dict.fromkeys([*BASE_KERNEL_ARGS, *hardware.kernel_args]), f"vmkit.ready={port}"]
+    line = " ".join([*words, hardware.append]).strip()
+    if len(line.encode()) > MAX_KERNEL_COMMAND_LINE_BYTES:
+        raise ConfigError(
+            f"the kernel command line is too long: {len(line.encode())} bytes of {MAX_KERNEL_COMMAND_LINE_BYTES}",
+            hint="shorten --append or the image's kernel arguments",
+        )
+    return line
+
+
+def plan_qemu(hardware: Hardware) -> QemuPlan:
+    """QEMU's argv (paused, no display, no network, no disk) and the vsock device to plug before it runs."""
+    return QemuPlan(
+        argv=(
+            hardware.qemu,
+            "-name", f"guest={hardware.name},process=vmkit-{hardware.name}",
+            # Nothing that was not asked for: no VGA, no NIC, no floppy, no configuration of the host's.
+            "-nodefaults", "-no-user-config", "-display", "none",
+            # Paused until the device is plugged; a reset of the guest ends the machine instead of looping.
+            "-S", "-action", "reboot=shutdown",
+            # A guest that breaks into QEMU finds no execve, no setuid and no resource control there.
+            "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+            "-machine", _render_machine(hardware),
+            *_plan_cpu(hardware),
+            "-smp", str(hardware.cpus),
+            "-m", f"{hardware.memory_mib}M",
+            *_plan_memory(hardware),
+            "-device", f"pcie-root-port,id={ROOT_PORT_ID},slot=1",
+            "-chardev", "socket,id=console,fd={console_fd}", "-serial", "chardev:console",
+            "-chardev", "socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control",
+            "-kernel", str(hardware.kernel),
+            "-initrd", str(hardware.initrd),
+            "-append", render_kernel_command_line(hardware),
+        ),
+        plug=_plan_plug(hardware),
+    )  # fmt: skip
+
+
+def _render_machine(hardware: Hardware) -> str:
+    # Devices that no guest of ours uses cost boot time: SATA, SMBus, USB and the HPET are off.
+    machine = "q35,sata=off,smbus=off,usb=off,hpet=off"
+    return f"{machine},memory-backend=ram" if hardware.backend is Backend.USER else machine
+
+
+def _plan_cpu(hardware: Hardware) -> tuple[str, ...]:
+    if hardware.accelerator is Accelerator.KVM:
+        return ("-accel", "kvm", "-cpu", "host")
+    # cmpxchg16b goes wrong when an interrupt lands on it in QEMU 7.2's TCG: guests under vsock load double-fault in
+    # kmalloc.
+    return ("-accel", "tcg", "-cpu", "max,cx16=off")
+
+
+def _plan_memory(hardware: Hardware) -> tuple[str, ...]:
+    if hardware.backend is Backend.USER:
+        # The device process maps the guest's memory, so it must be shared.
+        return ("-object", f"memory-backend-memfd,id=ram,size={hardware.memory_mib}M,share=on")
+    return ()
+
+
+def _plan_plug(hardware: Hardware) -> tuple[QmpCommand, ...]:
+    if hardware.backend is Backend.VHOST:
+        return (
+            QmpCommand(
+                "device_add",
+                {
+                    "driver": "vhost-vsock-pci",
+                    "id": VSOCK_DEVICE_ID,
+                    "bus": ROOT_PORT_ID,
+                    "guest-cid": hardware.cid,
+                    "vhostfd": VSOCK_FD_NAME,
+                },
+            ),
+        )
+    return (
+        QmpCommand(
+            "chardev-add",
+            {
+                "id": VSOCK_CHARDEV_ID,
+                "backend": {
+                    "type": "socket",
+                    "data": {"addr": {"type": "fd", "data": {"str": VSOCK_FD_NAME}}, "server": False},
+                },
+            },
+        ),
+        QmpCommand(
+            "device_add",
+            {
+                "driver": "vhost-user-vsock-pci",
+                "id": VSOCK_DEVICE_ID,
+                "bus": ROOT_PORT_ID,
+                "chardev": VSOCK_CHARDEV_ID,
+            },
+        ),
+    )

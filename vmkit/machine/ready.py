@@ -1,0 +1,96 @@
+"""The READY message: the guest says `READY=1` (sd_notify's words) once vshd listens. Bound before QEMU starts; never
+polled for.
+
+On `user` the device process admits only privileged source ports (below 1024) to it and lets nobody but the guest's
+CID through. On `vhost` every machine shares the host's ports, so the port is the machine's own, and the peer's CID
+and source port are checked here.
+"""
+
+import asyncio
+import os
+import socket
+
+
+from vmkit.errors import MachineError
+from vmkit.machine.launch import LaunchPlan, Layout
+from vmkit.machine.qemu import USER_READY_PORT
+from vmkit.machine.spec import Backend
+
+READY_WORD = b"READY=1"
+# systemd's notify messages are short; a guest that sends more says something else.
+MAX_MESSAGE_BYTES = 4096
+MESSAGE_DEADLINE_S = 10.0
+PRIVILEGED_PORTS = 1024
+# Wrong callers are told apart, counted and dropped; a flood of them ends the start with a clear cause.
+MAX_STRANGERS = 64
+BACKLOG = 8
+
+
+def is_ready_message(message: bytes) -> bool:
+    """True when one line of the message is READY=1."""
+    return READY_WORD in message.split(b"\n")
+
+
+class ReadyListener:
+    """A bound, listening socket that waits for one guest's READY."""
+
+    def __init__(self, sock: socket.socket, port: int, cid: int | None) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._cid = cid
+        self.port = port
+
+    async def wait(self) -> None:
+        """Returns when the guest has said READY. Raises MachineError when something else floods the port."""
+        loop = asyncio.get_running_loop()
+        for _ in range(MAX_STRANGERS):
+            connection, peer = await loop.sock_accept(self._sock)
+            with connection:
+                if self._is_guest(peer) and is_ready_message(await _read_message(connection)):
+                    return
+        raise MachineError("the guest floods the ready port with something that is not READY=1")
+
+    def close(self) -> None:
+        """Stops listening."""
+        self._sock.close()
+
+    def _is_guest(self, peer: object) -> bool:
+        if self._cid is None:
+            return True
+        return isinstance(peer, tuple) and peer[0] == self._cid and peer[1] < PRIVILEGED_PORTS
+
+
+def open_ready_listener(plan: LaunchPlan) -> ReadyListener:
+    """Binds the port READY will come to."""
+    if plan.backend is Backend.VHOST:
+        from vsh.transport import listen_vsock
+
+        sock, port = listen_vsock(BACKLOG)
+        return ReadyListener(sock, port, plan.cid)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    path = plan.directory / f"{Layout.VSOCK}_{USER_READY_PORT}"
+    try:
+        sock.bind(str(path))
+        os.chmod(path, 0o600)  # noqa: PTH101
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return ReadyListener(sock, USER_READY_PORT, None)
+
+
+async def _read_message(connection: socket.socket) -> bytes:
+    """What the caller says until it closes or has said READY, within a limit and a deadline."""
+    connection.setblocking(False)
+    loop = asyncio.get_running_loop()
+    message = b""
+    try:
+        async with asyncio.timeout(MESSAGE_DEADLINE_S):
+            while len(message) < MAX_MESSAGE_BYTES and not (message.endswith(b"\n") and is_ready_message(message)):
+                data = await loop.sock_recv(connection, MAX_MESSAGE_BYTES - len(message))
+                if not data:
+                    break
+                message += data
+    except (OSError, TimeoutError):
+        return message
+    return message

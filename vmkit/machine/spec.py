@@ -1,0 +1,94 @@
+"""What a machine shall be, as the user said it: frozen, checked once at the edge, and nothing else.
+
+Defaults are crosvm's where its users will expect them: 256 MiB, one vCPU, no disk, no network.
+"""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from vmkit.errors import ConfigError
+
+# Names become a directory below the runtime directory and part of a UNIX socket's path, which may have 107 bytes in
+# all (unix(7)).
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
+
+# <linux/vm_sockets.h>: 0 is the hypervisor, 1 local, 2 the host, 2^32-1 VMADDR_CID_ANY.
+FIRST_GUEST_CID = 3
+LAST_GUEST_CID = 2**32 - 2
+
+DEFAULT_MEMORY_MIB = 256
+MIN_MEMORY_MIB = 64
+DEFAULT_CPUS = 1
+MAX_CPUS = 255
+DEFAULT_TIMEOUT_S = 120.0
+# COMMAND_LINE_SIZE of x86 (arch/x86/include/asm/setup.h): the kernel cuts what is longer, without a word.
+MAX_KERNEL_COMMAND_LINE_BYTES = 2048 - 1
+
+
+class Accelerator(StrEnum):
+    """How QEMU runs the guest's instructions."""
+
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+class Backend(StrEnum):
+    """How the guest's vsock reaches the host: the kernel's vhost-vsock, or our userspace device."""
+
+    VHOST = "vhost"
+    USER = "user"
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpec:
+    """One machine as asked for; None means: let vmkit choose, and say what it chose."""
+
+    image: str = "tiny"
+    name: str | None = None
+    cid: int | None = None
+    memory_mib: int = DEFAULT_MEMORY_MIB
+    cpus: int = DEFAULT_CPUS
+    accelerator: Accelerator | None = None
+    backend: Backend | None = None
+    kernel: Path | None = None
+    append: str = ""
+    timeout_s: float = DEFAULT_TIMEOUT_S
+
+    def __post_init__(self) -> None:
+        if self.name is not None:
+            check_name(self.name)
+        if self.cid is not None and not FIRST_GUEST_CID <= self.cid <= LAST_GUEST_CID:
+            raise ConfigError(
+                f"CID {self.cid} cannot be a guest's",
+                hint=f"choose one from {FIRST_GUEST_CID} to {LAST_GUEST_CID} (0 to 2 and 2^32-1 are reserved)",
+            )
+        if self.memory_mib < MIN_MEMORY_MIB:
+            raise ConfigError(
+                f"{self.memory_mib} MiB of memory is too little to boot", hint=f"at least {MIN_MEMORY_MIB}"
+            )
+        if not 1 <= self.cpus <= MAX_CPUS:
+            raise ConfigError(f"{self.cpus} vCPUs cannot be had", hint=f"choose from 1 to {MAX_CPUS}")
+        if not 0 < self.timeout_s < float("inf"):
+            raise ConfigError(f"a timeout of {self.timeout_s:g} s makes no sense", hint="give seconds above 0")
+        if "\0" in self.append or "\n" in self.append:
+            raise ConfigError("kernel arguments cannot hold a NUL or a newline")
+
+
+def check_name(name: str) -> str:
+    """`name` if a machine can be called so; else ConfigError."""
+    if not NAME_PATTERN.fullmatch(name):
+        raise ConfigError(
+            f"'{name}' cannot be a machine's name",
+            hint="1 to 32 letters, digits, '.', '_' or '-', the first a letter or digit",
+        )
+    return name
+
+
+def parse_memory(text: str) -> int:
+    """`512`, `512M` or `2G` to MiB."""
+    match = re.fullmatch(r"(\d{1,9})([MmGg]?)(?:[Ii]?[Bb])?", text)
+    if not match:
+        raise ConfigError(f"'{text}' is not an amount of memory", hint="MiB as a number, or 512M, 2G")
+    return int(match[1]) * (1024 if match[2] in ("G", "g") else 1)

@@ -1,0 +1,258 @@
+"""From a spec to a ready machine: choose, reserve, hand over to a monitor, listen to its reports. Blocking; async
+stays in the monitor.
+
+Whatever interrupts a start (an error, SIGINT, the death of this process) undoes it: the monitor sees its report
+socket close and cleans up.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmkit.errors import HostError, MachineError
+from vmkit.image.build import BuiltImage, build_image
+from vmkit.image.config import load_image
+from vmkit.machine import probe
+from vmkit.machine.launch import MAX_REPORT_LINE_BYTES, LaunchPlan, Layout, Report, Stage, parse_report
+from vmkit.machine.qemu import USER_READY_PORT, Hardware, plan_qemu
+from vmkit.machine.registry import Reservation, find_state_directory, open_runtime_directory, reserve
+from vmkit.machine.spec import Accelerator, Backend, MachineSpec
+from vmkit.machine.vhost import KernelVhostDoor, VhostDoor, claim_cid, claim_free_cid
+
+# The monitor itself keeps the deadline of the start; this is for a monitor that hangs.
+MONITOR_GRACE_S = 30.0
+# A monitor that was told to stop ends QEMU within TERM and KILL deadlines.
+ABORT_DEADLINE_S = 15.0
+MAX_MONITOR_LOG_TAIL_BYTES = 4096
+
+Tell = Callable[[str, float | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What was chosen for a machine, and why where it is the slower way."""
+
+    built: BuiltImage
+    qemu: probe.Qemu
+    kernel: Path
+    accelerator: Accelerator
+    accelerator_reason: str
+    backend: Backend
+    backend_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A machine that said READY."""
+
+    name: str
+    cid: int
+    choices: Choices
+    seconds: float
+    directory: Path
+    monitor: "subprocess.Popen[bytes]"
+
+
+def start_machine(
+    spec: MachineSpec,
+    *,
+    tell: Tell | None = None,
+    on_directory: Callable[[Path], None] | None = None,
+    door: VhostDoor | None = None,
+) -> Started:
+    """Builds if needed, starts, waits until ready. on_directory is told where the console log will grow.
+
+    Raises VshError kinds; nothing is left behind when it does.
+    """
+    say = tell or (lambda _text, _fraction: None)
+    started_s = time.monotonic()
+    vhost_door = door or KernelVhostDoor()
+    choices = choose(spec, say, vhost_door)
+    record = plan_record(spec, choices)
+    say("starting QEMU", None)
+    with contextlib.ExitStack() as stack:
+        vhost_fd, cid = _claim_vhost(spec, choices, vhost_door)
+        if vhost_fd is not None:
+            stack.callback(os.close, vhost_fd)
+        reservation = stack.enter_context(reserve(spec.name, cid, choices.built.name, record))
+        if on_directory is not None:
+            on_directory(reservation.directory)
+        plan = plan_launch(spec, choices, reservation, record)
+        monitor = stack.enter_context(_start_monitor(plan, reservation, vhost_fd, say))
+    return Started(
+        reservation.name, reservation.cid, choices, time.monotonic() - started_s, reservation.directory, monitor
+    )
+
+
+def choose(spec: MachineSpec, tell: Tell, door: VhostDoor) -> Choices:
+    """The image, QEMU, accelerator and backend a spec leads to on this host."""
+    if spec.kernel is not None:
+        _check_kernel(spec.kernel)
+    qemu = probe.find_qemu()
+    backend, backend_reason = probe.choose_backend(spec.backend, probe.probe_vhost(door))
+    probe.check_memory(spec.memory_mib)
+    built = build_image(load_image(spec.image), progress=tell)
+    kernel = spec.kernel or built.kernel
+    kvm = None
+    if spec.accelerator is None:
+        kvm = probe.probe_kvm(qemu, built.kernel, open_runtime_directory())
+    accelerator, accelerator_reason = probe.choose_accelerator(spec.accelerator, kvm)
+    return Choices(built, qemu, kernel, accelerator, accelerator_reason, backend, backend_reason)
+
+
+def plan_hardware(spec: MachineSpec, choices: Choices, name: str, cid: int) -> Hardware:
+    """Everything that decides QEMU's argv."""
+    return Hardware(
+        name=name,
+        cid=cid,
+        memory_mib=spec.memory_mib,
+        cpus=spec.cpus,
+        accelerator=choices.accelerator,
+        backend=choices.backend,
+        kernel=choices.kernel,
+        initrd=choices.built.initrd,
+        kernel_args=choices.built.kernel_args,
+        append=spec.append,
+        ready_port=USER_READY_PORT if choices.backend is Backend.USER else None,
+        qemu=choices.qemu.path,
+    )
+
+
+def plan_record(spec: MachineSpec, choices: Choices) -> dict[str, object]:
+    """What machine.json says beyond name, cid and state."""
+    return {
+        "image": choices.built.name,
+        "digest": choices.built.digest,
+        "backend": choices.backend.value,
+        "accelerator": choices.accelerator.value,
+        "memory_mib": spec.memory_mib,
+        "cpus": spec.cpus,
+        "user": choices.built.default_user,
+        "started": round(time.time(), 3),
+        "qemu_version": choices.qemu.render_version(),
+    }
+
+
+def plan_launch(spec: MachineSpec, choices: Choices, reservation: Reservation, record: dict[str, object]) -> LaunchPlan:
+    """What the monitor is told."""
+    vsock = str(reservation.directory / Layout.VSOCK) if choices.backend is Backend.USER else None
+    return LaunchPlan(
+        directory=reservation.directory,
+        evidence=find_state_directory() / reservation.name,
+        name=reservation.name,
+        cid=reservation.cid,
+        backend=choices.backend,
+        timeout_s=spec.timeout_s,
+        qemu=plan_qemu(plan_hardware(spec, choices, reservation.name, reservation.cid)),
+        record={**record, "name": reservation.name, "cid": reservation.cid, "vsock": vsock},
+    )
+
+
+def _check_kernel(kernel: Path) -> None:
+    try:
+        with kernel.open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        raise HostError(
+            f"cannot read the kernel {kernel}: {error.strerror}",
+            hint="kernels in /boot are often readable by root only: copy it, or change its mode",
+        ) from error
+
+
+def _claim_vhost(spec: MachineSpec, choices: Choices, door: VhostDoor) -> tuple[int | None, int | None]:
+    """On `vhost` the kernel knows which CIDs are free on the whole host, so it is asked first."""
+    if choices.backend is not Backend.VHOST:
+        return None, spec.cid
+    if spec.cid is not None:
+        return claim_cid(door, spec.cid), spec.cid
+    cid, fd = claim_free_cid(door)
+    return fd, cid
+
+
+@contextlib.contextmanager
+def _start_monitor(
+    plan: LaunchPlan, reservation: Reservation, vhost_fd: int | None, tell: Tell
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """The monitor of a machine that has said READY.
+
+    Leaving the block lets it go on alone; failing to reach it ends it.
+    """
+    ours, theirs = socket.socketpair()
+    plan_read, plan_write = os.pipe()
+    log_path = plan.directory / Layout.MONITOR_LOG
+    with ours, contextlib.ExitStack() as stack:
+        with theirs, log_path.open("ab") as log:
+            fds = [plan_read, theirs.fileno(), reservation.lock_fd] + ([] if vhost_fd is None else [vhost_fd])
+            words = [str(fd) for fd in fds] + (["-"] if vhost_fd is None else [])
+            try:
+                monitor = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "vmkit.machine.monitor", *words],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=fds,
+                    # A Ctrl-C in the terminal of `up` must not reach it, nor the hang-up when that terminal closes.
+                    start_new_session=True,
+                    cwd="/",
+                )
+            finally:
+                os.close(plan_read)
+        stack.callback(_abort, monitor, ours)
+        with os.fdopen(plan_write, "w") as pipe:
+            pipe.write(plan.render())
+        _await_ready(plan, ours, tell)
+        stack.pop_all()
+        yield monitor
+
+
+def _await_ready(plan: LaunchPlan, reports: socket.socket, tell: Tell) -> None:
+    reports.settimeout(plan.timeout_s + MONITOR_GRACE_S)
+    with reports.makefile("rb") as stream:
+        while line := stream.readline(MAX_REPORT_LINE_BYTES):
+            report = parse_report(line)
+            match report.stage:
+                case Stage.READY:
+                    return
+                case Stage.FAILED:
+                    raise _explain_failure(plan, report)
+                case Stage.RUNNING:
+                    tell("booting", None)
+                case Stage.STARTED:
+                    tell("plugging the vsock device", None)
+    raise MachineError("the monitor of the machine ended without a word", details=_read_monitor_log(plan))
+
+
+def _explain_failure(plan: LaunchPlan, report: Report) -> MachineError:
+    hint = report.hint or f"the logs are kept: vmkit logs {plan.name}"
+    return MachineError(f"'{plan.name}' did not start: {report.brief}", details=report.details, hint=hint)
+
+
+def _read_monitor_log(plan: LaunchPlan) -> str:
+    for folder in (plan.directory, plan.evidence):
+        with contextlib.suppress(OSError):
+            text = (folder / Layout.MONITOR_LOG).read_text(errors="replace")[-MAX_MONITOR_LOG_TAIL_BYTES:]
+            if text:
+                return text
+    return ""
+
+
+def _abort(monitor: "subprocess.Popen[bytes]", reports: socket.socket) -> None:
+    """Tells the monitor by closing its report socket, and sees it gone; a second Ctrl-C does not cut this short."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        reports.close()
+        try:
+            monitor.wait(ABORT_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            # QEMU and the device die with it (PR_SET_PDEATHSIG).
+            monitor.kill()
+            monitor.wait()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
