@@ -28,3 +28,19 @@ class VshError(Exception):
         if self.hint:
             lines.append(f"hint: {self.hint}")
         return "\n".join(lines)
+
+
+class ConnectionLost(VshError):  # noqa: N818 - it names what happened
+    """A session ended without its target's exit: the peer is gone, silent, stopped, or talks nonsense."""
+
+    # Upstream's, chosen to be conspicuous.
+    status = 123
+
+
+class ExecError(VshError):
+    """The command was not run, and why: kind is a FailureKind of docs/PROTOCOL.md, error the guest's errno or 0."""
+
+    def __init__(self, brief: str, *, kind: int, error: int = 0, status: int = 1) -> None:
+        super().__init__(brief, status=status)
+        self.kind = kind
+        self.error = error

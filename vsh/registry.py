@@ -1,7 +1,8 @@
 """The registry's reading side: which machines run here, and how to reach them. Knows vmkit's files, never vmkit's code.
 
-The contract is docs/ARCHITECTURE.md, "Contracts between rooms": one directory per machine below the runtime directory, `machine.json` in it, and a
-`lock` that the machine's monitor holds for life. An entry whose lock is free is stale, and not a machine.
+The contract is docs/ARCHITECTURE.md, "Contracts between rooms": one directory per machine below the runtime
+directory, `machine.json` in it, and a `lock` that the machine's monitor holds for life. An entry whose lock is free
+is stale, and not a machine.
 """
 
 import fcntl
@@ -36,9 +37,11 @@ class Machine:
 
 
 def find_runtime_directory() -> str:
-    """Where machines are registered. It need not exist; when it does, it is the caller's own and closed to everyone else.
+    """Where machines are registered. It need not exist; when it does, it is the caller's own and closed to everyone
+    else.
 
-    Raises VshError when the directory belongs to somebody else, or is open to others: whoever may write there decides where vsh connects to.
+    Raises VshError when the directory belongs to somebody else, or is open to others: whoever may write there decides
+    where vsh connects to.
     """
     path = _choose_runtime_directory()
     try:

@@ -1,0 +1,117 @@
+"""Where a vshd is: what the user said, looked up in the registry of machines, as an Address a transport can open."""
+
+from vsh import registry
+from vsh.errors import VshError
+from vsh.registry import Machine
+
+VSHD_PORT = 9001
+# 0 and 1 are the hypervisor and the machine itself, 2 is the host; 2^32-1 is "any" (linux/vm_sockets.h).
+CID_MIN = 3
+CID_MAX = (1 << 32) - 2
+USAGE_STATUS = 64
+
+UNIX, HYBRID, VSOCK, DESCRIPTOR = "unix", "hybrid", "vsock", "fd"
+
+
+class Address:
+    """How to reach a vshd: kind UNIX (path), HYBRID (path, and a port asked for with CONNECT), VSOCK (cid, port) or
+    DESCRIPTOR (fd). `name` is what people call it; `is_ours` that the registry knows it."""
+
+    __slots__ = ("cid", "fd", "is_ours", "kind", "name", "path", "port")
+
+    def __init__(
+        self,
+        kind: str,
+        *,
+        name: str,
+        path: str = "",
+        cid: int = 0,
+        port: int = VSHD_PORT,
+        fd: int = -1,
+        is_ours: bool = False,
+    ) -> None:
+        self.kind = kind
+        self.name = name
+        self.path = path
+        self.cid = cid
+        self.port = port
+        self.fd = fd
+        self.is_ours = is_ours
+
+    @classmethod
+    def unix(cls, path: str) -> "Address":
+        """A vshd that listens on a UNIX socket itself."""
+        return cls(UNIX, name=path, path=path)
+
+    @classmethod
+    def hybrid(cls, path: str, port: int = VSHD_PORT) -> "Address":
+        """A VM whose vsock is a UNIX socket."""
+        return cls(HYBRID, name=path, path=path, port=port)
+
+    @classmethod
+    def vsock(cls, cid: int, port: int = VSHD_PORT) -> "Address":
+        """A VM of the kernel's vsock. Raises VshError for a CID that is no guest's."""
+        return cls(VSOCK, name=f"CID {cid}", cid=check_cid(cid), port=port)
+
+    @classmethod
+    def descriptor(cls, fd: int) -> "Address":
+        """A connection that is open already."""
+        return cls(DESCRIPTOR, name=f"descriptor {fd}", fd=fd)
+
+
+def check_cid(cid: int) -> int:
+    """`cid` if it can be a guest's. Raises VshError."""
+    if cid > UINT32_MAX:
+        raise VshError(f"Cid value ({cid}) is too large.  Largest valid value is {UINT32_MAX}")
+    if not CID_MIN <= cid <= CID_MAX:
+        raise VshError(
+            f"CID {cid} is no guest's: 0 to 2 are the host's own, {UINT32_MAX} means any",
+            hint=f"guests have CIDs from {CID_MIN} to {CID_MAX}",
+            status=USAGE_STATUS,
+        )
+    return cid
+
+
+UINT32_MAX = (1 << 32) - 1
+
+
+def find_by_cid(cid: int, port: int = VSHD_PORT) -> Address:
+    """The address of a CID: a machine of the registry, else the kernel's vsock. Raises VshError."""
+    machine = registry.find_machine(cid=check_cid(cid))
+    return Address.vsock(cid, port) if machine is None else address_of(machine, port)
+
+
+def find_by_name(name: str, port: int = VSHD_PORT) -> Address:
+    """The address of a machine of the registry. Raises VshError."""
+    machine = registry.find_machine(name=name)
+    if machine is None:
+        raise VshError(f"no machine is called '{name}'", hint=_known(registry.read_machines()))
+    return address_of(machine, port)
+
+
+def find_only(port: int = VSHD_PORT) -> Address:
+    """The address of the one machine that runs. Raises VshError when there is none, or a choice."""
+    machines = registry.read_machines()
+    if len(machines) != 1:
+        brief = "several machines are running" if machines else "no machine is running"
+        raise VshError(f"{brief}, and neither --cid nor --vm_name was given", hint=_known(machines))
+    return address_of(machines[0], port)
+
+
+def address_of(machine: Machine, port: int = VSHD_PORT) -> Address:
+    """The address of a registered machine. Raises VshError while it is not ready."""
+    name = f"machine '{machine.name}'"
+    if machine.state != "ready":
+        raise VshError(
+            f"{name} is not ready: it is {machine.state or 'in an unknown state'}", hint=f"vmkit wait {machine.name}"
+        )
+    if machine.vsock is not None:
+        return Address(HYBRID, name=name, path=machine.vsock, cid=machine.cid, port=port, is_ours=True)
+    return Address(VSOCK, name=name, cid=machine.cid, port=port, is_ours=True)
+
+
+def _known(machines: list[Machine]) -> str:
+    if not machines:
+        return "start a machine: vmkit up"
+    names = ", ".join(f"{machine.name} (--cid {machine.cid})" for machine in machines)
+    return f"running: {names}; choose one with --vm_name or --cid"

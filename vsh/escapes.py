@@ -1,0 +1,55 @@
+"""The escapes of an interactive session: what a person types after `~` at the start of a line is for vsh."""
+
+ESCAPE = ord("~")
+CTRL_Z = 0x1A
+_LINE_ENDS = b"\r\n"
+
+HELP = """\
+Supported escape sequences:
+  ~.   disconnect; what runs in the terminal is hung up
+  ~^Z  suspend vsh
+  ~?   this message
+  ~~   send the escape character
+(Escapes are recognised at the beginning of a line only.)
+"""
+
+# What a keystroke asked vsh for.
+DISCONNECT, SUSPEND, SHOW_HELP = "disconnect", "suspend", "help"
+
+_COMMANDS = {ord("."): DISCONNECT, CTRL_Z: SUSPEND, ord("?"): SHOW_HELP}
+
+
+class EscapeFilter:
+    """Splits typed bytes into what goes to the target and what vsh was asked for.
+
+    Invariant: `_is_pending` means that a `~` at a line's start is held back.
+    """
+
+    __slots__ = ("_at_line_start", "_is_pending")
+
+    def __init__(self) -> None:
+        self._at_line_start = True
+        self._is_pending = False
+
+    def feed(self, data: bytes) -> tuple[bytes, list[str]]:
+        """The bytes for the target, and the commands in the order they were typed."""
+        if not self._is_pending and not self._at_line_start and ESCAPE not in data:
+            self._at_line_start = data[-1:] in (b"\r", b"\n")
+            return data, []
+        out = bytearray()
+        commands: list[str] = []
+        for byte in data:
+            if self._is_pending:
+                self._is_pending = False
+                if byte in _COMMANDS:
+                    commands.append(_COMMANDS[byte])
+                    self._at_line_start = True
+                    continue
+                if byte != ESCAPE:
+                    out.append(ESCAPE)
+            elif byte == ESCAPE and self._at_line_start:
+                self._is_pending = True
+                continue
+            out.append(byte)
+            self._at_line_start = byte in _LINE_ENDS
+        return bytes(out), commands

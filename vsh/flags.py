@@ -1,0 +1,212 @@
+"""vsh's command line: upstream's flags in upstream's spellings, and ours beside them, parsed once into Options.
+
+`--name=value`, `--name value` or `-name=value`; `-` may stand for `_`; booleans also `--name` and `--noname`; the last
+one wins. Flags end at `--` or at the first word that is none, so that a command keeps its own. Knows nothing of what
+options do.
+"""
+
+import os
+
+from vsh.errors import VshError
+
+UNKNOWN_FLAG_STATUS = 64
+# What upstream's flag library exits with; a user's script may look for it.
+ILLEGAL_VALUE_STATUS = 65
+
+UINT32_MAX = (1 << 32) - 1
+UINT64_MAX = (1 << 64) - 1
+
+SHORT = {"t": "tty", "T": "notty", "q": "quiet", "v": "verbose", "h": "help"}
+
+# name: (kind, the word for it in messages). A kind is a type of value or "flag".
+KINDS = {
+    "cid": "uint64",
+    "vm_name": "string",
+    "uds": "string",
+    "unix": "string",
+    "fd": "uint32",
+    "port": "uint32",
+    "owner_id": "string",
+    "user": "string",
+    "cwd": "string",
+    "env": "list",
+    "timeout": "double",
+    "keepalive": "double",
+    "target_container": "string",
+    "listen_port": "uint32",
+    "container_features": "string",
+    "tty": "flag",
+    "notty": "flag",
+    "quiet": "flag",
+    "verbose": "flag",
+    "debug": "flag",
+    "extended": "flag",
+    "help": "flag",
+    "version": "flag",
+    # Logging flags every libbrillo program accepts.
+    "vmodule": "string",
+}
+
+HELP = """\
+usage: vsh [flags] [--] [NAME=VALUE ...] [command [argument ...]]
+
+Runs a command, or a login shell, in a virtual machine, over vsock.
+
+where (the only running machine, when there is one):
+  --vm_name=NAME        the machine of this name
+  --cid=N               the machine of this CID, or any VM with a vshd (3 to 4294967294)
+  --uds=PATH            a VM whose vsock is a UNIX socket (CONNECT convention)
+  --unix=PATH           a vshd that listens on a UNIX socket
+  --fd=N                a connection that is already open
+
+what:
+  --user=NAME           run as this user (the server's default)
+  --cwd=DIR             start there; digits: in the directory of that process
+  --env=NAME=VALUE      set a variable; may be repeated
+  -t, -T                with, without a terminal (with one when stdin and stdout are)
+
+how:
+  --timeout=SECONDS     for connecting and starting (30); 0: no limit
+  --keepalive=SECONDS   give a silent peer up after this long (120); 0: never
+  --noextended          speak ChromeOS's protocol only
+  -q, -v, --debug       say less, more, everything
+  --version, --help
+
+In a terminal: ~. disconnects, ~^Z suspends, ~? lists all escapes.
+Exit status: the command's; 128+N killed by signal N; 126, 127 it could not be executed, found; 64, 65 a wrong flag;
+123 the connection was lost; 1 anything else.
+"""
+
+
+class Options:
+    """What vsh was asked to do; attributes are the flags' names, and `command` the words behind them."""
+
+    def __init__(self) -> None:
+        self.cid: int | None = None
+        self.vm_name = ""
+        self.uds = ""
+        self.unix = ""
+        self.fd: int | None = None
+        self.port = 9001
+        self.owner_id = ""
+        self.user = ""
+        self.cwd = ""
+        self.env: list[str] = []
+        self.timeout = 30.0
+        self.keepalive = 120.0
+        self.target_container = ""
+        self.listen_port: int | None = None
+        self.container_features = ""
+        self.tty = False
+        self.notty = False
+        self.quiet = False
+        self.verbose = False
+        self.debug = False
+        self.extended = True
+        self.help = False
+        self.version = False
+        self.vmodule = ""
+        self.command: list[str] = []
+
+
+def parse_flags(words: list[str]) -> Options:
+    """The options in `words` (without the program's name). Raises VshError with upstream's texts and statuses."""
+    options = Options()
+    index = 0
+    while index < len(words):
+        word = words[index]
+        index += 1
+        if word == "--":
+            break
+        if not word.startswith("-") or word == "-":
+            index -= 1
+            break
+        if len(word) > 2 and word[1] != "-" and set(word[1:]) <= set(SHORT):
+            for letter in word[1:]:
+                _set_flag(options, SHORT[letter], None)
+            continue
+        name, value = _split_flag(word)
+        if value is None and KINDS.get(name, "flag") != "flag" and index < len(words):
+            value = words[index]
+            index += 1
+        _set_flag(options, name, value)
+    options.command = words[index:]
+    return options
+
+
+def _split_flag(word: str) -> tuple[str, str | None]:
+    name, equals, value = word.lstrip("-").partition("=")
+    if len(name) == 1:
+        name = SHORT.get(name, name)
+    return name.replace("-", "_"), value if equals else None
+
+
+def _set_flag(options: Options, name: str, value: str | None) -> None:
+    kind = KINDS.get(name)
+    if kind is None and name.startswith("no") and KINDS.get(name[2:]) == "flag" and value is None:
+        setattr(options, name[2:], False)
+        return
+    if kind is None:
+        raise VshError(
+            f"ERROR: unknown command line flag '{name}'",
+            hint="see vsh --help; a command with flags of its own comes behind --",
+            status=UNKNOWN_FLAG_STATUS,
+        )
+    if kind == "list":
+        if value is None or value.find("=") < 1:
+            raise _illegal(value or "", kind, name)
+        getattr(options, name).append(value)
+        return
+    setattr(options, name, _parse_value(name, kind, value))
+
+
+def _parse_value(name: str, kind: str, value: str | None) -> "str | int | float | bool":
+    if kind == "flag":
+        if value is None or value in ("true", "1", "t", "yes", "y"):
+            return True
+        if value in ("false", "0", "f", "no", "n"):
+            return False
+        # --v=N is a level elsewhere; here any number above 0 says more.
+        if name == "verbose" and value.isdigit():
+            return True
+        raise _illegal(value, "bool", name)
+    if value is None:
+        raise _illegal("", kind, name)
+    if kind == "string":
+        return value
+    if kind == "double":
+        return _parse_seconds(name, value)
+    limit = UINT64_MAX if kind == "uint64" else UINT32_MAX
+    if value.isascii() and value.isdigit() and int(value) <= limit:
+        return int(value)
+    raise _illegal(value, kind, name)
+
+
+def _parse_seconds(name: str, value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError as error:
+        raise _illegal(value, "double", name) from error
+    # NaN compares false with everything.
+    if not 0 <= seconds < 1e9:
+        raise _illegal(value, "double", name)
+    return seconds
+
+
+def _illegal(value: str, kind: str, name: str) -> VshError:
+    return VshError(f"ERROR: illegal value '{value}' specified for {kind} flag '{name}'", status=ILLEGAL_VALUE_STATUS)
+
+
+def split_command(words: list[str]) -> tuple[dict[bytes, bytes], list[bytes]]:
+    """Leading NAME=VALUE words as variables, and the rest, as the bytes they were typed as.
+
+    As in env(1), a word is an assignment when something stands before its first `=`; the value may be empty, or hold
+    more of them.
+    """
+    environment: dict[bytes, bytes] = {}
+    for index, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if not name or not equals:
+            return environment, [os.fsencode(rest) for rest in words[index:]]
+        environment[os.fsencode(name)] = os.fsencode(value)
+    return environment, []

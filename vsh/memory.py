@@ -1,0 +1,36 @@
+"""Bytes as a source, and a sink that keeps what it gets: how a program, not a person, speaks to a target."""
+
+from vsh.errors import VshError
+from vsh.pump import Sink, Source
+
+
+class BytesSource(Source):
+    """Gives out `data`, then the end."""
+
+    def __init__(self, data: bytes) -> None:
+        self._rest = memoryview(data)
+
+    def read(self, limit: int) -> memoryview:
+        piece, self._rest = self._rest[:limit], self._rest[limit:]
+        return piece
+
+
+class CaptureSink(Sink):
+    """Keeps everything, up to a limit shared by nobody. Invariant: at most limit_bytes are kept."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def write(self, data: memoryview) -> int:
+        self._size += len(data)
+        if self._size > self._limit_bytes:
+            raise VshError(
+                f"the command wrote more than {self._limit_bytes} bytes", hint="raise output_limit_bytes, or stream it"
+            )
+        self._pieces.append(bytes(data))
+        return len(data)
+
+    def take(self) -> bytes:
+        return b"".join(self._pieces)

@@ -1,0 +1,275 @@
+"""Runs a session: bytes from a source to the target's stdin, its output to sinks, until it has exited.
+
+Owns the poll loop. A source or sink is a descriptor or memory (vsh.stdio, vsh.memory); a stalled one holds up nothing
+but itself. Knows nothing of terminals and signals but that a descriptor may announce them.
+"""
+
+import select
+import time
+
+from vsh.errors import VshError
+from vsh.session import Session
+from vsh.transport import remaining_ms
+from vshd.wire import messages
+from vshd.wire.events import Data, EndOfStream, Event, Exited, StreamClosed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    # At run time this import would cost more than the pump.
+    from collections.abc import Callable
+
+# Without credit, output that a sink does not take is kept up to here; then the connection is not read any more.
+LEGACY_SINK_CEILING = 1 << 20
+# No more stdin is read while this much waits for the connection.
+OUTPUT_CEILING = 1 << 18
+# 16 legacy frames: one writev().
+LEGACY_READ_SIZE = 16 * 4000
+
+_ERRORS = select.POLLHUP | select.POLLERR | select.POLLNVAL
+
+
+class Source:
+    """Where stdin comes from. `fd` is what to poll, -1 when it is always ready."""
+
+    fd = -1
+
+    def read(self, limit: int) -> "bytes | memoryview | None":
+        """At most `limit` bytes; empty at the end, None when there is nothing now."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Nobody wants any more."""
+
+
+class Sink:
+    """Where output goes. `fd` is what to poll, -1 when it is always ready."""
+
+    fd = -1
+    pending_size = 0
+
+    def write(self, data: memoryview) -> int:
+        """Takes as much as goes now. Raises OSError when nothing will ever go again."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """The stream has ended."""
+
+
+class Outlet:
+    """A sink with what waits for it. Invariant: `pending` is empty once the sink is gone."""
+
+    def __init__(self, sink: Sink) -> None:
+        self.sink = sink
+        self.pending: list[bytes | memoryview] = []
+        self.pending_size = 0
+        self.is_ending = False
+        self.is_gone = False
+
+
+class SinkGone(VshError):  # noqa: N818 - it names what happened
+    """A sink broke and there is no way to tell the target: the session is over.
+
+    For a pipe that nobody reads the status is SIGPIPE's, and there is nothing to say.
+    """
+
+
+class TimedOut(VshError):  # noqa: N818 - it names what happened
+    """The session outlived the time it was given, and was ended."""
+
+
+class Pump:
+    """Invariant: `exit` is set once the target's end is known; the pump is done when the outlets have drained too."""
+
+    def __init__(self, session: Session, source: Source, sinks: dict[int, Sink], *, has_pty: bool = False) -> None:
+        self.session = session
+        self.source: Source | None = source
+        self.outlets = {stream: Outlet(sink) for stream, sink in sinks.items()}
+        self.exit: Exited | None = None
+        self.has_pty = has_pty
+        self.wakeup_fd = -1
+        self.on_wakeup: Callable[[], None] | None = None
+        self._poll = select.poll()
+        self._masks: dict[int, int] = {}
+
+    def run(self, deadline_s: float | None = None) -> Exited:
+        """Pumps until the target has exited and its output is delivered.
+
+        deadline_s: of time.monotonic(). Raises ConnectionLost, SinkGone, TimedOut, and what sources and sinks raise.
+        """
+        while self.exit is None or any(outlet.pending for outlet in self.outlets.values()):
+            if self.session.has_early:
+                self._receive()
+            self._read_source_if_ready()
+            self.session.flush()
+            for fd, mask in self._wait(deadline_s):
+                self._serve(fd, mask)
+        return self.exit
+
+    # Readiness.
+
+    def _wait(self, deadline_s: float | None) -> list[tuple[int, int]]:
+        if self.session.has_early or (self.exit is not None and not any(o.pending for o in self.outlets.values())):
+            return []
+        silence_s = None if self.exit is not None else self.session.check_silence()
+        timeout_ms = None if silence_s is None else silence_s * 1000 + 1
+        if deadline_s is not None:
+            left_ms = remaining_ms(deadline_s)
+            if not left_ms:
+                raise TimedOut("the command did not end in time", hint="its processes were told to end")
+            timeout_ms = left_ms if timeout_ms is None else min(left_ms, timeout_ms)
+        if self._is_source_ready():
+            timeout_ms = 0
+        self._want_all()
+        return self._poll.poll(timeout_ms)
+
+    def _want_all(self) -> None:
+        wanted: dict[int, int] = {}
+        if self.wakeup_fd >= 0:
+            wanted[self.wakeup_fd] = select.POLLIN
+        if self.exit is None:
+            session = self.session
+            mask = select.POLLOUT if session.connection.output.size else 0
+            if session.connection.is_extended or not self._is_any_outlet_full():
+                mask |= select.POLLIN
+            wanted[session.fd] = mask
+            if self.source is not None and self.source.fd >= 0 and self._stdin_room():
+                wanted[self.source.fd] = select.POLLIN
+        for outlet in self.outlets.values():
+            if outlet.pending:
+                wanted[outlet.sink.fd] = wanted.get(outlet.sink.fd, 0) | select.POLLOUT
+        for fd in [fd for fd in self._masks if fd not in wanted]:
+            del self._masks[fd]
+            self._poll.unregister(fd)
+        for fd, mask in wanted.items():
+            if self._masks.get(fd) != mask:
+                self._poll.register(fd, mask)
+                self._masks[fd] = mask
+
+    def _is_any_outlet_full(self) -> bool:
+        return any(outlet.pending_size >= LEGACY_SINK_CEILING for outlet in self.outlets.values())
+
+    def _serve(self, fd: int, mask: int) -> None:
+        if fd == self.wakeup_fd and self.on_wakeup is not None:
+            self.on_wakeup()
+        if fd == self.session.fd and mask & (select.POLLIN | _ERRORS) and self.exit is None:
+            self._receive()
+        if self.source is not None and fd == self.source.fd and mask & (select.POLLIN | _ERRORS):
+            self._read_source(self.source)
+        if mask & (select.POLLOUT | _ERRORS):
+            for stream, outlet in self.outlets.items():
+                if outlet.sink.fd == fd and outlet.pending:
+                    self._drain(stream, outlet)
+
+    # Towards the target.
+
+    def _stdin_room(self) -> int:
+        connection = self.session.connection
+        if connection.output.size >= OUTPUT_CEILING:
+            return 0
+        return connection.send_room(messages.STDIN)
+
+    def _is_source_ready(self) -> bool:
+        return self.exit is None and self.source is not None and self.source.fd < 0 and self._stdin_room() > 0
+
+    def _read_source_if_ready(self) -> None:
+        if self.source is not None and self._is_source_ready():
+            self._read_source(self.source)
+
+    def _read_source(self, source: Source) -> None:
+        connection = self.session.connection
+        limit = connection.max_data if connection.is_extended else LEGACY_READ_SIZE
+        room = min(self._stdin_room(), limit)
+        if not room:
+            return
+        data = source.read(room)
+        if data is None:
+            return
+        if data:
+            connection.send_data(messages.STDIN, data)
+            return
+        connection.send_end(messages.STDIN)
+        self._close_source()
+
+    def _close_source(self) -> None:
+        if self.source is not None:
+            self.source.close()
+            self.source = None
+
+    # From the target.
+
+    def _receive(self) -> None:
+        for event in self.session.receive():
+            self._handle(event)
+
+    def _handle(self, event: Event) -> None:
+        if isinstance(event, Data):
+            self._deliver(event)
+        elif isinstance(event, EndOfStream):
+            outlet = self.outlets.get(event.stream)
+            if outlet is not None:
+                outlet.is_ending = True
+                self._close_drained(outlet)
+        elif isinstance(event, StreamClosed):
+            self._close_source()
+        elif isinstance(event, Exited):
+            self.exit = event
+            self._close_source()
+        else:
+            self.session.check(event)
+
+    def _deliver(self, event: Data) -> None:
+        outlet = self.outlets.get(event.stream)
+        if outlet is None or outlet.is_gone:
+            self.session.connection.consumed(event.stream, len(event.data))
+            return
+        data = event.data
+        if not outlet.pending:
+            try:
+                taken = outlet.sink.write(data)
+            except OSError as error:
+                self._lose(event.stream, outlet, error)
+                return
+            self.session.connection.consumed(event.stream, taken)
+            if taken == len(data):
+                return
+            data = data[taken:]
+        outlet.pending.append(bytes(data))
+        outlet.pending_size += len(data)
+
+    def _drain(self, stream: int, outlet: Outlet) -> None:
+        while outlet.pending:
+            piece = memoryview(outlet.pending[0])
+            try:
+                taken = outlet.sink.write(piece)
+            except OSError as error:
+                self._lose(stream, outlet, error)
+                return
+            if self.exit is None:
+                self.session.connection.consumed(stream, taken)
+            outlet.pending_size -= taken
+            if taken < len(piece):
+                outlet.pending[0] = piece[taken:]
+                return
+            del outlet.pending[0]
+        self._close_drained(outlet)
+
+    def _close_drained(self, outlet: Outlet) -> None:
+        if outlet.is_ending and not outlet.pending and not outlet.is_gone:
+            outlet.sink.close()
+
+    def _lose(self, stream: int, outlet: Outlet, error: OSError) -> None:
+        """Nobody reads this output any more: the target learns it as on a local pipe (2.5), or the session ends."""
+        outlet.is_gone = True
+        outlet.pending.clear()
+        outlet.pending_size = 0
+        if not isinstance(error, BrokenPipeError):
+            raise SinkGone(f"cannot write {messages.STREAM_NAMES[stream]}: {error.strerror}") from error
+        if self.has_pty or not self.session.connection.is_extended:
+            # Upstream's client dies of SIGPIPE here.
+            raise SinkGone("", status=128 + 13) from error
+        self.session.connection.close_stream(stream)
+
+
+def deadline_after(timeout_s: float | None) -> float | None:
+    """The deadline of a wait that starts now."""
+    return None if timeout_s is None else time.monotonic() + timeout_s

@@ -1,0 +1,202 @@
+"""One session, seen from the host: the connection to a vshd with its handshake done, and a poll loop's two moves.
+
+Owns the descriptor. Knows nothing of where bytes come from or go to: vsh.pump connects a session to descriptors or
+memory.
+"""
+
+import os
+import select
+import time
+
+from vsh.address import Address
+from vsh.errors import ConnectionLost, ExecError, VshError
+from vsh.transport import open_transport, remaining_ms
+from vshd.wire import messages
+from vshd.wire.client import ClientConnection
+from vshd.wire.connection import default_limits
+from vshd.wire.errors import LocalProtocolError
+from vshd.wire.events import Broken, Established, Event, Failed, Refused
+from vshd.wire.frames import LEGACY_MAX_PAYLOAD
+from vshd.wire.messages import Extended, SetupConnectionRequest
+from vshd.wire.silence import Silence
+
+RECEIVE_SIZE = 1 << 18
+FOREVER_S = 1e9
+
+EXIT_STATUS = {messages.NOT_FOUND: 127, messages.NOT_EXECUTABLE: 126, messages.TOO_LONG: 126}
+
+
+class Session:
+    """Invariant: `fd` is open, and the connection past its handshake, until close()."""
+
+    def __init__(self, fd: int, connection: ClientConnection, name: str) -> None:
+        self.fd = fd
+        self.connection = connection
+        self.name = name
+        self.pid = 0
+        self._buffer = memoryview(bytearray(RECEIVE_SIZE))
+        self._early: list[Event] = []
+        self._silence: Silence | None = None
+
+    def start(self, pid: int, early: list[Event]) -> None:
+        """The target runs; `early` is what came with that word."""
+        self.pid = pid
+        self._early = early
+        connection = self.connection
+        if connection.peer is not None and connection.limits is not None:
+            self._silence = Silence(
+                own_ms=connection.limits.silence_ms, peer_ms=connection.peer.silence_ms, now_s=time.monotonic()
+            )
+
+    def receive(self) -> list[Event]:
+        """What has come; the events' data is valid until the next call."""
+        if self._early:
+            events, self._early = self._early, []
+            return events
+        try:
+            size = os.readv(self.fd, [self._buffer])
+        except BlockingIOError:
+            return []
+        except OSError:
+            size = 0
+        if size and self._silence is not None:
+            self._silence.heard(time.monotonic())
+        return self.connection.receive_data(self._buffer[:size]) if size else self.connection.receive_end()
+
+    @property
+    def has_early(self) -> bool:
+        """Events wait that no poll() will announce."""
+        return bool(self._early)
+
+    def check(self, event: Event) -> None:
+        """Raises ConnectionLost if this event ends the session before its target."""
+        if isinstance(event, Broken):
+            raise ConnectionLost(f"lost the connection to {self.name}: {event.reason}")
+        if isinstance(event, Failed):
+            raise ConnectionLost(f"{self.name} ended the session: {event.description}")
+
+    def flush(self) -> None:
+        """Sends what waits, as far as the transport takes it. A broken transport is found by receive(), which may still
+        have the session's end to tell."""
+        output = self.connection.output
+        if not output.size:
+            return
+        if self._silence is not None:
+            self._silence.said(time.monotonic())
+        try:
+            while output.size:
+                output.sent(os.writev(self.fd, output.buffers()))
+        except BlockingIOError:
+            return
+        except OSError:
+            output.sent(output.size)
+
+    def check_silence(self) -> float | None:
+        """Says "alive" when it is time; returns how many seconds the next call can wait. Raises ConnectionLost."""
+        silence = self._silence
+        if silence is None:
+            return None
+        now_s = time.monotonic()
+        if silence.is_peer_lost(now_s):
+            raise ConnectionLost(f"lost the connection to {self.name}: it has fallen silent")
+        if silence.is_word_due(now_s):
+            self.connection.send_alive()
+            self.flush()
+        return silence.wait_s(time.monotonic())
+
+    def close(self) -> None:
+        """Closes the connection; a target that still runs is ended by the server."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def make_limits(silence_ms: int | None = None) -> Extended:
+    """What we announce; silence_ms None: the default."""
+    limits = default_limits()
+    if silence_ms is not None:
+        limits.silence_ms = silence_ms
+    return limits
+
+
+def open_session(
+    address: Address, request: SetupConnectionRequest, *, limits: Extended | None, timeout_s: float
+) -> Session:
+    """Connects, asks for `request` and waits until the target runs; limits None: legacy mode. timeout_s 0: no limit.
+
+    Raises ExecError when nothing was run because of the command, VshError otherwise.
+    """
+    deadline_s = time.monotonic() + (timeout_s or FOREVER_S)
+    try:
+        return _open(address, request, limits, deadline_s)
+    except _TooLongForLegacy as error:
+        # The offer itself may have made the request too long; without it a legacy server may take it.
+        request.extended = None
+        size = len(request.encode())
+        if size <= LEGACY_MAX_PAYLOAD:
+            return _open(address, request, None, deadline_s)
+        raise _too_long(size, f"the vshd of {address.name} does not speak the extended protocol") from error
+    except LocalProtocolError as error:
+        request.extended = None
+        raise _too_long(len(request.encode()), "without the extended protocol") from error
+
+
+class _TooLongForLegacy(Exception):  # noqa: N818 - a turn of the handshake, no failure yet
+    """A legacy server has refused the stub of a deferred request."""
+
+
+def _too_long(size: int, why: str) -> VshError:
+    return VshError(
+        f"Serialized message too large: {size}",
+        details=f"command line and environment take {size} bytes; {LEGACY_MAX_PAYLOAD} is the limit {why}",
+        hint="send long arguments through stdin, or a file",
+    )
+
+
+def _open(address: Address, request: SetupConnectionRequest, limits: Extended | None, deadline_s: float) -> Session:
+    connection = ClientConnection(limits)
+    connection.send_setup(request)
+    fd = open_transport(address, deadline_s)
+    try:
+        return _shake_hands(fd, connection, address, deadline_s)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _shake_hands(fd: int, connection: ClientConnection, address: Address, deadline_s: float) -> Session:
+    poll = select.poll()
+    session = Session(fd, connection, address.name)
+    while True:
+        session.flush()
+        poll.register(fd, select.POLLIN | (select.POLLOUT if connection.output.size else 0))
+        if not poll.poll(remaining_ms(deadline_s)):
+            raise VshError(
+                f"the vshd of {address.name} does not answer",
+                hint="is the guest paused or stuck? --timeout waits longer",
+            )
+        events = session.receive()
+        for index, event in enumerate(events):
+            if isinstance(event, Established):
+                session.start(event.pid, events[index + 1 :])
+                return session
+            if isinstance(event, Refused):
+                raise _refusal(event)
+            if isinstance(event, Broken):
+                raise VshError(
+                    f"the vshd of {address.name} closed the connection without an answer",
+                    details=event.reason,
+                    hint="its log says why; does it serve this host's CID?",
+                )
+
+
+def _refusal(event: Refused) -> Exception:
+    if event.is_too_long:
+        return _TooLongForLegacy()
+    text = f"Server was unable to set up connection: {event.description}"
+    if event.failure is None:
+        return VshError(text)
+    kind = event.failure.kind
+    if kind in EXIT_STATUS:
+        return ExecError(event.description, kind=kind, error=event.failure.error, status=EXIT_STATUS[kind])
+    return ExecError(text, kind=kind, error=event.failure.error)

@@ -1,0 +1,53 @@
+"""Signals that vsh forwards, as something poll() can wait for: one byte in a pipe per signal.
+
+The C module `_signal` is used directly: `signal` would bring enum, a sixth of a short command's time, for names alone.
+"""
+
+import _signal  # type: ignore[import-not-found]
+import os
+
+SIGHUP: int = _signal.SIGHUP
+SIGINT: int = _signal.SIGINT
+SIGQUIT: int = _signal.SIGQUIT
+SIGUSR1: int = _signal.SIGUSR1
+SIGUSR2: int = _signal.SIGUSR2
+SIGTERM: int = _signal.SIGTERM
+SIGCONT: int = _signal.SIGCONT
+SIGTSTP: int = _signal.SIGTSTP
+SIGWINCH: int = _signal.SIGWINCH
+
+# What the target gets when vsh gets it; legacy mode has no word for the last two.
+FORWARDED = (SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2)
+READ_SIZE = 512
+
+
+class Wakeup:
+    """Invariant: `fd` is the reading end of a non-blocking pipe that the C-level handler writes signal numbers to."""
+
+    def __init__(self, numbers: tuple[int, ...]) -> None:
+        self.fd, self._writing = os.pipe()
+        for fd in (self.fd, self._writing):
+            os.set_blocking(fd, False)
+        _signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        for number in numbers:
+            # What whoever started vsh had ignored (nohup, &) stays ignored.
+            if _signal.getsignal(number) != _signal.SIG_IGN:
+                _signal.signal(number, _ignore)
+
+    def take(self) -> bytes:
+        """The numbers of the signals since the last call, one byte each."""
+        try:
+            return os.read(self.fd, READ_SIZE)
+        except BlockingIOError:
+            return b""
+
+
+def stop_self() -> None:
+    """Stops this process as its terminal would have; returns when it is continued."""
+    _signal.signal(SIGTSTP, _signal.SIG_DFL)
+    os.kill(os.getpid(), SIGTSTP)
+    _signal.signal(SIGTSTP, _ignore)
+
+
+def _ignore(number: int, frame: object) -> None:
+    """The pipe has said it already."""

@@ -1,0 +1,141 @@
+"""Opens the connection to a vshd: UNIX sockets, hybrid vsock, and the one place of vsh that opens AF_VSOCK.
+
+A transport is a descriptor, connected and non-blocking; above it nobody knows which kind it is. The C module `_socket`
+is used directly: `socket` would be a fifth of a short command's time.
+"""
+
+import _socket
+import errno
+import os
+import select
+import time
+
+from vsh import address as kinds
+from vsh.address import Address
+from vsh.errors import VshError
+
+# `OK 4294967295\n` has 14 bytes; more is no answer of a hybrid vsock.
+OK_LINE_MAX = 32
+
+
+def open_transport(address: Address, deadline_s: float) -> int:
+    """A connected, non-blocking descriptor, which the caller closes. deadline_s: of time.monotonic().
+
+    Raises VshError, saying whose fault it is and what to do.
+    """
+    if address.kind == kinds.DESCRIPTOR:
+        return _take_descriptor(address)
+    if address.kind == kinds.VSOCK:
+        return _open_vsock(address, deadline_s)
+    fd = _open_unix(address, deadline_s)
+    if address.kind == kinds.HYBRID:
+        try:
+            _ask_for_port(address, fd, deadline_s)
+        except BaseException:
+            os.close(fd)
+            raise
+    return fd
+
+
+def remaining_ms(deadline_s: float) -> int:
+    """What is left until a deadline, for poll()."""
+    left_s = deadline_s - time.monotonic()
+    return min(max(0, int(left_s * 1000) + 1), 1 << 30) if left_s > 0 else 0
+
+
+def _take_descriptor(address: Address) -> int:
+    try:
+        os.set_blocking(address.fd, False)
+    except OSError as error:
+        raise VshError(f"{address.name} is not open", status=kinds.USAGE_STATUS) from error
+    return address.fd
+
+
+def _open_unix(address: Address, deadline_s: float) -> int:
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        connection.settimeout(max(0.001, deadline_s - time.monotonic()))
+        connection.connect(address.path)
+        connection.setblocking(False)
+    except (OSError, ValueError) as error:
+        connection.close()
+        raise _cannot_reach(address, error) from error
+    return connection.detach()
+
+
+def _cannot_reach(address: Address, error: Exception) -> VshError:
+    code = error.errno if isinstance(error, OSError) else None
+    where = f"{address.name}: {address.path}" if address.is_ours else address.path
+    if code in (errno.ENOENT, errno.ECONNREFUSED):
+        hint = (
+            "vmkit list shows what runs" if address.is_ours else "is the path right, and the program behind it running?"
+        )
+        return VshError(f"nothing listens at {where}", hint=hint)
+    if code == errno.EACCES:
+        return VshError(f"{where} is not yours to use", hint="it belongs to another user, or its directory does")
+    if code in (errno.EAGAIN, errno.ETIMEDOUT, None) and isinstance(error, TimeoutError | BlockingIOError):
+        return VshError(f"{where} does not accept connections", hint="its program is busy, stopped or stuck")
+    return VshError(f"cannot connect to {where}: {error.strerror if isinstance(error, OSError) else error}")
+
+
+def _ask_for_port(address: Address, fd: int, deadline_s: float) -> None:
+    """The hybrid convention: CONNECT <port>, and OK <port> or a close without a word."""
+    os.write(fd, b"CONNECT %d\n" % address.port)
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    line = b""
+    while not line.endswith(b"\n"):
+        if not poll.poll(remaining_ms(deadline_s)):
+            raise VshError(f"{address.name} does not answer", hint="is the guest paused or stuck? its console may tell")
+        try:
+            data = os.read(fd, OK_LINE_MAX - len(line))
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            raise VshError(
+                f"nothing listens on port {address.port} of {address.name}",
+                hint="the guest runs, but no vshd in it; is it still booting?",
+            )
+        line += data
+        if len(line) >= OK_LINE_MAX or not line.startswith(b"OK "[: len(line)]):
+            raise VshError(
+                f"{address.path} is no vsock of a VM: it answered {line!r}", hint="--unix is for a plain vshd"
+            )
+
+
+def _open_vsock(address: Address, deadline_s: float) -> int:
+    """The only AF_VSOCK of vsh. Never a CID below 3, never where VSH_AF_VSOCK=deny."""
+    kinds.check_cid(address.cid)
+    if os.environ.get("VSH_AF_VSOCK") == "deny":
+        raise VshError(
+            f"cannot connect to {address.name}: AF_VSOCK is denied by VSH_AF_VSOCK=deny",
+            hint="" if address.is_ours else f"no machine of vmkit has CID {address.cid}; vmkit list shows what runs",
+        )
+    try:
+        connection = _socket.socket(_socket.AF_VSOCK, _socket.SOCK_STREAM)
+    except OSError as error:
+        raise VshError(
+            f"Failed to open vsock socket: {error.strerror}", hint="this kernel has no vsock: modprobe vsock"
+        ) from error
+    try:
+        connection.settimeout(max(0.001, deadline_s - time.monotonic()))
+        connection.connect((address.cid, address.port))
+        connection.setblocking(False)
+    except OSError as error:
+        connection.close()
+        raise _cannot_reach_vsock(address, error) from error
+    return connection.detach()
+
+
+def _cannot_reach_vsock(address: Address, error: OSError) -> VshError:
+    brief = f"Failed to connect to vshd: {error.strerror or error}"
+    if error.errno == errno.ENODEV:
+        return VshError(f"{brief}: no VM has CID {address.cid}", hint="vmkit list shows what runs")
+    if error.errno == errno.ECONNRESET:
+        return VshError(
+            f"{brief}: nothing listens on port {address.port} of {address.name}",
+            hint="the guest runs, but no vshd in it; is it still booting?",
+        )
+    if error.errno == errno.ETIMEDOUT or isinstance(error, TimeoutError):
+        return VshError(f"{brief}: {address.name} does not answer", hint="is the guest paused, stuck or still booting?")
+    return VshError(brief)
