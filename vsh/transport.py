@@ -139,3 +139,20 @@ def _cannot_reach_vsock(address: Address, error: OSError) -> VshError:
     if error.errno == errno.ETIMEDOUT or isinstance(error, TimeoutError):
         return VshError(f"{brief}: {address.name} does not answer", hint="is the guest paused, stuck or still booting?")
     return VshError(brief)
+
+
+def listen_vsock(backlog: int) -> "tuple[_socket.socket, int]":
+    """A listening AF_VSOCK socket on a free port of this host, and that port. Raises VshError."""
+    if os.environ.get("VSH_AF_VSOCK") == "deny":
+        raise VshError("cannot listen on vsock: AF_VSOCK is denied by VSH_AF_VSOCK=deny")
+    try:
+        listener = _socket.socket(_socket.AF_VSOCK, _socket.SOCK_STREAM)
+    except OSError as error:
+        raise VshError(f"Failed to create socket: {error.strerror}") from error
+    try:
+        listener.bind((kinds.UINT32_MAX, kinds.UINT32_MAX))
+        listener.listen(backlog)
+    except OSError as error:
+        listener.close()
+        raise VshError(f"Failed to listen: {error.strerror}") from error
+    return listener, listener.getsockname()[1]
