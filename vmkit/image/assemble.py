@@ -68,7 +68,10 @@ class _Assembly:
                 case Unpack():
                     self._unpack(step)
                 case TakeKernel():
-                    self._kernel = take_kernel(self._debs[step.package], self._tree, step.modules)
+                    compressed = step.kernel_format == "vmlinuz"
+                    self._kernel = take_kernel(
+                        self._debs[step.package], self._tree, step.modules, compressed=compressed
+                    )
                 case TakePython():
                     self._take_python(step)
                 case LinkApplets():

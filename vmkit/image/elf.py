@@ -1,4 +1,4 @@
-"""The two questions an image build asks an ELF file: which libraries it needs, and what a kernel module says of itself.
+"""What an image build asks an ELF file: the libraries it needs, a module's words about itself, a kernel's PVH entry.
 
 Layouts are those of elf.h (Elf64_Ehdr, Elf64_Shdr, Elf64_Dyn); only 64-bit little-endian files are read, others have no
 answers.
@@ -11,7 +11,9 @@ _IDENT = b"\x7fELF\x02\x01"
 _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 _SHDR = struct.Struct("<IIQQQQIIQQ")
 _DYN = struct.Struct("<qQ")
-_SHT_DYNAMIC = 6
+_NHDR = struct.Struct("<III")
+_SHT_DYNAMIC, _SHT_NOTE = 6, 7
+_XEN_ELFNOTE_PHYS32_ENTRY = 18
 _DT_NEEDED = 1
 # A kernel module has some fifty sections; the field could claim 65,535.
 _SECTION_LIMIT = 4096
@@ -45,6 +47,28 @@ def read_needed(data: bytes) -> tuple[str, ...]:
         usable = len(entries) - len(entries) % _DYN.size
         return tuple(_text(names, value) for tag, value in _DYN.iter_unpack(entries[:usable]) if tag == _DT_NEEDED)
     return ()
+
+
+def has_pvh_entry(data: bytes) -> bool:
+    """True for a kernel that can be started uncompressed.
+
+    It carries XEN_ELFNOTE_PHYS32_ENTRY (xen/interface/elfnote.h).
+    """
+    for section in _read_sections(data):
+        if section.kind != _SHT_NOTE:
+            continue
+        notes, at = _content(data, section), 0
+        while at + _NHDR.size <= len(notes):
+            name_size, value_size, kind = _NHDR.unpack_from(notes, at)
+            name_at = at + _NHDR.size
+            if notes[name_at : name_at + name_size] == b"Xen\0" and kind == _XEN_ELFNOTE_PHYS32_ENTRY:
+                return True
+            at = name_at + _align4(name_size) + _align4(value_size)
+    return False
+
+
+def _align4(size: int) -> int:
+    return size + -size % 4
 
 
 def read_modinfo(data: bytes) -> dict[str, str]:

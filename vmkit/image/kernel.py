@@ -15,14 +15,13 @@ from vmkit.errors import BuildError, CommandError
 from vmkit.image.deb import read_deb
 from vmkit.image.elf import read_modinfo
 from vmkit.image.tree import Kind, Node, Tree, file_node
-from vmkit.run import run
+from vmkit.image.vmlinux import extract_vmlinux, unpack_zstd
 
-_DECOMPRESS_TIMEOUT_S = 30.0
 _DECOMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     ".ko": lambda data: data,
     ".ko.xz": lzma.decompress,
     ".ko.gz": gzip.decompress,
-    ".ko.zst": lambda data: run(["zstd", "-dcq"], stdin=data, timeout_s=_DECOMPRESS_TIMEOUT_S, package="zstd"),
+    ".ko.zst": unpack_zstd,
 }
 
 
@@ -35,8 +34,10 @@ class Kernel:
     modules: tuple[str, ...]
 
 
-def take_kernel(deb: Path, tree: Tree, wanted: tuple[str, ...]) -> Kernel:
+def take_kernel(deb: Path, tree: Tree, wanted: tuple[str, ...], *, compressed: bool) -> Kernel:
     """Reads a kernel package; puts the wanted modules, and those they depend on, into the tree.
+
+    The boot image is Debian's compressed one, or the ELF file inside it, which starts sooner (see vmkit.image.vmlinux).
 
     A wanted module that is built into this kernel needs nothing. Raises BuildError naming one that does not exist.
     """
@@ -55,6 +56,8 @@ def take_kernel(deb: Path, tree: Tree, wanted: tuple[str, ...]) -> Kernel:
     if len(images) != 1:
         raise BuildError(f"the package {deb.stem} holds {len(images)} kernels, and one is needed")
     version, image = next(iter(images.items()))
+    if not compressed:
+        image = extract_vmlinux(image)
     modules = _ModuleSet(version, files, builtin)
     for name in wanted:
         modules.want(name)

@@ -30,10 +30,12 @@ class TakeKernel:
     """Take the boot image and the listed modules."""
 
     package: str
+    kernel_format: str
     modules: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"take the kernel and {len(self.modules)} modules of {self.package}: {' '.join(self.modules)}"
+        modules = " ".join(self.modules)
+        return f"take the kernel ({self.kernel_format}) of {self.package} and its modules: {modules or 'none'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ def make_plan(spec: ImageSpec, request: Request, inputs: Inputs, lock: Lock | No
     """The steps for a recipe; without a lock, as far as they are known."""
     steps: list[Step] = [Unpack(name, ()) for name in (lock.closure if lock else spec.packages)]
     steps += [Unpack(name, patterns) for name, patterns in spec.extract]
-    steps.append(TakeKernel(lock.kernel if lock else spec.kernel, spec.modules))
+    steps.append(TakeKernel(lock.kernel if lock else spec.kernel, spec.kernel_format, spec.modules))
     if spec.python_modules:
         steps.append(TakePython(lock.python if lock else "3", spec.python_modules))
     steps.append(LinkApplets())
@@ -118,6 +120,7 @@ def make_plan(spec: ImageSpec, request: Request, inputs: Inputs, lock: Lock | No
 def _digest(spec: ImageSpec, inputs: Inputs, lock: Lock) -> str:
     covered = {
         "name": spec.name,
+        "kernel_format": spec.kernel_format,
         "kernel_args": spec.kernel_args,
         "modules": spec.modules,
         "extract": spec.extract,
