@@ -72,27 +72,35 @@ def console(*, name: str | None) -> None:
 
 def _attach(sock: socket.socket) -> None:
     # Imported here: only an attached console needs a terminal.
-    from vsh.terminal import open_raw_terminal  # noqa: PLC0415
+    from vsh.terminal import RawTerminal  # noqa: PLC0415
 
     stdin = sys.stdin.fileno()
-    with open_raw_terminal(stdin):
-        inputs: list[int] = [stdin, sock.fileno()]
-        while True:
-            readable, _, _ = select.select(inputs, [], [])
-            if sock.fileno() in readable:
-                data = sock.recv(READ_BYTES)
-                if not data:
-                    return
-                _write(data)
-            if stdin in readable:
-                data = os.read(stdin, READ_BYTES)
-                if not data:
-                    inputs.remove(stdin)
-                    continue
-                before, leave, _ = data.partition(DETACH_BYTE)
-                sock.sendall(before)
-                if leave:
-                    return
+    terminal = RawTerminal(stdin)
+    terminal.enter()
+    try:
+        _pump(sock, stdin)
+    finally:
+        terminal.leave()
+
+
+def _pump(sock: socket.socket, stdin: int) -> None:
+    inputs: list[int] = [stdin, sock.fileno()]
+    while True:
+        readable, _, _ = select.select(inputs, [], [])
+        if sock.fileno() in readable:
+            data = sock.recv(READ_BYTES)
+            if not data:
+                return
+            _write(data)
+        if stdin in readable:
+            data = os.read(stdin, READ_BYTES)
+            if not data:
+                inputs.remove(stdin)
+                continue
+            before, leave, _ = data.partition(DETACH_BYTE)
+            sock.sendall(before)
+            if leave:
+                return
 
 
 def _find_logs(name: str | None) -> Path:

@@ -10,8 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vsh.client import Client, Result
-
 from vmkit.errors import MachineError
 from vmkit.machine import stop
 from vmkit.machine.spec import (
@@ -24,6 +22,8 @@ from vmkit.machine.spec import (
     parse_memory,
 )
 from vmkit.machine.start import Started, start_machine
+from vsh.address import address_of
+from vsh.client import Client, Result
 from vsh.registry import Machine as Entry
 from vsh.registry import find_machine
 
@@ -106,19 +106,18 @@ class Machine:
         env: Mapping[str, str] | None = None,
         cwd: str = "",
         user: str = "",
-        input: bytes | None = None,
+        input: bytes = b"",
         timeout_s: float | None = None,
     ) -> Result:
         """Runs a command in the guest and returns what it wrote and how it ended.
 
         Raises VshError when there is no session to be had, or when timeout_s seconds pass.
         """
-        with self.connect() as client:
-            return client.run(argv, env=env or {}, cwd=cwd, user=user, input=input, timeout_s=timeout_s)
+        return self.connect().run(argv, env=env, cwd=cwd, user=user, input=input, timeout_s=timeout_s)
 
     def connect(self) -> Client:
-        """A connection for one session of your own."""
-        return Client.connect(self._entry().address())
+        """A client for sessions of your own; each session has a connection of its own."""
+        return Client.connect(address_of(self._entry()))
 
     def down(self) -> None:
         """Asks the guest to power off and waits until it is gone."""

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 from collections.abc import Coroutine, Mapping
+from typing import cast
 
 from vmkit.errors import VmkitError
 from vmkit.machine.child import Child, start_child
@@ -109,7 +110,8 @@ class Monitor:
     async def _or_end(self, work: Coroutine[None, None, object]) -> None:
         """Awaits a step of the start, unless the end comes first (QEMU exits, `up` goes away)."""
         task = asyncio.ensure_future(work)
-        await asyncio.wait({task, self._end}, return_when=asyncio.FIRST_COMPLETED)
+        both: set[asyncio.Future[object]] = {task, cast("asyncio.Future[object]", self._end)}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if self._end.done():
             # QEMU's exit makes QMP fail too; its exit is the cause, the broken QMP only a consequence.
             task.cancel()

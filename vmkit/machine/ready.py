@@ -10,11 +10,11 @@ import asyncio
 import os
 import socket
 
-
 from vmkit.errors import MachineError
 from vmkit.machine.launch import LaunchPlan, Layout
 from vmkit.machine.qemu import USER_READY_PORT
 from vmkit.machine.spec import Backend
+from vsh.transport import listen_vsock
 
 READY_WORD = b"READY=1"
 # systemd's notify messages are short; a guest that sends more says something else.
@@ -63,10 +63,8 @@ class ReadyListener:
 def open_ready_listener(plan: LaunchPlan) -> ReadyListener:
     """Binds the port READY will come to."""
     if plan.backend is Backend.VHOST:
-        from vsh.transport import listen_vsock
-
         sock, port = listen_vsock(BACKLOG)
-        return ReadyListener(sock, port, plan.cid)
+        return ReadyListener(socket.socket(fileno=sock.detach()), port, plan.cid)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     path = plan.directory / f"{Layout.VSOCK}_{USER_READY_PORT}"
     try:

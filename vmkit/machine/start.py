@@ -33,6 +33,7 @@ ABORT_DEADLINE_S = 15.0
 MAX_MONITOR_LOG_TAIL_BYTES = 4096
 
 Tell = Callable[[str, float | None], None]
+Build = Callable[[str, Tell], BuiltImage]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +67,17 @@ def start_machine(
     tell: Tell | None = None,
     on_directory: Callable[[Path], None] | None = None,
     door: VhostDoor | None = None,
+    build: Build | None = None,
 ) -> Started:
     """Builds if needed, starts, waits until ready. on_directory is told where the console log will grow.
 
-    Raises VshError kinds; nothing is left behind when it does.
+    door and build stand for the kernel's vhost-vsock and the image room. Raises VshError kinds; nothing is left behind
+    when it does.
     """
     say = tell or (lambda _text, _fraction: None)
     started_s = time.monotonic()
     vhost_door = door or KernelVhostDoor()
-    choices = choose(spec, say, vhost_door)
+    choices = choose(spec, say, vhost_door, build or build_named_image)
     record = plan_record(spec, choices)
     say("starting QEMU", None)
     with contextlib.ExitStack() as stack:
@@ -91,14 +94,19 @@ def start_machine(
     )
 
 
-def choose(spec: MachineSpec, tell: Tell, door: VhostDoor) -> Choices:
+def build_named_image(image: str, tell: Tell) -> BuiltImage:
+    """The image of a shipped name or of a recipe's path, from the cache or built now."""
+    return build_image(load_image(image), progress=tell)
+
+
+def choose(spec: MachineSpec, tell: Tell, door: VhostDoor, build: Build = build_named_image) -> Choices:
     """The image, QEMU, accelerator and backend a spec leads to on this host."""
     if spec.kernel is not None:
         _check_kernel(spec.kernel)
     qemu = probe.find_qemu()
     backend, backend_reason = probe.choose_backend(spec.backend, probe.probe_vhost(door))
     probe.check_memory(spec.memory_mib)
-    built = build_image(load_image(spec.image), progress=tell)
+    built = build(spec.image, tell)
     kernel = spec.kernel or built.kernel
     kvm = None
     if spec.accelerator is None:

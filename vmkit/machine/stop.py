@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vsh.client import Client
-
 from vmkit.errors import MachineError
 from vmkit.machine.launch import Layout
 from vmkit.machine.registry import sweep
+from vsh.address import Address, address_of
+from vsh.client import Client
 from vsh.errors import VshError
 from vsh.registry import Machine as Entry
 
@@ -103,10 +103,12 @@ def power_off(
     """`down`: the guest is asked to power off; when it does not within timeout_s seconds, QEMU is ended."""
     say = tell or (lambda _text: None)
     try:
+        address = _find_address(entry)
         with open_control(entry) as control:
             control.ask("stopping")
-            say("asking the guest to power off")
-            _ask_guest(entry)
+            if address is not None:
+                say("asking the guest to power off")
+                _ask_guest(address)
             if control.wait_end(timeout_s) is None:
                 say(f"the guest did not power off within {timeout_s:g} s: ending QEMU")
                 control.ask("quit")
@@ -133,13 +135,21 @@ def kill(entry: Entry) -> None:
     _await_gone(entry)
 
 
-def _ask_guest(entry: Entry) -> None:
+def _find_address(entry: Entry) -> Address | None:
+    """How to reach the guest; None while it is not ready, when there is nobody to ask."""
+    try:
+        return address_of(entry)
+    except VshError:
+        return None
+
+
+def _ask_guest(address: Address) -> None:
     """Runs `poweroff`, which busybox and systemd both have.
 
     The guest may be gone before it can answer: that is what was asked for.
     """
-    with contextlib.suppress(VshError, OSError), Client.connect(entry.address(), timeout_s=ASK_DEADLINE_S) as client:
-        client.run(["poweroff"], timeout_s=ASK_DEADLINE_S)
+    with contextlib.suppress(VshError, OSError):
+        Client.connect(address, timeout_s=ASK_DEADLINE_S).run(["poweroff"], timeout_s=ASK_DEADLINE_S)
 
 
 def _await_gone(entry: Entry) -> None:

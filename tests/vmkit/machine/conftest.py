@@ -1,0 +1,75 @@
+"""A machine room without a VM: a fake QEMU on PATH, an image of two empty files, directories of its own."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from vmkit.image.build import BuiltImage
+from vmkit.machine import stop
+from vmkit.machine.spec import Accelerator, Backend, MachineSpec
+from vmkit.machine.start import Started, start_machine
+from vsh.registry import read_machines
+
+FAKES = Path(__file__).parents[2] / "fakes"
+
+
+@pytest.fixture
+def folders(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Runtime, state and cache directories below one short path: a socket's path may have 107 bytes only."""
+    root = Path(tempfile.mkdtemp(prefix="vmkit-"))
+    for name in ("runtime", "state", "cache"):
+        (root / name).mkdir(mode=0o700)
+        monkeypatch.setenv(f"VMKIT_{name.upper()}_DIR", str(root / name))
+    yield root
+    for machine in read_machines():
+        stop.kill(machine)
+    shutil.rmtree(root)
+
+
+@pytest.fixture
+def fake_qemu(monkeypatch: pytest.MonkeyPatch, folders: Path) -> Path:
+    monkeypatch.setenv("PATH", f"{FAKES}:{os.environ['PATH']}")
+    return folders
+
+
+Boot = Callable[..., Started]
+
+
+@pytest.fixture
+def boot(fake_qemu: Path) -> Iterator[Boot]:
+    """boot(scenario, **spec) starts a machine whose QEMU plays that scenario."""
+    for name in ("kernel", "initrd", "manifest.json"):
+        (fake_qemu / "cache" / name).write_bytes(b"")
+    image = BuiltImage(
+        name="tiny",
+        kernel=fake_qemu / "cache" / "kernel",
+        initrd=fake_qemu / "cache" / "initrd",
+        manifest=fake_qemu / "cache" / "manifest.json",
+        kernel_args=("quiet",),
+        default_user="root",
+        digest="0" * 64,
+        cached=True,
+    )
+    started: list[Started] = []
+
+    def start(scenario: str, *, accelerator: Accelerator | None = Accelerator.TCG, **fields: object) -> Started:
+        spec = MachineSpec(
+            append=f"fake={scenario}",
+            accelerator=accelerator,
+            backend=fields.pop("backend", Backend.USER),  # type: ignore[arg-type]
+            timeout_s=fields.pop("timeout_s", 20.0),  # type: ignore[arg-type]
+            **fields,  # type: ignore[arg-type]
+        )
+        machine = start_machine(spec, build=lambda _image, _tell: image)
+        started.append(machine)
+        return machine
+
+    yield start
+    for machine in read_machines():
+        stop.kill(machine)
+    for one in started:
+        one.monitor.wait(10)

@@ -1,0 +1,77 @@
+"""QEMU's argv as a value: golden lines, and what depends on what."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vmkit.errors import ConfigError
+from vmkit.machine.qemu import Hardware, plan_qemu, render_kernel_command_line
+from vmkit.machine.spec import Accelerator, Backend
+
+HARDWARE = Hardware(
+    name="tiny",
+    cid=3,
+    memory_mib=256,
+    cpus=1,
+    accelerator=Accelerator.TCG,
+    backend=Backend.USER,
+    kernel=Path("/k"),
+    initrd=Path("/i"),
+    kernel_args=("quiet", "lsm=bpf"),
+    append="",
+    ready_port=7777,
+    qemu="/usr/bin/qemu-system-x86_64",
+)
+
+GOLDEN_USER = """\
+/usr/bin/qemu-system-x86_64 -name guest=tiny,process=vmkit-tiny -nodefaults -no-user-config -display none
+-S -action reboot=shutdown -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+-machine q35,sata=off,smbus=off,usb=off,hpet=off,memory-backend=ram -accel tcg -cpu max,cx16=off -smp 1 -m 256M
+-object memory-backend-memfd,id=ram,size=256M,share=on -device pcie-root-port,id=vsock-port,slot=1
+-chardev socket,id=console,fd=11 -serial chardev:console -chardev socket,id=qmp,fd=12 -mon chardev=qmp,mode=control
+-kernel /k -initrd /i -append console=ttyS0 quiet panic=-1 cryptomgr.notests lsm=bpf vmkit.ready=7777"""
+
+
+def test_argv_for_the_user_backend_is_golden() -> None:
+    argv = plan_qemu(HARDWARE).render_argv(console_fd=11, qmp_fd=12, ready_port=7777)
+    assert " ".join(argv) == " ".join(GOLDEN_USER.splitlines())
+
+
+def test_vhost_backend_needs_no_shared_memory_and_plugs_one_device() -> None:
+    plan = plan_qemu(replace(HARDWARE, backend=Backend.VHOST, ready_port=None))
+    argv = plan.render_argv(console_fd=11, qmp_fd=12, ready_port=40123)
+    assert "memory-backend" not in " ".join(argv)
+    assert argv[-1].endswith("vmkit.ready=40123")
+    (command,) = plan.plug
+    assert command.name == "device_add"
+    assert command.arguments == {
+        "driver": "vhost-vsock-pci",
+        "id": "vsock0",
+        "bus": "vsock-port",
+        "guest-cid": 3,
+        "vhostfd": "vsock-fd",
+    }
+
+
+def test_user_backend_plugs_a_chardev_on_a_passed_descriptor() -> None:
+    chardev, device = plan_qemu(HARDWARE).plug
+    assert (chardev.name, device.name) == ("chardev-add", "device_add")
+    assert device.arguments["driver"] == "vhost-user-vsock-pci"
+
+
+def test_kvm_uses_the_hosts_processor() -> None:
+    argv = plan_qemu(replace(HARDWARE, accelerator=Accelerator.KVM)).argv
+    assert argv[argv.index("-accel") + 1] == "kvm"
+    assert argv[argv.index("-cpu") + 1] == "host"
+
+
+def test_users_kernel_arguments_come_last_and_win() -> None:
+    line = render_kernel_command_line(replace(HARDWARE, append="panic=0 loglevel=7"))
+    assert line.endswith("vmkit.ready=7777 panic=0 loglevel=7")
+
+
+def test_kernel_command_line_over_the_kernels_limit_is_refused() -> None:
+    assert len(render_kernel_command_line(replace(HARDWARE, append="a" * 1900))) < 2048
+    with pytest.raises(ConfigError, match="kernel command line is too long"):
+        render_kernel_command_line(replace(HARDWARE, append="a" * 2048))

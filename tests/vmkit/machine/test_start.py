@@ -1,0 +1,296 @@
+"""A start with a QEMU that plays a scenario: ready, every way to fail, every way to be interrupted; nothing is left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vmkit.errors import HostError, MachineError
+from vmkit.machine import stop
+from vmkit.machine.registry import find_state_directory
+from vmkit.machine.spec import Accelerator, Backend
+from vsh.registry import find_machine, read_machines
+
+Boot = Callable[..., object]
+
+
+def entries(root: Path) -> list[str]:
+    folder = root / "runtime" / "machines"
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def until(condition: Callable[[], bool], deadline_s: float = 10.0) -> None:
+    end_s = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end_s, "the deadline passed"
+        time.sleep(0.01)
+
+
+def test_start_returns_when_the_guest_says_ready(boot: Boot, folders: Path) -> None:
+    started = boot("ready")
+    assert (started.name, started.cid) == ("tiny", 3)
+    machine = find_machine(cid=3)
+    assert machine is not None
+    assert machine.state == "ready"
+    assert machine.vsock == str(folders / "runtime/machines/tiny/vsock.sock")
+    assert os.stat(machine.vsock).st_mode & 0o777 == 0o600
+    assert os.stat(machine.directory).st_mode & 0o777 == 0o700
+
+
+def test_second_start_takes_the_next_name_and_cid(boot: Boot) -> None:
+    boot("ready")
+    second = boot("ready")
+    assert (second.name, second.cid) == ("tiny-2", 4)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "said", "detail"),
+    [
+        ("panic", "the guest's kernel panicked: VFS: Unable to mount root fs", "Comm: swapper/0"),
+        ("init-error", "the guest's init failed: cannot mount /dev", "vmkit-init: error"),
+        ("power-off", "the guest powered off before it was ready", ""),
+        ("exit", "QEMU ended with status 3", "something went wrong"),
+        ("exit-at-once", "QEMU ended with status 1", "Cannot allocate memory"),
+        ("internal-error", "QEMU stopped the guest with an internal error", "KVM internal error"),
+        ("refuse-device", "QEMU refused 'device_add': no such device here", ""),
+    ],
+)
+def test_start_says_why_it_failed(boot: Boot, folders: Path, scenario: str, said: str, detail: str) -> None:
+    with pytest.raises(MachineError) as caught:
+        boot(scenario)
+    assert said in caught.value.brief
+    assert detail in caught.value.details
+    assert "vmkit logs tiny" in caught.value.hint or "accel" in caught.value.hint
+    assert entries(folders) == []
+    kept = find_state_directory() / "tiny"
+    events = [json.loads(line) for line in (kept / "events.jsonl").read_text().splitlines()]
+    assert events[-1]["event"] == "end"
+    assert (kept / "argv.txt").read_text().startswith(str(Path(__file__).parents[2] / "fakes"))
+
+
+def test_start_ends_at_the_deadline(boot: Boot, folders: Path) -> None:
+    with pytest.raises(MachineError, match="not ready within 0.5 s") as caught:
+        boot("silent", timeout_s=0.5)
+    assert "waiting for nothing" in caught.value.details
+    assert entries(folders) == []
+
+
+def test_name_in_use_is_refused_and_the_machine_goes_on(boot: Boot) -> None:
+    boot("ready")
+    with pytest.raises(MachineError, match="a machine named 'tiny' is running"):
+        boot("ready", name="tiny")
+    assert find_machine(name="tiny") is not None
+
+
+def test_cid_in_use_is_refused_and_its_owner_named(boot: Boot) -> None:
+    boot("ready", cid=77)
+    with pytest.raises(MachineError, match="CID 77 is in use by the machine 'tiny'"):
+        boot("ready", name="other", cid=77)
+
+
+def test_two_starts_at_once_get_different_names_and_cids(boot: Boot) -> None:
+    threads = [threading.Thread(target=boot, args=("ready",)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    machines = read_machines()
+    assert sorted(machine.cid for machine in machines) == [3, 4, 5, 6]
+    assert sorted(machine.name for machine in machines) == ["tiny", "tiny-2", "tiny-3", "tiny-4"]
+
+
+def test_unreadable_kernel_is_refused(boot: Boot, folders: Path) -> None:
+    with pytest.raises(HostError, match="cannot read the kernel /nowhere/vmlinuz"):
+        boot("ready", kernel=Path("/nowhere/vmlinuz"))
+    assert entries(folders) == []
+
+
+def test_memory_the_host_has_not_is_refused(boot: Boot) -> None:
+    with pytest.raises(HostError, match="asks for 99999999 MiB of memory"):
+        boot("ready", memory_mib=99999999)
+
+
+def test_vhost_that_was_asked_for_and_is_not_there_is_refused(boot: Boot) -> None:
+    with pytest.raises(HostError, match="vhost backend cannot be used"):
+        boot("ready", backend=Backend.VHOST)
+
+
+def test_missing_qemu_is_told_with_the_package(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(HostError, match="cannot find QEMU") as caught:
+        boot("ready")
+    assert "apt-get install qemu-system-x86" in caught.value.hint
+
+
+def test_kill_leaves_nothing(boot: Boot, folders: Path) -> None:
+    boot("ready")
+    machine = find_machine(name="tiny")
+    assert machine is not None
+    qemu = int(str(machine.record["qemu_pid"]))
+    stop.kill(machine)
+    assert entries(folders) == []
+    assert not is_alive(qemu)
+
+
+def test_killed_monitor_takes_qemu_and_the_device_with_it_and_blocks_nothing(boot: Boot, folders: Path) -> None:
+    started = boot("ready")
+    machine = find_machine(name="tiny")
+    assert machine is not None
+    qemu = int(str(machine.record["qemu_pid"]))
+    events = (Path(machine.directory) / "events.jsonl").read_text().splitlines()
+    device = next(json.loads(line)["pid"] for line in events if "device-started" in line)
+    os.kill(machine.pid, signal.SIGKILL)
+    started.monitor.wait(10)
+    until(lambda: not is_alive(qemu) and not is_alive(device))
+    assert read_machines() == []
+    again = boot("ready")
+    assert (again.name, again.cid) == ("tiny", 3)
+
+
+def test_stale_entry_of_a_crashed_host_is_swept(boot: Boot, folders: Path) -> None:
+    stale = folders / "runtime" / "machines" / "tiny"
+    stale.mkdir(parents=True, mode=0o700)
+    (stale / "lock").write_bytes(b"")
+    (stale / "machine.json").write_text(json.dumps({"schema": 1, "name": "tiny", "cid": 3, "state": "ready", "pid": 1}))
+    started = boot("ready")
+    assert (started.name, started.cid) == ("tiny", 3)
+
+
+def test_panic_after_ready_is_kept_as_evidence(boot: Boot, folders: Path) -> None:
+    started = boot("ready-then-panic")
+    assert started.monitor.wait(10) == 1
+    events = (find_state_directory() / "tiny" / "events.jsonl").read_text()
+    assert '"event": "panic"' in events
+    assert entries(folders) == []
+
+
+def test_power_off_by_the_guest_is_an_expected_end(boot: Boot, folders: Path) -> None:
+    started = boot("ready-then-power-off")
+    assert started.monitor.wait(10) == 0
+    assert entries(folders) == []
+    assert not (find_state_directory() / "tiny").exists()
+
+
+def test_wait_tells_how_qemu_died(boot: Boot) -> None:
+    boot("ready-then-die")
+    machine = find_machine(name="tiny")
+    assert machine is not None
+    ended = stop.wait_for_end(machine, 10.0)
+    assert ended is not None
+    assert ended.brief == "QEMU ended with signal 9 (SIGKILL)"
+    assert not ended.expected
+
+
+def test_guest_that_ignores_power_off_is_ended(boot: Boot, folders: Path) -> None:
+    boot("ignore-power-off")
+    machine = find_machine(name="tiny")
+    assert machine is not None
+    said: list[str] = []
+    stop.power_off(machine, timeout_s=0.3, tell=said.append)
+    assert entries(folders) == []
+    assert any("did not power off" in line for line in said)
+
+
+def test_dead_device_process_is_replaced(boot: Boot) -> None:
+    """The fake QEMU cannot unplug, so the attempt ends the machine with the device named; the real one is in tests/guest."""
+    started = boot("ready")
+    machine = find_machine(name="tiny")
+    assert machine is not None
+    events = (Path(machine.directory) / "events.jsonl").read_text().splitlines()
+    device = next(json.loads(line)["pid"] for line in events if "device-started" in line)
+    os.kill(device, signal.SIGKILL)
+    assert started.monitor.wait(30) == 1
+    assert "could not be replaced" in (find_state_directory() / "tiny" / "events.jsonl").read_text()
+
+
+INTERRUPTED = """
+import signal, sys
+from pathlib import Path
+from vmkit.image.build import BuiltImage
+from vmkit.machine.spec import Accelerator, Backend, MachineSpec
+from vmkit.machine.start import start_machine
+cache = Path(sys.argv[1])
+image = BuiltImage("tiny", cache / "k", cache / "k", cache / "k", (), "root", "0" * 64, True)
+def tell(text, fraction):
+    print(text, flush=True)
+spec = MachineSpec(append="fake=" + sys.argv[2], accelerator=Accelerator.TCG, backend=Backend.USER, timeout_s=30)
+try:
+    start_machine(spec, tell=tell, build=lambda i, t: image)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("stage", "scenario"),
+    [("starting QEMU", "silent"), ("plugging the vsock device", "mute-qmp"), ("booting", "silent")],
+)
+def test_interrupt_at_every_stage_leaves_nothing(
+    fake_qemu: Path, stage: str, scenario: str, number: signal.Signals
+) -> None:
+    (fake_qemu / "cache" / "k").write_bytes(b"")
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(fake_qemu / "cache"), scenario],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip() == stage:
+                break
+        process.send_signal(number)
+        rest = process.stdout.read()
+    if number is signal.SIGINT:
+        assert "interrupted" in rest
+        assert entries(fake_qemu) == []
+    # A killed `up` cannot clean up; its monitor does, and what neither could is swept by the next.
+    until(lambda: read_machines() == [])
+
+
+def test_accelerator_auto_uses_kvm_that_was_proven(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not Path("/dev/kvm").exists():
+        pytest.skip("the proof begins with opening /dev/kvm, which this host has not")
+    monkeypatch.setenv("FAKE_KVM", "works")
+    assert boot("ready", accelerator=None).choices.accelerator is Accelerator.KVM
+
+
+@pytest.mark.parametrize(
+    ("scenario", "reason"), [("dies", "KVM internal error"), ("refuses", "failed to initialize kvm")]
+)
+def test_accelerator_auto_falls_back_and_says_why(
+    boot: Boot, monkeypatch: pytest.MonkeyPatch, scenario: str, reason: str
+) -> None:
+    if not Path("/dev/kvm").exists():
+        pytest.skip("the proof begins with opening /dev/kvm, which this host has not")
+    monkeypatch.setenv("FAKE_KVM", scenario)
+    choices = boot("ready", accelerator=None).choices
+    assert choices.accelerator is Accelerator.TCG
+    assert reason in choices.accelerator_reason
+
+
+def test_kvm_verdict_is_remembered(boot: Boot, monkeypatch: pytest.MonkeyPatch, folders: Path) -> None:
+    if not Path("/dev/kvm").exists():
+        pytest.skip("the proof begins with opening /dev/kvm, which this host has not")
+    monkeypatch.setenv("FAKE_KVM", "dies")
+    boot("ready", accelerator=None)
+    monkeypatch.setenv("FAKE_KVM", "works")
+    assert boot("ready", accelerator=None).choices.accelerator is Accelerator.TCG
+    assert json.loads((folders / "runtime" / "kvm-verdict.json").read_text())["works"] is False
