@@ -6,7 +6,6 @@ is stale, and not a machine.
 """
 
 import fcntl
-import json
 import os
 import stat
 
@@ -94,6 +93,9 @@ def _choose_runtime_directory() -> str:
 
 def _read_machine(directory: str) -> Machine | None:
     """The machine in a directory; None when it is no entry, half written, or nobody holds its lock."""
+    # With what it imports, json is a third of a short command's start; most have no registry to read.
+    import json  # noqa: PLC0415
+
     try:
         if not _is_held(os.path.join(directory, LOCK)):
             return None

@@ -1,8 +1,8 @@
 """pid 1 of a small guest: starts vshd and keeps it running, reaps what nobody waits for, and ends the guest on request.
 
 /init has mounted and loaded what the guest needs and then becomes this process. vshd is forked from it, with everything
-imported already: the guest starts one interpreter. The words are busybox init's: USR2 powers off, TERM and INT reboot, USR1
-halts. pid 1 must not die, so that every failure ends in a line for the console and a power-off.
+imported already: the guest starts one interpreter. The words are busybox init's: USR2 powers off, TERM and INT reboot,
+USR1 halts. pid 1 must not die, so that every failure ends in a line for the console and a power-off.
 """
 
 import os
@@ -164,7 +164,7 @@ def _end_guest(way: str) -> "NoReturn":
             break
     os.sync()
     try:
-        os.execv(BUSYBOX, [BUSYBOX, way, "-f"])
+        os.execv(BUSYBOX, [BUSYBOX, way, "-f"])  # noqa: S606 - pid 1 becomes it
     except OSError as error:
         _report(f"cannot {way}: {BUSYBOX}: {error.strerror}")
     # The end of pid 1 is a kernel panic, which the host sees: better than a guest that hangs.

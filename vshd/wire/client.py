@@ -40,16 +40,15 @@ class ClientConnection(Connection):
         """
         request.extended = None
         plain = request.encode()
-        payload = plain
-        if self.limits is not None:
-            request.extended = self.limits
-            payload = request.encode()
-            if len(payload) > LEGACY_MAX_PAYLOAD:
-                payload = self._stub(len(plain))
-                self._deferred = plain
-        if len(payload) > LEGACY_MAX_PAYLOAD:
+        request.extended = self.limits
+        payload = request.encode()
+        is_deferred = len(payload) > LEGACY_MAX_PAYLOAD
+        if is_deferred and self.limits is None:
             raise LocalProtocolError(f"Serialized message too large: {len(payload)}")
         self._step(state.SEND_SETUP)
+        if is_deferred:
+            payload = self._stub(len(plain))
+            self._deferred = plain
         self._send_payload(payload)
 
     def send_signal(self, number: int) -> bool:

@@ -43,7 +43,7 @@ class Message:
     FIELDS: tuple[Field, ...] = ()
 
     def encode(self) -> bytes:
-        """The message's bytes, fields in ascending order, map entries sorted by key."""
+        """The message's bytes, fields in ascending order, map entries in the order they were made."""
         out = bytearray()
         for field in self.FIELDS:
             value = getattr(self, field.name)
@@ -236,8 +236,8 @@ def _write_field(out: bytearray, field: Field, value: object) -> None:
         for item in value:
             _write_bytes(out, tag, item)
     elif isinstance(value, dict):
-        for key in sorted(value):
-            _write_bytes(out, tag, _MapEntry(key, value[key]).encode())
+        for key, item in value.items():
+            _write_bytes(out, tag, _MapEntry(key, item).encode())
     elif isinstance(value, Message):
         _write_bytes(out, tag, value.encode())
     else:

@@ -33,14 +33,14 @@ class ServerConnection(Connection):
 
     def accept(self, pid: int) -> None:
         """The target runs."""
-        self._respond(SetupConnectionResponse(messages.READY, messages.READY_DESCRIPTION, pid))
         self._step(state.ACCEPT)
+        self._respond(SetupConnectionResponse(messages.READY, messages.READY_DESCRIPTION, pid))
 
     def refuse(self, description: str, failure: Failure) -> None:
         """Nothing was run, and the session ends."""
+        self._step(state.REFUSE)
         response = SetupConnectionResponse(messages.FAILED, description.encode("utf-8", "surrogateescape"))
         self._respond(response, failure)
-        self._step(state.REFUSE)
 
     def send_exit(self, code: int, *, signal: int = 0, core_dumped: bool = False) -> None:
         """The target ended, and all its output is sent. In extended mode the streams must be ended."""
@@ -120,10 +120,10 @@ class ServerConnection(Connection):
             self._events.append(Failed("the request is too long", None))
             return
         self._request_size = request_size
+        self._step(state.GO_ON)
+        self._is_deferred = True
         response = SetupConnectionResponse(messages.READY, messages.READY_DESCRIPTION, extended=self._answer(None))
         self._send_payload(response.encode())
-        self._is_deferred = True
-        self._step(state.GO_ON)
 
     def _receive_chunk(self, chunk: bytes) -> None:
         if len(self._chunks) + len(chunk) > self._request_size:
