@@ -28,7 +28,6 @@ USAGE_STATUS: Final = 64  # EX_USAGE, sysexits.h
 RESERVED_FDS: Final = 64
 # sun_path, sys/un.h, with its closing NUL; and room for "_4294967295", so that no port of the guest can be too long.
 MAX_UDS_PATH_BYTES: Final = 108 - 1 - len("_4294967295")
-LISTEN_BACKLOG: Final = 128
 
 
 class StartError(Exception):
@@ -147,7 +146,7 @@ def _bind_socket(path: str) -> Iterator[socket.socket]:
     old_umask = os.umask(0o177)
     try:
         sock.bind(path)
-        sock.listen(LISTEN_BACKLOG)
+        sock.listen()
     except OSError as error:
         sock.close()
         raise StartError(f"cannot listen at {path}: {error.strerror or error}") from error

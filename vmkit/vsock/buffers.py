@@ -4,7 +4,7 @@ Virtio lets no device rely on how a driver cuts its buffers into descriptors (vi
 """
 
 from vmkit.vsock.packet import HEADER_SIZE, Header, decode_header
-from vmkit.vsock.vring import RingError
+from vmkit.vsock.vring import Chain, RingError
 
 
 def split_packet(segments: list[memoryview]) -> tuple[Header, list[memoryview], int]:
@@ -35,6 +35,15 @@ def skip_header(segments: list[memoryview]) -> list[memoryview]:
             return [segment[to_skip:], *segments[index + 1 :]] if to_skip else segments[index:]
         to_skip -= len(segment)
     return []
+
+
+def measure_room(chain: Chain) -> int:
+    """Divides a buffer that is to be filled: notes its payload's pieces and returns how many bytes they hold."""
+    chain.payload = skip_header(chain.segments)
+    chain.room = sum(map(len, chain.payload))
+    if not chain.room:
+        raise RingError("an rx buffer without room for a byte of payload")
+    return chain.room
 
 
 def write_header(segments: list[memoryview], header: bytes) -> None:

@@ -26,6 +26,13 @@ class Deadlines:
     def __contains__(self, link: Link) -> bool:
         return link in self._entries
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def first(self) -> Link:
+        """Who waits longest; there is somebody."""
+        return next(iter(self._entries))
+
     def links(self) -> list[Link]:
         """Who waits."""
         return list(self._entries)

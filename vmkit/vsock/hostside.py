@@ -15,7 +15,7 @@ from vmkit.vsock.connection import State
 from vmkit.vsock.deadlines import Deadlines
 from vmkit.vsock.greeting import GREETING_MAX_BYTES, GreetingError, find_greeting, render_answer
 from vmkit.vsock.link import Link
-from vmkit.vsock.muxer import Muxer, Notice
+from vmkit.vsock.muxer import MAX_CONNECTIONS, Muxer, Notice
 from vmkit.vsock.traffic import Traffic
 
 # A program connects and says CONNECT in one breath; a silent one must not hold a place for long.
@@ -25,10 +25,14 @@ GREETING_TIMEOUT_S: Final = 10.0
 REQUEST_TIMEOUT_S: Final = 10.0
 # VSOCK_CLOSE_TIMEOUT, net/vmw_vsock/virtio_transport_common.c: what Linux grants its peer for the last RST.
 CLOSE_TIMEOUT_S: Final = 8.0
+# Ports kept for guests that have not said their last word; the oldest goes first.
+MAX_CLOSING: Final = 2 * MAX_CONNECTIONS
 # VSOCK_DEFAULT_CONNECT_TIMEOUT, net/vmw_vsock/af_vsock.c: after that the guest's program has given up.
 DIAL_TIMEOUT_S: Final = 2.0
 # How often to try a listener whose backlog is full: a UNIX socket does not tell when it has room.
 REDIAL_PERIOD_S: Final = 0.01
+# Programs that may stand at the door at once: as many as could be let in. The kernel caps it at net.core.somaxconn.
+LISTEN_BACKLOG: Final = MAX_CONNECTIONS
 # Programs accepted in one turn of the loop, so that a crowd at the door does not stop the traffic.
 MAX_ACCEPTS: Final = 64
 # No descriptors or memory left on the host: accept nobody for so long.
@@ -70,6 +74,8 @@ class HostSide:
         self._accept_again_s: float | None = None
         self.is_device_running = False
         listener.setblocking(False)
+        # Whoever bound it may have been less generous; a second listen() only changes the backlog.
+        listener.listen(LISTEN_BACKLOG)
         epoll.register(listener, select.EPOLLIN)
 
     def attach(self, traffic: Traffic) -> None:
@@ -250,11 +256,18 @@ class HostSide:
             self._epoll.unregister(link.sock)
             self._doomed.append(link.sock)
             link.sock = None
+        link.drop_pending()
+        self._muxer.dismiss(link.connection)
         if link.connection.state is State.CLOSING:
-            self._closing.add(link, time.monotonic())
+            self._wait_for_last_reset(link)
         else:
             self._closing.discard(link)
-            self._muxer.dismiss(link.connection)
+
+    def _wait_for_last_reset(self, link: Link) -> None:
+        """The guest has the last word, but one that never says it does not make us remember without end."""
+        self._closing.add(link, time.monotonic())
+        if len(self._closing) > MAX_CLOSING:
+            self.traffic.reset(self._closing.first())
 
     def bury(self) -> None:
         """The turn is over, no event of it is left: closes what was retired."""
@@ -271,15 +284,15 @@ class HostSide:
 
     # The driver's comings and goings.
 
-    def _links_of_members(self) -> Iterator[Link]:
-        for connection in self._muxer.members():
+    def _all_links(self) -> Iterator[Link]:
+        for connection in self._muxer.connections():
             if connection.link is not None:
                 yield connection.link
 
     def resume(self) -> None:
         """The rings run: asks the guest for what waited, and takes up again what stood still."""
         self.is_device_running = True
-        for link in self._links_of_members():
+        for link in self._all_links():
             match link.connection.state:
                 case State.WAITING:
                     self._request(link)
@@ -299,7 +312,7 @@ class HostSide:
 
         A program that only waits for an answer goes on waiting: the next driver will be asked.
         """
-        for link in self._links_of_members():
+        for link in self._all_links():
             match link.connection.state:
                 case State.REQUESTED:
                     self._requested.discard(link)
@@ -313,7 +326,7 @@ class HostSide:
 
     def end_all(self) -> None:
         """There will be no guest any more: only links with pending bytes stay, until their programs have taken them."""
-        for link in self._links_of_members():
+        for link in self._all_links():
             self.traffic.reset(link)
 
     def cut_all(self) -> int:

@@ -92,13 +92,18 @@ class Link:
             pass
         except OSError:
             self.is_deaf = True
-            self._outbox.clear()
-            self._views.clear()
+            self.drop_pending()
         for view in self._views:
             self._outbox += view
         self._views.clear()
         self._view_bytes = 0
         return before - len(self._outbox)
+
+    def drop_pending(self) -> None:
+        """Nobody will take these bytes any more."""
+        self._outbox.clear()
+        self._views.clear()
+        self._view_bytes = 0
 
     def _flush_outbox(self, sock: socket.socket) -> None:
         with memoryview(self._outbox) as view:

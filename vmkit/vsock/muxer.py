@@ -60,7 +60,8 @@ class Muxer:
         # A dict keeps the order and drops the doubles.
         self._strays: dict[Header, None] = {}
 
-    # Members: everything that costs a descriptor or memory, from the accept of a host program to the last close.
+    # Members: everything that costs a descriptor or memory, from the accept of a host program to the last close. What
+    # is CLOSING has given both up, and keeps nothing but its ports.
 
     def admit(self, state: State = State.GREETING) -> Connection | None:
         """A new connection, or None when there are max_connections already; dismiss() gives its place back."""
@@ -75,14 +76,14 @@ class Muxer:
         return connection
 
     def dismiss(self, connection: Connection) -> None:
-        """The connection is GONE and its descriptor is closed. Twice is once."""
+        """The connection is CLOSING or GONE and its descriptor is closed. Twice is once."""
         if connection in self._members:
             self._members.remove(connection)
             self._promised_bytes -= connection.receive.window
 
-    def members(self) -> list[Connection]:
-        """All members, for the driver's rounds; a copy, so that it may dismiss some."""
-        return list(self._members)
+    def connections(self) -> list[Connection]:
+        """All members and all that is CLOSING, for the driver's rounds; a copy, so that it may end some."""
+        return list(self._members.union(self._table.values()))
 
     @property
     def member_count(self) -> int:
@@ -140,7 +141,6 @@ class Muxer:
             # The guest has forgotten the old connection and uses its ports again.
             self._remove(connection)
             connection.abandon()
-            self.dismiss(connection)
             connection = None
         if connection is None:
             return self._receive_unknown(header)

@@ -10,7 +10,7 @@ from collections import deque
 from contextlib import suppress
 from typing import Final, Protocol
 
-from vmkit.vsock.buffers import skip_header, split_packet, trim_pieces, write_header
+from vmkit.vsock.buffers import measure_room, split_packet, trim_pieces, write_header
 from vmkit.vsock.connection import Event, State
 from vmkit.vsock.device import RX, TX, Device
 from vmkit.vsock.link import IOV_MAX, MAX_BATCH, Link
@@ -23,7 +23,7 @@ from vmkit.vsock.packet import (
     SHUTDOWN_SEND,
     Header,
 )
-from vmkit.vsock.vring import Chain, RingError
+from vmkit.vsock.vring import Chain
 
 # Of one turn: long enough to be worth its notification, short enough that the other direction does not wait.
 MAX_TX_CHAINS: Final = 128
@@ -247,12 +247,10 @@ class Traffic:
         for chain in self._device.rx.peek(count):
             if len(chains) == count or room == credit:
                 break
-            payload = skip_header(chain.segments)
+            size_bytes = chain.room or measure_room(chain)
+            payload = chain.payload
             if chains and len(buffers) + len(payload) > IOV_MAX:
                 break
-            size_bytes = sum(map(len, payload))
-            if not size_bytes:
-                raise RingError("an rx buffer without room for a byte of payload")
             if room + size_bytes > credit:
                 payload = trim_pieces(payload, size_bytes, credit - room)
                 size_bytes = credit - room
@@ -272,7 +270,7 @@ class Traffic:
         for chain in chains:
             if not left:
                 break
-            length = min(left, sum(map(len, chain.segments)) - HEADER_SIZE)
+            length = min(left, chain.room)
             left -= length
             if length != template_length:
                 template = connection.render_header(OP_RW, length=length).encode()
@@ -331,10 +329,18 @@ class Traffic:
             return True
         if self._wants_rx() and device.rx.request_kick():
             return True
-        for setup in device.setups:
+        self._signal_due_calls()
+        return False
+
+    def has_news(self) -> bool:
+        """The last look before a sleep, some microseconds after prepare_sleep()."""
+        self._signal_due_calls()
+        return self.has_tx() or self.has_rx()
+
+    def _signal_due_calls(self) -> None:
+        for setup in self._device.setups:
             if setup.ring is not None and setup.ring.is_interrupt_due():
                 setup.signal_call()
-        return False
 
 
 def _shut(link: Link, how: int) -> None:

@@ -98,13 +98,18 @@ class RingLayout:
 
 
 class Chain:
-    """One buffer of the driver, checked: its head, for giving it back, and its pieces of RAM in order."""
+    """One buffer of the driver, checked: its head, for giving it back, and its pieces of RAM in order.
 
-    __slots__ = ("head", "segments")
+    `payload` and `room` belong to whoever fills the buffer: how it is divided, worked out once.
+    """
+
+    __slots__ = ("head", "payload", "room", "segments")
 
     def __init__(self, head: int, segments: list[memoryview]) -> None:
         self.head = head
         self.segments = segments
+        self.payload: list[memoryview] = []
+        self.room = 0
 
 
 class Vring:
@@ -159,7 +164,7 @@ class Vring:
 
     def available(self) -> int:
         """How many chains the driver offers that were not read yet. Raises RingError when its index jumped."""
-        count = (self._avail[1] - self._last_avail) & _MASK16
+        count: int = (self._avail[1] - self._last_avail) & _MASK16
         if count > self.size:
             raise RingError(f"the available index jumped by {count} in a ring of {self.size}")
         return count
