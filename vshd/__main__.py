@@ -39,7 +39,7 @@ def serve(options: Options, on_ready: "Callable[[], None] | None" = None) -> int
     # A target's files are its user's business; the daemon's umask may be pid 1's.
     os.umask(0o022)
     log = Log()
-    log.open(use_kmsg=options.log_kmsg)
+    log.open(use_kmsg=options.log_kmsg, use_stderr=options.log_stderr)
     try:
         if options.forward_to_host_port:
             return _serve_one(options, log)

@@ -38,6 +38,7 @@ class Options:
         "inherit_env",
         "listen",
         "log_kmsg",
+        "log_stderr",
         "max_memory",
         "max_processes",
         "max_sessions",
@@ -57,6 +58,7 @@ class Options:
         self.inherit_env = False
         self.listen = f"vsock:{VSHD_PORT}"
         self.log_kmsg = True
+        self.log_stderr = False
         self.max_memory = 0
         self.max_processes = 0
         self.max_sessions = 256
@@ -83,6 +85,7 @@ Serves shells and commands to vsh, over vsock.
   --max_memory=MIB                address space of each process (RLIMIT_AS), 0: no limit
   --extended                      speak extended mode with clients that offer it (true)
   --log_kmsg                      log to /dev/kmsg, else to syslog (true)
+  --log_stderr                    log to stderr only (false)
   --version, --help
 """
 

@@ -23,8 +23,10 @@ class Log:
         self._syslog = -1
         self._stderr = True
 
-    def open(self, *, use_kmsg: bool) -> None:
-        """Picks the kernel's log when wanted and there, else syslog's socket; stderr only when a person may read it."""
+    def open(self, *, use_kmsg: bool, use_stderr: bool = False) -> None:
+        """Picks the kernel's log when wanted and there, else syslog's socket; stderr when a person may read it."""
+        if use_stderr:
+            return
         if use_kmsg:
             try:
                 self._kmsg = os.open("/dev/kmsg", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -1,0 +1,161 @@
+"""A real vshd on a UNIX socket, and real vsh processes that speak to it: the whole path but the vsock."""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+DEADLINE_S = 30.0
+# Guests start Python so; the daemon must not need more.
+START = "import sys; sys.path.insert(0, {!r}); from vshd.__main__ import main; sys.exit(main())"
+ENVIRONMENT = {"PATH": os.environ["PATH"], "PYTHONPATH": str(CHECKOUT), "VSH_AF_VSOCK": "deny", "TERM": "xterm"}
+
+
+class Vshd:
+    """A running vshd. `log` is what it has said so far."""
+
+    def __init__(self, folder, flags=(), env=None):
+        self.path = folder / "vshd.sock"
+        self.log_path = folder / "vshd.log"
+        notify_path = folder / "notify.sock"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, self.log_path.open("wb") as log:
+            notify.bind(str(notify_path))
+            notify.settimeout(DEADLINE_S)
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-I", "-S", "-B", "-c", START.format(str(CHECKOUT))),
+                    *(f"--listen=unix:{self.path}", "--log_stderr", *flags),
+                ],
+                env={**ENVIRONMENT, "NOTIFY_SOCKET": str(notify_path), **(env or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+            assert notify.recv(100) == b"READY=1\n"
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    @property
+    def log(self):
+        return self.log_path.read_text()
+
+    def argv(self, *words):
+        return [sys.executable, "-m", "vsh", f"--unix={self.path}", *words]
+
+    def run(self, *words, **options):
+        """Runs vsh to its end."""
+        options.setdefault("env", ENVIRONMENT)
+        if "stdin" not in options and "input" not in options:
+            options["stdin"] = subprocess.DEVNULL
+        return subprocess.run(
+            self.argv(*words),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            timeout=DEADLINE_S,
+            check=False,
+            **options,
+        )
+
+    def start(self, *words, **options):
+        """A running vsh."""
+        options.setdefault("env", ENVIRONMENT)
+        for name, value in (("stdin", subprocess.DEVNULL), ("stdout", subprocess.PIPE), ("stderr", subprocess.PIPE)):
+            options.setdefault(name, value)
+        return subprocess.Popen(self.argv(*words), **options)
+
+    def connect(self):
+        """A plain connection, for tests that speak frames themselves."""
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(DEADLINE_S)
+        connection.connect(str(self.path))
+        return connection
+
+    def children(self):
+        """The pids of its session processes."""
+        text = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+        return [int(word) for word in text.split()]
+
+    def stop(self):
+        """Ends it as systemd would; its exit status."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            return self.process.wait(DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+
+@contextlib.contextmanager
+def ended(process):
+    """A process that does not outlive the test."""
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def wait_until(condition, what, timeout_s=DEADLINE_S):
+    """Looks until it is so: for what no descriptor announces."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
+        time.sleep(0.01)
+
+
+def is_alive(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
+
+
+def wait_for_end(pid, timeout_s=DEADLINE_S):
+    """Waits until a process that is not our child has ended."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        ready, _, _ = select.select([fd], [], [], timeout_s)
+        assert ready, f"process {pid} still runs"
+    finally:
+        os.close(fd)
+
+
+def read_line(stream):
+    """A line of a process's output, by the deadline."""
+    line = b""
+    while not line.endswith(b"\n"):
+        ready, _, _ = select.select([stream], [], [], DEADLINE_S)
+        assert ready, f"no line, only {line!r}"
+        byte = os.read(stream.fileno(), 1)
+        assert byte, f"the end after {line!r}"
+        line += byte
+    return line.decode().strip()
+
+
+def cpu_seconds(pid):
+    """What a process and its reaped children have used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(int(value) for value in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+
+
+def kill_group(process, number=signal.SIGKILL):
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
