@@ -81,6 +81,7 @@ def enter_directory(request: SetupConnectionRequest, account: Account) -> None:
 
 def start_target(request: SetupConnectionRequest, account: Account, environment: dict[bytes, bytes]) -> Target:
     """Runs the request's program, or the login shell. Raises RefusalError; then nothing runs or stays open."""
+    _check_words(request.argv, environment)
     if request.argv:
         name, argv = request.argv[0], request.argv
     else:
@@ -89,6 +90,16 @@ def start_target(request: SetupConnectionRequest, account: Account, environment:
     if request.nopty:
         return _start_with_pipes(name, argv, environment)
     return _start_with_pty(request, name, argv, environment)
+
+
+def _check_words(argv: list[bytes], environment: dict[bytes, bytes]) -> None:
+    """Raises RefusalError for what execve() has no way to say."""
+    if any(b"\0" in word for word in argv):
+        raise RefusalError("a word of the command holds a NUL byte", messages.BAD_REQUEST)
+    for key, value in environment.items():
+        if not key or b"=" in key or b"\0" in key or b"\0" in value:
+            shown = os.fsdecode(key)
+            raise RefusalError(f"the environment cannot hold a variable '{shown}'", messages.BAD_REQUEST, subject=key)
 
 
 def set_window_size(master: int, rows: int, cols: int) -> None:
@@ -183,7 +194,7 @@ def _spawn(name: bytes, argv: list[bytes], environment: dict[bytes, bytes], acti
             return _spawn_file(path, argv, environment, actions)
         except PermissionError as error:
             refused = error.errno or 0
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise _cannot_execute(name, error) from error
     if refused:
         raise _cannot_execute(name, PermissionError(refused, os.strerror(refused)))
@@ -193,7 +204,7 @@ def _spawn(name: bytes, argv: list[bytes], environment: dict[bytes, bytes], acti
 
 
 def _candidates(name: bytes, environment: dict[bytes, bytes]) -> list[bytes]:
-    if b"\0" in name or not name:
+    if not name:
         return []
     if b"/" in name:
         return [name]
@@ -216,10 +227,8 @@ def _spawn_file(path: bytes, argv: list[bytes], environment: dict[bytes, bytes],
     )
 
 
-def _cannot_execute(name: bytes, error: Exception) -> RefusalError:
+def _cannot_execute(name: bytes, error: OSError) -> RefusalError:
     shown = os.fsdecode(name)
-    if not isinstance(error, OSError):
-        return RefusalError(f"{shown}: a word of the command holds a NUL byte", messages.BAD_REQUEST, subject=name)
     code = error.errno or 0
     if code == errno.E2BIG:
         return RefusalError(f"{shown}: {error.strerror}", messages.TOO_LONG, error=code, subject=name)

@@ -1,0 +1,124 @@
+"""Where a vshd is: the registry, CIDs, and messages that say whose fault it is."""
+
+import fcntl
+import json
+import os
+
+import pytest
+
+from vsh import address
+from vsh.address import Address
+from vsh.errors import VshError
+from vsh.transport import open_transport
+
+
+@pytest.fixture
+def registry(tmp_path, monkeypatch):
+    """A registry of machines; register(...) adds a live one."""
+    runtime = tmp_path / "runtime"
+    (runtime / "machines").mkdir(parents=True)
+    runtime.chmod(0o700)
+    monkeypatch.setenv("VMKIT_RUNTIME_DIR", str(runtime))
+    held = []
+
+    def register(name, cid, *, state="ready", vsock="/run/x.sock", alive=True):
+        folder = runtime / "machines" / name
+        folder.mkdir()
+        record = {"schema": 1, "name": name, "cid": cid, "backend": "user", "state": state, "vsock": vsock, "pid": 1}
+        (folder / "machine.json").write_text(json.dumps(record))
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
+        held.append(lock)
+        if alive:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+
+    register.runtime = runtime
+    yield register
+    for lock in held:
+        os.close(lock)
+
+
+def test_cid_of_a_machine_is_its_socket(registry):
+    registry("tiny", 3, vsock="/run/tiny.sock")
+    found = address.find_by_cid(3)
+    assert (found.kind, found.path, found.port, found.is_ours) == ("hybrid", "/run/tiny.sock", 9001, True)
+    assert address.find_by_name("tiny").path == "/run/tiny.sock"
+    assert address.find_only().path == "/run/tiny.sock"
+
+
+def test_machine_of_the_kernels_vsock(registry):
+    registry("fast", 5, vsock=None)
+    found = address.find_by_cid(5)
+    assert (found.kind, found.cid, found.is_ours) == ("vsock", 5, True)
+
+
+def test_cid_outside_the_registry_is_the_kernels(registry):
+    found = address.find_by_cid(77)
+    assert (found.kind, found.cid, found.is_ours) == ("vsock", 77, False)
+
+
+@pytest.mark.parametrize("cid", [0, 1, 2, 2**32 - 1])
+def test_cids_that_are_no_guests_are_refused(registry, cid):
+    with pytest.raises(VshError, match="is no guest's"):
+        address.find_by_cid(cid)
+    with pytest.raises(VshError, match="is no guest's"):
+        Address.vsock(cid)
+
+
+def test_cid_that_is_too_large(registry):
+    with pytest.raises(VshError, match=r"Cid value \(4294967296\) is too large"):
+        address.find_by_cid(2**32)
+
+
+def test_kernels_vsock_is_denied_here():
+    with pytest.raises(VshError, match="VSH_AF_VSOCK=deny"):
+        open_transport(Address.vsock(77), 1e12)
+
+
+def test_unknown_name_lists_the_known(registry):
+    registry("one", 3)
+    registry("two", 4)
+    with pytest.raises(VshError, match="no machine is called 'three'") as caught:
+        address.find_by_name("three")
+    assert "one (--cid 3), two (--cid 4)" in caught.value.hint
+
+
+def test_nothing_runs(registry):
+    with pytest.raises(VshError, match="no machine is running") as caught:
+        address.find_only()
+    assert "vmkit up" in caught.value.hint
+
+
+def test_a_choice_is_the_users(registry):
+    registry("one", 3)
+    registry("two", 4)
+    with pytest.raises(VshError, match="several machines are running") as caught:
+        address.find_only()
+    assert "one (--cid 3)" in caught.value.hint
+
+
+def test_stale_entry_is_no_machine(registry):
+    registry("dead", 3, alive=False)
+    registry("alive", 4)
+    assert address.find_only().name == "machine 'alive'"
+    assert address.find_by_cid(3).kind == "vsock"
+
+
+@pytest.mark.parametrize("state", ["starting", "stopping"])
+def test_machine_that_is_not_ready(registry, state):
+    registry("tiny", 3, state=state)
+    with pytest.raises(VshError, match=f"machine 'tiny' is not ready: it is {state}") as caught:
+        address.find_by_cid(3)
+    assert caught.value.hint == "vmkit wait tiny"
+
+
+def test_runtime_directory_open_to_others_is_refused(registry):
+    registry.runtime.chmod(0o755)
+    with pytest.raises(VshError, match="is open to others"):
+        address.find_only()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_runtime_directory_of_somebody_else_is_refused(registry):
+    os.chown(registry.runtime, 65534, 65534)
+    with pytest.raises(VshError, match="belongs to uid 65534"):
+        address.find_only()

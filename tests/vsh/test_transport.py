@@ -1,0 +1,92 @@
+"""Connections to a vshd: what each refusal looks like to a person."""
+
+import os
+import socket
+import threading
+import time
+
+import pytest
+
+from vsh.address import Address
+from vsh.errors import VshError
+from vsh.transport import open_transport
+
+
+def soon(seconds=5.0):
+    return time.monotonic() + seconds
+
+
+@pytest.fixture
+def hybrid(tmp_path):
+    """A hybrid vsock whose answer the test chooses; returns its path."""
+    path = str(tmp_path / "vsock.sock")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    threads = []
+
+    def answer(reply, *, closes=True):
+        def serve():
+            connection, _ = listener.accept()
+            with connection:
+                assert connection.recv(100) == b"CONNECT 9001\n"
+                for part in reply:
+                    connection.sendall(part)
+                if not closes:
+                    connection.recv(1)
+
+        threads.append(threading.Thread(target=serve))
+        threads[-1].start()
+        return path
+
+    yield answer
+    for thread in threads:
+        thread.join()
+    listener.close()
+
+
+@pytest.mark.parametrize("reply", [[b"OK 1073741824\n"], [b"O", b"K ", b"12", b"\n"]])
+def test_hybrid_vsock_answers_ok(hybrid, reply):
+    path = hybrid(reply, closes=False)
+    fd = open_transport(Address.hybrid(path), soon())
+    assert not os.get_blocking(fd)
+    os.close(fd)
+
+
+def test_hybrid_vsock_refuses(hybrid):
+    with pytest.raises(VshError, match="nothing listens on port 9001"):
+        open_transport(Address.hybrid(hybrid([])), soon())
+
+
+@pytest.mark.parametrize("reply", [b"NO\n", b"OKAY\n", b"OK " + b"1" * 100, b"\x00\x01"])
+def test_hybrid_vsock_that_is_none(hybrid, reply):
+    with pytest.raises(VshError, match="is no vsock of a VM"):
+        open_transport(Address.hybrid(hybrid([reply])), soon())
+
+
+def test_hybrid_vsock_that_does_not_answer(hybrid):
+    with pytest.raises(VshError, match="does not answer"):
+        open_transport(Address.hybrid(hybrid([b"OK 1"], closes=False)), soon(0.1))
+
+
+def test_no_socket_there(tmp_path):
+    with pytest.raises(VshError, match="nothing listens at"):
+        open_transport(Address.unix(str(tmp_path / "none")), soon())
+
+
+def test_nobody_behind_the_socket(tmp_path):
+    path = str(tmp_path / "dead.sock")
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(path)
+    with pytest.raises(VshError, match="nothing listens at"):
+        open_transport(Address.unix(path), soon())
+
+
+def test_path_too_long_for_a_socket():
+    with pytest.raises(VshError, match="cannot connect"):
+        open_transport(Address.unix("/" + "x" * 200), soon())
+
+
+def test_descriptor_that_is_not_open():
+    with pytest.raises(VshError, match="descriptor 987 is not open"):
+        open_transport(Address.descriptor(987), soon())
