@@ -139,7 +139,8 @@ class Apt:
             ) from error
 
     def _run(self, program: str, *words: str, timeout_s: float, cwd: Path | None = None) -> bytes:
-        argv = [program, "-c", str(self._config), *words]
+        # A build that is killed takes apt along: an orphan would hold apt's own locks against the next build.
+        argv = ["setpriv", "--pdeathsig", "KILL", program, "-c", str(self._config), *words]
         return run(argv, timeout_s=timeout_s, env=self._environ, cwd=cwd, package="apt")
 
     def _write_config(self) -> None:
@@ -196,7 +197,7 @@ def _render_config(folder: Path) -> str:
         "Acquire::AllowWeakRepositories": "false",
         "Acquire::AllowDowngradeToInsecureRepositories": "false",
         "Acquire::Languages": "none",
-        "Acquire::Retries": "2",
+        "Acquire::Retries": "1",
         "Dir::State": f"{folder}/state",
         "Dir::State::lists": f"{folder}/state/lists",
         "Dir::State::status": f"{folder}/status",

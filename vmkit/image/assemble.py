@@ -131,6 +131,8 @@ class _Assembly:
             case Source.TEMPLATE:
                 node = Node(Kind.FILE, file.mode, self._render(file.value).encode(), file.uid, file.gid)
         self._tree.add(file.path, node)
+        if self._python is not None:
+            self._python.forget_compiled(file.path)
 
     def _render(self, template: str) -> str:
         if self._renderer is None:

@@ -106,6 +106,12 @@ class GuestPython:
         for guest_path, output in outputs.items():
             self._tree.add(self._pyc_path(guest_path), file_node(output.read_bytes()))
 
+    def forget_compiled(self, path: str) -> None:
+        """Takes away the .pyc of a file that a recipe replaces: it would be trusted instead of the file."""
+        if path.endswith(".py"):
+            self._tree.remove(path + "c")
+            self._tree.remove(self._cached_path(path))
+
     def check_imports(self, modules: Sequence[str]) -> None:
         """Imports each listed module with nothing but what was taken. Raises BuildError naming what is missing."""
         try:
@@ -126,6 +132,9 @@ class GuestPython:
     def _pyc_path(self, path: str) -> str:
         if self._tree.find(path) is None:
             return path + "c"
+        return self._cached_path(path)
+
+    def _cached_path(self, path: str) -> str:
         folder, base = posixpath.split(path)
         tag = self.version.replace(".", "")
         return f"{folder}/__pycache__/{base.removesuffix('.py')}.cpython-{tag}.pyc"

@@ -138,7 +138,7 @@ def _words(pattern: re.Pattern[str], what: str) -> Callable[[Place, Any], tuple[
 
     def parse(place: Place, value: Any) -> tuple[str, ...]:
         if not isinstance(value, list):
-            place.fail(f"must be a list of text, not {_type_name(value)}")
+            place.fail(f"must be a list, not {_type_name(value)}")
         return tuple(word(place, item) for item in value)
 
     return parse
@@ -207,8 +207,8 @@ def _files(place: Place, value: Any) -> dict[str, FileSpec]:
     for guest_path, table in _table(place, value).items():
         here = place.at(guest_path)
         parts = guest_path.split("/")
-        if not guest_path.startswith("/") or guest_path == "/" or ".." in parts or "\0" in guest_path:
-            here.fail("a guest path begins with '/', names something below it, and has no '..'")
+        if parts[0] or len(parts) < 2 or {"", ".", ".."} & set(parts[1:]) or "\0" in guest_path:
+            here.fail("a guest path begins with '/', names something below it, and has no empty part, '.' or '..'")
         if parts[1] in ("proc", "sys", "dev"):
             here.fail(f"/{parts[1]} is the kernel's: nothing put there would be seen")
         if len(guest_path.encode()) > PATH_LIMIT_BYTES:

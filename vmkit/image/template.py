@@ -4,6 +4,7 @@ Pure but for reading templates. Nothing else imports Jinja2, so that a build tha
 loads it.
 """
 
+import shlex
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ class Renderer:
             trim_blocks=True,
             lstrip_blocks=True,
         )
+        # Most templates become shell: `{{ word | quote }}` is one word there, whatever it holds.
+        self._environment.filters["quote"] = lambda value: shlex.quote(str(value))
 
     def render(self, name: str, variables: Mapping[str, object]) -> str:
         """The text of template `name`. Raises ConfigError with file and line for whatever is wrong with it."""

@@ -96,6 +96,11 @@ class Tree:
             )
         self._nodes[normal] = node
 
+    def remove(self, path: str) -> None:
+        """Takes a file away, if it is there."""
+        node = self._nodes.pop(normalise_path(path), None)
+        self._size_bytes -= len(node.data) if node else 0
+
     def find(self, path: str) -> Node | None:
         return self._nodes.get(normalise_path(path))
 

@@ -1,0 +1,385 @@
+"""Building from fake packages: the same bytes every time, the cache, and every way a build can be disturbed."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vmkit.errors import BuildError, ConfigError
+from vmkit.image.build import BuiltImage, build_image, plan_image
+from vmkit.image.config import ImageSpec, load_image
+from vmkit.image.cpio import read_cpio
+from vmkit.image.packages import hash_file
+from vmkit.image.tree import Kind, Node
+
+FakeSpec = Callable[..., ImageSpec]
+NOBODY = 65534
+DEADLINE_S = 20.0
+
+
+def read_initrd(built: BuiltImage) -> dict[str, Node]:
+    return {entry.path: entry.node for entry in read_cpio(built.initrd.read_bytes())}
+
+
+def test_build_gives_kernel_initrd_and_manifest(cache_dir: Path, fake_spec: FakeSpec) -> None:
+    built = build_image(fake_spec('kernel_args = ["quiet"]\ndefault_user = "user"\n'))
+    assert (built.name, built.cached, built.kernel_args, built.default_user) == ("my", False, ("quiet",), "user")
+    assert built.kernel.read_bytes() == b"not a real kernel"
+    manifest = json.loads(built.manifest.read_text())
+    assert manifest["digest"] == built.digest
+    assert manifest["artifacts"]["initrd"] == {
+        "sha256": hash_file(built.initrd),
+        "size_bytes": built.initrd.stat().st_size,
+    }
+    assert manifest["artifacts"]["kernel"]["sha256"] == hash_file(built.kernel)
+    assert [(entry["name"], entry["version"], entry["suite"]) for entry in manifest["packages"]] == [
+        ("busybox-static", "1.0-1", "stable"),
+        ("linux-image-6.12.1-cloud-amd64", "1.0-1", "stable"),
+    ]
+    assert all(len(entry["sha256"]) == 64 for entry in manifest["packages"])
+
+
+def test_guest_tree_holds_what_the_recipe_says(cache_dir: Path, fake_spec: FakeSpec, tmp_path: Path) -> None:
+    (tmp_path / "tool").write_bytes(b"\0binary")
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "templates/init.j2").write_text(
+        "#!/bin/sh\n{{ modules | join(' ') }} {{ image }} {{ colour }}\n{{ hook }}\n"
+    )
+    spec = fake_spec(
+        'templates = "templates"\nhook = { content = "#!/bin/sh\\n" }\n',
+        """"/init" = { template = "init.j2", mode = 0o755 }
+"/usr/bin/tool" = { source = "tool", mode = 0o4755, uid = 5, gid = 6 }
+"/etc/link" = { symlink = "/etc/passwd" }
+"/srv/x" = { directory = true, mode = 0o1777 }
+[variables]
+colour = "blue"
+""",
+    )
+    nodes = read_initrd(build_image(spec))
+    assert nodes["init"].data.decode() == "#!/bin/sh\nfirst third_part second my blue\n/etc/vmkit/hook\n"
+    assert nodes["usr/bin/tool"] == Node(Kind.FILE, 0o4755, b"\0binary", 5, 6)
+    assert nodes["etc/link"].data == b"/etc/passwd"
+    assert nodes["srv/x"] == Node(Kind.DIRECTORY, 0o1777)
+    assert nodes["etc/vmkit/hook"].mode == 0o755
+    assert nodes["usr/bin/ls"] == Node(Kind.SYMLINK, 0o777, b"/usr/bin/busybox")
+    assert nodes["usr/sbin/insmod"].kind is Kind.SYMLINK
+    assert nodes["dev/console"] == Node(Kind.CHARACTER, 0o600, device=(5, 1))
+    assert {"proc", "sys", "bin", "lib64"} <= set(nodes)
+    assert not [path for path in nodes if "unwanted" in path]
+
+
+def test_two_caches_give_identical_bytes(
+    cache_dir: Path, fake_spec: FakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = build_image(fake_spec('packages = ["tool"]\n'))
+    monkeypatch.setenv("VMKIT_CACHE_DIR", str(tmp_path / "other"))
+    second = build_image(fake_spec('packages = ["tool"]\n'))
+    assert first.digest == second.digest
+    assert first.initrd.read_bytes() == second.initrd.read_bytes()
+    assert first.manifest.read_bytes() == second.manifest.read_bytes()
+    assert first.kernel.read_bytes() == second.kernel.read_bytes()
+
+
+@pytest.mark.parametrize("compression", ["gzip", "lz4", "zstd"])
+def test_compressed_initrd_is_reproducible(
+    cache_dir: Path, fake_spec: FakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str
+) -> None:
+    plain = build_image(fake_spec())
+    spec = fake_spec(f'compression = "{compression}"\n')
+    first = build_image(spec)
+    monkeypatch.setenv("VMKIT_CACHE_DIR", str(tmp_path / "other"))
+    assert build_image(spec).initrd.read_bytes() == first.initrd.read_bytes()
+    unpacked = subprocess.run([compression, "-dc"], input=first.initrd.read_bytes(), capture_output=True, check=True)
+    assert unpacked.stdout == plain.initrd.read_bytes()
+
+
+def test_cached_build_starts_no_program_and_imports_little(
+    cache_dir: Path, fake_spec: FakeSpec, tmp_path: Path, child_environ: dict[str, str]
+) -> None:
+    spec = fake_spec()
+    built = build_image(spec)
+    script = f"""
+import subprocess, sys
+from vmkit.image.build import build_image
+from vmkit.image.config import load_image
+def refuse(*words, **settings):
+    raise SystemExit("a program was started: %r" % (words,))
+subprocess.Popen.__init__ = refuse
+built = build_image(load_image({str(spec.origin)!r}))
+assert built.cached, built
+late = {{"jinja2", "tarfile", "vmkit.image.assemble", "vmkit.image.template", "vmkit.image.deb"}} & set(sys.modules)
+assert not late, late
+print(built.digest)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=child_environ, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout.strip(), done.stderr) == (built.digest, "")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        'kernel_args = ["other"]\n',
+        'modules = ["first"]\n#',
+        'default_user = "user"\n',
+        'hook = { content = "#!/bin/sh" }\n',
+    ],
+)
+def test_a_changed_recipe_is_another_image(cache_dir: Path, fake_spec: FakeSpec, change: str) -> None:
+    before = build_image(fake_spec()).digest
+    spec = fake_spec() if change.startswith("modules") else fake_spec(change)
+    if change.startswith("modules"):
+        spec = replace(spec, modules=("first",))
+    assert build_image(spec).digest != before
+
+
+def test_a_changed_template_or_source_is_another_image(cache_dir: Path, fake_spec: FakeSpec, tmp_path: Path) -> None:
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "templates/a.j2").write_text("{% include 'b.j2' %}")
+    tables = '"/a" = { template = "a.j2" }\n"/s" = { source = "s" }\n'
+    digests = set()
+    for template, source in (("1", "1"), ("2", "1"), ("2", "2")):
+        (tmp_path / "templates/b.j2").write_text(template)
+        (tmp_path / "s").write_text(source)
+        digests.add(build_image(fake_spec('templates = "templates"\n', tables)).digest)
+    assert len(digests) == 3
+
+
+def test_where_a_source_lies_does_not_matter(cache_dir: Path, fake_spec: FakeSpec, tmp_path: Path) -> None:
+    for name in ("here", "there"):
+        (tmp_path / name).write_text("same")
+    one = build_image(fake_spec(tables='"/s" = { source = "here" }\n'))
+    two = build_image(fake_spec(tables='"/s" = { source = "there" }\n'))
+    assert one.digest == two.digest
+
+
+def test_missing_source_names_recipe_and_file(cache_dir: Path, fake_spec: FakeSpec) -> None:
+    with pytest.raises(ConfigError, match=r"my\.toml: cannot read .*/gone, the source of /s: No such file"):
+        build_image(fake_spec(tables='"/s" = { source = "gone" }\n'))
+
+
+def test_missing_variable_in_a_build_names_template_and_line(
+    cache_dir: Path, fake_spec: FakeSpec, tmp_path: Path
+) -> None:
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "templates/a.j2").write_text("\n\n{{ hostnam }}\n")
+    with pytest.raises(ConfigError, match=r"templates/a\.j2:3: template variable: 'hostnam' is undefined"):
+        build_image(fake_spec('templates = "templates"\n', '"/a" = { template = "a.j2" }\n'))
+
+
+def test_user_that_the_image_lacks_is_named(cache_dir: Path, fake_spec: FakeSpec) -> None:
+    with pytest.raises(ConfigError, match=r"my\.toml: default_user: the image has no user 'chronos'") as caught:
+        build_image(fake_spec('default_user = "chronos"\n'))
+    assert "root, user" in caught.value.hint
+
+
+def test_missing_library_is_named(
+    cache_dir: Path, fake_spec: FakeSpec, tmp_path: Path, make_elf: Callable[..., bytes]
+) -> None:
+    (tmp_path / "prog").write_bytes(make_elf(needed=(b"libgone.so.1",)))
+    with pytest.raises(BuildError, match=r"'/usr/bin/prog' needs the library libgone\.so\.1"):
+        build_image(fake_spec(tables='"/usr/bin/prog" = { source = "prog", mode = 0o755 }\n'))
+
+
+def test_plan_prints_before_and_after_resolving(cache_dir: Path, fake_spec: FakeSpec) -> None:
+    spec = fake_spec('packages = ["tool"]\n')
+    before = plan_image(spec)
+    assert (before.digest, "resolve packages in stable (main)" in before.render()) == ("", True)
+    assert not cache_dir.exists()
+    built = build_image(spec)
+    after = plan_image(spec)
+    assert after.digest == built.digest
+    assert "package libtool1 1.0-1 (stable)" in after.render()
+    assert "unpack libtool1: everything but documentation" in after.render()
+
+
+def test_progress_ends_at_one(cache_dir: Path, fake_spec: FakeSpec) -> None:
+    told: list[tuple[str, float | None]] = []
+    build_image(fake_spec(), progress=lambda text, part: told.append((text, part)))
+    parts = [part for _, part in told if part is not None]
+    assert parts == sorted(parts)
+    assert told[-1] == ("built the image my", 1.0)
+
+
+def test_damaged_artifact_is_built_again(cache_dir: Path, fake_spec: FakeSpec) -> None:
+    built = build_image(fake_spec())
+    whole = built.initrd.read_bytes()
+    built.initrd.write_bytes(whole[:-1])
+    again = build_image(fake_spec())
+    assert (again.cached, again.initrd.read_bytes()) == (False, whole)
+
+
+# A build in a process of its own. It says what it does, line by line, and waits at STOP_AT until a line comes in.
+CHILD = """
+import os, sys
+from vmkit.errors import VmkitError
+from vmkit.image.build import build_image
+from vmkit.image.config import load_image
+def progress(text, part):
+    print(text, flush=True)
+    if STOP_AT and text.startswith(STOP_AT):
+        sys.stdin.readline()
+try:
+    built = build_image(load_image(RECIPE), progress=progress)
+except VmkitError as error:
+    sys.exit(error.render("vmkit"))
+print("RESULT", built.cached, built.digest, flush=True)
+"""
+
+
+def _start_child(
+    spec: ImageSpec, environ: dict[str, str], *, stop_at: str = "", before: str = ""
+) -> subprocess.Popen[str]:
+    script = f"STOP_AT = {stop_at!r}\nRECIPE = {str(spec.origin)!r}\n{before}\n{CHILD}"
+    words = [sys.executable, "-c", script]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, env=environ, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def _read_until(child: subprocess.Popen[str], start: str) -> None:
+    assert child.stdout is not None
+    for line in child.stdout:
+        if line.startswith(start):
+            return
+    raise AssertionError(f"the child ended before it said '{start}': {child.communicate()[1]}")
+
+
+@pytest.mark.parametrize("stage", ["fetching the package index", "fetching 2 packages", "unpack busybox", "pack"])
+def test_killed_build_leaves_nothing_that_is_taken(
+    cache_dir: Path, fake_spec: FakeSpec, child_environ: dict[str, str], stage: str
+) -> None:
+    spec = fake_spec()
+    child = _start_child(spec, child_environ, stop_at=stage)
+    _read_until(child, stage)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    assert not list(cache_dir.glob("images/*"))
+    built = build_image(spec)
+    assert not built.cached
+    assert not list((cache_dir / "tmp").iterdir())
+    assert build_image(spec).cached
+
+
+def test_killed_build_takes_apt_along(
+    cache_dir: Path, write_recipe: Callable[..., Path], archive: Any, child_environ: dict[str, str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mirror:
+        mirror.settimeout(DEADLINE_S)
+        text = f'suite = "stable"\nmirror = "http://127.0.0.1:{mirror.getsockname()[1]}/debian"\n'
+        spec = load_image(str(write_recipe(text + f'keyring = "{archive.keyring}"\nkernel = "linux"\n')))
+        child = _start_child(spec, child_environ | {"no_proxy": "*"})
+        connection, _ = mirror.accept()
+        with connection:
+            connection.settimeout(DEADLINE_S)
+            child.kill()
+            child.communicate()
+            # The request is there, and then the end: apt is gone without having got its answer.
+            while connection.recv(4096):
+                pass
+
+
+def test_two_builds_at_once_share_one_result(
+    cache_dir: Path, fake_spec: FakeSpec, child_environ: dict[str, str]
+) -> None:
+    spec = fake_spec()
+    first = _start_child(spec, child_environ, stop_at="pack")
+    _read_until(first, "pack")
+    second = _start_child(spec, child_environ)
+    _read_until(second, "waiting for another build")
+    first_output, _ = first.communicate("\n")
+    second_output, _ = second.communicate()
+    digest = build_image(spec).digest
+    assert f"RESULT False {digest}" in first_output
+    assert f"RESULT True {digest}" in second_output
+
+
+def test_full_disk_is_told_and_leaves_nothing(
+    cache_dir: Path, fake_spec: FakeSpec, child_environ: dict[str, str]
+) -> None:
+    build_image(fake_spec())
+    spec = fake_spec(tables=f'"/big" = {{ content = "{"x" * 300_000}" }}\n')
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))"
+    child = _start_child(spec, child_environ, before=limit)
+    _, errors = child.communicate()
+    assert child.returncode == 1
+    assert errors.startswith("vmkit: a file would be too large while writing to ")
+    assert "VMKIT_CACHE_DIR" in errors
+    assert not list((cache_dir / "tmp").iterdir())
+    assert not build_image(spec).cached
+
+
+def test_cache_of_another_user_is_refused(
+    cache_dir: Path, fake_spec: FakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() == 0:
+        cache_dir.mkdir()
+        os.chown(cache_dir, NOBODY, NOBODY)
+    else:
+        monkeypatch.setenv("VMKIT_CACHE_DIR", "/")
+    with pytest.raises(BuildError, match=r"the cache folder .* belongs to another user \(uid \d+\)") as caught:
+        build_image(fake_spec())
+    assert "VMKIT_CACHE_DIR" in caught.value.hint
+
+
+def test_cache_that_is_a_file_is_refused(cache_dir: Path, fake_spec: FakeSpec) -> None:
+    cache_dir.write_text("")
+    with pytest.raises(BuildError, match="cache"):
+        build_image(fake_spec())
+
+
+@pytest.fixture
+def nobody_dir(archive: Any) -> Path:
+    """A folder that belongs to nobody, beside the archive, removed with it."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become another user")
+    folder: Path = archive.root.parent / f"nobody-{os.urandom(4).hex()}"
+    folder.mkdir()
+    os.chown(folder, NOBODY, NOBODY)
+    return folder
+
+
+def _run_as_nobody(
+    folder: Path, spec: ImageSpec, environ: dict[str, str], cache: Path
+) -> subprocess.CompletedProcess[str]:
+    recipe = folder / "my.toml"
+    recipe.write_bytes(spec.origin.read_bytes())
+    recipe.chmod(0o644)
+    words = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", sys.executable, "-c"]
+    script = f"STOP_AT = ''\nRECIPE = {str(recipe)!r}\n{CHILD}"
+    environ = environ | {"VMKIT_CACHE_DIR": str(cache), "HOME": str(folder), "TMPDIR": str(folder)}
+    return subprocess.run([*words, script], env=environ, capture_output=True, text=True, check=False, cwd="/")
+
+
+def test_build_needs_no_root(
+    nobody_dir: Path, cache_dir: Path, fake_spec: FakeSpec, child_environ: dict[str, str]
+) -> None:
+    spec = fake_spec('packages = ["tool"]\n')
+    done = _run_as_nobody(nobody_dir, spec, child_environ, nobody_dir / "cache")
+    if "Permission denied" in done.stderr and "python" in done.stderr:
+        pytest.skip("this checkout is not readable for others")
+    built = build_image(spec)
+    assert done.stderr == ""
+    assert f"RESULT False {built.digest}" in done.stdout
+    made = nobody_dir / "cache/images" / built.digest
+    assert (made / "initrd").read_bytes() == built.initrd.read_bytes()
+    assert stat.S_IMODE((nobody_dir / "cache").stat().st_mode) == 0o700
+
+
+def test_unusable_cache_folder_is_told(nobody_dir: Path, fake_spec: FakeSpec, child_environ: dict[str, str]) -> None:
+    done = _run_as_nobody(nobody_dir, fake_spec(), child_environ, Path("/root-only-nowhere/cache"))
+    assert done.stderr.startswith("vmkit: the cache folder cannot be used: ")
+    locked = nobody_dir / "cache"
+    locked.mkdir(mode=0o500)
+    os.chown(locked, NOBODY, NOBODY)
+    done = _run_as_nobody(nobody_dir, fake_spec(), child_environ, locked)
+    assert done.stderr.startswith("vmkit: the cache folder cannot be used: ")
