@@ -33,12 +33,12 @@ def open_progress(*, quiet: bool) -> Iterator[Tell]:
 
 
 def _tell_plainly() -> Tell:
-    """For logs: each stage once, without the figures that change."""
+    """For logs: each stage once; the single steps of a stage, which come with a fraction, are for a terminal."""
     last = ""
 
-    def tell(text: str, _fraction: float | None) -> None:
+    def tell(text: str, fraction: float | None) -> None:
         nonlocal last
-        if text != last:
+        if fraction is None and text != last:
             last = text
             print(f"vmkit: {text}", file=sys.stderr, flush=True)
 

@@ -29,6 +29,9 @@ from vmkit.machine.spec import (
 from vmkit.machine.start import Started, choose, plan_hardware, start_machine
 from vmkit.machine.vhost import KernelVhostDoor
 from vmkit.run import render_command
+from vsh.address import address_of
+from vsh.registry import Machine as Entry
+from vsh.registry import find_machine
 
 CONSOLE_POLL_S = 0.05
 READ_BYTES = 65536
@@ -48,6 +51,7 @@ READ_BYTES = 65536
     "--timeout", type=float, default=DEFAULT_TIMEOUT_S, show_default=True, help="Seconds the guest has to be ready."
 )
 @click.option("--console", is_flag=True, help="Show the guest's console while it boots.")
+@click.option("--reuse", is_flag=True, help="When a machine of that name is ready already, use it.")
 @click.option("--dry-run", is_flag=True, help="Print what would be built and started, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
@@ -64,6 +68,7 @@ def up(  # noqa: PLR0913
     append: str,
     timeout: float,
     console: bool,
+    reuse: bool,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
@@ -86,6 +91,10 @@ def up(  # noqa: PLR0913
     )
     if dry_run:
         _print_plan(spec)
+        return
+    running = find_machine(name=spec.name or load_image(spec.image).name) if reuse else None
+    if running is not None:
+        _print_running(running, as_json=as_json)
         return
     with contextlib.ExitStack() as stack:
         follow = stack.enter_context(_follow_console()) if console else None
@@ -114,6 +123,20 @@ def render_json(started: Started) -> dict[str, object]:
     }
 
 
+def _print_running(entry: Entry, *, as_json: bool) -> None:
+    address_of(entry)
+    if as_json:
+        print_json({**entry.record, "directory": entry.directory, "shell": ["vsh", "--cid", str(entry.cid)]})
+        return
+    print(f"{entry.name} is running already: CID {entry.cid}")
+    _print_next(entry.name, entry.cid)
+
+
+def _print_next(name: str, cid: int) -> None:
+    print(f"a shell:  vsh --cid {cid}")
+    print(f"stop it:  vmkit down {shlex.quote(name)}")
+
+
 def _print_started(started: Started, *, quiet: bool) -> None:
     choices = started.choices
     print(
@@ -126,8 +149,7 @@ def _print_started(started: Started, *, quiet: bool) -> None:
         print(f"  no KVM: {choices.accelerator_reason}")
     if choices.backend_reason:
         print(f"  no vhost: {choices.backend_reason}")
-    print(f"a shell:  vsh --cid {started.cid}")
-    print(f"stop it:  vmkit down {shlex.quote(started.name)}")
+    _print_next(started.name, started.cid)
 
 
 def _print_plan(spec: MachineSpec) -> None:

@@ -30,6 +30,8 @@ KVM_DEVICE = "/dev/kvm"
 # A stock kernel under a working KVM panics for want of a root within a second; a slow nested one may need several.
 KVM_DEADLINE_S = 10.0
 MAX_PROBE_OUTPUT_BYTES = 1024 * 1024
+# Shown in one line of `vmkit up`.
+MAX_REASON_CHARACTERS = 120
 VERDICT_FILE = "kvm-verdict.json"
 MAX_VERDICT_BYTES = 4096
 
@@ -118,8 +120,8 @@ def prove_kvm(qemu: Qemu, kernel: Path, deadline_s: float = KVM_DEADLINE_S) -> V
                 return Verdict(False, f"{KVM_DEVICE} is there, but kernels die under it (KVM internal error)")
             if not data:
                 break
-    last = output.decode(errors="replace").strip().splitlines()[-1:] or ["no output"]
-    return Verdict(False, f"QEMU could not use KVM: {last[0]}")
+    last = (output.decode(errors="replace").strip().splitlines() or ["no output"])[-1]
+    return Verdict(False, f"QEMU fails under KVM: {last.rpartition('kvm.c:')[2][:MAX_REASON_CHARACTERS]}")
 
 
 def probe_vhost(door: VhostDoor) -> Verdict:

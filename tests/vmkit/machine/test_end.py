@@ -35,9 +35,7 @@ def test_end_is_explained(
 
 def test_console_line_of_a_panic_is_found() -> None:
     line = b"[    2.1] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\r"
-    assert find_trouble(line) == ConsoleTrouble(
-        Trouble.PANIC, "VFS: Unable to mount root fs on unknown-block(0,0)"
-    )
+    assert find_trouble(line) == ConsoleTrouble(Trouble.PANIC, "VFS: Unable to mount root fs on unknown-block(0,0)")
 
 
 def test_console_line_of_inits_failure_is_found() -> None:

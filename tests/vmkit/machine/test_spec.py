@@ -25,7 +25,14 @@ def test_spec_refuses_name_that_is_no_file_name(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("memory_mib", 63), ("cpus", 0), ("cpus", 256), ("timeout_s", 0.0), ("timeout_s", float("nan")), ("append", "a\nb")],
+    [
+        ("memory_mib", 63),
+        ("cpus", 0),
+        ("cpus", 256),
+        ("timeout_s", 0.0),
+        ("timeout_s", float("nan")),
+        ("append", "a\nb"),
+    ],
 )
 def test_spec_refuses_what_cannot_boot(field: str, value: object) -> None:
     with pytest.raises(ConfigError):

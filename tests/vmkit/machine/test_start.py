@@ -48,8 +48,8 @@ def test_start_returns_when_the_guest_says_ready(boot: Boot, folders: Path) -> N
     assert machine is not None
     assert machine.state == "ready"
     assert machine.vsock == str(folders / "runtime/machines/tiny/vsock.sock")
-    assert os.stat(machine.vsock).st_mode & 0o777 == 0o600
-    assert os.stat(machine.directory).st_mode & 0o777 == 0o700
+    assert Path(machine.vsock).stat().st_mode & 0o777 == 0o600
+    assert Path(machine.directory).stat().st_mode & 0o777 == 0o700
 
 
 def test_second_start_takes_the_next_name_and_cid(boot: Boot) -> None:
@@ -84,7 +84,7 @@ def test_start_says_why_it_failed(boot: Boot, folders: Path, scenario: str, said
 
 
 def test_start_ends_at_the_deadline(boot: Boot, folders: Path) -> None:
-    with pytest.raises(MachineError, match="not ready within 0.5 s") as caught:
+    with pytest.raises(MachineError, match="not ready within") as caught:
         boot("silent", timeout_s=0.5)
     assert "waiting for nothing" in caught.value.details
     assert entries(folders) == []
@@ -207,7 +207,9 @@ def test_guest_that_ignores_power_off_is_ended(boot: Boot, folders: Path) -> Non
 
 
 def test_dead_device_process_is_replaced(boot: Boot) -> None:
-    """The fake QEMU cannot unplug, so the attempt ends the machine with the device named; the real one is in tests/guest."""
+    """The fake QEMU cannot unplug, so the attempt ends the machine with the device named; the real one is in
+    tests/guest.
+    """
     started = boot("ready")
     machine = find_machine(name="tiny")
     assert machine is not None

@@ -1,0 +1,78 @@
+# Two commands for a newcomer: `make up` (a VM and a shell in it) and `make test`. Both install what is missing and are quick the second time.
+# Nothing here or below it may open AF_VSOCK of this host: on a machine that is itself a guest it leads to somebody else's host.
+export VSH_AF_VSOCK := deny
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+# zstd unpacks Debian's kernel; the keyring verifies Debian's packages.
+PACKAGES := qemu-system-x86 zstd debian-archive-keyring ca-certificates
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PYTEST_ARGS ?=
+
+.PHONY: help up down test unit vm lint bench fuzz lock packages clean
+
+help:
+	@echo 'make up      install what is missing, build the image tiny, boot it, run a command in it'
+	@echo 'make down    stop what make up started'
+	@echo 'make test    install what is missing, then every test (unit: without VMs; vm: only with)'
+	@echo 'make bench   print the figures of docs/BENCHMARKS.md'
+	@echo 'make fuzz    fuzz every parser for longer than the tests do (CASES=1000000)'
+	@echo 'make lock    renew requirements/*.lock from pyproject.toml'
+
+up: $(VENV)/.run
+	@$(BIN)/vmkit up --reuse tiny
+	@echo '$$ vsh --vm_name tiny -- uname -srm'
+	@$(BIN)/vsh --vm_name tiny -- uname -srm
+	@echo 'open a shell:  $(BIN)/vsh --vm_name tiny'
+	@echo 'stop it:       $(BIN)/vmkit down tiny'
+
+down: $(VENV)/.run
+	@$(BIN)/vmkit down --all
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+unit: $(VENV)/.test
+	$(BIN)/python -m pytest -m 'not vm' $(PYTEST_ARGS)
+
+vm: $(VENV)/.test
+	$(BIN)/python -m pytest -m vm $(PYTEST_ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+# apt is asked only when a package is missing, so a second run needs neither root nor a network.
+packages:
+	@missing=''; for name in $(PACKAGES); do \
+	    dpkg-query -W -f '$${Status}' $$name 2>/dev/null | grep -q 'install ok installed' || missing="$$missing $$name"; \
+	done; \
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
+	if [ -n "$$missing" ]; then \
+	    echo "installing Debian packages:$$missing"; \
+	    $(SUDO) apt-get update -q=2 || echo 'apt-get update had errors: going on with the lists it has'; \
+	    $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -q=2 -y --no-install-recommends $$missing; \
+	fi
+
+$(VENV)/.run: requirements/run.lock pyproject.toml | packages
+	@echo 'making the virtual environment $(VENV)'
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --require-hashes -r requirements/run.lock
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.test: requirements/test.lock $(VENV)/.run
+	@echo 'adding what the tests need'
+	@$(PIP) install --require-hashes -r requirements/test.lock
+	@touch $@
+
+lock: $(VENV)/.test
+	$(PIP) install 'uv>=0.5'
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --python-version 3.11 \
+	    --no-header requirements/build.in pyproject.toml -o requirements/run.lock
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --python-version 3.11 \
+	    --no-header --all-extras requirements/build.in pyproject.toml -o requirements/test.lock
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis test-evidence

@@ -1,0 +1,135 @@
+"""The ladder to a real machine: own directories -> built image -> booted -> ready; what fails leaves its evidence.
+
+Every machine of a test is killed at its end. When a test fails, the console, the QMP log, the argv and the other logs
+of every machine it had are copied to test-evidence/TEST/ first.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from vmkit.machine import stop
+from vmkit.machine.launch import Layout
+from vsh.registry import read_machines
+
+EVIDENCE = Path(__file__).parents[2] / "test-evidence"
+BIN = Path(sys.executable).parent
+# Boots under TCG on two busy cores take 5 to 15 s; a test that waits this long has hung.
+DEADLINE_S = 180
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.vm)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    if report.when == "call" and report.failed:
+        save_evidence(re.sub(r"[^A-Za-z0-9_.-]+", "_", item.name))
+    return report
+
+
+def save_evidence(name: str) -> None:
+    """Copies the logs of the running machines and of those that ended badly."""
+    folders = {machine.name: Path(machine.directory) for machine in read_machines()}
+    state = Path(os.environ.get("VMKIT_STATE_DIR", "/nonexistent"))
+    if state.is_dir():
+        folders |= {f"{path.name}.ended": path for path in state.iterdir()}
+    for label, folder in folders.items():
+        target = EVIDENCE / name / label
+        target.mkdir(parents=True, exist_ok=True)
+        for log in Layout.LOGS:
+            if (folder / log).exists():
+                shutil.copyfile(folder / log, target / log)
+
+
+@pytest.fixture(scope="session")
+def folders() -> Iterator[Path]:
+    """Runtime and state directories of this run; the image cache is the user's, for it is only ever added to."""
+    root = Path(tempfile.mkdtemp(prefix="vmkit-"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("runtime", "state"):
+            (root / name).mkdir(mode=0o700)
+            patch.setenv(f"VMKIT_{name.upper()}_DIR", str(root / name))
+        yield root
+        for machine in read_machines():
+            stop.kill(machine)
+    shutil.rmtree(root)
+
+
+Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+def run_program(
+    program: str, *words: str, stdin: bytes = b"", timeout_s: float = DEADLINE_S, env: dict[str, str] | None = None
+) -> "subprocess.CompletedProcess[bytes]":
+    return subprocess.run(
+        [str(BIN / program), *words],
+        input=stdin,
+        capture_output=True,
+        timeout=timeout_s,
+        check=False,
+        env={**os.environ, **(env or {})},
+    )
+
+
+@pytest.fixture(scope="session")
+def vmkit(folders: Path) -> Run:
+    """vmkit("up", ...) runs the real program."""
+
+    def run(*words: str, **options: object) -> "subprocess.CompletedProcess[bytes]":
+        return run_program("vmkit", *words, **options)  # type: ignore[arg-type]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def vsh(folders: Path) -> Run:
+    """vsh("--cid", "3", "--", ...) runs the real program."""
+
+    def run(*words: str, **options: object) -> "subprocess.CompletedProcess[bytes]":
+        return run_program("vsh", *words, **options)  # type: ignore[arg-type]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def built(vmkit: Run) -> None:
+    done = vmkit("build", "tiny")
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.fixture
+def up(built: None, vmkit: Run) -> Iterator[Run]:
+    """up(...) runs `vmkit up`; whatever runs at the end of the test is killed."""
+
+    def start(*words: str, **options: object) -> "subprocess.CompletedProcess[bytes]":
+        return vmkit("up", "--accel", "tcg", *words, **options)
+
+    known = {machine.name for machine in read_machines()}
+    yield start
+    for machine in read_machines():
+        if machine.name not in known:
+            stop.kill(machine)
+
+
+@pytest.fixture(scope="module")
+def ready(built: None, vmkit: Run) -> Iterator[str]:
+    """The name of one ready machine, shared by the tests of a module that do it no harm."""
+    name = "shared"
+    done = vmkit("up", "--accel", "tcg", "--name", name, "--cid", "40")
+    assert done.returncode == 0, done.stderr.decode()
+    yield name
+    for machine in read_machines():
+        if machine.name == name:
+            stop.kill(machine)
