@@ -91,6 +91,8 @@ class Relay:
     def _wait(self) -> list[tuple[int, int]]:
         self._want_all()
         timeout_s = self._check_silence()
+        if self._is_terminal_draining():
+            timeout_s = 0
         return self._poll.poll(None if timeout_s is None else timeout_s * 1000 + 1)
 
     def _want_all(self) -> None:
@@ -297,9 +299,18 @@ class Relay:
         self.connection.send_data(stream, data)
 
     def _read_drained_terminal(self) -> None:
-        """After the target's end nothing announces that its terminal is empty but an empty read."""
-        if self.exit is not None and self.target.has_pty and self.connection.output.size < OUTPUT_CEILING:
+        if self._is_terminal_draining():
             self._read_source(messages.STDOUT)
+
+    def _is_terminal_draining(self) -> bool:
+        """After the target's end nothing announces that its terminal is empty but an empty read: it is time for one."""
+        return (
+            self.exit is not None
+            and self.target.has_pty
+            and messages.STDOUT in self.sources
+            and self.connection.output.size < OUTPUT_CEILING
+            and self.connection.send_room(messages.STDOUT) > 0
+        )
 
     def _close_source(self, stream: int) -> None:
         fd = self.sources.pop(stream, -1)

@@ -57,8 +57,7 @@ class Vshd:
             options["stdin"] = subprocess.DEVNULL
         return subprocess.run(
             self.argv(*words),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             timeout=DEADLINE_S,
             check=False,
             **options,

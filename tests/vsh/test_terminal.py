@@ -1,0 +1,181 @@
+"""vsh in a terminal: a real pty on both sides."""
+
+import os
+import shlex
+import signal
+import sys
+
+import pytest
+
+from tests.vsh.live import wait_for_end, wait_until
+from tests.vsh.typist import Typist, typing
+
+SHELL = ("--", "PS1=[$?]", "ENV=", "sh")
+
+
+def test_shell_has_a_terminal_of_the_right_size(vshd, mode):
+    with typing(vshd, *mode, *SHELL) as typist:
+        typist.expect(b"[0]")
+        typist.type(b"tty | cut -c1-9; stty size\r")
+        typist.expect(b"/dev/pts/\r\n30 100\r\n")
+        typist.type(b"exit 5\r")
+        assert typist.wait() == 5
+        assert typist.is_restored()
+
+
+def test_login_shell_is_a_login_shell(vshd, mode):
+    with typing(vshd, *mode) as typist:
+        typist.type(b"echo [$0]; exit 3\r")
+        typist.expect(b"[-")
+        assert typist.wait() == 3
+
+
+def test_window_size_follows(vshd, mode):
+    script = "trap 'stty size' WINCH; echo ready; while :; do read x; done"
+    with typing(vshd, *mode, "--", "sh", "-c", script) as typist:
+        typist.expect(b"ready")
+        typist.resize(41, 123)
+        typist.expect(b"41 123\r\n")
+
+
+def test_ctrl_c_interrupts_the_foreground_only(vshd, mode):
+    with typing(vshd, *mode, *SHELL) as typist:
+        typist.expect(b"[0]")
+        # Said by the foreground job itself: before that, Ctrl-C would be the shell's.
+        typist.type(b"sh -c 'echo $((6*7)); exec sleep 98'\r")
+        typist.expect(b"42\r\n")
+        typist.type(b"\x03")
+        typist.expect(b"[130]")
+        typist.type(b"exit\r")
+        assert typist.wait() == 130
+
+
+def test_ctrl_d_ends_the_shell(vshd, mode):
+    with typing(vshd, *mode, *SHELL) as typist:
+        typist.expect(b"[0]")
+        typist.type(b"\x04")
+        assert typist.wait() == 0
+
+
+def test_full_screen_program_draws_and_leaves(vshd):
+    with typing(
+        vshd, "--", "sh", "-c", "stty raw -echo; printf '\\033[2J'; head -c1 | od -An -tx1; stty sane"
+    ) as typist:
+        typist.expect(b"\x1b[2J")
+        typist.type(b"\x1b")
+        typist.expect(b"1b")
+        assert typist.wait() == 0
+        assert typist.is_restored()
+
+
+def test_terminal_is_raw_only_during_the_session(vshd):
+    with typing(vshd, "--", "sh", "-c", "echo ready; read x") as typist:
+        typist.expect(b"ready")
+        assert typist.is_raw()
+        typist.type(b"\r")
+        assert typist.wait() == 0
+        assert typist.is_restored()
+    with typing(vshd, "--user=no-such-user") as typist:
+        assert typist.wait() == 1
+        assert typist.is_restored()
+
+
+def test_tilde_dot_disconnects(vshd, mode):
+    with typing(vshd, *mode, "--", "sh", "-c", "echo $$; exec sleep 99") as typist:
+        pid = int(typist.expect(b"\r\n"))
+        typist.type(b"\r~.")
+        assert typist.wait() == 123
+        typist.expect(b"vsh: disconnected from")
+        assert typist.is_restored()
+        wait_for_end(pid)
+
+
+def test_tilde_question_mark_helps(vshd):
+    with typing(vshd, *SHELL) as typist:
+        typist.expect(b"[0]")
+        typist.type(b"~?")
+        typist.expect(b"~.   disconnect")
+        typist.type(b"echo still $((40+2))\r")
+        typist.expect(b"still 42\r\n")
+
+
+def test_tilde_ctrl_z_suspends_and_returns(vshd):
+    """Under a shell with job control, as a person would: ~^Z, fg."""
+    # The typed command is on the screen as well: what it prints must look different.
+    script = "echo rea''dy; read x; echo [$x]"
+    command = shlex.join([sys.executable, "-m", "vsh", f"--unix={vshd.path}", "--", "sh", "-c", script])
+    typist = Typist(None, shell=["bash", "--norc", "-i"])
+    try:
+        typist.type(f"PS1='%%'; {command}\r".encode())
+        typist.expect(b"ready")
+        typist.expect(b"\r\n")
+        wait_until(typist.is_raw, "vsh is in raw mode")
+        typist.type(b"~\x1a")
+        typist.expect(b"Stopped")
+        typist.expect(b"%%")
+        typist.type(b"fg\r")
+        typist.expect(b"dy; read x")
+        wait_until(typist.is_raw, "vsh is in raw mode again")
+        typist.type(b"back\r")
+        typist.expect(b"[back]")
+        typist.expect(b"%%")
+        typist.type(b"exit\r")
+        typist.wait()
+    finally:
+        typist.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_terminal_is_restored_when_vsh_is_told_to_end(vshd, mode, number):
+    with typing(vshd, *mode, "--", "sh", "-c", "echo ready; exec sleep 96") as typist:
+        typist.expect(b"ready")
+        typist.process.send_signal(number)
+        typist.wait()
+        assert typist.is_restored()
+
+
+def test_terminal_is_restored_when_the_server_is_killed(start_vshd):
+    vshd = start_vshd()
+    with typing(vshd, "--", "sh", "-c", "echo ready; exec sleep 95") as typist:
+        typist.expect(b"ready")
+        for pid in vshd.children():
+            os.kill(pid, signal.SIGKILL)
+        assert typist.wait() == 123
+        assert typist.is_restored()
+        typist.expect(b"vsh: lost the connection")
+
+
+def test_lost_terminal_hangs_the_session_up(vshd, mode, tmp_path):
+    with typing(vshd, *mode, "--", "sh", "-c", f"trap 'echo hup >{tmp_path}/hup; exit' HUP; echo $$; read x") as typist:
+        pid = int(typist.expect(b"\r\n"))
+        typist.process.kill()
+        wait_for_end(pid)
+        assert (tmp_path / "hup").read_text() == "hup\n"
+
+
+def test_t_asks_for_a_terminal_without_one(vshd, mode):
+    done = vshd.run(*mode, "-t", "--", "sh", "-c", "tty >/dev/null && stty size")
+    assert (done.returncode, done.stdout) == (0, b"24 80\r\n")
+
+
+def test_capital_t_asks_for_none(vshd, mode):
+    with typing(vshd, *mode, "-T", "--", "sh", "-c", "tty; exit 4") as typist:
+        typist.expect(b"not a tty")
+        assert typist.wait() == 4
+
+
+def test_terminals_variables_travel(vshd):
+    with typing(vshd, "--", "sh", "-c", "echo $TERM") as typist:
+        typist.expect(b"xterm\r\n")
+
+
+def test_background_job_does_not_keep_the_session(vshd, mode):
+    """As with ssh -t: the terminal ends with the shell."""
+    with typing(vshd, *mode, "--", "bash", "--norc", "-ic", "sleep 20 & echo $!") as typist:
+        assert typist.wait() == 0
+
+
+def test_all_output_before_the_exit_arrives(vshd, mode):
+    for _ in range(10):
+        done = vshd.run(*mode, "-t", "--", "sh", "-c", "seq 1 5000")
+        assert done.stdout.split() == [str(number).encode() for number in range(1, 5001)]
