@@ -7,11 +7,12 @@ architectures and trusted keys are not used. Knows nothing of images: names go i
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmkit.errors import BuildError, CommandError
+from vmkit.errors import BuildError, CommandError, HostError
 from vmkit.image.origin import parse_stanza
 from vmkit.run import run
 
@@ -139,9 +140,12 @@ class Apt:
             ) from error
 
     def _run(self, program: str, *words: str, timeout_s: float, cwd: Path | None = None) -> bytes:
+        if shutil.which(program) is None:
+            hint = "images are made of Debian packages, which apt fetches: sudo apt-get install apt"
+            raise HostError(f"cannot find the program '{program}'", hint=hint)
         # A build that is killed takes apt along: an orphan would hold apt's own locks against the next build.
         argv = ["setpriv", "--pdeathsig", "KILL", program, "-c", str(self._config), *words]
-        return run(argv, timeout_s=timeout_s, env=self._environ, cwd=cwd, package="apt")
+        return run(argv, timeout_s=timeout_s, env=self._environ, cwd=cwd, package="util-linux")
 
     def _write_config(self) -> None:
         for name in ("state/lists/partial", "cache/archives/partial"):

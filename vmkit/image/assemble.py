@@ -21,7 +21,7 @@ from vmkit.image.plan import LinkApplets, Pack, Plan, PutFile, TakeKernel, TakeP
 from vmkit.image.python import GuestPython
 from vmkit.image.settings import HOOK_PATH, Source
 from vmkit.image.template import Renderer
-from vmkit.image.tree import Kind, Node, Tree, directory_node, symlink_node
+from vmkit.image.tree import COMPLETE_PATH, Kind, Node, Tree, directory_node, file_node, symlink_node
 from vmkit.run import run
 
 _BUSYBOX = "usr/bin/busybox"
@@ -68,10 +68,8 @@ class _Assembly:
                 case Unpack():
                     self._unpack(step)
                 case TakeKernel():
-                    compressed = step.kernel_format == "vmlinuz"
-                    self._kernel = take_kernel(
-                        self._debs[step.package], self._tree, step.modules, compressed=compressed
-                    )
+                    deb = self._debs[step.package]
+                    self._kernel = take_kernel(deb, self._tree, step.modules, step.kernel_format)
                 case TakePython():
                     self._take_python(step)
                 case LinkApplets():
@@ -82,6 +80,7 @@ class _Assembly:
                     pass
                 case _:
                     assert_never(step)
+        self._tree.add(COMPLETE_PATH, file_node(b""))
         assert self._kernel is not None
         _check_libraries(self._tree)
         _check_user(self._spec, self._tree)

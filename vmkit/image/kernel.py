@@ -15,7 +15,7 @@ from vmkit.errors import BuildError, CommandError
 from vmkit.image.deb import read_deb
 from vmkit.image.elf import read_modinfo
 from vmkit.image.tree import Kind, Node, Tree, file_node
-from vmkit.image.vmlinux import extract_vmlinux, unpack_zstd
+from vmkit.image.vmlinux import extract_vmlinux, is_extractable, unpack_zstd
 
 _DECOMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     ".ko": lambda data: data,
@@ -34,10 +34,11 @@ class Kernel:
     modules: tuple[str, ...]
 
 
-def take_kernel(deb: Path, tree: Tree, wanted: tuple[str, ...], *, compressed: bool) -> Kernel:
+def take_kernel(deb: Path, tree: Tree, wanted: tuple[str, ...], kernel_format: str) -> Kernel:
     """Reads a kernel package; puts the wanted modules, and those they depend on, into the tree.
 
-    The boot image is Debian's compressed one, or the ELF file inside it, which starts sooner (see vmkit.image.vmlinux).
+    kernel_format: `vmlinuz` is Debian's boot image as it is, `vmlinux` the ELF file inside it, which starts sooner,
+    `auto` the latter where it can be had (see vmkit.image.vmlinux).
 
     A wanted module that is built into this kernel needs nothing. Raises BuildError naming one that does not exist.
     """
@@ -56,7 +57,7 @@ def take_kernel(deb: Path, tree: Tree, wanted: tuple[str, ...], *, compressed: b
     if len(images) != 1:
         raise BuildError(f"the package {deb.stem} holds {len(images)} kernels, and one is needed")
     version, image = next(iter(images.items()))
-    if not compressed:
+    if kernel_format == "vmlinux" or (kernel_format == "auto" and is_extractable(image)):
         image = extract_vmlinux(image)
     modules = _ModuleSet(version, files, builtin)
     for name in wanted:

@@ -273,7 +273,7 @@ def _hook(place: Place, value: Any) -> FileSpec:
     return spec
 
 
-_KERNEL_FORMATS = re.compile(r"vmlinux|vmlinuz")
+_KERNEL_FORMATS = re.compile(r"auto|vmlinux|vmlinuz")
 _COMPRESSIONS = re.compile(r"none|gzip|lz4|zstd")
 
 SETTINGS: dict[str, Setting] = {
@@ -284,7 +284,7 @@ SETTINGS: dict[str, Setting] = {
     "components": Setting(_words(_SUITE, "a component's name"), ("main",), _replace),
     "keyring": Setting(_host_path, None, _replace),
     "kernel": Setting(_word(_PACKAGE, "a Debian package's name"), "", _replace),
-    "kernel_format": Setting(_word(_KERNEL_FORMATS, "one of vmlinux, vmlinuz"), "vmlinux", _replace),
+    "kernel_format": Setting(_word(_KERNEL_FORMATS, "one of auto, vmlinux, vmlinuz"), "auto", _replace),
     "kernel_args": Setting(_kernel_args, (), _append),
     "modules": Setting(_modules, (), _append),
     "packages": Setting(_words(_PACKAGE, "a Debian package's name"), (), _append),

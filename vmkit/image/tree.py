@@ -17,6 +17,9 @@ PATH_LIMIT_BYTES = 4095
 # An initramfs lives in the guest's memory twice while it is unpacked: more than this is a disk image's job.
 TREE_LIMIT_BYTES = 1 << 30
 
+# The last entry of every archive: a guest too small to unpack its initramfs lacks it, and /init can say so.
+COMPLETE_PATH = "etc/vmkit/complete"
+
 # Debian's merged /usr: packages of bookworm still ship these, later ones ship usr/ only.
 _MERGED = ("bin", "sbin", "lib", "lib64")
 
@@ -121,8 +124,8 @@ class Tree:
         return sorted(fnmatch.filter(self._nodes, normalise_path(pattern)))
 
     def walk(self) -> Iterator[tuple[str, Node]]:
-        """Every path and node, parents before children, in an order that depends on the names alone."""
-        for path in sorted(self._nodes):
+        """Every path and node, parents before children, COMPLETE_PATH last: the order depends on the names alone."""
+        for path in sorted(self._nodes, key=lambda path: (path == COMPLETE_PATH, path)):
             yield path, self._nodes[path]
 
     def _add_parents(self, normal: str) -> None:

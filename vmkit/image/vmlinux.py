@@ -45,6 +45,15 @@ def extract_vmlinux(image: bytes) -> bytes:
     return vmlinux
 
 
+def is_extractable(image: bytes) -> bool:
+    """True where extract_vmlinux would succeed. It depends on the image alone, so that every host builds the same."""
+    try:
+        extract_vmlinux(image)
+    except BuildError:
+        return False
+    return True
+
+
 _HINT = 'use it as it is: `kernel_format = "vmlinuz"` in the recipe'
 
 

@@ -89,7 +89,7 @@ def _kernel_deb(make_deb: MakeDeb, make_elf: MakeElf) -> Path:
 
 def test_kernel_modules_come_with_what_they_need_in_load_order(make_deb: MakeDeb, make_elf: MakeElf) -> None:
     tree = Tree()
-    kernel = take_kernel(_kernel_deb(make_deb, make_elf), tree, ("virtio_pci", "virtio", "a"), compressed=True)
+    kernel = take_kernel(_kernel_deb(make_deb, make_elf), tree, ("virtio_pci", "virtio", "a"), "vmlinuz")
     assert (kernel.version, kernel.image, kernel.modules) == (VERSION, b"kernel", ("virtio", "d", "b_c", "a"))
     assert tree.glob(f"{MODULES}/*.ko") == [f"{MODULES}/kernel/{name}.ko" for name in ("a", "b-c", "d", "virtio")]
     dep = tree.find(f"{MODULES}/modules.dep")
@@ -112,12 +112,12 @@ def test_kernel_modules_come_with_what_they_need_in_load_order(make_deb: MakeDeb
 )
 def test_kernel_module_trouble_is_named(make_deb: MakeDeb, make_elf: MakeElf, wanted: str, message: str) -> None:
     with pytest.raises(BuildError, match=message):
-        take_kernel(_kernel_deb(make_deb, make_elf), Tree(), (wanted,), compressed=True)
+        take_kernel(_kernel_deb(make_deb, make_elf), Tree(), (wanted,), "vmlinuz")
 
 
 def test_package_without_a_kernel_is_refused(make_deb: MakeDeb) -> None:
     with pytest.raises(BuildError, match="holds 0 kernels"):
-        take_kernel(make_deb("x", {"etc/x": b""}), Tree(), (), compressed=True)
+        take_kernel(make_deb("x", {"etc/x": b""}), Tree(), (), "vmlinuz")
 
 
 PVH_NOTE = struct.pack("<III", 4, 4, 18) + b"Xen\0" + struct.pack("<I", 0x1000000)
@@ -140,6 +140,16 @@ def test_vmlinux_is_found_in_each_packing(make_elf: MakeElf) -> None:
     vmlinux = make_elf(note=PVH_NOTE)
     assert extract_vmlinux(_bzimage(gzip.compress(vmlinux))) == vmlinux
     assert extract_vmlinux(_bzimage(_sized(lzma.compress(vmlinux), vmlinux))) == vmlinux
+
+
+def test_kernel_that_cannot_be_unpacked_is_taken_as_it_is(make_deb: MakeDeb, make_elf: MakeElf) -> None:
+    vmlinux = make_elf(note=PVH_NOTE)
+    for image, taken in ((_bzimage(gzip.compress(vmlinux)), vmlinux), (b"LZ4 kernel", b"LZ4 kernel")):
+        deb = make_deb("linux-image", {f"boot/vmlinuz-{VERSION}": image})
+        assert take_kernel(deb, Tree(), (), "auto").image == taken
+    with pytest.raises(BuildError) as caught:
+        take_kernel(deb, Tree(), (), "vmlinux")
+    assert "vmlinuz" in caught.value.hint
 
 
 def test_vmlinux_trouble_is_told(make_elf: MakeElf) -> None:

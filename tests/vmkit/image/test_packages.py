@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vmkit.errors import BuildError, ConfigError
+from vmkit.errors import BuildError, ConfigError, HostError
 from vmkit.image.apt import UntrustedError
 from vmkit.image.build import build_image
 from vmkit.image.cache import open_cache
@@ -99,7 +99,7 @@ def test_changed_package_is_refused(cache_dir: Path, fake_spec: FakeSpec, archiv
     changed = archive.copy(tmp_path / "changed")
     deb = changed.root / "pool/busybox-static_1.0-1_amd64.deb"
     deb.write_bytes(deb.read_bytes()[:-1] + b"x")
-    with pytest.raises(BuildError, match="cannot fetch packages|is not the one that was resolved"):
+    with pytest.raises(BuildError, match=r"cannot fetch packages|is not the one that was resolved"):
         build_image(fake_spec(at=changed))
     assert not [path for path in (cache_dir / "packages").glob("*") if path.stat().st_size == deb.stat().st_size]
 
@@ -169,3 +169,12 @@ def test_host_s_apt_state_is_not_touched(cache_dir: Path, fake_spec: FakeSpec) -
     before = listing()
     build_image(fake_spec())
     assert listing() == before
+
+
+def test_missing_apt_is_told(
+    cache_dir: Path, fake_spec: FakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = fake_spec()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(HostError, match="cannot find the program 'apt-get'"):
+        build_image(spec)

@@ -1,4 +1,4 @@
-"""Trees and the archives made of them: the same in, the same out; nothing outside; nothing that the kernel would refuse."""
+"""Trees and the archives made of them: the same in, the same out, and nothing outside."""
 
 import shutil
 import subprocess
