@@ -40,6 +40,10 @@ class UnknownPackageError(BuildError):
         self.package = package
 
 
+class MissingSuiteError(BuildError):
+    """The mirror answers and has no such suite."""
+
+
 class UntrustedError(BuildError):
     """The archive's signature was not made by a key of the keyring, or there is none."""
 
@@ -163,7 +167,7 @@ class Apt:
                 hint="nothing unverified is used; a newer debian-archive-keyring may know the key",
             )
         if _NO_RELEASE.search(error.details):
-            return BuildError(
+            return MissingSuiteError(
                 f"{self._archive.mirror} has no suite '{self._archive.suite}'",
                 details=error.details,
                 hint="the suite and mirror are the recipe's `suite` and `mirror`; VMKIT_MIRROR names another mirror",

@@ -56,6 +56,7 @@ class _Assembly:
         self._kernel: Kernel | None = None
         self._python: GuestPython | None = None
         self._renderer: Renderer | None = None
+        self._whole: dict[str, Node] = {}
 
     def run(self, tell: Callable[[str], None]) -> Assembled:
         for path, device, mode in (("dev/console", _CONSOLE, 0o600), ("dev/null", _NULL, 0o666)):
@@ -82,9 +83,25 @@ class _Assembly:
                     assert_never(step)
         self._tree.add(COMPLETE_PATH, file_node(b""))
         assert self._kernel is not None
-        _check_libraries(self._tree)
+        self._check_libraries()
         _check_user(self._spec, self._tree)
         return Assembled(self._tree, self._kernel)
+
+    def _check_libraries(self) -> None:
+        """Every program's libraries are there: a missing one would only be found by booting.
+
+        Files of packages unpacked whole are not asked: apt has seen to what they need, their plug-ins may need more.
+        """
+        present = {posixpath.basename(path) for path, _ in self._tree.walk() if ".so" in path}
+        for path, node in self._tree.walk():
+            if node.kind is not Kind.FILE or self._whole.get(path) is node or not is_elf(node.data):
+                continue
+            for soname in read_needed(node.data):
+                if soname not in present:
+                    raise BuildError(
+                        f"'/{path}' needs the library {soname}, which is not in the image",
+                        hint="add it to the recipe's [extract], or name its package in `packages`",
+                    )
 
     def _unpack(self, step: Unpack) -> None:
         deb = self._debs[step.package]
@@ -92,6 +109,7 @@ class _Assembly:
             extract_patterns(deb, self._tree, step.patterns)
         else:
             extract_deb(deb, self._tree)
+            self._whole = dict(self._tree.walk())
 
     def _take_python(self, step: TakePython) -> None:
         program, *libraries = python_packages(step.version)
@@ -150,19 +168,6 @@ class _Assembly:
             "default_user": self._spec.default_user,
         }
         return known | dict(self._spec.variables)
-
-
-def _check_libraries(tree: Tree) -> None:
-    """Every program's libraries are there: a missing one would only be found by booting."""
-    present = {posixpath.basename(path) for path, _ in tree.walk() if ".so" in path}
-    for path, node in tree.walk():
-        if node.kind is Kind.FILE and is_elf(node.data):
-            for soname in read_needed(node.data):
-                if soname not in present:
-                    raise BuildError(
-                        f"'/{path}' needs the library {soname}, which is not in the image",
-                        hint="add it to the recipe's [extract], or name its package in `packages`",
-                    )
 
 
 def _check_user(spec: ImageSpec, tree: Tree) -> None:

@@ -68,6 +68,12 @@ def plan_image(spec: ImageSpec) -> Plan:
     return make_plan(spec, request, read_inputs(spec), read_lock(Cache(find_cache_dir()), request))
 
 
+def find_built_image(spec: ImageSpec) -> BuiltImage | None:
+    """The image of a recipe if it is in the cache; nothing is built, nothing fetched."""
+    cache = Cache(find_cache_dir())
+    return _find_built(cache, spec, make_request(spec), read_inputs(spec))
+
+
 def _find_built(cache: Cache, spec: ImageSpec, request: Request, inputs: Inputs) -> BuiltImage | None:
     lock = read_lock(cache, request)
     if lock is None:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vmkit.errors import BuildError
-from vmkit.image.apt import Apt, Archive, Record, UntrustedError
+from vmkit.image.apt import Apt, Archive, MissingSuiteError, Record, UntrustedError
 from vmkit.image.cache import Cache, write_atomically
 from vmkit.image.config import ImageSpec
 from vmkit.image.origin import choose_mirror, choose_suites, find_keyring
@@ -94,7 +94,7 @@ def read_lock(cache: Cache, request: Request) -> Lock | None:
 def resolve(cache: Cache, request: Request, progress: Progress) -> Lock:
     """Asks the archive for the newest versions and keeps the answer as the request's lock.
 
-    `auto` falls back to the host's suite only when the first suite's signature cannot be verified here.
+    `auto` falls back to the host's suite only where the first one cannot be verified, or the mirror lacks it.
     """
     for suite in request.suites:
         archive = _archive(request, suite)
@@ -102,9 +102,10 @@ def resolve(cache: Cache, request: Request, progress: Progress) -> Lock:
         with cache.open_apt(archive) as apt:
             try:
                 apt.update()
-            except UntrustedError:
+            except (UntrustedError, MissingSuiteError) as error:
                 if suite == request.suites[-1]:
                     raise
+                progress(f"{error.brief}: trying the host's own suite", None)
                 continue
             progress("resolving packages", None)
             lock = _resolve(apt, request, suite)

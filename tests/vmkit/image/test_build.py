@@ -270,6 +270,18 @@ def test_killed_build_leaves_nothing_that_is_taken(
     assert build_image(spec).cached
 
 
+@pytest.mark.parametrize("stage", ["fetching the package index", "fetching 2 packages", "unpack busybox", "pack"])
+def test_interrupted_build_leaves_nothing_behind(
+    cache_dir: Path, fake_spec: FakeSpec, child_environ: dict[str, str], stage: str
+) -> None:
+    child = _start_child(fake_spec(), child_environ, stop_at=stage)
+    _read_until(child, stage)
+    child.send_signal(signal.SIGINT)
+    child.communicate()
+    assert not list(cache_dir.glob("images/*"))
+    assert not list(cache_dir.glob("tmp/*"))
+
+
 def test_killed_build_takes_apt_along(
     cache_dir: Path, write_recipe: Callable[..., Path], archive: Any, child_environ: dict[str, str]
 ) -> None:

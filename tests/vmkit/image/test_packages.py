@@ -1,8 +1,10 @@
 """apt in private state: only what a known key has signed, and every failure with its cause."""
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,22 @@ def test_changed_package_is_refused(cache_dir: Path, fake_spec: FakeSpec, archiv
     with pytest.raises(BuildError, match=r"cannot fetch packages|is not the one that was resolved"):
         build_image(fake_spec(at=changed))
     assert not [path for path in (cache_dir / "packages").glob("*") if path.stat().st_size == deb.stat().st_size]
+
+
+@pytest.mark.parametrize("damage", ["unsigned", "missing"])
+def test_host_s_suite_is_used_where_the_preferred_one_cannot_be(
+    cache_dir: Path, fake_spec: FakeSpec, archive: Any, tmp_path: Path, damage: str
+) -> None:
+    copy = archive.copy(tmp_path / "copy")
+    if damage == "unsigned":
+        shutil.copytree(copy.root / "dists/stable", copy.root / "dists/preferred")
+        (copy.root / "dists/preferred/InRelease").unlink()
+    request = replace(make_request(fake_spec(at=copy)), suites=("preferred", "stable"))
+    told: list[str] = []
+    with open_cache(cache_dir) as cache:
+        lock = resolve(cache, request, lambda text, _part: told.append(text))
+    assert lock.suite == "stable"
+    assert [text for text in told if "trying the host's own suite" in text]
 
 
 def test_missing_suite_is_told(cache_dir: Path, fake_spec: FakeSpec, tmp_path: Path, archive: Any) -> None:
