@@ -26,7 +26,6 @@ up: $(VENV)/.run
 	@echo '$$ vsh --vm_name tiny -- uname -srm'
 	@$(BIN)/vsh --vm_name tiny -- uname -srm
 	@echo 'open a shell:  $(BIN)/vsh --vm_name tiny'
-	@echo 'stop it:       $(BIN)/vmkit down tiny'
 
 down: $(VENV)/.run
 	@$(BIN)/vmkit down --all

@@ -1,14 +1,12 @@
-"""Verbs about images and this host: build, images, doctor."""
+"""Verbs about images: build, images."""
 
-import sys
 import time
 
 import click
 
 from vmkit.cli.show import open_progress, print_json, print_table
-from vmkit.image.build import build_image, plan_image
+from vmkit.image.build import build_image, find_built_image, plan_image
 from vmkit.image.config import list_images, load_image
-from vmkit.machine.doctor import Level, can_start, examine, find_built_kernel
 
 
 @click.command("build")
@@ -42,7 +40,7 @@ def build(*, image: str, update: bool, dry_run: bool, as_json: bool, quiet: bool
 def images(*, as_json: bool) -> None:
     """List the shipped images."""
     specs = list_images()
-    states = {spec.name: find_built_kernel(spec.name) is not None for spec in specs}
+    states = {spec.name: find_built_image(spec) is not None for spec in specs}
     if as_json:
         print_json(
             [
@@ -53,30 +51,3 @@ def images(*, as_json: bool) -> None:
         return
     rows = [(spec.name, "yes" if states[spec.name] else "no", spec.description) for spec in specs]
     print_table(("IMAGE", "BUILT", "DESCRIPTION"), rows)
-
-
-@click.command("doctor")
-@click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
-def doctor(*, as_json: bool) -> None:
-    """Say what this host can do, which way `up` will take and why; status 1 when it cannot work."""
-    with open_progress(quiet=as_json) as tell:
-        tell("looking at this host", None)
-        checks = examine()
-    works = can_start(checks)
-    if as_json:
-        print_json(
-            {
-                "works": works,
-                "checks": [{"name": c.name, "level": c.level.value, "text": c.text, "hint": c.hint} for c in checks],
-            }
-        )
-    else:
-        width = max(len(check.name) for check in checks)
-        for check in checks:
-            mark = {Level.OK: "ok      ", Level.FALLBACK: "fallback", Level.BROKEN: "BROKEN  "}[check.level]
-            print(f"{mark}  {check.name:<{width}}  {check.text}")
-            if check.hint:
-                print(f"{'':8}  {'':<{width}}  hint: {check.hint}")
-        print("vmkit up will work here" if works else "vmkit up cannot work here yet")
-    if not works:
-        sys.exit(1)

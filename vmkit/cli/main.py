@@ -1,17 +1,46 @@
-"""The `vmkit` command: its verbs, and what holds for all of them."""
+"""The `vmkit` command: its verbs, and what holds for all of them. A verb's module is imported when it is used."""
 
+import importlib
 import logging
 import os
 import sys
 
 import click
 
-from vmkit.cli import images, look, machines
-from vmkit.cli.up import up
 from vshd.version import __version__
 
+# In the order of --help: what a newcomer needs first.
+VERBS = {
+    "up": "vmkit.cli.up:up",
+    "list": "vmkit.cli.machines:list_",
+    "status": "vmkit.cli.machines:status",
+    "logs": "vmkit.cli.look:logs",
+    "console": "vmkit.cli.look:console",
+    "wait": "vmkit.cli.machines:wait",
+    "down": "vmkit.cli.machines:down",
+    "kill": "vmkit.cli.machines:kill",
+    "doctor": "vmkit.cli.doctor:doctor",
+    "build": "vmkit.cli.images:build",
+    "images": "vmkit.cli.images:images",
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+class Verbs(click.Group):
+    """A group that imports a verb only when it is asked for: `vmkit list` need not know how images are built."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module, _, name = VERBS[cmd_name].partition(":")
+        command = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="vmkit")
 @click.option("--debug", is_flag=True, envvar="VMKIT_DEBUG", help="Show every command run, and tracebacks.")
 def vmkit(*, debug: bool) -> None:
@@ -22,19 +51,3 @@ def vmkit(*, debug: bool) -> None:
     if debug:
         os.environ["VMKIT_DEBUG"] = "1"
         logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="%(name)s: %(message)s")
-
-
-for verb in (
-    up,
-    machines.list_,
-    machines.status,
-    look.logs,
-    look.console,
-    machines.wait,
-    machines.down,
-    machines.kill,
-    images.doctor,
-    images.build,
-    images.images,
-):
-    vmkit.add_command(verb)

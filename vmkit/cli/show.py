@@ -5,10 +5,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
-
 Tell = Callable[[str, float | None], None]
 
 
@@ -18,10 +14,14 @@ def open_progress(*, quiet: bool) -> Iterator[Tell]:
     if quiet:
         yield lambda _text, _fraction: None
         return
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    if not sys.stderr.isatty():
         yield _tell_plainly()
         return
+    # Imported here: rich takes longer to import than most verbs take in all.
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+    console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("looking at this host", total=None)
@@ -52,6 +52,9 @@ def print_json(value: object) -> None:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A plain table: aligned in a terminal and in a pipe."""
+    from rich.console import Console  # noqa: PLC0415  (see open_progress)
+    from rich.table import Table  # noqa: PLC0415
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, no_wrap=True)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shlex
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -11,9 +12,8 @@ from pathlib import Path
 import click
 
 from vmkit.cli.show import open_progress, print_json
-from vmkit.image.build import plan_image
+from vmkit.image.build import find_built_image, plan_image
 from vmkit.image.config import load_image
-from vmkit.machine.doctor import find_built_kernel
 from vmkit.machine.launch import Layout
 from vmkit.machine.qemu import plan_qemu
 from vmkit.machine.spec import (
@@ -133,8 +133,16 @@ def _print_running(entry: Entry, *, as_json: bool) -> None:
 
 
 def _print_next(name: str, cid: int) -> None:
-    print(f"a shell:  vsh --cid {cid}")
-    print(f"stop it:  vmkit down {shlex.quote(name)}")
+    print(f"a shell:  {_find_command('vsh')} --cid {cid}")
+    print(f"stop it:  {_find_command('vmkit')} down {shlex.quote(name)}")
+
+
+def _find_command(program: str) -> str:
+    """How to type `program` here: its name when PATH finds it, else the path of the one beside this very program."""
+    if shutil.which(program):
+        return program
+    beside = Path(sys.argv[0]).parent / program
+    return shlex.quote(os.path.relpath(beside)) if beside.exists() else program
 
 
 def _print_started(started: Started, *, quiet: bool) -> None:
@@ -157,7 +165,7 @@ def _print_plan(spec: MachineSpec) -> None:
     image = load_image(spec.image)
     plan = plan_image(image)
     print(plan.render())
-    if find_built_kernel(spec.image) is None:
+    if find_built_image(image) is None:
         print("start QEMU: the command is known when the image is built")
         return
     choices = choose(spec, lambda _text, _fraction: None, KernelVhostDoor())

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from vmkit.errors import VmkitError
-from vmkit.image.build import plan_image
-from vmkit.image.cache import Cache, find_cache_dir
+from vmkit.image.build import find_built_image
+from vmkit.image.cache import find_cache_dir
 from vmkit.image.config import load_image
 from vmkit.image.origin import find_keyring
 from vmkit.machine import probe
@@ -95,11 +94,11 @@ def _check_kvm(image: str) -> Iterator[Check]:
         hint = "join the group kvm" if "opened" in refusal.reason else ""
         yield Check("kvm", Level.FALLBACK, f"{refusal.reason}: TCG will be used, some ten times slower", hint)
         return
-    kernel = find_built_kernel(image)
-    if kernel is None:
+    built = find_built_image(load_image(image))
+    if built is None:
         yield Check("kvm", Level.OK, "/dev/kvm is there; whether it works is proven at the first `vmkit up`")
         return
-    verdict = probe.probe_kvm(probe.find_qemu(), kernel, open_runtime_directory())
+    verdict = probe.probe_kvm(probe.find_qemu(), built.kernel, open_runtime_directory())
     if verdict.works:
         yield Check("kvm", Level.OK, f"/dev/kvm works: {verdict.reason}")
     else:
@@ -166,16 +165,6 @@ def _check_programs() -> Iterator[Check]:
 
 
 def _check_image(image: str) -> Iterator[Check]:
-    built = find_built_kernel(image)
+    built = find_built_image(load_image(image))
     text = "built, ready to start" if built is not None else "not built yet; `vmkit up` builds it"
     yield Check(f"image {image}", Level.OK, text)
-
-
-def find_built_kernel(image: str) -> Path | None:
-    """The kernel of an image that is in the cache already."""
-    try:
-        digest = plan_image(load_image(image)).digest
-    except VmkitError:
-        return None
-    kernel = Cache(find_cache_dir()).image_dir(digest) / "kernel" if digest else None
-    return kernel if kernel is not None and kernel.exists() else None

@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 from collections.abc import Coroutine, Mapping
-from typing import cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from vmkit.errors import VmkitError
 from vmkit.machine.child import Child, start_child
@@ -27,11 +27,13 @@ from vmkit.machine.end import End, QemuExit, explain_exit, explain_trouble
 from vmkit.machine.launch import MAX_PLAN_BYTES, LaunchPlan, Layout, Report, Stage, parse_launch_plan
 from vmkit.machine.logs import CappedLog, EventLog
 from vmkit.machine.qemu import USER_READY_PORT, VSOCK_CHARDEV_ID
-from vmkit.machine.qmp import Qmp
 from vmkit.machine.ready import ReadyListener, open_ready_listener
 from vmkit.machine.registry import write_record
 from vmkit.machine.spec import Backend
 from vmkit.run import render_command
+
+if TYPE_CHECKING:
+    from vmkit.machine.qmp import Qmp
 
 CONSOLE_LINES = 15
 # A panicking kernel prints its trace after the first line, then resets; what has not come by then is not waited for.
@@ -94,18 +96,21 @@ class Monitor:
         self._stack.callback(ready.close)
         console_sock = self._open_console()
         qmp_sock, qmp_fd = socket.socketpair()
-        with console_sock, qmp_fd:
-            await self._start_qemu(console_sock.fileno(), qmp_fd.fileno(), ready.port)
-        self._spawn(self._watch_qemu())
-        self._report(Stage.STARTED)
-        self._qmp = Qmp(self._plan.name, self._open_log(Layout.QMP_LOG))
-        await self._or_end(self._qmp.connect(qmp_sock))
-        self._spawn_task(self._qmp.listen(self._on_qmp_event))
-        await self._or_end(self._plug())
+        # Both children start side by side; what the device will be plugged with is ready when QEMU is.
+        with await self._open_vsock() as vsock:
+            with console_sock, qmp_fd:
+                await self._start_qemu(console_sock.fileno(), qmp_fd.fileno(), ready.port)
+            self._spawn(self._watch_qemu())
+            self._report(Stage.STARTED)
+            self._qmp = self._make_qmp()
+            await self._or_end(self._qmp.connect(qmp_sock))
+            self._spawn_task(self._qmp.listen(self._on_qmp_event))
+            await self._or_end(self._qmp.plug(self._plan.qemu.plug, vsock.fileno()))
         self._spawn(self._watch_ready(ready))
-        await self._or_end(self._qmp.execute("cont"))
+        # Told before it is done: the guest may say READY before QEMU has answered.
         self._write_record("starting")
         self._report(Stage.RUNNING)
+        await self._or_end(self._qmp.execute("cont"))
 
     async def _or_end(self, work: Coroutine[None, None, object]) -> None:
         """Awaits a step of the start, unless the end comes first (QEMU exits, `up` goes away)."""
@@ -192,16 +197,22 @@ class Monitor:
         )
         self._events.add("qemu-started", {"pid": self._qemu.pid})
 
-    async def _plug(self) -> None:
+    def _make_qmp(self) -> "Qmp":
+        # Imported here: it takes as long as QEMU's own start, and so costs nothing.
+        from vmkit.machine.qmp import Qmp  # noqa: PLC0415
+
+        return Qmp(self._plan.name, self._open_log(Layout.QMP_LOG))
+
+    async def _open_vsock(self) -> socket.socket | BinaryIO:
+        """QEMU's end of the vsock device: the vhost descriptor, or a connection to a device process started now."""
         if self._plan.backend is Backend.VHOST:
             if self._vhost_fd is None:
                 raise VmkitError("the vhost backend was chosen, but no descriptor of it was given")
-            await self._qmp.plug(self._plan.qemu.plug, self._vhost_fd)
-            return
+            return os.fdopen(self._vhost_fd, "r+b", buffering=0)
         device_sock, qemu_sock = socket.socketpair()
-        with device_sock, qemu_sock:
+        with device_sock:
             await self._start_device(device_sock)
-            await self._qmp.plug(self._plan.qemu.plug, qemu_sock.fileno())
+        return qemu_sock
 
     async def _start_device(self, device_sock: socket.socket) -> None:
         listener = self._vsock_listener
@@ -256,7 +267,8 @@ class Monitor:
         try:
             await self._qmp.unplug(UNPLUG_DEADLINE_S)
             await self._qmp.execute("chardev-remove", {"id": VSOCK_CHARDEV_ID})
-            await self._plug()
+            with await self._open_vsock() as vsock:
+                await self._qmp.plug(self._plan.qemu.plug, vsock.fileno())
             self._events.add("device-replaced")
         except (VmkitError, TimeoutError) as error:
             self._finish(End("device-exit", "the vsock device ended and could not be replaced", details=str(error)))

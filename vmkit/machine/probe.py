@@ -121,7 +121,8 @@ def prove_kvm(qemu: Qemu, kernel: Path, deadline_s: float = KVM_DEADLINE_S) -> V
             if not data:
                 break
     last = (output.decode(errors="replace").strip().splitlines() or ["no output"])[-1]
-    return Verdict(False, f"QEMU fails under KVM: {last.rpartition('kvm.c:')[2][:MAX_REASON_CHARACTERS]}")
+    told = re.sub(r"^.*kvm\.c:\d+: ", "", last)
+    return Verdict(False, f"QEMU fails under KVM: {told[:MAX_REASON_CHARACTERS]}")
 
 
 def probe_vhost(door: VhostDoor) -> Verdict:
