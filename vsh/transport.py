@@ -8,6 +8,7 @@ import _socket
 import errno
 import os
 import select
+import struct
 import time
 
 from vsh import address as kinds
@@ -54,13 +55,19 @@ def _take_descriptor(address: Address) -> int:
 def _open_unix(address: Address, deadline_s: float) -> int:
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
-        connection.settimeout(max(0.001, deadline_s - time.monotonic()))
+        # The kernel's own timeout waits for a place in a full backlog; a non-blocking connect() would fail at once.
+        connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, _timeval(deadline_s))
         connection.connect(address.path)
         connection.setblocking(False)
     except (OSError, ValueError) as error:
         connection.close()
         raise _cannot_reach(address, error) from error
     return connection.detach()
+
+
+def _timeval(deadline_s: float) -> bytes:
+    left_us = max(1, int((deadline_s - time.monotonic()) * 1e6))
+    return struct.pack("ll", left_us // 1_000_000, left_us % 1_000_000)
 
 
 def _cannot_reach(address: Address, error: Exception) -> VshError:
@@ -73,7 +80,7 @@ def _cannot_reach(address: Address, error: Exception) -> VshError:
         return VshError(f"nothing listens at {where}", hint=hint)
     if code == errno.EACCES:
         return VshError(f"{where} is not yours to use", hint="it belongs to another user, or its directory does")
-    if code in (errno.EAGAIN, errno.ETIMEDOUT, None) and isinstance(error, TimeoutError | BlockingIOError):
+    if code == errno.EAGAIN:
         return VshError(f"{where} does not accept connections", hint="its program is busy, stopped or stuck")
     return VshError(f"cannot connect to {where}: {error.strerror if isinstance(error, OSError) else error}")
 

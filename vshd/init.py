@@ -154,6 +154,10 @@ def _report(text: str) -> None:
 
 def _end_guest(way: str) -> "NoReturn":
     """TERM for all, KILL for who stays, then busybox tells the kernel."""
+    if os.getpid() != 1:
+        # Started by mistake outside a guest: "all" would be everybody else's processes.
+        _report("this is not pid 1")
+        os._exit(1)
     wakeup = Wakeup((SIGCHLD,))
     for number, timeout_s in ((SIGTERM, TERM_S), (SIGKILL, KILL_S)):
         try:

@@ -9,8 +9,8 @@ import os
 from vshd import vsock
 from vshd.flags import PORT_MAX, FlagError
 
-# Upstream's is 32; a flood of clients should wait in the kernel, not be refused.
-BACKLOG = 128
+# Upstream's is 32; a flood of clients should wait in the kernel (which allows 4096), not be refused.
+BACKLOG = 1024
 # systemd's sd_listen_fds(3): passed descriptors start here.
 LISTEN_FDS_START = 3
 

@@ -16,9 +16,10 @@ LINE_MAX = 900
 class Log:
     """Writes lines. Invariant: `_kmsg` and `_syslog` are descriptors we own, or -1."""
 
-    __slots__ = ("_kmsg", "_stderr", "_syslog")
+    __slots__ = ("_kmsg", "_kmsg_path", "_stderr", "_syslog")
 
-    def __init__(self) -> None:
+    def __init__(self, kmsg_path: str = "/dev/kmsg") -> None:
+        self._kmsg_path = kmsg_path
         self._kmsg = -1
         self._syslog = -1
         self._stderr = True
@@ -29,7 +30,7 @@ class Log:
             return
         if use_kmsg:
             try:
-                self._kmsg = os.open("/dev/kmsg", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                self._kmsg = os.open(self._kmsg_path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
                 self._stderr = False
                 return
             except OSError:

@@ -79,6 +79,11 @@ def end_session(pid: int, *, has_terminal: bool) -> None:
             return
 
 
+def kill_session(pid: int) -> None:
+    """Ends at once what a session's process left behind when it died itself."""
+    _kill_all(_find_running(pid, False), signals.SIGKILL)
+
+
 def _find_running(pid: int, only_group: bool) -> list[int]:
     """Processes of session `pid` (or of its first group alone) that are not dead yet."""
     running = []

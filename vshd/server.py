@@ -6,11 +6,13 @@ The server itself never reads a byte from a client.
 import gc
 import os
 import select
+import struct
 import time
 
 from vshd.flags import Options
 from vshd.listener import Listener
 from vshd.log import Log
+from vshd.processes import kill_session
 from vshd.session import Session
 from vshd.signals import SIGCHLD, SIGINT, SIGKILL, SIGTERM, Wakeup
 from vshd.wire import messages
@@ -19,12 +21,18 @@ from vshd.wire.messages import SetupConnectionResponse
 
 # Sessions get TERM and then this long to end their targets (processes.GRACE_S) before they are killed.
 SHUTDOWN_S = 7.0
+# (session's pid, target's pid); a pipe writes so few bytes whole.
+REPORT = struct.Struct("ii")
+REPORTS_AT_ONCE = 512
 # After an accept() that failed for want of descriptors or memory.
 ACCEPT_PAUSE_S = 0.1
 
 
 class Server:
-    """Invariant: `sessions` are exactly the children not yet reaped, by pid, with their peers."""
+    """Invariant: `sessions` are exactly the children not yet reaped, by pid, with their peers.
+
+    Children write (own pid, target's pid) to the reports pipe: should one be killed, its target can still be ended.
+    """
 
     def __init__(self, listener: Listener, options: Options, log: Log) -> None:
         self.listener = listener
@@ -33,6 +41,10 @@ class Server:
         self.sessions: dict[int, str] = {}
         self.is_stopping = False
         self._wakeup = Wakeup((SIGCHLD, SIGTERM, SIGINT))
+        self._targets: dict[int, int] = {}
+        self._reports, self._reports_end = os.pipe()
+        for fd in (self._reports, self._reports_end):
+            os.set_blocking(fd, False)
 
     def run(self) -> None:
         """Serves until SIGTERM or SIGINT."""
@@ -41,11 +53,14 @@ class Server:
         gc.freeze()
         poll = select.poll()
         poll.register(self._wakeup.fd, select.POLLIN)
+        poll.register(self._reports, select.POLLIN)
         poll.register(self.listener.socket.fileno(), select.POLLIN)
         while not self.is_stopping:
             for fd, _ in poll.poll():
                 if fd == self._wakeup.fd:
                     self._take_signals()
+                elif fd == self._reports:
+                    self._take_reports()
                 else:
                     self._accept_all()
         self._stop()
@@ -56,7 +71,17 @@ class Server:
             self.is_stopping = True
         self._reap()
 
+    def _take_reports(self) -> None:
+        try:
+            reports = os.read(self._reports, REPORTS_AT_ONCE * REPORT.size)
+        except BlockingIOError:
+            return
+        for session, target in REPORT.iter_unpack(reports):
+            if session in self.sessions:
+                self._targets[session] = target
+
     def _reap(self) -> None:
+        self._take_reports()
         while self.sessions:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -64,9 +89,12 @@ class Server:
                 return
             if pid == 0:
                 return
-            who = self.sessions.pop(pid, None)
-            if who is not None and status != 0:
+            who = self.sessions.pop(pid, "")
+            target = self._targets.pop(pid, 0)
+            if status != 0:
                 self.log.error(f"{who}: the session's process ended with {os.waitstatus_to_exitcode(status)}")
+                if target:
+                    kill_session(target)
 
     def _accept_all(self) -> None:
         while True:
@@ -109,12 +137,20 @@ class Server:
         try:
             self._wakeup.close()
             self.listener.socket.close()
-            Session(fd, who, self.options, self.log).run()
+            os.close(self._reports)
+            Session(fd, who, self.options, self.log, self._report).run()
             status = 0
         except BaseException as error:  # whatever it is, it must be seen, and end here
             self.log.error(f"{who}: {type(error).__name__}: {error}")
         finally:
             os._exit(status)
+
+    def _report(self, target: int) -> None:
+        """In the child: tells the server whom to end should this process die first."""
+        try:
+            os.write(self._reports_end, REPORT.pack(os.getpid(), target))
+        except OSError:
+            pass
 
     def _stop(self) -> None:
         """No new sessions; the open ones are told, then killed."""

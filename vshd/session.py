@@ -23,6 +23,10 @@ from vshd.wire.events import Broken, RequestReceived
 from vshd.wire.messages import Failure, SetupConnectionRequest
 from vshd.wire.server import ServerConnection
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 # Handshake messages are small; a deferred request comes in as many reads as it needs.
 RECEIVE_SIZE = 1 << 16
 # `CONNECT 4294967295\n` has 19 bytes.
@@ -41,13 +45,16 @@ class HandshakeError(Exception):
 class Session:
     """Invariant: `fd` is non-blocking and the only connection of this process."""
 
-    def __init__(self, fd: int, who: str, options: Options, log: Log) -> None:
-        """who: the peer, for the log."""
+    def __init__(
+        self, fd: int, who: str, options: Options, log: Log, on_start: "Callable[[int], None] | None" = None
+    ) -> None:
+        """who: the peer, for the log. on_start is told the target's pid."""
         os.set_blocking(fd, False)
         self.fd = fd
         self.who = who
         self.options = options
         self.log = log
+        self._on_start = on_start
         self.connection = ServerConnection(default_limits() if options.extended else None)
 
     def run(self) -> None:
@@ -71,6 +78,8 @@ class Session:
             self._refuse(request, refusal)
             self.log.info(f"{self.who}: {command}: refused: {refusal.description}")
             return
+        if self._on_start is not None:
+            self._on_start(target.pid)
         started_s = time.monotonic()
         self.connection.accept(target.pid)
         if notice:

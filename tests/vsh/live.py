@@ -73,8 +73,8 @@ class Vshd:
     def connect(self):
         """A plain connection, for tests that speak frames themselves."""
         connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(DEADLINE_S)
         connection.connect(str(self.path))
+        connection.settimeout(DEADLINE_S)
         return connection
 
     def children(self):

@@ -1,0 +1,216 @@
+"""pid 1 of a small guest, as pid 1 of a PID namespace: the kernel's rules are the same, and "all processes" are its own."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.vsh.live import CHECKOUT, DEADLINE_S, ENVIRONMENT, ended, wait_until
+from vshd import init
+from vshd.init import InitError, find_ready_port
+
+NAMESPACE = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+
+
+def can_unshare():
+    try:
+        return subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+needs_namespace = pytest.mark.skipif(not can_unshare(), reason="no PID namespace for a pid 1 of our own (needs root)")
+
+
+class Guest:
+    """A running vshd.init; `busybox` is a script that notes how it was called."""
+
+    def __init__(self, folder, *flags, script=""):
+        self.socket = folder / "vshd.sock"
+        self.called = folder / "called"
+        busybox = folder / "busybox"
+        busybox.write_text(f'#!/bin/sh\necho "$@" >{self.called}\n')
+        busybox.chmod(0o755)
+        program = (
+            f"import sys; sys.path.insert(0, {str(CHECKOUT)!r})\n"
+            f"import vshd.init as init\ninit.BUSYBOX = {str(busybox)!r}\n{script}\n"
+            f"init.main(['--listen=unix:{self.socket}', '--log_stderr', *{list(flags)!r}])"
+        )
+        self.process = subprocess.Popen(
+            [*NAMESPACE, sys.executable, "-I", "-S", "-B", "-c", program],
+            env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+
+    def wait_until_ready(self):
+        wait_until(self.socket.exists, "vshd listens")
+
+    @property
+    def pid(self):
+        """Its pid 1, as seen from here."""
+        return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()[0])
+
+    @property
+    def vshd(self):
+        return [int(word) for word in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
+    def run(self, *words):
+        argv = [sys.executable, "-m", "vsh", f"--unix={self.socket}", *words]
+        return subprocess.run(argv, env=ENVIRONMENT, capture_output=True, timeout=DEADLINE_S, check=False)
+
+    def finish(self):
+        """Waits for its end; what it said on the console."""
+        _, console = self.process.communicate(timeout=DEADLINE_S)
+        return console.decode()
+
+
+@pytest.fixture
+def start_guest(tmp_path):
+    guests = []
+
+    def start(*flags, **options):
+        guests.append(Guest(tmp_path, *flags, **options))
+        return guests[-1]
+
+    yield start
+    for guest in guests:
+        with ended(guest.process):
+            pass
+
+
+@needs_namespace
+@pytest.mark.parametrize(
+    ("number", "way"), [(signal.SIGUSR2, "poweroff"), (signal.SIGTERM, "reboot"), (signal.SIGUSR1, "halt")]
+)
+def test_init_goes_down_as_busybox_would(start_guest, number, way):
+    guest = start_guest()
+    guest.wait_until_ready()
+    assert guest.run("--", "echo", "hi").stdout == b"hi\n"
+    os.kill(guest.pid, number)
+    assert "error" not in guest.finish()
+    assert guest.called.read_text() == f"{way} -f\n"
+
+
+@needs_namespace
+def test_init_ends_what_ignores_term(start_guest):
+    guest = start_guest()
+    guest.wait_until_ready()
+    script = "trap '' TERM HUP; echo up; while :; do sleep 5; done"
+    argv = [sys.executable, "-m", "vsh", f"--unix={guest.socket}", "--", "sh", "-c", script]
+    with ended(subprocess.Popen(argv, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)) as client:
+        assert client.stdout.readline() == b"up\n"
+        os.kill(guest.pid, signal.SIGUSR2)
+        guest.finish()
+        assert guest.called.read_text() == "poweroff -f\n"
+        assert client.wait(DEADLINE_S) == 123
+
+
+@needs_namespace
+def test_init_is_told_to_power_off_through_vsh(start_guest):
+    """What `vmkit down` does: a command in the guest signals pid 1."""
+    guest = start_guest()
+    guest.wait_until_ready()
+    guest.run("--", "sh", "-c", "kill -USR2 1")
+    guest.finish()
+    assert guest.called.read_text() == "poweroff -f\n"
+
+
+@needs_namespace
+def test_init_reaps_orphans(start_guest):
+    guest = start_guest()
+    guest.wait_until_ready()
+    for _ in range(5):
+        guest.run("--", "sh", "-c", "setsid sh -c 'exit 0' & exit 0")
+
+    def zombies():
+        stats = [Path(f"/proc/{pid}/stat").read_text() for pid in guest.vshd]
+        return sum(stat.rpartition(")")[2].split()[0] == "Z" for stat in stats)
+
+    wait_until(lambda: zombies() == 0 and len(guest.vshd) == 1, "only vshd is left")
+
+
+@needs_namespace
+def test_init_restarts_a_vshd_that_dies(start_guest):
+    guest = start_guest()
+    guest.wait_until_ready()
+    (first,) = guest.vshd
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: guest.vshd and guest.vshd != [first], "another vshd runs")
+    wait_until(lambda: guest.run("--", "echo", "again").stdout == b"again\n", "it serves")
+
+
+@needs_namespace
+def test_init_gives_up_on_a_vshd_that_keeps_dying(start_guest):
+    guest = start_guest()
+    guest.wait_until_ready()
+    killed = set()
+
+    def kill_next():
+        if guest.process.poll() is not None:
+            return True
+        try:
+            for pid in set(guest.vshd) - killed:
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+        except (IndexError, FileNotFoundError, ProcessLookupError):
+            pass
+        return guest.called.exists()
+
+    wait_until(kill_next, "init has given up")
+    assert "vmkit-init: error: vshd ended 11 times within 30 s, last with -9\n" in guest.finish()
+    assert guest.called.read_text() == "poweroff -f\n"
+
+
+@needs_namespace
+@pytest.mark.parametrize(
+    ("flags", "script", "line"),
+    [
+        (["--listen=vsock:9001"], "", "vmkit-init: error: vshd ended with 1 before it was ready"),
+        (["--nonsense"], "", "vmkit-init: error: vshd: ERROR: unknown command line flag 'nonsense'"),
+        ([], "init._read_command_line = lambda: 'quiet vmkit.ready=x'", "names no port"),
+        ([], "init._read_command_line = lambda: 'vmkit.ready=7777'", "AF_VSOCK is denied"),
+        ([], "init.Init.run = lambda self: 1 / 0", "vmkit-init: error: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_init_failure_is_a_line_and_a_power_off(start_guest, flags, script, line):
+    guest = start_guest(*flags, script=script)
+    console = guest.finish()
+    assert line in console
+    assert console.count("vmkit-init: error: ") == 1
+    assert guest.called.read_text() == "poweroff -f\n"
+
+
+def test_init_refuses_to_end_what_is_not_its_own():
+    """Outside a guest, "all processes" would be everybody's."""
+    argv = [sys.executable, "-c", "import vshd.init; vshd.init.main(['--nonsense'])"]
+    done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, check=False, timeout=DEADLINE_S)
+    assert done.returncode == 1
+    assert b"this is not pid 1" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "port"),
+    [("", None), ("quiet panic=-1", None), ("quiet vmkit.ready=7777 x", 7777), ("vmkit.ready=1 vmkit.ready=2", 2)],
+)
+def test_ready_port_is_found(line, port):
+    assert find_ready_port(line) == port
+
+
+@pytest.mark.parametrize("word", ["vmkit.ready=", "vmkit.ready=x", "vmkit.ready=-1"])
+def test_ready_port_that_is_none(word):
+    with pytest.raises(InitError, match="names no port"):
+        find_ready_port(word)
+
+
+def test_ways_down_are_busyboxs():
+    assert {signal.Signals(number).name: way for number, way in init.WAYS_DOWN.items()} == {
+        "SIGUSR2": "poweroff",
+        "SIGTERM": "reboot",
+        "SIGINT": "reboot",
+        "SIGUSR1": "halt",
+    }

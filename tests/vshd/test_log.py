@@ -1,0 +1,27 @@
+"""Where lines go, and that nobody can forge one."""
+
+from vshd.log import LINE_MAX, Log, printable
+
+
+def test_lines_for_the_kernel_have_a_priority(tmp_path):
+    kmsg = tmp_path / "kmsg"
+    kmsg.touch()
+    log = Log(str(kmsg))
+    log.open(use_kmsg=True)
+    log.info("one")
+    log.error("two\nthree")
+    log.warning("x" * 2000)
+    lines = kmsg.read_text().splitlines()
+    assert lines[:2] == ["<6>vshd: one", "<3>vshd: two\\nthree"]
+    assert lines[2] == "<4>vshd: " + "x" * LINE_MAX
+
+
+def test_kernels_log_that_cannot_be_opened_is_no_failure(tmp_path, capfd):
+    log = Log(str(tmp_path / "none" / "kmsg"))
+    log.open(use_kmsg=False, use_stderr=True)
+    log.info("seen")
+    assert capfd.readouterr().err == "vshd: seen\n"
+
+
+def test_text_is_made_printable():
+    assert printable("a\x1b[1m\r\n\udcff\u00e9") == "a\\x1b[1m\\r\\n\\udcff\u00e9"

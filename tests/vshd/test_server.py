@@ -1,0 +1,452 @@
+"""The daemon as a citizen: whom it serves, as whom, within which limits, and what it leaves behind."""
+
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.vsh.live import (
+    CHECKOUT,
+    DEADLINE_S,
+    ENVIRONMENT,
+    START,
+    ended,
+    is_alive,
+    read_line,
+    wait_for_end,
+    wait_until,
+)
+from vshd.flags import FlagError
+from vshd.listener import parse_allowed_cids
+from vshd.wire import messages
+from vshd.wire.client import ClientConnection
+from vshd.wire.connection import default_limits
+from vshd.wire.events import Established, Exited, Refused
+from vshd.wire.frames import encode_frame
+from vshd.wire.messages import SetupConnectionRequest
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+
+
+def make_setup(*argv, limits=None, **fields):
+    """The bytes of a setup, and the connection that expects the answer."""
+    client = ClientConnection(limits)
+    request = SetupConnectionRequest(target=messages.VM_SHELL, argv=list(argv), nopty=True, **fields)
+    client.send_setup(request)
+    return client, client.output.take()
+
+
+def read_events(connection, client):
+    """All events until the session's end."""
+    events = []
+    while not client.is_finished:
+        try:
+            data = connection.recv(1 << 16)
+        except ConnectionResetError:
+            data = b""
+        events += client.receive_data(data) if data else client.receive_end()
+    return events
+
+
+# Whom it serves
+
+
+def test_first_line_of_a_hybrid_vsock_is_answered(vshd):
+    for parts in ([b"CONNECT 9001\n"], [b"C", b"ONN", b"ECT 90", b"01", b"\n"]):
+        client, setup = make_setup(b"true")
+        with vshd.connect() as connection:
+            for part in parts:
+                connection.sendall(part)
+            assert connection.recv(100) == b"OK 9001\n"
+            connection.sendall(setup)
+            assert isinstance(read_events(connection, client)[-1], Exited)
+
+
+def test_first_line_and_setup_in_one_packet(vshd):
+    client, setup = make_setup(b"true")
+    with vshd.connect() as connection:
+        connection.sendall(b"CONNECT 9001\n" + setup)
+        assert connection.recv(8) == b"OK 9001\n"
+        assert isinstance(read_events(connection, client)[-1], Exited)
+
+
+@pytest.mark.parametrize("line", [b"CONNECT x\n", b"CONNECT " + b"1" * 50 + b"\n", b"CONNECTION\n"])
+def test_nonsense_line_is_hung_up_on(vshd, line):
+    with vshd.connect() as connection:
+        connection.sendall(line + bytes(100))
+        try:
+            while connection.recv(100):
+                pass
+        except ConnectionResetError:
+            pass
+
+
+def test_users_may_be_restricted(start_vshd):
+    vshd = start_vshd("--allow_user=nobody")
+    done = vshd.run("--", "true")
+    assert done.returncode == 1
+    assert b"user root is not allowed" in done.stderr or os.geteuid() != 0
+
+
+def test_switching_may_be_denied(start_vshd):
+    vshd = start_vshd("--noallow_to_switch_user")
+    done = vshd.run("--user=nobody", "--", "true")
+    assert done.returncode == 1
+    assert b"only root is allowed login on the VM shell" in done.stderr
+    done = vshd.run("--", "sh", "-c", "echo $HOME $SHELL")
+    assert done.stdout == b"/ /bin/sh\n"
+
+
+def test_unknown_user_is_refused_in_upstreams_words(vshd, mode):
+    done = vshd.run(*mode, "--user=nobody-of-this-name", "--", "true")
+    assert done.returncode == 1
+    assert b"Server was unable to set up connection: could not find user: nobody-of-this-name, if" in done.stderr
+
+
+# As whom
+
+
+@needs_root
+def test_session_runs_as_the_user(vshd, mode):
+    done = vshd.run(*mode, "--user=nobody", "--", "sh", "-c", "id -u; id -G; echo $USER $LOGNAME $HOME; umask")
+    expected = subprocess.run(["id", "-G", "nobody"], capture_output=True, check=True).stdout
+    home = b"/nonexistent" if b"nonexistent" in Path("/etc/passwd").read_bytes() else b"/"
+    assert done.stdout == b"65534\n" + expected + b"nobody nobody " + home + b"\n0022\n"
+
+
+@needs_root
+def test_supplementary_groups_are_the_users(vshd):
+    mine = vshd.run("--user=root", "--", "id", "-G").stdout
+    assert mine == subprocess.run(["id", "-G", "root"], capture_output=True, check=True).stdout
+
+
+@needs_root
+def test_no_code_of_roots_runs_after_the_switch(vshd):
+    with ended(vshd.start("--user=nobody", "--", "sh", "-c", "echo ready; exec sleep 93")) as client:
+        read_line(client.stdout)
+        (session,) = vshd.children()
+        status = Path(f"/proc/{session}/status").read_text()
+        assert "Uid:\t65534\t65534\t65534\t65534\n" in status
+        assert "Gid:\t65534\t65534\t65534\t65534\n" in status
+        client.kill()
+    wait_until(lambda: not vshd.children(), "the session has ended")
+
+
+@needs_root
+def test_terminal_belongs_to_the_user(vshd):
+    done = vshd.run("-t", "--user=nobody", "--", "sh", "-c", "stat -c %u $(tty); echo hi >/dev/tty")
+    assert done.stdout == b"65534\r\nhi\r\n"
+
+
+def test_environment_is_complete(vshd, mode):
+    done = vshd.run(*mode, "--", "A=1", "env")
+    lines = dict(line.split(b"=", 1) for line in done.stdout.splitlines())
+    assert {b"A", b"HOME", b"LOGNAME", b"PATH", b"SHELL", b"TERM", b"USER"} <= set(lines)
+    assert lines[b"TERM"] == b"xterm"
+    assert b"NOTIFY_SOCKET" not in lines
+
+
+def test_path_of_the_request_finds_the_program(vshd, tmp_path):
+    tool = tmp_path / "a-tool-of-mine"
+    tool.write_text("#!/bin/sh\necho found\n")
+    tool.chmod(0o755)
+    assert vshd.run("--", f"PATH={tmp_path}:/bin", "a-tool-of-mine").stdout == b"found\n"
+    assert vshd.run("--", "PATH=/nonexistent", "a-tool-of-mine").returncode == 127
+
+
+def test_target_starts_clean(vshd, mode):
+    """Three descriptors, no signal ignored or blocked, a session and a group of its own."""
+    script = "ls /proc/self/fd; grep -E 'Sig(Ign|Blk)' /proc/self/status; echo $(ps -o pid=,pgid=,sid= -p $$)"
+    lines = vshd.run(*mode, "--", "sh", "-c", script).stdout.decode().splitlines()
+    assert lines[:4] == ["0", "1", "2", "3"]  # 3 is ls's own
+    # 32 and 33 are glibc's own; its posix_spawn() ignores them in every child.
+    assert [int(line.split()[1], 16) & ~0x180000000 for line in lines[4:6]] == [0, 0]
+    pid, group, session = lines[6].split()
+    assert pid == group == session
+
+
+def test_directory_of_another_process(vshd):
+    done = vshd.run(f"--cwd={os.getpid()}", "--", "pwd")
+    assert done.stdout.decode().strip() == str(Path.cwd())
+    assert vshd.run("--cwd=4000000", "--", "pwd").returncode == 1
+
+
+def test_bad_directory_is_a_notice_for_a_legacy_client(vshd):
+    done = vshd.run("--noextended", "--cwd=/no/such", "--", "echo", "still")
+    assert (done.returncode, done.stdout) == (0, b"still\n")
+    assert done.stderr == b"vshd: cannot change to directory /no/such: No such file or directory\n"
+
+
+# Within which limits
+
+
+def test_sessions_are_limited(start_vshd, mode):
+    vshd = start_vshd("--max_sessions=2")
+    first, second = (vshd.start(*mode, "--", "sh", "-c", "echo in; cat", stdin=subprocess.PIPE) for _ in range(2))
+    with ended(first), ended(second):
+        read_line(first.stdout)
+        read_line(second.stdout)
+        done = vshd.run(*mode, "--", "true")
+        assert done.returncode == 1
+        assert b"too many sessions" in done.stderr
+        first.stdin.close()
+        assert first.wait(DEADLINE_S) == 0
+        wait_until(lambda: vshd.run(*mode, "--", "true").returncode == 0, "there is room again")
+
+
+@needs_root
+def test_processes_and_memory_are_limited(start_vshd):
+    vshd = start_vshd("--max_processes=77", "--max_memory=512")
+    done = vshd.run("--user=nobody", "--", "cat", "/proc/self/limits")
+    assert b"Max processes             77" in done.stdout
+    assert str(512 << 20).encode() in done.stdout
+
+
+def test_two_hundred_sessions_at_once(vshd):
+    connections = []
+    try:
+        for _ in range(200):
+            client, setup = make_setup(b"cat")
+            connection = vshd.connect()
+            connection.sendall(setup)
+            connections.append((connection, client))
+        for connection, client in connections:
+            events = []
+            while not events:
+                events = client.receive_data(connection.recv(4096))
+            assert isinstance(events[0], Established)
+        for connection, client in connections:
+            client.send_data(messages.STDIN, b"x" * 1000)
+            client.send_end(messages.STDIN)
+            connection.sendall(client.output.take())
+        for connection, client in connections:
+            assert isinstance(read_events(connection, client)[-1], Exited)
+    finally:
+        for connection, _ in connections:
+            connection.close()
+    wait_until(lambda: not vshd.children(), "all sessions have ended")
+
+
+def test_flood_of_connections_that_say_nothing(vshd):
+    for _ in range(300):
+        vshd.connect().close()
+    assert vshd.run("--", "echo", "still").stdout == b"still\n"
+    wait_until(lambda: not vshd.children(), "all sessions have ended")
+
+
+def test_many_sessions_leave_nothing_in_the_daemon(vshd):
+    def measure():
+        wait_until(lambda: not vshd.children(), "all sessions have ended")
+        status = Path(f"/proc/{vshd.pid}/status").read_text()
+        return len(os.listdir(f"/proc/{vshd.pid}/fd")), int(status.partition("VmRSS:")[2].split()[0])
+
+    def run_one():
+        client, setup = make_setup(b"true")
+        with vshd.connect() as connection:
+            connection.sendall(setup)
+            read_events(connection, client)
+
+    for _ in range(20):
+        run_one()
+    files, size = measure()
+    for _ in range(200):
+        run_one()
+    files_after, size_after = measure()
+    assert files_after == files
+    assert size_after <= size * 1.05
+
+
+# Faults
+
+
+def test_client_that_dies_at_every_byte(vshd):
+    _, setup = make_setup(b"cat", limits=default_limits())
+    said = setup + encode_frame(bytes.fromhex("0a070801120368690a"), 4096) + bytes.fromhex("040000000a020801")
+    for end in range(0, len(said), 3):
+        with vshd.connect() as connection:
+            connection.sendall(said[:end])
+    wait_until(lambda: not vshd.children(), "all sessions have ended")
+    assert vshd.run("--", "echo", "still").stdout == b"still\n"
+
+
+def test_session_killed_with_kill_ends_its_target(vshd, mode):
+    with ended(vshd.start(*mode, "--", "sh", "-c", "echo $$; exec sleep 92")) as client:
+        target = int(read_line(client.stdout))
+        for pid in vshd.children():
+            os.kill(pid, signal.SIGKILL)
+        assert client.wait(DEADLINE_S) == 123
+        assert b"lost the connection" in client.stderr.read()
+        wait_for_end(target)
+    assert "ended with -9" in vshd.log
+
+
+def test_target_that_ignores_every_polite_signal_is_killed(vshd):
+    with ended(vshd.start("--", "sh", "-c", "trap '' HUP TERM INT; echo $$; while :; do sleep 1; done")) as client:
+        target = int(read_line(client.stdout))
+        client.kill()
+        wait_for_end(target)
+
+
+def test_stopped_target_is_ended_with_its_client(vshd):
+    with ended(vshd.start("--", "sh", "-c", "echo $$; kill -STOP $$; sleep 91")) as client:
+        target = int(read_line(client.stdout))
+        client.kill()
+        wait_for_end(target)
+
+
+def test_daemon_that_left_the_session_lives_on(vshd, tmp_path):
+    """What made itself independent on purpose is no part of the session any more."""
+    script = f"setsid sh -c 'echo $$ >{tmp_path}/pid; exec sleep 90' >&- 2>&- <&- & sleep 0.3; echo started; cat"
+    with ended(vshd.start("--", "sh", "-c", script, stdin=subprocess.PIPE)) as client:
+        read_line(client.stdout)
+        client.kill()
+        client.wait()
+    wait_until(lambda: not vshd.children(), "the session has ended")
+    daemon = int((tmp_path / "pid").read_text())
+    assert is_alive(daemon)
+    os.kill(daemon, signal.SIGKILL)
+
+
+def test_grandchild_with_the_pipe_delays_the_exit(vshd, mode):
+    """As upstream and ssh: output is complete before the exit is told."""
+    done = vshd.run(*mode, "--", "sh", "-c", "(sleep 0.3; echo late) & exit 6")
+    assert (done.returncode, done.stdout) == (6, b"late\n")
+
+
+def test_unexpected_words_end_the_session_with_a_reason(vshd):
+    client, setup = make_setup(b"sleep", b"89", limits=default_limits())
+    with vshd.connect() as connection:
+        connection.sendall(setup)
+        events = []
+        while not events:
+            events = client.receive_data(connection.recv(4096))
+        connection.sendall(b"\xff\xff\xff\xff")
+        (failed,) = read_events(connection, client)
+        assert failed.failure.kind == messages.PROTOCOL
+        assert "exceeds max message size" in failed.description
+
+
+# What it leaves behind
+
+
+def test_shutdown_tells_clients_and_ends_targets(start_vshd, mode):
+    vshd = start_vshd()
+    with ended(vshd.start(*mode, "--", "sh", "-c", "echo $$; exec sleep 88")) as client:
+        target = int(read_line(client.stdout))
+        assert vshd.stop() == 0
+        assert client.wait(DEADLINE_S) == 123
+        assert b"vshd is shutting down" in client.stderr.read()
+        wait_for_end(target)
+    assert not vshd.path.exists()
+
+
+def test_sessions_survive_a_kill_of_the_daemon(start_vshd):
+    vshd = start_vshd()
+    with ended(vshd.start("--", "sh", "-c", "echo in; cat", stdin=subprocess.PIPE)) as client:
+        read_line(client.stdout)
+        vshd.process.kill()
+        vshd.process.wait()
+        client.stdin.write(b"still\n")
+        client.stdin.close()
+        assert client.stdout.read() == b"still\n"
+        assert client.wait(DEADLINE_S) == 0
+    vshd.process.returncode = 0
+
+
+def test_dead_socket_is_replaced_and_a_live_one_is_not(start_vshd, tmp_path):
+    vshd = start_vshd()
+    second = subprocess.run(
+        [sys.executable, "-m", "vshd", f"--listen=unix:{vshd.path}", "--log_stderr"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert second.returncode == 1
+    assert b"already in use" in second.stderr
+    assert vshd.run("--", "true").returncode == 0
+
+
+def test_every_session_leaves_a_line(start_vshd):
+    vshd = start_vshd()
+    vshd.run("--", "sh", "-c", "exit 7")
+    vshd.run("--", "sh", "-c", "kill -9 $$")
+    vshd.run("--", "no-such-command")
+    vshd.run("--", "echo", "a\nvshd: forged line\x1b[31m")
+    wait_until(lambda: vshd.log.count("after") == 3, "all lines are written")
+    assert "unix user root: sh -c exit 7: exit 7 after" in vshd.log
+    assert "sh -c kill -9 $$: signal 9 after" in vshd.log
+    assert "no-such-command: refused: no-such-command: command not found" in vshd.log
+    assert "\nvshd: forged" not in vshd.log
+    assert "\x1b" not in vshd.log
+
+
+def test_socket_of_systemd_is_taken(tmp_path):
+    """LISTEN_FDS (sd_listen_fds(3)): a socket that was bound by somebody else, in a process whose pid it names."""
+    path = tmp_path / "passed.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        script = 'import os; os.environ["LISTEN_PID"] = str(os.getpid()); ' + START.format(str(CHECKOUT))
+        with ended(
+            subprocess.Popen(
+                [
+                    *("bash", "-c", f'exec 3<&{listener.fileno()}; exec "$@"', "bash"),
+                    *(sys.executable, "-I", "-S", "-c", script, "--log_stderr"),
+                ],
+                env={**ENVIRONMENT, "LISTEN_FDS": "1"},
+                pass_fds=[listener.fileno()],
+                stderr=subprocess.PIPE,
+            )
+        ) as daemon:
+            client, setup = make_setup(b"true")
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(DEADLINE_S)
+                connection.connect(str(path))
+                connection.sendall(setup)
+                assert isinstance(read_events(connection, client)[-1], Exited)
+            daemon.terminate()
+            assert daemon.wait(DEADLINE_S) == 0
+
+
+def test_vsock_is_denied_outside_machines():
+    done = subprocess.run(
+        [sys.executable, "-m", "vshd", "--log_stderr"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert b"AF_VSOCK is denied by VSH_AF_VSOCK=deny" in done.stderr
+
+
+def test_refusal_without_a_session_is_typed_by_status_only(start_vshd):
+    vshd = start_vshd("--max_sessions=0")
+    client, setup = make_setup(b"true")
+    with vshd.connect() as connection:
+        connection.sendall(setup)
+        (event,) = read_events(connection, client)
+    assert isinstance(event, Refused)
+    assert event.description == "too many sessions"
+
+
+def test_peer_is_checked_by_cid():
+    """The rule itself; the address a kernel reports is tested where there is a kernel with vsock."""
+    assert parse_allowed_cids([]) == frozenset({2})
+    assert parse_allowed_cids(["3", "7"]) == frozenset({2, 3, 7})
+    assert parse_allowed_cids(["any"]) is None
+    for word in ("", "x", "-1", str(2**32)):
+        with pytest.raises(FlagError):
+            parse_allowed_cids([word])
+
+
+def test_window_size_of_a_message_is_applied(vshd):
+    assert struct.calcsize("HHHH") == 8
+    done = vshd.run("-t", "--", "stty", "size")
+    assert done.stdout == b"24 80\r\n"
