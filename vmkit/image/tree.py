@@ -20,6 +20,9 @@ TREE_LIMIT_BYTES = 1 << 30
 # The last entry of every archive: a guest too small to unpack its initramfs lacks it, and /init can say so.
 COMPLETE_PATH = "etc/vmkit/complete"
 
+# Linux follows 40 (MAXSYMLINKS, linux/namei.h).
+_LINK_LIMIT = 40
+
 # Debian's merged /usr: packages of bookworm still ship these, later ones ship usr/ only.
 _MERGED = ("bin", "sbin", "lib", "lib64")
 
@@ -83,14 +86,21 @@ class Tree:
             self._nodes[name] = symlink_node(f"usr/{name}")
 
     def add(self, path: str, node: Node) -> None:
-        """Puts node at path and makes the directories above it. Raises BuildError when what is there forbids it."""
-        normal = normalise_path(path)
-        if not normal or (normal in _MERGED and node.kind is Kind.DIRECTORY):
+        """Puts node at path and makes the directories above it. Raises BuildError when what is there forbids it.
+
+        As dpkg does, a path goes through symlinks to directories, and a directory gives way to nothing but a symlink
+        that takes the place of an empty one.
+        """
+        normal = self._follow(normalise_path(path))
+        if not normal:
             return
         self._add_parents(normal)
         known = self._nodes.get(normal)
         if known is not None and (known.kind is Kind.DIRECTORY) != (node.kind is Kind.DIRECTORY):
-            raise BuildError(f"'/{normal}' is wanted both as a {known.kind} and as a {node.kind}")
+            if known.kind is Kind.SYMLINK:
+                return
+            if node.kind is not Kind.SYMLINK or self._has_children(normal):
+                raise BuildError(f"'/{normal}' is wanted both as a {known.kind} and as a {node.kind}")
         self._size_bytes += len(node.data) - (len(known.data) if known else 0)
         if self._size_bytes > TREE_LIMIT_BYTES:
             raise BuildError(
@@ -108,15 +118,13 @@ class Tree:
         return self._nodes.get(normalise_path(path))
 
     def resolve(self, path: str) -> Node | None:
-        """The node at path after following symlinks in its last part (a library's soname, for example)."""
-        normal = normalise_path(path)
-        for _ in range(8):
+        """The node at path after following symlinks, in its last part too (a library's soname, for example)."""
+        normal = self._follow(normalise_path(path))
+        for _ in range(_LINK_LIMIT):
             node = self._nodes.get(normal)
             if node is None or node.kind is not Kind.SYMLINK:
                 return node
-            target = node.data.decode()
-            joined = target if target.startswith("/") else posixpath.join(posixpath.dirname(normal), target)
-            normal = normalise_path(posixpath.normpath(joined))
+            normal = self._follow(_join_link(normal, node))
         return None
 
     def glob(self, pattern: str) -> list[str]:
@@ -128,6 +136,20 @@ class Tree:
         for path in sorted(self._nodes, key=lambda path: (path == COMPLETE_PATH, path)):
             yield path, self._nodes[path]
 
+    def _follow(self, normal: str) -> str:
+        """The path with the symlinks above its last part replaced by what they point to."""
+        for _ in range(_LINK_LIMIT):
+            parts = normal.split("/")
+            for depth in range(1, len(parts)):
+                parent = "/".join(parts[:depth])
+                node = self._nodes.get(parent)
+                if node is not None and node.kind is Kind.SYMLINK:
+                    normal = "/".join([_join_link(parent, node), *parts[depth:]])
+                    break
+            else:
+                return normal
+        raise BuildError(f"'/{normal}' leads through too many symlinks")
+
     def _add_parents(self, normal: str) -> None:
         parts = normal.split("/")[:-1]
         for depth in range(1, len(parts) + 1):
@@ -135,3 +157,12 @@ class Tree:
             node = self._nodes.setdefault(parent, directory_node())
             if node.kind is not Kind.DIRECTORY:
                 raise BuildError(f"'/{normal}' cannot be put there: '/{parent}' is a {node.kind}, not a directory")
+
+    def _has_children(self, normal: str) -> bool:
+        return any(path.startswith(normal + "/") for path in self._nodes)
+
+
+def _join_link(path: str, link: Node) -> str:
+    """Where a symlink at path points to; `..` stops at the root, as in the guest."""
+    target = posixpath.join("/", posixpath.dirname(path), link.data.decode(errors="replace"))
+    return normalise_path(posixpath.normpath(target))

@@ -49,6 +49,22 @@ def test_tree_refuses_a_file_where_a_directory_is() -> None:
         tree.add("/etc/a/b", file_node(b""))
 
 
+def test_tree_goes_through_symlinks_to_directories() -> None:
+    tree = Tree()
+    tree.add("/var/run", directory_node())
+    tree.add("/var/run", symlink_node("../run"))
+    tree.add("/var/run", directory_node())
+    tree.add("/var/run/lock/x", file_node(b""))
+    assert tree.find("var/run") == symlink_node("../run")
+    assert tree.find("run/lock/x") == file_node(b"")
+    tree.add("/etc/a", symlink_node("/etc/b"))
+    tree.add("/etc/b", symlink_node("/etc/a"))
+    with pytest.raises(BuildError, match="too many symlinks"):
+        tree.add("/etc/a/x", file_node(b""))
+    with pytest.raises(BuildError, match="'/run' is wanted both as a directory and as a symlink"):
+        tree.add("/run", symlink_node("/var/run"))
+
+
 def test_tree_resolves_symlinks_inside_itself() -> None:
     tree = Tree()
     tree.add("/lib/x.so.1", file_node(b"x"))
