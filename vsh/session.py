@@ -20,6 +20,9 @@ from vshd.wire.frames import LEGACY_MAX_PAYLOAD
 from vshd.wire.messages import Extended, SetupConnectionRequest
 from vshd.wire.silence import Silence
 
+# What is read at once: little at first, since every page of a buffer costs a short session a fault in the kernel, and
+# for bulk more than a default socket buffer holds.
+RECEIVE_SIZE_FIRST = 1 << 13
 RECEIVE_SIZE = 1 << 18
 FOREVER_S = 1e9
 
@@ -34,7 +37,8 @@ class Session:
         self.connection = connection
         self.name = name
         self.pid = 0
-        self._buffer = memoryview(bytearray(RECEIVE_SIZE))
+        self._buffer = memoryview(bytearray(RECEIVE_SIZE_FIRST))
+        self._is_bulk = False
         self._early: list[Event] = []
         self._silence: Silence | None = None
 
@@ -53,6 +57,8 @@ class Session:
         if self._early:
             events, self._early = self._early, []
             return events
+        if self._is_bulk and len(self._buffer) < RECEIVE_SIZE:
+            self._buffer = memoryview(bytearray(RECEIVE_SIZE))
         try:
             size = os.readv(self.fd, [self._buffer])
         except BlockingIOError:
@@ -61,6 +67,7 @@ class Session:
             size = 0
         if size and self._silence is not None:
             self._silence.heard(time.monotonic())
+        self._is_bulk = size == len(self._buffer)
         return self.connection.receive_data(self._buffer[:size]) if size else self.connection.receive_end()
 
     @property

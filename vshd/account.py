@@ -45,6 +45,15 @@ def choose_account(request: SetupConnectionRequest, options: Options) -> Account
     return account
 
 
+def warm_up() -> None:
+    """Lets the C library load and parse what look-ups need, once for all sessions that are forked from here."""
+    try:
+        account = _find_own(os.geteuid())
+        os.getgrouplist(account.name, account.gid)
+    except (RefusalError, OSError):
+        pass
+
+
 def switch_to(account: Account) -> None:
     """Becomes `account` for good. Raises RefusalError."""
     if os.geteuid() != 0:

@@ -18,7 +18,9 @@ from vshd.wire.messages import Failure
 from vshd.wire.server import ServerConnection
 from vshd.wire.silence import Silence
 
-# Larger than any socket buffer the kernel gives us by default: one read empties it.
+# What is read from the client at once: little at first, since every page of a buffer costs a short session a fault in
+# the kernel, and for bulk more than a default socket buffer holds.
+RECEIVE_SIZE_FIRST = 1 << 13
 RECEIVE_SIZE = 1 << 18
 # No more output is read from the target while this much waits for the socket.
 OUTPUT_CEILING = 1 << 18
@@ -55,7 +57,7 @@ class Relay:
         self.sources = {messages.STDOUT: target.stdout}
         if target.stderr >= 0:
             self.sources[messages.STDERR] = target.stderr
-        self._buffer = memoryview(bytearray(RECEIVE_SIZE))
+        self._buffer = memoryview(bytearray(RECEIVE_SIZE_FIRST))
         self._poll = select.poll()
         self._masks: dict[int, int] = {}
         self._silence: Silence | None = None
@@ -167,6 +169,8 @@ class Relay:
         if self._silence is not None and size:
             self._silence.heard(time.monotonic())
         self._handle(self.connection.receive_data(self._buffer[:size]) if size else self.connection.receive_end())
+        if size == RECEIVE_SIZE_FIRST == len(self._buffer):
+            self._buffer = memoryview(bytearray(RECEIVE_SIZE))
 
     def _flush(self) -> None:
         output = self.connection.output

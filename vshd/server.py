@@ -9,6 +9,7 @@ import select
 import struct
 import time
 
+from vshd.account import warm_up
 from vshd.flags import Options
 from vshd.listener import Listener
 from vshd.log import Log
@@ -48,6 +49,7 @@ class Server:
 
     def run(self) -> None:
         """Serves until SIGTERM or SIGINT."""
+        warm_up()
         # Children share these objects' pages as long as nobody touches them.
         gc.collect()
         gc.freeze()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # Handshake messages are small; a deferred request comes in as many reads as it needs.
-RECEIVE_SIZE = 1 << 16
+RECEIVE_SIZE = 1 << 13
 # `CONNECT 4294967295\n` has 19 bytes.
 CONNECT_LINE_MAX = 32
 # What an audit line shows of a command.

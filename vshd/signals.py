@@ -17,9 +17,15 @@ SIGSTOP: int = _signal.SIGSTOP
 SIGUSR1: int = _signal.SIGUSR1
 SIGUSR2: int = _signal.SIGUSR2
 
-# What can be reset in a new process. Python itself ignores SIGPIPE, and more may come from whoever started vshd.
-RESETTABLE: frozenset[int] = frozenset(_signal.valid_signals()) - {SIGKILL, SIGSTOP}
 READ_SIZE = 512
+
+
+def find_ignored() -> list[int]:
+    """The signals that a new program would ignore: SIGPIPE by Python's doing, more by whoever started vshd.
+
+    Signals with a handler are reset by the kernel.
+    """
+    return [number for number in _signal.valid_signals() if _signal.getsignal(number) == _signal.SIG_IGN]
 
 
 class Wakeup:

@@ -12,7 +12,7 @@ import struct
 
 from vshd.account import Account
 from vshd.refusal import RefusalError
-from vshd.signals import RESETTABLE
+from vshd.signals import find_ignored
 from vshd.wire import messages
 from vshd.wire.messages import SetupConnectionRequest
 
@@ -213,9 +213,10 @@ def _candidates(name: bytes, environment: dict[bytes, bytes]) -> list[bytes]:
 
 
 def _spawn_file(path: bytes, argv: list[bytes], environment: dict[bytes, bytes], actions: Actions) -> int:
+    ignored = find_ignored()
     try:
         return os.posix_spawn(
-            path, argv, environment, file_actions=actions, setsid=True, setsigmask=(), setsigdef=RESETTABLE
+            path, argv, environment, file_actions=actions, setsid=True, setsigmask=(), setsigdef=ignored
         )
     except OSError as error:
         if error.errno != errno.ENOEXEC:
@@ -223,7 +224,7 @@ def _spawn_file(path: bytes, argv: list[bytes], environment: dict[bytes, bytes],
     # As execvp() does: a file of no known format is a script for the shell.
     script = [SHELL_OF_SCRIPTS, path, *argv[1:]]
     return os.posix_spawn(
-        SHELL_OF_SCRIPTS, script, environment, file_actions=actions, setsid=True, setsigmask=(), setsigdef=RESETTABLE
+        SHELL_OF_SCRIPTS, script, environment, file_actions=actions, setsid=True, setsigmask=(), setsigdef=ignored
     )
 
 
