@@ -24,7 +24,8 @@ from vmkit.machine.child import Child, start_child
 from vmkit.machine.console import Console, ConsoleTrouble
 from vmkit.machine.control import ControlServer
 from vmkit.machine.end import End, QemuExit, explain_exit, explain_trouble
-from vmkit.machine.launch import MAX_PLAN_BYTES, LaunchPlan, Layout, Report, Stage, parse_launch_plan
+from vmkit.machine.handover import receive_plan
+from vmkit.machine.launch import LaunchPlan, Layout, Report, Stage
 from vmkit.machine.logs import CappedLog, EventLog
 from vmkit.machine.qemu import USER_READY_PORT, VSOCK_CHARDEV_ID
 from vmkit.machine.ready import ReadyListener, open_ready_listener
@@ -383,17 +384,18 @@ async def _serve_console(console: Console, listener: socket.socket) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """`python -m vmkit.machine.monitor PLAN_FD REPORT_FD LOCK_FD VHOST_FD|-`; the lock is only kept open."""
-    plan_fd, report_fd, _lock_fd = (int(word) for word in argv[:3])
-    vhost_fd = None if argv[3] == "-" else int(argv[3])
+    """`python -m vmkit.machine.monitor FD`: waits on the socket FD for a plan, then owns the machine."""
     os.umask(0o077)
-    with os.fdopen(plan_fd) as file:
-        plan = parse_launch_plan(file.read(MAX_PLAN_BYTES))
-    report_sock = socket.socket(fileno=report_fd)
-    report_sock.setblocking(False)
+    received = receive_plan(int(argv[0]))
+    if received is None:
+        return 0
+    with (received.plan.directory / Layout.MONITOR_LOG).open("ab") as log:
+        os.dup2(log.fileno(), sys.stdout.fileno())
+        os.dup2(log.fileno(), sys.stderr.fileno())
+    received.reports.setblocking(False)
 
     async def run() -> int:
-        return await Monitor(plan, report_sock, vhost_fd).run()
+        return await Monitor(received.plan, received.reports, received.vhost_fd).run()
 
     return asyncio.run(run())
 

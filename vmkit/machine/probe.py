@@ -33,7 +33,8 @@ MAX_PROBE_OUTPUT_BYTES = 1024 * 1024
 # Shown in one line of `vmkit up`.
 MAX_REASON_CHARACTERS = 120
 VERDICT_FILE = "kvm-verdict.json"
-MAX_VERDICT_BYTES = 4096
+VERSION_FILE = "qemu-version.json"
+MAX_NOTE_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +57,15 @@ class Verdict:
     reason: str
 
 
-def find_qemu(name: str = QEMU) -> Qemu:
-    """The QEMU on PATH. Raises HostError when there is none, or one too old."""
+def find_qemu(cache_dir: Path | None = None, name: str = QEMU) -> Qemu:
+    """The QEMU on PATH; what the very same file said of its version is remembered in cache_dir.
+
+    Raises HostError when there is none, or one too old.
+    """
     path = shutil.which(name)
     if path is None:
         raise HostError(f"cannot find QEMU ({name}) on PATH", hint=f"install it: sudo apt-get install {QEMU_PACKAGE}")
-    text = run([path, "--version"], timeout_s=10.0, package=QEMU_PACKAGE).decode(errors="replace")
+    text = _read_version_text(path, cache_dir)
     match = re.search(r"version (\d+)\.(\d+)(?:\.(\d+))?", text)
     if match is None:
         raise HostError(f"cannot tell the version of {path}", details=text)
@@ -71,17 +75,30 @@ def find_qemu(name: str = QEMU) -> Qemu:
     return Qemu(path, version)
 
 
+def _read_version_text(path: str, cache_dir: Path | None) -> str:
+    """`QEMU emulator version ...`; asking costs a twentieth of a second, so the answer of an unchanged file is kept."""
+    status = Path(path).stat()
+    key = f"{path} {status.st_ino} {status.st_size} {status.st_mtime_ns}"
+    known = None if cache_dir is None else _read_note(cache_dir / VERSION_FILE, key)
+    if known is not None:
+        return str(known.get("version", ""))
+    text = run([path, "--version"], timeout_s=10.0, package=QEMU_PACKAGE).decode(errors="replace")
+    if cache_dir is not None:
+        _write_note(cache_dir / VERSION_FILE, key, {"version": text})
+    return text
+
+
 def probe_kvm(qemu: Qemu, kernel: Path, cache_dir: Path) -> Verdict:
     """Whether a stock kernel boots under KVM here; the verdict of this boot of the host is remembered in cache_dir."""
     refusal = check_kvm_device()
     if refusal is not None:
         return refusal
     key = f"{_read_boot_id()} {qemu.path} {qemu.render_version()}"
-    remembered = _read_verdict(cache_dir / VERDICT_FILE, key)
-    if remembered is not None:
-        return remembered
+    known = _read_note(cache_dir / VERDICT_FILE, key)
+    if known is not None:
+        return Verdict(bool(known.get("works")), str(known.get("reason", "")))
     verdict = prove_kvm(qemu, kernel)
-    _write_verdict(cache_dir / VERDICT_FILE, key, verdict)
+    _write_note(cache_dir / VERDICT_FILE, key, asdict(verdict))
     return verdict
 
 
@@ -198,19 +215,19 @@ def _read_boot_id() -> str:
         return "unknown"
 
 
-def _read_verdict(path: Path, key: str) -> Verdict | None:
+def _read_note(path: Path, key: str) -> dict[str, object] | None:
+    """What was noted under key; None when there is nothing, or something unreadable."""
     try:
         with path.open() as file:
-            value = json.loads(file.read(MAX_VERDICT_BYTES))
-        if value["key"] != key:
-            return None
-        return Verdict(bool(value["works"]), str(value["reason"]))
+            value = json.loads(file.read(MAX_NOTE_BYTES))
+        return value if value["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _write_verdict(path: Path, key: str, verdict: Verdict) -> None:
+def _write_note(path: Path, key: str, value: dict[str, object]) -> None:
+    """Notes a finding; a runtime directory that cannot be written costs the next start the same question again."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     with contextlib.suppress(OSError):
-        temporary.write_text(json.dumps({"key": key, **asdict(verdict)}))
+        temporary.write_text(json.dumps({"key": key, **value}))
         temporary.replace(path)

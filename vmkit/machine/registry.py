@@ -77,23 +77,22 @@ def reserve(name: str | None, cid: int | None, image: str, record: Mapping[str, 
     Raises MachineError when the asked name or CID is in use, or no path short enough can be had.
     """
     root = open_runtime_directory()
-    with _hold_registry(root):
-        _sweep(root)
-        entries = read_machines()
-        chosen_name = _choose_name(name, image, entries)
-        chosen_cid = _choose_cid(cid, entries)
-        directory = root / MACHINES / chosen_name
-        _check_path_length(directory)
-        directory.mkdir(mode=0o700)
-        lock_fd = os.open(directory / Layout.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        write_record(directory, {**record, "name": chosen_name, "cid": chosen_cid, "state": "starting"})
-    try:
-        yield Reservation(chosen_name, chosen_cid, directory, lock_fd)
-    finally:
-        os.close(lock_fd)
+    with contextlib.ExitStack() as stack:
         with _hold_registry(root):
-            _sweep_one(directory)
+            _sweep(root)
+            entries = read_machines()
+            chosen_name = _choose_name(name, image, entries)
+            chosen_cid = _choose_cid(cid, entries)
+            directory = root / MACHINES / chosen_name
+            _check_path_length(directory)
+            # Undone in reverse, and before anything is done: an interruption may come between any two lines.
+            stack.callback(_sweep_locked, root, directory)
+            directory.mkdir(mode=0o700)
+            lock_fd = os.open(directory / Layout.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, lock_fd)
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            write_record(directory, {**record, "name": chosen_name, "cid": chosen_cid, "state": "starting"})
+        yield Reservation(chosen_name, chosen_cid, directory, lock_fd)
 
 
 def sweep() -> None:
@@ -101,6 +100,11 @@ def sweep() -> None:
     root = open_runtime_directory()
     with _hold_registry(root):
         _sweep(root)
+
+
+def _sweep_locked(root: Path, directory: Path) -> None:
+    with _hold_registry(root):
+        _sweep_one(directory)
 
 
 def _sweep(root: Path) -> None:

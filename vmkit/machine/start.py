@@ -7,12 +7,9 @@ socket close and cleans up.
 
 import contextlib
 import os
-import signal
-import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from vmkit.errors import HostError, MachineError
 from vmkit.image.build import BuiltImage, build_image
 from vmkit.image.config import load_image
 from vmkit.machine import probe
+from vmkit.machine.handover import Monitor, start_monitor
 from vmkit.machine.launch import MAX_REPORT_LINE_BYTES, LaunchPlan, Layout, Report, Stage, parse_report
 from vmkit.machine.qemu import USER_READY_PORT, Hardware, plan_qemu
 from vmkit.machine.registry import Reservation, find_state_directory, open_runtime_directory, reserve
@@ -28,9 +26,6 @@ from vmkit.machine.vhost import KernelVhostDoor, VhostDoor, claim_cid, claim_fre
 
 # The monitor itself keeps the deadline of the start; this is for a monitor that hangs.
 MONITOR_GRACE_S = 30.0
-# A monitor that was told to stop ends QEMU within TERM and KILL deadlines.
-ABORT_DEADLINE_S = 15.0
-MAX_MONITOR_LOG_TAIL_BYTES = 4096
 
 Tell = Callable[[str, float | None], None]
 Build = Callable[[str, Tell], BuiltImage]
@@ -77,10 +72,11 @@ def start_machine(
     say = tell or (lambda _text, _fraction: None)
     started_s = time.monotonic()
     vhost_door = door or KernelVhostDoor()
-    choices = choose(spec, say, vhost_door, build or build_named_image)
-    record = plan_record(spec, choices)
-    say("starting QEMU", None)
     with contextlib.ExitStack() as stack:
+        monitor = stack.enter_context(start_monitor())
+        choices = choose(spec, say, vhost_door, build or build_named_image)
+        record = plan_record(spec, choices)
+        say("starting QEMU", None)
         vhost_fd, cid = _claim_vhost(spec, choices, vhost_door)
         if vhost_fd is not None:
             stack.callback(os.close, vhost_fd)
@@ -88,10 +84,12 @@ def start_machine(
         if on_directory is not None:
             on_directory(reservation.directory)
         plan = plan_launch(spec, choices, reservation, record)
-        monitor = stack.enter_context(_start_monitor(plan, reservation, vhost_fd, say))
-    return Started(
-        reservation.name, reservation.cid, choices, time.monotonic() - started_s, reservation.directory, monitor
-    )
+        # Should this be interrupted, the monitor must be gone before the reservation is: it holds the lock as well.
+        with monitor.ended_on_error():
+            monitor.launch(plan, reservation.lock_fd, vhost_fd)
+            _await_ready(plan, monitor, say)
+    seconds = time.monotonic() - started_s
+    return Started(reservation.name, reservation.cid, choices, seconds, reservation.directory, monitor.process)
 
 
 def build_named_image(image: str, tell: Tell) -> BuiltImage:
@@ -103,14 +101,15 @@ def choose(spec: MachineSpec, tell: Tell, door: VhostDoor, build: Build = build_
     """The image, QEMU, accelerator and backend a spec leads to on this host."""
     if spec.kernel is not None:
         _check_kernel(spec.kernel)
-    qemu = probe.find_qemu()
+    runtime = open_runtime_directory()
+    qemu = probe.find_qemu(runtime)
     backend, backend_reason = probe.choose_backend(spec.backend, probe.probe_vhost(door))
     probe.check_memory(spec.memory_mib)
     built = build(spec.image, tell)
     kernel = spec.kernel or built.kernel
     kvm = None
     if spec.accelerator is None:
-        kvm = probe.probe_kvm(qemu, built.kernel, open_runtime_directory())
+        kvm = probe.probe_kvm(qemu, built.kernel, runtime)
     accelerator, accelerator_reason = probe.choose_accelerator(spec.accelerator, kvm)
     return Choices(built, qemu, kernel, accelerator, accelerator_reason, backend, backend_reason)
 
@@ -184,43 +183,8 @@ def _claim_vhost(spec: MachineSpec, choices: Choices, door: VhostDoor) -> tuple[
     return fd, cid
 
 
-@contextlib.contextmanager
-def _start_monitor(
-    plan: LaunchPlan, reservation: Reservation, vhost_fd: int | None, tell: Tell
-) -> Iterator["subprocess.Popen[bytes]"]:
-    """The monitor of a machine that has said READY.
-
-    Leaving the block lets it go on alone; failing to reach it ends it.
-    """
-    ours, theirs = socket.socketpair()
-    plan_read, plan_write = os.pipe()
-    log_path = plan.directory / Layout.MONITOR_LOG
-    with ours, contextlib.ExitStack() as stack:
-        with theirs, log_path.open("ab") as log:
-            fds = [plan_read, theirs.fileno(), reservation.lock_fd] + ([] if vhost_fd is None else [vhost_fd])
-            words = [str(fd) for fd in fds] + (["-"] if vhost_fd is None else [])
-            try:
-                monitor = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "vmkit.machine.monitor", *words],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=fds,
-                    # A Ctrl-C in the terminal of `up` must not reach it, nor the hang-up when that terminal closes.
-                    start_new_session=True,
-                    cwd="/",
-                )
-            finally:
-                os.close(plan_read)
-        stack.callback(_abort, monitor, ours)
-        with os.fdopen(plan_write, "w") as pipe:
-            pipe.write(plan.render())
-        _await_ready(plan, ours, tell)
-        stack.pop_all()
-        yield monitor
-
-
-def _await_ready(plan: LaunchPlan, reports: socket.socket, tell: Tell) -> None:
+def _await_ready(plan: LaunchPlan, monitor: Monitor, tell: Tell) -> None:
+    reports = monitor.reports
     reports.settimeout(plan.timeout_s + MONITOR_GRACE_S)
     with reports.makefile("rb") as stream:
         while line := stream.readline(MAX_REPORT_LINE_BYTES):
@@ -234,33 +198,9 @@ def _await_ready(plan: LaunchPlan, reports: socket.socket, tell: Tell) -> None:
                     tell("booting", None)
                 case Stage.STARTED:
                     tell("plugging the vsock device", None)
-    raise MachineError("the monitor of the machine ended without a word", details=_read_monitor_log(plan))
+    raise MachineError("the monitor of the machine ended without a word", details=monitor.read_log(plan))
 
 
 def _explain_failure(plan: LaunchPlan, report: Report) -> MachineError:
     hint = report.hint or f"the logs are kept: vmkit logs {plan.name}"
     return MachineError(f"'{plan.name}' did not start: {report.brief}", details=report.details, hint=hint)
-
-
-def _read_monitor_log(plan: LaunchPlan) -> str:
-    for folder in (plan.directory, plan.evidence):
-        with contextlib.suppress(OSError):
-            text = (folder / Layout.MONITOR_LOG).read_text(errors="replace")[-MAX_MONITOR_LOG_TAIL_BYTES:]
-            if text:
-                return text
-    return ""
-
-
-def _abort(monitor: "subprocess.Popen[bytes]", reports: socket.socket) -> None:
-    """Tells the monitor by closing its report socket, and sees it gone; a second Ctrl-C does not cut this short."""
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-    try:
-        reports.close()
-        try:
-            monitor.wait(ABORT_DEADLINE_S)
-        except subprocess.TimeoutExpired:
-            # QEMU and the device die with it (PR_SET_PDEATHSIG).
-            monitor.kill()
-            monitor.wait()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
