@@ -23,7 +23,7 @@ from vmkit.vsock.device import Device
 from vmkit.vsock.hostside import HostSide
 from vmkit.vsock.muxer import MAX_CONNECTIONS, Muxer
 from vmkit.vsock.notices import Notices
-from vmkit.vsock.traffic import Traffic
+from vmkit.vsock.traffic import MAX_TX_CHAINS, Traffic
 from vmkit.vsock.vring import RingError
 
 # The timed net under lost wake-ups.
@@ -68,6 +68,9 @@ class Backend:
         self._resets_seen = 0
         self._net_s: float | None = None
         self._is_netted = False
+        # The last turn ended because it had lasted long, not because there was nothing left.
+        self._is_busy = False
+        self._next_expiry_s: float | None = None
         self._next_probe_s = 0.0
         self._drain_until_s: float | None = None
         self._is_stopped = False
@@ -83,15 +86,20 @@ class Backend:
         """Serves until the front-end leaves or a signal says stop; returns the exit status."""
         try:
             self._catch_signals()
-            while not self._is_finished():
-                self._sleep_and_dispatch()
-                self._take_turn()
-                self._host.bury()
+            while not self.is_finished():
+                self.step()
             return self._status
         finally:
-            self._close()
+            self.close()
 
-    def _is_finished(self) -> bool:
+    def step(self) -> None:
+        """Waits for something to happen, and does all that follows from it."""
+        self._sleep_and_dispatch()
+        self._take_turn()
+        self._host.bury()
+
+    def is_finished(self) -> bool:
+        """Whether the device has nothing left to do in this world."""
         if self._is_stopped:
             return True
         if self._drain_until_s is None:
@@ -125,15 +133,14 @@ class Backend:
 
     def _choose_timeout_s(self) -> float | None:
         """How long to sleep at most; 0 when there is work, None for as long as it takes."""
+        self._next_expiry_s = self._host.find_next_deadline_s()
         try:
-            if self._device.is_running and (
-                self._traffic.has_tx() or self._traffic.has_rx() or self._traffic.prepare_sleep()
-            ):
+            if self._device.is_running and (self._is_busy or self._traffic.prepare_sleep()):
                 return 0
         except RingError as error:
             self._break_device(error)
         now_s = time.monotonic()
-        times = [self._host.find_next_deadline_s(), self._drain_until_s]
+        times = [self._next_expiry_s, self._drain_until_s]
         if self._device.is_running and self._net_s is not None:
             times.append(now_s + self._net_s)
         return min((max(0.0, time_s - now_s) for time_s in times if time_s is not None), default=None)
@@ -169,7 +176,8 @@ class Backend:
             self._notices.tell("lost-wake-up", "packets were found by the timed look alone")
         self._spread_net(has_moved)
         now_s = time.monotonic()
-        self._host.expire(now_s)
+        if self._next_expiry_s is not None and now_s >= self._next_expiry_s:
+            self._host.expire(now_s)
         if now_s >= self._next_probe_s:
             self._next_probe_s = now_s + PROBE_PERIOD_S
             self._traffic.probe_starved()
@@ -178,12 +186,13 @@ class Backend:
         traffic = self._traffic
         has_moved = False
         for _ in range(MAX_ROUNDS):
-            is_moving = traffic.has_tx() and traffic.process_tx()
-            if traffic.has_rx():
-                is_moving |= traffic.process_rx()
-            if not is_moving:
-                break
-            has_moved = True
+            count = traffic.process_tx()
+            has_sent = traffic.process_rx()
+            has_moved |= has_sent or count > 0
+            if not has_sent and count < MAX_TX_CHAINS:
+                self._is_busy = False
+                return has_moved
+        self._is_busy = True
         return has_moved
 
     def _break_device(self, error: RingError) -> None:
@@ -308,7 +317,8 @@ class Backend:
         counts = self._notices.render_counts() or "nothing"
         self._notices.tell("seen", f"{len(self._muxer.connections())} connections are open; so far: {counts}")
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Gives up everything that is still held, and says what was seen."""
         lost = self._host.cut_all()
         if lost:
             self._notices.tell("exit", f"{lost} host programs were still connected")

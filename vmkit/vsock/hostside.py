@@ -38,10 +38,12 @@ MAX_ACCEPTS: Final = 64
 # No descriptors or memory left on the host: accept nobody for so long.
 ACCEPT_PAUSE_S: Final = 0.2
 
-_READ_MASK: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+_READ_MASK: Final = select.EPOLLIN | select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLET
 _READ_WRITE_MASK: Final = _READ_MASK | select.EPOLLOUT
 _HANGUP_MASK: Final = select.EPOLLHUP | select.EPOLLERR
 _END_MASK: Final = _HANGUP_MASK | select.EPOLLRDHUP
+# What follows the bytes that can be read now: an end, or bytes behind an out-of-band mark. No further event will tell.
+_MORE_MASK: Final = _END_MASK | select.EPOLLPRI
 
 
 class HostSide:
@@ -100,8 +102,9 @@ class HostSide:
             self._accept()
 
     def _handle_link(self, link: Link, mask: int) -> None:
-        if mask & _HANGUP_MASK:
-            link.is_hung_up = True
+        if mask & _MORE_MASK:
+            link.is_read_to_end = True
+            link.is_hung_up |= bool(mask & _HANGUP_MASK)
         if link.is_watching_writes:
             self._resume_writing(link)
         if mask & ~select.EPOLLOUT:
@@ -342,13 +345,12 @@ class HostSide:
 
     def find_next_deadline_s(self) -> float | None:
         """When expire() has something to do next."""
-        waits = [self._greeting, self._requested, self._closing]
-        times = [time_s for wait in waits if (time_s := wait.find_next_s()) is not None]
-        if self._dialing.find_next_s() is not None:
+        times = [wait.next_s() for wait in (self._greeting, self._requested, self._closing) if wait]
+        if self._dialing:
             times.append(self._next_dial_s)
         if self._accept_again_s is not None:
             times.append(self._accept_again_s)
-        return min(times, default=None)
+        return min(times) if times else None
 
     def expire(self, now_s: float) -> None:
         """Ends the waits that took too long, and tries again what is to be tried again."""
@@ -372,5 +374,5 @@ class HostSide:
             self._refuse_dial(link, "the listener's backlog is full")
         if now_s >= self._next_dial_s:
             self._next_dial_s = now_s + REDIAL_PERIOD_S
-            for link in self._dialing.links():
+            for link in list(self._dialing):
                 self.dial(link)

@@ -33,6 +33,7 @@ class Link:
         "is_deaf",
         "is_hung_up",
         "is_queued",
+        "is_read_to_end",
         "is_readable",
         "is_starved",
         "is_touched",
@@ -51,6 +52,8 @@ class Link:
         self._view_bytes = 0
         self.batch = 1
         self.is_readable = False
+        # A read that does not fill its buffers does not mean that nothing is left.
+        self.is_read_to_end = False
         # The program closed its end altogether; what it wrote before can still be read.
         self.is_hung_up = False
         # The program takes no more bytes.
@@ -127,7 +130,7 @@ class Link:
                 views[0] = views[0][sent:]
                 return
 
-    def read_into(self, buffers: list[memoryview]) -> int | None:
+    def read_into(self, buffers: list[memoryview], room_bytes: int) -> int | None:
         """Reads the program's bytes into the buffers; 0 at its end, None while there are none.
 
         Raises OSError when it broke.
@@ -135,7 +138,10 @@ class Link:
         if self.sock is None:
             return 0
         try:
-            return self.sock.recvmsg_into(buffers)[0]
+            size_bytes, _ancillary, flags, _address = self.sock.recvmsg_into(buffers)
         except BlockingIOError:
             self.is_readable = False
             return None
+        # Descriptors that a program passes are dropped by the kernel, but they end a read where they stood.
+        self.is_readable = size_bytes == room_bytes or self.is_read_to_end or flags != 0
+        return size_bytes

@@ -62,12 +62,15 @@ class Traffic:
 
     # From the guest.
 
-    def process_tx(self) -> bool:
-        """Takes packets of the guest, up to one turn's worth; True when it took some. Raises RingError."""
+    def process_tx(self) -> int:
+        """Takes packets of the guest, up to MAX_TX_CHAINS; returns how many. Raises RingError."""
         ring = self._device.tx
+        chains = ring.peek(MAX_TX_CHAINS)
+        if not chains:
+            return 0
         ring.decline_kicks()
         count = 0
-        for chain in list(ring.peek(MAX_TX_CHAINS)):
+        for chain in list(chains):
             if self._muxer.is_clogged:
                 break
             self._receive_chain(chain)
@@ -76,7 +79,7 @@ class Traffic:
         self._flush_touched()
         if ring.publish():
             self._device.setups[TX].signal_call()
-        return count > 0
+        return count
 
     def has_tx(self) -> bool:
         """Whether the guest's packets can be taken now."""
@@ -176,6 +179,8 @@ class Traffic:
     def process_rx(self) -> bool:
         """One turn for each link that waits; True when buffers were used. Raises RingError."""
         ring = self._device.rx
+        if not self._wants_rx() or not ring.has_chain:
+            return False
         ring.decline_kicks()
         first_idx = ring.used_idx
         while self._muxer.has_strays and ring.has_chain:
@@ -223,7 +228,7 @@ class Traffic:
         if not chains:
             return True
         try:
-            size_bytes = link.read_into(buffers)
+            size_bytes = link.read_into(buffers, room)
         except OSError:
             self._muxer.abandon(connection)
             self._hooks.retire(link)
@@ -237,7 +242,7 @@ class Traffic:
         if size_bytes == room:
             link.batch = min(MAX_BATCH, link.batch * 2)
         self._send_filled(link, chains, size_bytes)
-        return True
+        return link.is_readable
 
     def _choose_buffers(self, count: int, credit: int) -> tuple[list[Chain], list[memoryview], int]:
         """Buffers of the guest for up to `credit` bytes: chains, the pieces behind their headers, their room."""
@@ -320,27 +325,21 @@ class Traffic:
         self._starved.pop(link, None)
 
     def prepare_sleep(self) -> bool:
-        """Asks the guest for kicks, then looks once more at all it may have done meanwhile; True when there is work.
-
-        The second look at the interrupts finds a driver that asked for one while we decided that it wants none.
-        """
+        """Asks the guest for kicks, then looks at what it may have done meanwhile; True when there is work."""
         device = self._device
         if device.tx.request_kick() and not self._muxer.is_clogged:
             return True
-        if self._wants_rx() and device.rx.request_kick():
-            return True
-        self._signal_due_calls()
-        return False
+        return self._wants_rx() and device.rx.request_kick()
 
     def has_news(self) -> bool:
-        """The last look before a sleep, some microseconds after prepare_sleep()."""
-        self._signal_due_calls()
-        return self.has_tx() or self.has_rx()
+        """The last look before a sleep, some microseconds after prepare_sleep().
 
-    def _signal_due_calls(self) -> None:
+        It also finds a driver that asked for an interrupt while publish() decided that it wants none.
+        """
         for setup in self._device.setups:
             if setup.ring is not None and setup.ring.is_interrupt_due():
                 setup.signal_call()
+        return self.has_tx() or self.has_rx()
 
 
 def _shut(link: Link, how: int) -> None:
