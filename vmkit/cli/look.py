@@ -13,6 +13,7 @@ from vmkit.cli.machines import pick_machine
 from vmkit.errors import HostError, MachineError
 from vmkit.machine.launch import Layout
 from vmkit.machine.registry import find_state_directory
+from vmkit.machine.spec import check_name
 from vsh.registry import find_machine
 
 READ_BYTES = 65536
@@ -104,11 +105,19 @@ def _pump(sock: socket.socket, stdin: int) -> None:
 
 
 def _find_logs(name: str | None) -> Path:
-    if name is not None and find_machine(name=name) is None:
-        kept = find_state_directory() / name
-        if "/" not in name and kept.is_dir():
-            return kept
-    return Path(pick_machine(name).directory)
+    """The folder of a running machine, else of the last one of that name that ended badly."""
+    if name is None:
+        return Path(pick_machine(None).directory)
+    running = find_machine(name=check_name(name))
+    if running is not None:
+        return Path(running.directory)
+    kept = find_state_directory() / name
+    if not kept.is_dir():
+        raise MachineError(
+            f"there are no logs of '{name}': it is not running, and it did not end badly",
+            hint="logs of machines that end as asked go with them",
+        )
+    return kept
 
 
 def _copy(fd: int) -> None:

@@ -29,7 +29,7 @@ def pick_machine(name: str | None) -> Entry:
         known = ", ".join(machine.name for machine in machines)
         raise MachineError(
             f"no machine named '{name}' is running",
-            hint=f"running: {known}" if known else f"start one: vmkit up; its last logs: vmkit logs {name}",
+            hint=f"running: {known}" if known else "start one: vmkit up",
         )
     return found
 
