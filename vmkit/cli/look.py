@@ -108,7 +108,7 @@ def _find_logs(name: str | None) -> Path:
     """The folder of a running machine, else of the last one of that name that ended badly."""
     if name is None:
         return Path(pick_machine(None).directory)
-    running = find_machine(name=check_name(name))
+    running = find_machine(name=check_name(name)) or (find_machine(cid=int(name)) if name.isdecimal() else None)
     if running is not None:
         return Path(running.directory)
     kept = find_state_directory() / name
