@@ -9,6 +9,7 @@ from vshd.listener import open_listener, parse_allowed_cids, take_passed_listene
 from vshd.log import Log
 from vshd.server import Server
 from vshd.session import Session
+from vshd.signals import SIGCHLD, SIGTERM, Wakeup
 from vshd.version import __version__
 from vshd.vsock import HOST_CID, VsockError, connect
 
@@ -64,7 +65,8 @@ def _serve_one(options: Options, log: Log) -> int:
     """Container mode: one session, on a connection to the host."""
     connection = connect(HOST_CID, options.forward_to_host_port)
     log.info("vshd started")
-    Session(connection.detach(), f"vsock {HOST_CID}:{options.forward_to_host_port}", options, log).run()
+    who = f"vsock {HOST_CID}:{options.forward_to_host_port}"
+    Session(connection.detach(), who, options, log, Wakeup((SIGCHLD, SIGTERM))).run()
     return 0
 
 

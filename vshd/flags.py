@@ -43,6 +43,7 @@ class Options:
         "max_processes",
         "max_sessions",
         "ready",
+        "spare_time",
         "version",
     )
 
@@ -63,6 +64,7 @@ class Options:
         self.max_processes = 0
         self.max_sessions = 256
         self.ready = ""
+        self.spare_time = 5
         self.version = False
 
 
@@ -83,6 +85,7 @@ Serves shells and commands to vsh, over vsock.
   --max_sessions=N                sessions at once (256)
   --max_processes=N               processes of one user (RLIMIT_NPROC), 0: no limit
   --max_memory=MIB                address space of each process (RLIMIT_AS), 0: no limit
+  --spare_time=SECONDS            after a connection, keep a process ready for the next one (5)
   --extended                      speak extended mode with clients that offer it (true)
   --log_kmsg                      log to /dev/kmsg, else to syslog (true)
   --log_stderr                    log to stderr only (false)

@@ -3,6 +3,7 @@
 The server itself never reads a byte from a client.
 """
 
+import _socket
 import gc
 import os
 import select
@@ -16,6 +17,7 @@ from vshd.log import Log
 from vshd.processes import kill_session
 from vshd.session import Session
 from vshd.signals import SIGCHLD, SIGINT, SIGKILL, SIGTERM, Wakeup
+from vshd.spare import Spare, make_channel, rehearse, wait_for_connection
 from vshd.wire import messages
 from vshd.wire.frames import LEGACY_MAX_PAYLOAD, encode_frame
 from vshd.wire.messages import SetupConnectionResponse
@@ -43,6 +45,9 @@ class Server:
         self.is_stopping = False
         self._wakeup = Wakeup((SIGCHLD, SIGTERM, SIGINT))
         self._targets: dict[int, int] = {}
+        self._spare: Spare | None = None
+        # While connections come, the next one should find a spare; 0: none is kept.
+        self._busy_until_s = 0.0
         self._reports, self._reports_end = os.pipe()
         for fd in (self._reports, self._reports_end):
             os.set_blocking(fd, False)
@@ -58,7 +63,10 @@ class Server:
         poll.register(self._reports, select.POLLIN)
         poll.register(self.listener.socket.fileno(), select.POLLIN)
         while not self.is_stopping:
-            for fd, _ in poll.poll():
+            ready = poll.poll(self._find_spare_wait())
+            if not ready:
+                self._tend_spare()
+            for fd, _ in ready:
                 if fd == self._wakeup.fd:
                     self._take_signals()
                 elif fd == self._reports:
@@ -66,6 +74,42 @@ class Server:
                 else:
                     self._accept_all()
         self._stop()
+
+    def _find_spare_wait(self) -> float | None:
+        """How many milliseconds to wait for other events before the spare needs something; None: it does not."""
+        if not self._busy_until_s:
+            return None
+        if self._spare is None:
+            # At once, but behind every connection that already waits.
+            return 0
+        return max(0.0, self._busy_until_s - time.monotonic()) * 1000 + 1
+
+    def _tend_spare(self) -> None:
+        """Makes the spare while connections come, and dismisses it after the last."""
+        if time.monotonic() < self._busy_until_s:
+            self._start_spare()
+            return
+        self._busy_until_s = 0.0
+        if self._spare is not None:
+            self._spare.dismiss()
+            self._spare = None
+
+    def _start_spare(self) -> None:
+        if self._spare is not None:
+            return
+        ours, theirs = make_channel()
+        try:
+            pid = os.fork()
+        except OSError:
+            ours.close()
+            theirs.close()
+            self._busy_until_s = 0.0
+            return
+        if pid == 0:
+            ours.close()
+            self._become_session(theirs)
+        theirs.close()
+        self._spare = Spare(pid, ours)
 
     def _take_signals(self) -> None:
         numbers = self._wakeup.take()
@@ -84,13 +128,16 @@ class Server:
 
     def _reap(self) -> None:
         self._take_reports()
-        while self.sessions:
+        while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
                 return
+            if self._spare is not None and pid == self._spare.pid:
+                self._spare.dismiss()
+                self._spare = None
             who = self.sessions.pop(pid, "")
             target = self._targets.pop(pid, 0)
             if status != 0:
@@ -122,6 +169,11 @@ class Server:
             self.log.warning(f"{who}: refused: {len(self.sessions)} sessions are open")
             _refuse(fd, "too many sessions")
             return
+        self._busy_until_s = time.monotonic() + self.options.spare_time
+        spare, self._spare = self._spare, None
+        if spare is not None and spare.hand_over(fd, who):
+            self.sessions[spare.pid] = who
+            return
         try:
             pid = os.fork()
         except OSError as error:
@@ -131,19 +183,30 @@ class Server:
         if pid:
             self.sessions[pid] = who
             return
-        self._become_session(fd, who)
+        self._become_session((fd, who))
 
-    def _become_session(self, fd: int, who: str) -> None:
-        """In the child: nothing of the server's is left open, and nothing ever returns to its loop."""
+    def _become_session(self, source: "_socket.socket | tuple[int, str]") -> None:
+        """In the child: nothing of the server's is left open, and nothing ever returns to its loop.
+
+        source: the connection and who it is, or, for a spare, where both will come from.
+        """
         status = 1
         try:
             self._wakeup.close()
             self.listener.socket.close()
             os.close(self._reports)
-            Session(fd, who, self.options, self.log, self._report).run()
+            wakeup = Wakeup((SIGCHLD, SIGTERM))
+            connection: tuple[int, str] | None
+            if isinstance(source, tuple):
+                connection = source
+            else:
+                rehearse(self.options)
+                connection = wait_for_connection(source, wakeup)
+            if connection is not None:
+                Session(*connection, self.options, self.log, wakeup, self._report).run()
             status = 0
         except BaseException as error:  # whatever it is, it must be seen, and end here
-            self.log.error(f"{who}: {type(error).__name__}: {error}")
+            self.log.error(f"a session: {type(error).__name__}: {error}")
         finally:
             os._exit(status)
 
@@ -157,6 +220,8 @@ class Server:
     def _stop(self) -> None:
         """No new sessions; the open ones are told, then killed."""
         self.listener.close()
+        if self._spare is not None:
+            self._spare.dismiss()
         self._signal_sessions(SIGTERM)
         deadline_s = time.monotonic() + SHUTDOWN_S
         poll = select.poll()

@@ -15,7 +15,7 @@ from vshd.log import Log
 from vshd.processes import Exit, end_session, reap
 from vshd.refusal import RefusalError
 from vshd.relay import LAST_WORDS_S, Relay, flush
-from vshd.signals import SIGCHLD, SIGTERM, Wakeup
+from vshd.signals import SIGTERM, Wakeup
 from vshd.target import Target, build_environment, enter_directory, start_target
 from vshd.wire import messages
 from vshd.wire.connection import default_limits
@@ -46,14 +46,21 @@ class Session:
     """Invariant: `fd` is non-blocking and the only connection of this process."""
 
     def __init__(
-        self, fd: int, who: str, options: Options, log: Log, on_start: "Callable[[int], None] | None" = None
+        self,
+        fd: int,
+        who: str,
+        options: Options,
+        log: Log,
+        wakeup: Wakeup,
+        on_start: "Callable[[int], None] | None" = None,
     ) -> None:
-        """who: the peer, for the log. on_start is told the target's pid."""
+        """who: the peer, for the log. wakeup: has SIGCHLD and SIGTERM. on_start is told the target's pid."""
         os.set_blocking(fd, False)
         self.fd = fd
         self.who = who
         self.options = options
         self.log = log
+        self._wakeup = wakeup
         self._on_start = on_start
         self.connection = ServerConnection(default_limits() if options.extended else None)
 
@@ -64,7 +71,6 @@ class Session:
         except HandshakeError as error:
             self.log.warning(f"{self.who}: {error}")
             return
-        wakeup = Wakeup((SIGCHLD, SIGTERM))
         command = _describe(request)
         try:
             account = choose_account(request, self.options)
@@ -84,11 +90,11 @@ class Session:
         self.connection.accept(target.pid)
         if notice:
             self._say(request, notice)
-        end = self._relay(target, wakeup)
+        end = self._relay(target)
         self.log.info(f"{self.who}: {command}: {end} after {time.monotonic() - started_s:.3f} s")
 
-    def _relay(self, target: Target, wakeup: Wakeup) -> "Exit | str":
-        relay = Relay(self.fd, self.connection, target, wakeup)
+    def _relay(self, target: Target) -> "Exit | str":
+        relay = Relay(self.fd, self.connection, target, self._wakeup)
         relay.run()
         if relay.lost:
             flush(self.fd, self.connection, 0)
@@ -139,8 +145,12 @@ class Session:
     def _receive(self, size: int, deadline_s: float) -> bytes:
         poll = select.poll()
         poll.register(self.fd, select.POLLIN)
-        if not poll.poll(max(0.0, deadline_s - time.monotonic()) * 1000):
+        poll.register(self._wakeup.fd, select.POLLIN)
+        ready = poll.poll(max(0.0, deadline_s - time.monotonic()) * 1000)
+        if not ready:
             raise HandshakeError(f"no request within {self.options.handshake_timeout} s")
+        if any(fd == self._wakeup.fd for fd, _ in ready) and SIGTERM in self._wakeup.take():
+            raise HandshakeError("vshd is shutting down")
         try:
             data = os.read(self.fd, size)
         except BlockingIOError:

@@ -1,6 +1,7 @@
 """The numbers of vsh and vshd without a VM: `python -m tests.bench.vsh [--quick]`.
 
-Every comparison alternates its sides in one run and shows medians. Nothing here is a test: machines differ, ratios less.
+Every comparison alternates its sides in one run and shows medians. Nothing here is a test: machines differ, ratios
+less.
 """
 
 import hashlib
@@ -164,7 +165,7 @@ def bench_memory(server, count):
 def main():
     quick = "--quick" in sys.argv
     with tempfile.TemporaryDirectory() as folder:
-        server = Vshd(Path(folder))
+        server = Vshd(Path(folder), ["--spare_time=5"])
         try:
             times = bench_exec(server, 30 if quick else 200)
             bench_process(server, 7 if quick else 31, times["extended"])

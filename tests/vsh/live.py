@@ -30,7 +30,7 @@ class Vshd:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-I", "-S", "-B", "-c", START.format(str(CHECKOUT))),
-                    *(f"--listen=unix:{self.path}", "--log_stderr", *flags),
+                    *(f"--listen=unix:{self.path}", "--log_stderr", "--spare_time=0", *flags),
                 ],
                 env={**ENVIRONMENT, "NOTIFY_SOCKET": str(notify_path), **(env or {})},
                 stdin=subprocess.DEVNULL,

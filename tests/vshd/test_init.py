@@ -1,4 +1,4 @@
-"""pid 1 of a small guest, as pid 1 of a PID namespace: the kernel's rules are the same, and "all processes" are its own."""
+"""pid 1 of a small guest, as pid 1 of a PID namespace: the kernel's rules are the same, "all processes" are its own."""
 
 import os
 import signal

@@ -450,3 +450,52 @@ def test_window_size_of_a_message_is_applied(vshd):
     assert struct.calcsize("HHHH") == 8
     done = vshd.run("-t", "--", "stty", "size")
     assert done.stdout == b"24 80\r\n"
+
+
+# A spare
+
+
+def test_spare_serves_the_next_connection(start_vshd, mode):
+    vshd = start_vshd("--spare_time=60")
+    assert vshd.run("--", "true").returncode == 0
+    for _ in range(5):
+        wait_until(lambda: len(vshd.children()) == 1, "a spare waits")
+        spares = vshd.children()
+        with ended(vshd.start(*mode, "--", "sh", "-c", "echo $PPID; cat", stdin=subprocess.PIPE)) as client:
+            assert [int(read_line(client.stdout))] == spares
+            client.stdin.close()
+            assert client.wait(DEADLINE_S) == 0
+
+
+def test_spare_is_dismissed_when_nobody_comes(start_vshd):
+    vshd = start_vshd("--spare_time=1")
+    vshd.run("--", "true")
+    wait_until(lambda: not vshd.children(), "it is dismissed")
+    assert vshd.run("--", "echo", "still").stdout == b"still\n"
+
+
+def test_spare_that_was_killed_is_no_loss(start_vshd):
+    vshd = start_vshd("--spare_time=60")
+    for _ in range(5):
+        assert vshd.run("--", "echo", "still").stdout == b"still\n"
+        for pid in vshd.children():
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_spare_ends_with_the_daemon(start_vshd):
+    vshd = start_vshd("--spare_time=60")
+    vshd.run("--", "true")
+    wait_until(lambda: len(vshd.children()) == 1, "a spare waits")
+    (spare,) = vshd.children()
+    vshd.process.kill()
+    vshd.process.wait()
+    wait_for_end(spare)
+    vshd.process.returncode = 0
+
+
+@needs_root
+def test_spare_runs_at_the_daemons_priority(start_vshd):
+    vshd = start_vshd("--spare_time=60")
+    vshd.run("--", "true")
+    wait_until(lambda: len(vshd.children()) == 1, "a spare waits")
+    assert vshd.run("--", "nice").stdout == b"0\n"
