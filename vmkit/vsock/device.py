@@ -143,11 +143,10 @@ class Device:
                 self._notice("vhost-user", f"message {message.request} is not known")
             else:
                 command(self, message)
-                self._update_running()
                 is_ok = True
-        except (MemoryFaultError, RingError) as error:
+        except MemoryFaultError as error:
             self._notice("vhost-user", f"message {message.request}: {error}")
-            self._update_running()
+        is_ok &= self._update_running()
         return vu.render_reply(message.request, vu.render_u64(0 if is_ok else 1)) if message.needs_reply else None
 
     def _query(self, message: vu.Message) -> bytes | None:
@@ -194,6 +193,7 @@ class Device:
         setup, number = self._find_setup(message)
         self._drop_ring(setup)
         setup.size = number
+        setup.is_broken = False
 
     def _set_base(self, message: vu.Message) -> None:
         setup, number = self._find_setup(message)
@@ -205,6 +205,7 @@ class Device:
         setup = self._setup_at(address.ring)
         self._drop_ring(setup)
         setup.addresses = (address.desc, address.avail, address.used)
+        setup.is_broken = False
 
     def _set_enabled(self, message: vu.Message) -> None:
         setup, number = self._find_setup(message)
@@ -306,20 +307,28 @@ class Device:
         )
         return Vring(self._memory, layout, base=setup.base, is_writable=index == RX)
 
-    def _update_running(self) -> None:
-        """Builds the rings that can run, and notes whether the device runs as a whole."""
+    def _update_running(self) -> bool:
+        """Builds the rings that can run, and notes whether the device runs as a whole; False when one is no ring."""
+        is_ok = True
         for index, setup in enumerate(self.setups):
-            if setup.ring is None:
+            if setup.ring is not None:
+                continue
+            try:
                 setup.ring = self._build_ring(index)
-                if setup.ring is not None and setup.base:
-                    # A ring that goes on may owe an interrupt from before it stopped; one too many does no harm.
-                    setup.signal_call()
+            except RingError as error:
+                self._notice("vhost-user", f"ring {index} cannot run: {error}")
+                setup.is_broken = True
+                is_ok = False
+            if setup.ring is not None and setup.base:
+                # A ring that goes on may owe an interrupt from before it stopped; one too many does no harm.
+                setup.signal_call()
         is_running = all(setup.ring is not None for setup in self.setups)
         if is_running and not self.is_running:
             self.start_count += 1
             self.is_resumed = self._stopped_identity == [setup.identity() for setup in self.setups]
             self._stopped_identity = None
         self.is_running = is_running
+        return is_ok
 
 
 _COMMANDS: Final[dict[int, Callable[[Device, vu.Message], None]]] = {

@@ -54,7 +54,8 @@ class Muxer:
         self._notice = notice
         self._privileged_ports = frozenset(privileged_ports)
         self._table: dict[int, Connection] = {}
-        self._members: set[Connection] = set()
+        # A dict for its order: who waited longest is asked for first.
+        self._members: dict[Connection, None] = {}
         self._promised_bytes = 0
         self._next_host_port = FIRST_HOST_PORT
         # A dict keeps the order and drops the doubles.
@@ -71,19 +72,19 @@ class Muxer:
         is_within_budget = self._promised_bytes + WINDOW_BYTES <= WINDOW_BUDGET_BYTES
         window_bytes = WINDOW_BYTES if is_within_budget else SMALL_WINDOW_BYTES
         connection = Connection(self.guest_cid, window_bytes, state)
-        self._members.add(connection)
+        self._members[connection] = None
         self._promised_bytes += window_bytes
         return connection
 
     def dismiss(self, connection: Connection) -> None:
         """The connection is CLOSING or GONE and its descriptor is closed. Twice is once."""
         if connection in self._members:
-            self._members.remove(connection)
+            del self._members[connection]
             self._promised_bytes -= connection.receive.window
 
     def connections(self) -> list[Connection]:
         """All members and all that is CLOSING, for the driver's rounds; a copy, so that it may end some."""
-        return list(self._members.union(self._table.values()))
+        return list(self._members | dict.fromkeys(self._table.values()))
 
     @property
     def member_count(self) -> int:

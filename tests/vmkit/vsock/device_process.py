@@ -1,4 +1,4 @@
-"""The real device process with a fake guest on one side and host programs on the other, all run from one test thread."""
+"""The real device process, a fake guest on one side and host programs on the other, run from one test thread."""
 
 import contextlib
 import os
@@ -84,7 +84,7 @@ class HostProgram:
 class Bench:
     """One device process with its guest. Everything waits with a deadline and moves only while wait() runs."""
 
-    def __init__(self, directory: Path, *options: str) -> None:
+    def __init__(self, directory: Path, *options: str, nofile: int | None = None) -> None:
         self.uds_path = directory / "v.sock"
         self.programs: list[HostProgram] = []
         self.listeners: list[socket.socket] = []
@@ -96,6 +96,8 @@ class Bench:
         command = [sys.executable, "-m", "vmkit.vsock", "--guest-cid", str(GUEST_CID)]
         command += ["--vhost-user-fd", str(back.fileno()), "--listen-fd", str(listener.fileno())]
         command += ["--uds-path", str(self.uds_path), *options]
+        if nofile is not None:
+            command = ["sh", "-c", f'ulimit -n {nofile}; exec "$0" "$@"', *command]
         with self.log_path.open("wb") as log:
             fds = (back.fileno(), listener.fileno())
             self.process = subprocess.Popen(command, pass_fds=fds, stderr=log, stdin=subprocess.DEVNULL, cwd=ROOT)
@@ -217,11 +219,11 @@ class Bench:
 
 
 @contextlib.contextmanager
-def open_bench(*options: str) -> Iterator[Bench]:
+def open_bench(*options: str, nofile: int | None = None) -> Iterator[Bench]:
     """A device process of its own; at the end it must have ended without a traceback."""
     # Not pytest's tmp_path: names of UNIX sockets have 107 bytes at most.
     directory = Path(tempfile.mkdtemp(prefix="vsock-"))
-    bench = Bench(directory, *options)
+    bench = Bench(directory, *options, nofile=nofile)
     try:
         yield bench
     finally:

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import socket
 
 import pytest
 
@@ -138,8 +139,6 @@ def test_guest_that_receives_no_more_breaks_the_hosts_pipe(bench: Bench) -> None
 
 
 def test_host_that_receives_no_more_is_told_to_the_guest(bench: Bench) -> None:
-    import socket
-
     program, guest = bench.open_to_guest(9001)
     program.is_reading = False
     program.sock.shutdown(socket.SHUT_RD)
