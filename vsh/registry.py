@@ -2,7 +2,7 @@
 
 The contract is docs/ARCHITECTURE.md, "Contracts between rooms": one directory per machine below the runtime
 directory, `machine.json` in it, and a `lock` that the machine's monitor holds for life. An entry whose lock is free
-is stale, and not a machine.
+is stale, and not a machine. Names that begin with a dot are entries being made or removed.
 """
 
 import fcntl
@@ -66,7 +66,9 @@ def read_machines() -> list[Machine]:
         names = sorted(os.listdir(folder))
     except FileNotFoundError:
         return []
-    found = (_read_machine(os.path.join(folder, name)) for name in names)
+    except OSError as error:
+        raise VshError(f"cannot read the registry of machines {folder}: {error.strerror}") from error
+    found = (_read_machine(os.path.join(folder, name)) for name in names if not name.startswith("."))
     return [machine for machine in found if machine is not None]
 
 
@@ -86,13 +88,22 @@ def _choose_runtime_directory() -> str:
     if chosen:
         return os.path.abspath(chosen)
     for base in (environ.get("XDG_RUNTIME_DIR"), f"/run/user/{os.geteuid()}"):
-        if base and os.path.isdir(base):
+        if base and _is_own_directory(base):
             return os.path.join(base, "vmkit")
     return f"/tmp/vmkit-{os.geteuid()}"  # noqa: S108  (its owner and mode are checked)
 
 
+def _is_own_directory(path: str) -> bool:
+    """False for one of another user, too: sudo and su often leave XDG_RUNTIME_DIR as it was."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+
+
 def _read_machine(directory: str) -> Machine | None:
-    """The machine in a directory; None when it is no entry, half written, or nobody holds its lock."""
+    """The machine in a directory; None when it is no entry, unreadable, or nobody holds its lock."""
     # With what it imports, json is a third of a short command's start; most have no registry to read.
     import json  # noqa: PLC0415
 
@@ -101,12 +112,15 @@ def _read_machine(directory: str) -> Machine | None:
             return None
         with open(os.path.join(directory, RECORD), "rb") as file:
             record = json.loads(file.read(MAX_RECORD_BYTES))
-        return Machine(directory, record)
-    except (OSError, ValueError, KeyError, TypeError):
+        machine = Machine(directory, record)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    # A copied directory, or a record of another's making, is not the machine it says it is.
+    return machine if machine.name == os.path.basename(directory) else None
 
 
 def _is_held(path: str) -> bool:
+    """True when a monitor has the lock. A shared lock asks: it is in nobody's way, and many may ask at once."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -29,7 +29,7 @@ from vmkit.machine.launch import LaunchPlan, Layout, Report, Stage
 from vmkit.machine.logs import CappedLog, EventLog
 from vmkit.machine.qemu import USER_READY_PORT, VSOCK_CHARDEV_ID
 from vmkit.machine.ready import ReadyListener, open_ready_listener
-from vmkit.machine.registry import write_record
+from vmkit.machine.registry import discard, write_record
 from vmkit.machine.spec import Backend
 from vmkit.run import render_command
 
@@ -152,7 +152,7 @@ class Monitor:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._events.close()
-        shutil.rmtree(self._plan.directory, ignore_errors=True)
+        discard(self._plan.directory)
 
     # ---- starting -------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,8 @@ from vmkit.errors import ConfigError
 
 # Names become a directory below the runtime directory and part of a UNIX socket's path, which may have 107 bytes in
 # all (unix(7)).
-NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
+MAX_NAME_CHARACTERS = 32
+NAME_PATTERN = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME_CHARACTERS - 1}}}")
 
 # <linux/vm_sockets.h>: 0 is the hypervisor, 1 local, 2 the host, 2^32-1 VMADDR_CID_ANY.
 FIRST_GUEST_CID = 3

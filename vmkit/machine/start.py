@@ -6,7 +6,6 @@ socket close and cleans up.
 """
 
 import contextlib
-import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from vmkit.machine.launch import MAX_REPORT_LINE_BYTES, LaunchPlan, Layout, Repo
 from vmkit.machine.qemu import USER_READY_PORT, Hardware, plan_qemu
 from vmkit.machine.registry import Reservation, find_state_directory, open_runtime_directory, reserve
 from vmkit.machine.spec import Accelerator, Backend, MachineSpec
-from vmkit.machine.vhost import KernelVhostDoor, VhostDoor, claim_cid, claim_free_cid
+from vmkit.machine.vhost import KernelVhostDoor, VhostClaim, VhostDoor
 
 # The monitor itself keeps the deadline of the start; this is for a monitor that hangs.
 MONITOR_GRACE_S = 30.0
@@ -75,18 +74,20 @@ def start_machine(
     with contextlib.ExitStack() as stack:
         monitor = stack.enter_context(start_monitor())
         choices = choose(spec, say, vhost_door, build or build_named_image)
-        record = plan_record(spec, choices)
+        # Whoever wants to end this machine must find its monitor from the first moment on.
+        record = {**plan_record(spec, choices), "pid": monitor.process.pid}
         say("starting QEMU", None)
-        vhost_fd, cid = _claim_vhost(spec, choices, vhost_door)
-        if vhost_fd is not None:
-            stack.callback(os.close, vhost_fd)
-        reservation = stack.enter_context(reserve(spec.name, cid, choices.built.name, record))
+        # On `vhost` the kernel knows which CIDs are free on the whole host, so it is asked, too.
+        claim = VhostClaim(vhost_door)
+        stack.callback(claim.close)
+        asks = {"claim": claim.take} if choices.backend is Backend.VHOST else {}
+        reservation = stack.enter_context(reserve(spec.name, spec.cid, choices.built.name, record, **asks))
         if on_directory is not None:
             on_directory(reservation.directory)
         plan = plan_launch(spec, choices, reservation, record)
         # Should this be interrupted, the monitor must be gone before the reservation is: it holds the lock as well.
         with monitor.ended_on_error():
-            monitor.launch(plan, reservation.lock_fd, vhost_fd)
+            monitor.launch(plan, reservation.lock_fd, claim.fd)
             _await_ready(plan, monitor, say)
     seconds = time.monotonic() - started_s
     return Started(reservation.name, reservation.cid, choices, seconds, reservation.directory, monitor.process)
@@ -171,16 +172,6 @@ def _check_kernel(kernel: Path) -> None:
             f"cannot read the kernel {kernel}: {error.strerror}",
             hint="kernels in /boot are often readable by root only: copy it, or change its mode",
         ) from error
-
-
-def _claim_vhost(spec: MachineSpec, choices: Choices, door: VhostDoor) -> tuple[int | None, int | None]:
-    """On `vhost` the kernel knows which CIDs are free on the whole host, so it is asked first."""
-    if choices.backend is not Backend.VHOST:
-        return None, spec.cid
-    if spec.cid is not None:
-        return claim_cid(door, spec.cid), spec.cid
-    cid, fd = claim_free_cid(door)
-    return fd, cid
 
 
 def _await_ready(plan: LaunchPlan, monitor: Monitor, tell: Tell) -> None:

@@ -6,6 +6,7 @@ Ask the guest, then QEMU, then SIGKILL, each with a deadline. Also: waiting for 
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import time
@@ -20,12 +21,17 @@ from vsh.address import Address, address_of
 from vsh.client import Client
 from vsh.errors import VshError
 from vsh.registry import Machine as Entry
+from vsh.registry import find_machine
 
 # A guest under TCG on a busy host needs seconds to stop its processes.
 POWER_OFF_DEADLINE_S = 20.0
 ASK_DEADLINE_S = 5.0
 QUIT_DEADLINE_S = 10.0
 KILL_DEADLINE_S = 10.0
+# A monitor that has told its end still removes the machine's directory.
+MONITOR_GRACE_S = 5.0
+# One that does not answer is ending on its own, or has not begun to listen, or hangs.
+NO_ANSWER_GRACE_S = 1.0
 MAX_LINE_BYTES = 65536
 
 
@@ -100,63 +106,112 @@ def wait_for_end(entry: Entry, timeout_s: float | None) -> Ended | None:
 def power_off(
     entry: Entry, *, timeout_s: float = POWER_OFF_DEADLINE_S, tell: Callable[[str], None] | None = None
 ) -> None:
-    """`down`: the guest is asked to power off; when it does not within timeout_s seconds, QEMU is ended."""
+    """`down`: the guest is asked to power off; when it does not within timeout_s seconds, QEMU is ended.
+
+    A guest that is not ready has nobody who could be asked: its start is called off.
+    """
+    if entry.state == "starting":
+        kill(entry)
+        return
     say = tell or (lambda _text: None)
-    try:
-        address = _find_address(entry)
-        with open_control(entry) as control:
-            control.ask("stopping")
-            if address is not None:
-                say("asking the guest to power off")
-                _ask_guest(address)
-            if control.wait_end(timeout_s) is None:
+    with _open_monitor(entry) as monitor:
+        grace_s = NO_ANSWER_GRACE_S
+        with contextlib.suppress(MachineError), open_control(entry) as control:
+            grace_s = MONITOR_GRACE_S
+            if not _power_off_guest(entry, control, timeout_s, say):
                 say(f"the guest did not power off within {timeout_s:g} s: ending QEMU")
                 control.ask("quit")
-                if control.wait_end(QUIT_DEADLINE_S) is None:
-                    kill(entry)
-    except MachineError:
-        kill(entry)
+                control.wait_end(QUIT_DEADLINE_S)
+        _end_monitor(monitor, grace_s)
     _await_gone(entry)
 
 
 def kill(entry: Entry) -> None:
     """Ends a machine without asking the guest: QEMU is a child of the monitor and dies with it."""
-    try:
-        with open_control(entry) as control:
+    with _open_monitor(entry) as monitor:
+        grace_s = NO_ANSWER_GRACE_S
+        with contextlib.suppress(MachineError), open_control(entry) as control:
+            grace_s = MONITOR_GRACE_S
             control.ask("kill")
-            if control.wait_end(KILL_DEADLINE_S) is not None:
-                _await_gone(entry)
-                return
-    except MachineError:
-        pass
-    # The entry is live, so its lock is held, so this pid is the monitor's and nobody else's.
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(entry.pid, signal.SIGKILL)
+            control.wait_end(KILL_DEADLINE_S)
+        _end_monitor(monitor, grace_s)
     _await_gone(entry)
 
 
+def _power_off_guest(entry: Entry, control: Control, timeout_s: float, say: Callable[[str], None]) -> bool:
+    """True when the machine has ended in time. Another `down` may have asked the guest already."""
+    end_s = time.monotonic() + timeout_s
+    address = _find_address(entry)
+    control.ask("stopping")
+    if address is not None:
+        say("asking the guest to power off")
+        _ask_guest(address, min(ASK_DEADLINE_S, timeout_s))
+    return control.wait_end(max(0.0, end_s - time.monotonic())) is not None
+
+
+@contextlib.contextmanager
+def _open_monitor(entry: Entry) -> Iterator[int | None]:
+    """A pidfd of the machine's monitor, None when the machine has ended.
+
+    Between reading a record and now its monitor may have ended, and its number be another process's: so the record is
+    read again when the descriptor is open. While the lock is held the number is the monitor's.
+    """
+    try:
+        fd = os.pidfd_open(entry.pid) if entry.pid > 0 else None
+    except OSError:
+        fd = None
+    try:
+        yield fd if fd is not None and _is_there(entry) else None
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def _end_monitor(monitor: int | None, grace_s: float) -> None:
+    """Waits for a monitor that is ending; one that does not is killed."""
+    if monitor is None or _is_over(monitor, grace_s):
+        return
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(monitor, signal.SIGKILL)
+    _is_over(monitor, KILL_DEADLINE_S)
+
+
+def _is_over(pidfd: int, timeout_s: float) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))
+
+
+def _is_there(entry: Entry) -> bool:
+    """True while this very machine is registered, and not a later one of its name."""
+    now = find_machine(name=entry.name)
+    return now is not None and now.pid == entry.pid
+
+
 def _find_address(entry: Entry) -> Address | None:
-    """How to reach the guest; None while it is not ready, when there is nobody to ask."""
+    """How to reach the guest; None while it is stopping already."""
     try:
         return address_of(entry)
     except VshError:
         return None
 
 
-def _ask_guest(address: Address) -> None:
+def _ask_guest(address: Address, timeout_s: float) -> None:
     """Runs `poweroff`, which busybox and systemd both have.
 
     The guest may be gone before it can answer: that is what was asked for.
     """
     with contextlib.suppress(VshError, OSError):
-        Client.connect(address, timeout_s=ASK_DEADLINE_S).run(["poweroff"], timeout_s=ASK_DEADLINE_S)
+        Client.connect(address, timeout_s=timeout_s).run(["poweroff"], timeout_s=timeout_s)
 
 
 def _await_gone(entry: Entry) -> None:
-    """Waits for the monitor to let go of its lock, then removes what a killed one has left."""
+    """Removes what a killed monitor has left. An `up` that was interrupted holds its entry a moment longer."""
     deadline_s = time.monotonic() + KILL_DEADLINE_S
-    while Path(entry.directory).exists():
+    while True:
         sweep()
+        if not _is_there(entry):
+            return
         if time.monotonic() > deadline_s:
             raise MachineError(f"'{entry.name}' does not end", hint=f"its monitor is process {entry.pid}")
         # There is no descriptor to wait on for another process's lock; the end itself has been heard already.

@@ -11,7 +11,6 @@ import struct
 from typing import Protocol
 
 from vmkit.errors import HostError, MachineError
-from vmkit.machine.spec import FIRST_GUEST_CID
 
 DEVICE = "/dev/vhost-vsock"
 # _IOW(VHOST_VIRTIO 0xAF, 0x60, __u64)
@@ -62,11 +61,19 @@ def claim_cid(door: VhostDoor, cid: int) -> int:
     return fd
 
 
-def claim_free_cid(door: VhostDoor, first: int = FIRST_GUEST_CID, attempts: int = 256) -> tuple[int, int]:
-    """The first CID from `first` on that nobody has, and the descriptor that owns it."""
-    for cid in range(first, first + attempts):
-        try:
-            return cid, claim_cid(door, cid)
-        except MachineError:
-            continue
-    raise MachineError(f"no free CID among {attempts} from {first} on", hint="choose one with --cid")
+class VhostClaim:
+    """The descriptor of /dev/vhost-vsock that owns a machine's CID. Invariant: `fd` is open between take and close."""
+
+    def __init__(self, door: VhostDoor) -> None:
+        self._door = door
+        self.fd: int | None = None
+
+    def take(self, cid: int) -> None:
+        """Claims cid. Raises MachineError when it is taken, HostError when the device cannot be used."""
+        self.fd = claim_cid(self._door, cid)
+
+    def close(self) -> None:
+        """Lets go of our descriptor; the CID stays with whoever has a copy."""
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None

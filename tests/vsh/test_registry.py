@@ -1,0 +1,198 @@
+"""The registry's reading side: what counts as a machine, what is skipped, which runtime directories are refused."""
+
+import fcntl
+import json
+import os
+
+import pytest
+
+from vsh import registry
+from vsh.errors import VshError
+from vsh.registry import find_machine, find_runtime_directory, read_machines
+
+
+@pytest.fixture
+def runtime(tmp_path, monkeypatch):
+    root = tmp_path / "runtime"
+    (root / "machines").mkdir(parents=True)
+    root.chmod(0o700)
+    monkeypatch.setenv("VMKIT_RUNTIME_DIR", str(root))
+    return root
+
+
+@pytest.fixture
+def enter(runtime):
+    """enter(name, record) makes an entry; its lock is held until the test ends, unless held=False."""
+    locks = []
+
+    def make(name, record, *, held=True):
+        directory = runtime / "machines" / name
+        directory.mkdir()
+        text = record if isinstance(record, bytes) else json.dumps(record).encode()
+        (directory / "machine.json").write_bytes(text)
+        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT)
+        if held:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        locks.append(lock)
+
+    yield make
+    for lock in locks:
+        os.close(lock)
+
+
+def record(name, cid, **more):
+    return {"schema": 1, "name": name, "cid": cid, "state": "ready", "pid": 1, **more}
+
+
+def test_machines_are_listed_by_name_with_what_the_contract_says(enter, runtime):
+    enter("b", record("b", 4, backend="vhost", vsock=None))
+    enter("a", record("a", 3, backend="user", vsock="/run/x", unknown=["ignored"]))
+    a, b = read_machines()
+    assert (a.name, a.cid, a.backend, a.state, a.pid, a.vsock) == ("a", 3, "user", "ready", 1, "/run/x")
+    assert (b.name, b.vsock) == ("b", None)
+    assert a.directory == str(runtime / "machines" / "a")
+
+
+def test_machine_is_found_by_name_and_by_cid(enter):
+    enter("a", record("a", 3))
+    enter("b", record("b", 4))
+    assert find_machine(name="b").cid == 4
+    assert find_machine(cid=3).name == "a"
+    assert find_machine(name="c") is None
+    assert find_machine(cid=5) is None
+
+
+def test_entry_with_a_free_lock_is_no_machine(enter):
+    enter("a", record("a", 3), held=False)
+    assert read_machines() == []
+
+
+def test_asking_for_a_lock_does_not_take_it(enter, runtime):
+    """Two readers at once, or a reader and a sweeper, must not take one another for a monitor."""
+    enter("a", record("a", 3), held=False)
+    with (runtime / "machines" / "a" / "lock").open() as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        assert read_machines() == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b'"name"',
+        b"\xff\xfe",
+        b'{"cid": 3}',
+        b'{"name": "a"}',
+        b'{"name": "a", "cid": "x"}',
+        b'{"name": "a", "cid": 3, "pid": null}',
+        b'{"name": "other", "cid": 3}',
+        b"[" * 60_000,
+        b"9" * 60_000,
+        b'{"name": "a", "cid": 3, "fill": "' + b"x" * registry.MAX_RECORD_BYTES + b'"}',
+    ],
+)
+def test_unreadable_record_is_skipped(enter, text):
+    enter("a", text)
+    enter("b", record("b", 4))
+    assert [machine.name for machine in read_machines()] == ["b"]
+
+
+def test_entries_being_made_or_removed_are_skipped(enter, runtime):
+    enter(".new.a", record(".new.a", 3))
+    (runtime / "machines" / "stray file").write_text("")
+    (runtime / "machines" / "empty").mkdir()
+    assert read_machines() == []
+
+
+def test_no_runtime_directory_means_no_machines(monkeypatch, tmp_path):
+    monkeypatch.setenv("VMKIT_RUNTIME_DIR", str(tmp_path / "nothing"))
+    assert read_machines() == []
+
+
+def test_registry_that_is_a_file_is_told(runtime):
+    (runtime / "machines").rmdir()
+    (runtime / "machines").write_text("")
+    with pytest.raises(VshError, match="cannot read the registry of machines"):
+        read_machines()
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o710, 0o701, 0o777])
+def test_runtime_directory_open_to_others_is_refused(runtime, mode):
+    runtime.chmod(mode)
+    with pytest.raises(VshError, match="is open to others") as caught:
+        find_runtime_directory()
+    assert caught.value.hint == f"chmod 700 {runtime}"
+
+
+def test_runtime_directory_that_is_a_symlink_is_refused(runtime, tmp_path, monkeypatch):
+    link = tmp_path / "link"
+    link.symlink_to(runtime)
+    monkeypatch.setenv("VMKIT_RUNTIME_DIR", str(link))
+    with pytest.raises(VshError, match="is not a directory"):
+        find_runtime_directory()
+
+
+def test_runtime_directory_that_is_a_file_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VMKIT_RUNTIME_DIR", str(tmp_path / "file"))
+    with pytest.raises(VshError, match="is not a directory"):
+        find_runtime_directory()
+
+
+def test_runtime_directory_below_a_file_is_told(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VMKIT_RUNTIME_DIR", str(tmp_path / "file" / "below"))
+    with pytest.raises(VshError, match="cannot look at the runtime directory"):
+        find_runtime_directory()
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """A directory that belongs to somebody else, whoever runs the tests."""
+    if os.geteuid() != 0:
+        return "/"
+    os.chown(tmp_path, 65534, -1)
+    return str(tmp_path)
+
+
+def test_runtime_directory_of_somebody_else_is_refused(foreign, monkeypatch):
+    monkeypatch.setenv("VMKIT_RUNTIME_DIR", foreign)
+    with pytest.raises(VshError, match=r"belongs to uid \d+, not to you"):
+        find_runtime_directory()
+
+
+def test_xdg_runtime_directory_is_used_when_it_is_ours(tmp_path, monkeypatch):
+    monkeypatch.delenv("VMKIT_RUNTIME_DIR", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert find_runtime_directory() == str(tmp_path / "vmkit")
+
+
+@pytest.mark.parametrize("value", ["", "/nonexistent", "/dev/null"])
+def test_xdg_runtime_directory_that_is_none_is_passed_over(value, monkeypatch):
+    monkeypatch.delenv("VMKIT_RUNTIME_DIR", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", value)
+    path = find_runtime_directory()
+    assert path in (f"/run/user/{os.geteuid()}/vmkit", f"/tmp/vmkit-{os.geteuid()}")
+
+
+def test_xdg_runtime_directory_of_another_user_is_passed_over(foreign, monkeypatch):
+    """As after sudo: what is made there would lock its owner out."""
+    monkeypatch.delenv("VMKIT_RUNTIME_DIR", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", foreign)
+    assert find_runtime_directory() != f"{foreign}/vmkit"
+
+
+def test_relative_runtime_directory_is_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VMKIT_RUNTIME_DIR", "here")
+    assert find_runtime_directory() == str(tmp_path / "here")
+
+
+def test_looking_for_the_runtime_directory_makes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("VMKIT_RUNTIME_DIR", str(tmp_path / "not-yet"))
+    find_runtime_directory()
+    read_machines()
+    assert list(tmp_path.iterdir()) == []
