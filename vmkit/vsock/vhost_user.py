@@ -48,6 +48,8 @@ _CONFIG: Final = struct.Struct("<III")
 # page.
 MAX_PAYLOAD_BYTES: Final = 4096
 MAX_FDS: Final = MAX_REGIONS
+_FD_SIZE: Final = struct.calcsize("i")
+_FDS_SPACE: Final = socket.CMSG_SPACE(MAX_FDS * _FD_SIZE)
 _VRING_INDEX_MASK: Final = 0xFF
 _VRING_NO_FD: Final = 0x100
 
@@ -142,13 +144,13 @@ def receive_message(sock: socket.socket, decoder: Decoder) -> Message | None:
     """
     while True:
         try:
-            data, fds, flags, _ = socket.recv_fds(sock, decoder.wanted_bytes(), MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+            data, ancillary, flags, _ = sock.recvmsg(decoder.wanted_bytes(), _FDS_SPACE, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return None
         except ConnectionError as error:
             # Unread replies of ours make a closed front-end look like this; it has left all the same.
             raise EOFError from error
-        message = decoder.feed(data, fds)
+        message = decoder.feed(data, _parse_fds(ancillary))
         if flags & socket.MSG_CTRUNC:
             raise VhostUserError("more descriptors than a message may have")
         if message is not None:
@@ -157,6 +159,15 @@ def receive_message(sock: socket.socket, decoder: Decoder) -> Message | None:
             if decoder.is_within_message:
                 raise VhostUserError("the front-end left in the middle of a message")
             raise EOFError
+
+
+def _parse_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """The descriptors beside a message. (socket.recv_fds would do, if it did not forget its flags.)"""
+    fds: list[int] = []
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds += struct.unpack(f"{len(data) // _FD_SIZE}i", data[: len(data) // _FD_SIZE * _FD_SIZE])
+    return fds
 
 
 # Payloads.

@@ -192,9 +192,10 @@ class Vring:
             raise RingError(f"descriptor {head} in a ring of {self.size}")
         word = self._desc[2 * head + 1]
         try:
-            if word >> 32 & _MASK16 == self._direction:
+            length = word & 0xFFFFFFFF
+            if length and word >> 32 & _MASK16 == self._direction:
                 # One direct descriptor: what Linux's driver offers for receiving.
-                segments = [self._memory.find(self._desc[2 * head], word & 0xFFFFFFFF)]
+                segments = [self._memory.find(self._desc[2 * head], length)]
             else:
                 segments = self._read_chain(head)
         except MemoryFaultError as error:

@@ -1,7 +1,7 @@
 """A guest without a machine: vhost-user front-end, virtio driver and a small vsock stack, against the real device.
 
-It says what QEMU says, in QEMU's order, over a socketpair; its RAM is a memfd and its interrupts are eventfds. It lets a
-test cut buffers, forge packets and break rings as no kernel would.
+It says what QEMU says, in QEMU's order, over a socketpair; its RAM is a memfd and its interrupts are eventfds. It lets
+a test cut buffers, forge packets and break rings as no kernel would.
 """
 
 import mmap
