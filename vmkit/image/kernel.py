@@ -15,7 +15,7 @@ from vmkit.errors import BuildError, CommandError
 from vmkit.image.deb import read_deb
 from vmkit.image.elf import read_modinfo
 from vmkit.image.tree import Kind, Node, Tree, file_node
-from vmkit.image.vmlinux import extract_vmlinux, is_extractable, unpack_zstd
+from vmkit.image.vmlinux import extract_vmlinux, find_vmlinux, unpack_zstd
 
 _DECOMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     ".ko": lambda data: data,
@@ -57,8 +57,10 @@ def take_kernel(deb: Path, tree: Tree, wanted: tuple[str, ...], kernel_format: s
     if len(images) != 1:
         raise BuildError(f"the package {deb.stem} holds {len(images)} kernels, and one is needed")
     version, image = next(iter(images.items()))
-    if kernel_format == "vmlinux" or (kernel_format == "auto" and is_extractable(image)):
+    if kernel_format == "vmlinux":
         image = extract_vmlinux(image)
+    elif kernel_format == "auto":
+        image = find_vmlinux(image) or image
     modules = _ModuleSet(version, files, builtin)
     for name in wanted:
         modules.want(name)

@@ -31,6 +31,10 @@ _SECTOR_BYTES = 512
 _SIZE_BYTES = 4
 
 
+class UnsuitableKernelError(BuildError):
+    """This kernel is not made to be started uncompressed; nothing went wrong."""
+
+
 def extract_vmlinux(image: bytes) -> bytes:
     """The ELF kernel of a bzImage. Raises BuildError for one that is packed in an unknown way or has no PVH entry."""
     payload = _find_payload(image)
@@ -39,19 +43,18 @@ def extract_vmlinux(image: bytes) -> bytes:
             vmlinux = unpack(payload)
             break
     else:
-        raise BuildError(f"the kernel is packed in a way not known here ({payload[:4].hex()})", hint=_HINT)
+        raise UnsuitableKernelError(f"the kernel is packed in a way not known here ({payload[:4].hex()})", hint=_HINT)
     if not has_pvh_entry(vmlinux):
-        raise BuildError("the kernel has no PVH entry, so it cannot be started uncompressed", hint=_HINT)
+        raise UnsuitableKernelError("the kernel has no PVH entry, so it cannot be started uncompressed", hint=_HINT)
     return vmlinux
 
 
-def is_extractable(image: bytes) -> bool:
-    """True where extract_vmlinux would succeed. It depends on the image alone, so that every host builds the same."""
+def find_vmlinux(image: bytes) -> bytes | None:
+    """The same, or None for a kernel not made for it. That depends on the image alone: every host builds alike."""
     try:
-        extract_vmlinux(image)
-    except BuildError:
-        return False
-    return True
+        return extract_vmlinux(image)
+    except UnsuitableKernelError:
+        return None
 
 
 _HINT = 'use it as it is: `kernel_format = "vmlinuz"` in the recipe'
@@ -59,10 +62,12 @@ _HINT = 'use it as it is: `kernel_format = "vmlinuz"` in the recipe'
 
 def _find_payload(image: bytes) -> bytes:
     if len(image) < _PAYLOAD_AT + 8 or image[_MAGIC_AT : _MAGIC_AT + 4] != _MAGIC:
-        raise BuildError("the kernel package's boot image is not a bzImage", hint=_HINT)
+        raise UnsuitableKernelError("the kernel package's boot image is not a bzImage", hint=_HINT)
     (version,) = struct.unpack_from("<H", image, _VERSION_AT)
     if version < _PAYLOAD_VERSION:
-        raise BuildError(f"the kernel's boot protocol {version:#x} is too old to find its payload", hint=_HINT)
+        raise UnsuitableKernelError(
+            f"the kernel's boot protocol {version:#x} is too old to find its payload", hint=_HINT
+        )
     # Zero setup sectors mean four, for the oldest boot loaders.
     start = ((image[_SETUP_SECTORS_AT] or 4) + 1) * _SECTOR_BYTES
     offset, length = struct.unpack_from("<II", image, _PAYLOAD_AT)

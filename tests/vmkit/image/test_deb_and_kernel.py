@@ -152,6 +152,13 @@ def test_kernel_that_cannot_be_unpacked_is_taken_as_it_is(make_deb: MakeDeb, mak
     assert "vmlinuz" in caught.value.hint
 
 
+def test_kernel_that_is_damaged_is_not_taken_as_it_is(make_deb: MakeDeb, make_elf: MakeElf) -> None:
+    vmlinux = make_elf(note=PVH_NOTE)
+    deb = make_deb("linux-image", {f"boot/vmlinuz-{VERSION}": _bzimage(_sized(lzma.compress(vmlinux)[:-20], vmlinux))})
+    with pytest.raises(BuildError, match="cannot be unpacked"):
+        take_kernel(deb, Tree(), (), "auto")
+
+
 def test_vmlinux_trouble_is_told(make_elf: MakeElf) -> None:
     pvh, plain = make_elf(note=PVH_NOTE), make_elf()
     cases = {
