@@ -1,0 +1,18 @@
+"""A fixed number of fuzz cases of the vsock device, with every run of the tests."""
+
+import os
+
+from tests.fuzz.fuzz_vsock_device import run_case
+
+CASES = 60
+
+
+def test_device_survives_any_guest_host_and_front_end() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for seed in range(CASES):
+        try:
+            run_case(seed)
+        except BaseException as error:
+            error.add_note(f"python -m tests.fuzz.fuzz_vsock_device --cases 1 --seed {seed}")
+            raise
+    assert len(os.listdir("/proc/self/fd")) == before
