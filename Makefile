@@ -8,10 +8,12 @@ BIN := $(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # zstd unpacks Debian's kernel; the keyring verifies Debian's packages.
 PACKAGES := qemu-system-x86 zstd debian-archive-keyring ca-certificates
+# The tests sign archives of their own, try every compression, and boot a busybox to measure against.
+TEST_PACKAGES := gpg lz4 busybox-static
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST_ARGS ?=
 
-.PHONY: help up down test unit vm lint bench fuzz lock packages clean
+.PHONY: help up down test unit vm lint bench fuzz lock packages test-packages clean
 
 help:
 	@echo 'make up      install what is missing, build the image tiny, boot it, run a command in it'
@@ -43,8 +45,8 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 # apt is asked only when a package is missing, so a second run needs neither root nor a network.
-packages:
-	@missing=''; for name in $(PACKAGES); do \
+packages test-packages:
+	@missing=''; for name in $(if $(filter test-packages,$@),$(TEST_PACKAGES),$(PACKAGES)); do \
 	    dpkg-query -W -f '$${Status}' $$name 2>/dev/null | grep -q 'install ok installed' || missing="$$missing $$name"; \
 	done; \
 	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
@@ -61,7 +63,7 @@ $(VENV)/.run: requirements/run.lock pyproject.toml | packages
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/.test: requirements/test.lock $(VENV)/.run
+$(VENV)/.test: requirements/test.lock $(VENV)/.run | test-packages
 	@echo 'adding what the tests need'
 	@$(PIP) install --require-hashes -r requirements/test.lock
 	@touch $@
