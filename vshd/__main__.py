@@ -7,8 +7,6 @@ from vshd import ready
 from vshd.flags import HELP, FlagError, Options, parse_flags
 from vshd.listener import open_listener, parse_allowed_cids, take_passed_listener
 from vshd.log import Log
-from vshd.server import Server
-from vshd.session import Session
 from vshd.signals import SIGCHLD, SIGTERM, Wakeup
 from vshd.version import __version__
 from vshd.vsock import HOST_CID, VsockError, connect
@@ -52,6 +50,9 @@ def serve(options: Options, on_ready: "Callable[[], None] | None" = None) -> int
         ready.tell_systemd()
         if on_ready is not None:
             on_ready()
+        # Imported here: half of the daemon's start under emulation, and the socket already queues who connects.
+        from vshd.server import Server  # noqa: PLC0415
+
         Server(listener, options, log).run()
         return 0
     except (VsockError, OSError) as error:
@@ -63,6 +64,8 @@ def serve(options: Options, on_ready: "Callable[[], None] | None" = None) -> int
 
 def _serve_one(options: Options, log: Log) -> int:
     """Container mode: one session, on a connection to the host."""
+    from vshd.session import Session  # noqa: PLC0415  (see serve)
+
     connection = connect(HOST_CID, options.forward_to_host_port)
     log.info("vshd started")
     who = f"vsock {HOST_CID}:{options.forward_to_host_port}"

@@ -1,8 +1,9 @@
 """pid 1 of a small guest: starts vshd and keeps it running, reaps what nobody waits for, and ends the guest on request.
 
-/init has mounted and loaded what the guest needs and then becomes this process. vshd is forked from it, with everything
-imported already: the guest starts one interpreter. The words are busybox init's: USR2 powers off, TERM and INT reboot,
-USR1 halts. pid 1 must not die, so that every failure ends in a line for the console and a power-off.
+/init has mounted and loaded what the guest needs and then becomes this process. vshd is forked from it: the guest
+starts one interpreter, and pid 1 has imported no more than listening needs. The words are busybox init's: USR2 powers
+off, TERM and INT reboot, USR1 halts. pid 1 must not die, so that every failure ends in a line for the console and a
+power-off.
 """
 
 import os
