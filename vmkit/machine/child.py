@@ -4,11 +4,11 @@ import asyncio
 import ctypes
 import os
 import signal
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from vmkit.errors import HostError
 from vmkit.machine.logs import CappedLog
+from vmkit.machine.text import tail_lines
 
 # prctl(2), <linux/prctl.h>
 _PR_SET_PDEATHSIG = 1
@@ -16,7 +16,12 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 TERM_DEADLINE_S = 2.0
 KILL_DEADLINE_S = 5.0
+# What is kept of its output to explain its end.
 TAIL_LINES = 20
+TAIL_BYTES = 16 * 1024
+READ_BYTES = 4096
+# The output is at its end as soon as the process is, unless a child of it has inherited the pipe.
+OUTPUT_DEADLINE_S = 1.0
 
 
 def _die_with_parent(parent_pid: int) -> Callable[[], None]:
@@ -39,7 +44,7 @@ class Child:
         self.pid = process.pid
         self._process = process
         self._log = log
-        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._recent = b""
         self._reader = asyncio.create_task(self._read_output(), name=f"{name}-output")
 
     @property
@@ -50,7 +55,7 @@ class Child:
     async def wait(self) -> int:
         """Waits for its end; the output has been read then."""
         status = await self._process.wait()
-        await asyncio.wait([self._reader], timeout=1.0)
+        await asyncio.wait([self._reader], timeout=OUTPUT_DEADLINE_S)
         return status
 
     async def stop(self) -> None:
@@ -70,7 +75,7 @@ class Child:
 
     def render_tail(self) -> str:
         """Its last lines of output."""
-        return "\n".join(self._tail)
+        return tail_lines(self._recent, TAIL_LINES)
 
     def render_end(self) -> str:
         """`status 1` or `signal 9 (SIGKILL)`."""
@@ -88,9 +93,9 @@ class Child:
         stream = self._process.stdout
         if stream is None:
             return
-        while data := await stream.read(4096):
+        while data := await stream.read(READ_BYTES):
             self._log.write(data)
-            self._tail.extend(line for line in data.decode(errors="replace").splitlines() if line.strip())
+            self._recent = (self._recent + data)[-TAIL_BYTES:]
 
 
 async def start_child(

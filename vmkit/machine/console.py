@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from vmkit.machine.logs import CappedLog
+from vmkit.machine.text import clean_line, tail_lines
 
 READ_BYTES = 65536
 # What an attaching person sees of the past, and what a failure can quote.
@@ -22,6 +23,8 @@ MAX_LINE_BYTES = 4096
 # An attached terminal that does not read is dropped before its backlog costs real memory.
 MAX_BACKLOG_BYTES = 1024 * 1024
 MAX_ATTACHED = 16
+# A guest that takes no input keeps what is typed in the socket; who types on after that is let go.
+TYPE_DEADLINE_S = 30.0
 
 _PANIC = re.compile(rb"Kernel panic - not syncing: ?(.*)")
 _INIT_ERROR = re.compile(rb"vmkit-init: error: ?(.*)")
@@ -47,7 +50,7 @@ def find_trouble(line: bytes) -> ConsoleTrouble | None:
     for kind, pattern in ((Trouble.PANIC, _PANIC), (Trouble.INIT_ERROR, _INIT_ERROR)):
         match = pattern.search(line)
         if match:
-            return ConsoleTrouble(kind, match[1].decode(errors="replace").strip())
+            return ConsoleTrouble(kind, clean_line(match[1]))
     return None
 
 
@@ -62,6 +65,7 @@ class Console:
         self._history: deque[bytes] = deque()
         self._history_bytes = 0
         self._partial = b""
+        self._typing = asyncio.Lock()
         self._attached: set[asyncio.StreamWriter] = set()
         self.trouble: ConsoleTrouble | None = None
 
@@ -79,12 +83,21 @@ class Console:
             self._remember(data)
             self._search(data)
             self._show(data)
+            # sock_recv does not wait while there is something to read: a flood must not starve everything else.
+            await asyncio.sleep(0)
 
     def tail(self, lines: int) -> str:
         """The last lines of the console as text, control sequences of terminals removed."""
-        text = b"".join(self._history).decode(errors="replace")
-        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[^\n\t\x20-\x7e\u00a0-\uffff]", "", text)
-        return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
+        return tail_lines(b"".join(self._history), lines)
+
+    async def listen(self, listener: socket.socket) -> None:
+        """Lets terminals attach at a listening socket, until cancelled."""
+        server = await asyncio.start_unix_server(self.serve, sock=listener)
+        try:
+            # See ControlServer.serve.
+            await asyncio.get_running_loop().create_future()
+        finally:
+            server.close()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One attached terminal: it sees the recent past and all that comes; what it sends is typed into the guest."""
@@ -93,10 +106,9 @@ class Console:
             return
         writer.write(b"".join(self._history))
         self._attached.add(writer)
-        loop = asyncio.get_running_loop()
         try:
             while data := await reader.read(READ_BYTES):
-                await loop.sock_sendall(self._sock, data)
+                await self._type(data)
         except OSError:
             pass
         finally:
@@ -108,6 +120,11 @@ class Console:
         self._sock.close()
         for writer in self._attached:
             writer.close()
+
+    async def _type(self, data: bytes) -> None:
+        """Types into the guest; one terminal at a time, for the loop knows only one writer of a socket."""
+        async with asyncio.timeout(TYPE_DEADLINE_S), self._typing:
+            await asyncio.get_running_loop().sock_sendall(self._sock, data)
 
     def _remember(self, data: bytes) -> None:
         self._history.append(data)
@@ -127,7 +144,7 @@ class Console:
 
     def _show(self, data: bytes) -> None:
         for writer in list(self._attached):
-            if writer.transport.get_write_buffer_size() > MAX_BACKLOG_BYTES:
+            if writer.is_closing() or writer.transport.get_write_buffer_size() > MAX_BACKLOG_BYTES:
                 self._attached.discard(writer)
                 writer.transport.abort()
             else:

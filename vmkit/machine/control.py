@@ -12,11 +12,12 @@ import socket
 from collections.abc import Callable
 
 from vmkit.machine.end import End
-from vmkit.machine.launch import LaunchPlan
 
 VERBS = frozenset({"stopping", "quit", "kill", "watch"})
 MAX_LINE_BYTES = 4096
 MAX_ASKERS = 64
+# Askers that do not read what they asked for are not waited for.
+LAST_WORDS_DEADLINE_S = 1.0
 
 
 def parse_request(line: bytes) -> str | None:
@@ -37,16 +38,18 @@ def render_end(end: End) -> bytes:
 class ControlServer:
     """Serves the control socket of one machine."""
 
-    def __init__(self, plan: LaunchPlan, on_verb: Callable[[str], None]) -> None:
-        self._plan = plan
+    def __init__(self, on_verb: Callable[[str], None]) -> None:
         self._on_verb = on_verb
         self._askers: set[asyncio.StreamWriter] = set()
 
     async def serve(self, listener: socket.socket) -> None:
         """Until cancelled."""
         server = await asyncio.start_unix_server(self._serve_asker, sock=listener, limit=MAX_LINE_BYTES)
-        async with server:
-            await server.serve_forever()
+        try:
+            # Not serve_forever: from Python 3.12 on its end waits for every connection, and askers wait for ours.
+            await asyncio.get_running_loop().create_future()
+        finally:
+            server.close()
 
     def announce_end(self, end: End) -> None:
         """Tells everyone connected how it ended."""
@@ -55,9 +58,11 @@ class ControlServer:
 
     async def close(self) -> None:
         """Lets the last words out, then closes."""
-        for writer in list(self._askers):
-            with contextlib.suppress(OSError, TimeoutError):
-                await asyncio.wait_for(writer.drain(), 1.0)
+        askers = list(self._askers)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_DEADLINE_S):
+                await asyncio.gather(*(writer.drain() for writer in askers), return_exceptions=True)
+        for writer in askers:
             writer.close()
 
     async def _serve_asker(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -68,11 +73,11 @@ class ControlServer:
         try:
             while line := await reader.readline():
                 verb = parse_request(line)
-                if verb is None:
-                    writer.write(b'{"error": "unknown request"}\n')
-                    continue
-                writer.write(b'{"ok": true}\n')
-                self._on_verb(verb)
+                writer.write(b'{"ok": true}\n' if verb else b'{"error": "unknown request"}\n')
+                # Who asks without reading waits here.
+                await writer.drain()
+                if verb is not None:
+                    self._on_verb(verb)
         except (OSError, ValueError):
             # A line over the limit is a ValueError of readline: whoever sends that is not a client of ours.
             pass

@@ -16,6 +16,9 @@ from vmkit.machine.spec import Backend
 # A plan is an argv, a kernel command line of 2 KiB and a few paths.
 MAX_PLAN_BYTES = 256 * 1024
 MAX_REPORT_LINE_BYTES = 256 * 1024
+# A character takes at most 12 bytes of JSON: a report with these ceilings fits into its line.
+MAX_BRIEF_CHARACTERS = 2000
+MAX_DETAILS_CHARACTERS = 16 * 1024
 
 
 class Layout:
@@ -95,8 +98,14 @@ class Report:
     hint: str = ""
 
     def render(self) -> bytes:
-        """As one JSON line."""
-        return json.dumps(asdict(self)).encode() + b"\n"
+        """As one JSON line; of long details the end stays."""
+        value = {
+            "stage": self.stage.value,
+            "brief": self.brief[:MAX_BRIEF_CHARACTERS],
+            "details": self.details[-MAX_DETAILS_CHARACTERS:],
+            "hint": self.hint[:MAX_BRIEF_CHARACTERS],
+        }
+        return json.dumps(value).encode() + b"\n"
 
 
 def parse_report(line: bytes) -> Report:

@@ -49,16 +49,12 @@ class Qmp:
         except (QMPError, OSError, TimeoutError, asyncio.IncompleteReadError) as error:
             raise MachineError("QEMU does not answer on its monitor (QMP)", details=str(error)) from error
 
-    def listen(self, handle: Callable[[str, Mapping[str, object]], None]) -> "asyncio.Task[None]":
-        """Calls handle(name, data) for every event from now on."""
-
-        async def pump() -> None:
-            with self._client.listener() as listener:
-                async for event in listener:
-                    data = event.get("data")
-                    handle(str(event["event"]), data if isinstance(data, dict) else {})
-
-        return asyncio.create_task(pump(), name="qmp-events")
+    async def listen(self, handle: Callable[[str, Mapping[str, object]], None]) -> None:
+        """Calls handle(name, data) for every event, until cancelled."""
+        with self._client.listener() as listener:
+            async for event in listener:
+                data = event.get("data")
+                handle(str(event["event"]), data if isinstance(data, dict) else {})
 
     async def execute(self, name: str, arguments: Mapping[str, object] | None = None) -> object:
         """One command. Raises MachineError with QEMU's own words when it is refused."""
