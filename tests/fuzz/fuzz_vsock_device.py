@@ -266,7 +266,7 @@ class World:
             sock.close()
         self.programs.clear()
         self.reboot()
-        for _ in range(5):
+        for _ in range(2 * MAX_CONNECTIONS):
             self.host_accept()
             for sock in self.programs:
                 sock.close()

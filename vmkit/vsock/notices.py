@@ -61,6 +61,10 @@ class Notices:
         entry.printed += 1
         self._write(f"{self._prefix}{kind}: {text}")
 
+    def note(self, kind: str) -> None:
+        """An event that is worth a number, and no line."""
+        self._kinds.setdefault(kind, _Kind()).seen += 1
+
     def count(self, kind: str) -> int:
         """How often an event of this kind was told."""
         entry = self._kinds.get(kind)
