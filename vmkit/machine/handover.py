@@ -11,16 +11,20 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import IO
+from pathlib import Path
+from typing import BinaryIO
 
-from vmkit.errors import MachineError
+import vmkit
+from vmkit.errors import HostError, MachineError
 from vmkit.machine.launch import MAX_PLAN_BYTES, LaunchPlan, Layout, parse_launch_plan
 
 # A monitor that was told to stop ends QEMU within TERM and KILL deadlines.
 ABORT_DEADLINE_S = 15.0
+# A monitor takes its plan as soon as its interpreter is up.
+LAUNCH_DEADLINE_S = 30.0
 LENGTH_BYTES = 4
 MAX_FDS = 2
 MAX_LOG_TAIL_BYTES = 4096
@@ -32,12 +36,13 @@ class Monitor:
 
     process: "subprocess.Popen[bytes]"
     reports: socket.socket
-    early_log: IO[bytes]
+    early_log: BinaryIO
 
     def launch(self, plan: LaunchPlan, lock_fd: int, vhost_fd: int | None) -> None:
-        """Gives it a machine to own. Raises MachineError when it is gone."""
+        """Gives it a machine to own. Raises MachineError when it is gone, or does not listen."""
         text = plan.render().encode()
         fds = [lock_fd] if vhost_fd is None else [lock_fd, vhost_fd]
+        self.reports.settimeout(LAUNCH_DEADLINE_S)
         try:
             socket.send_fds(self.reports, [len(text).to_bytes(LENGTH_BYTES, "little")], fds)
             self.reports.sendall(text)
@@ -55,33 +60,58 @@ class Monitor:
 
     def read_log(self, plan: LaunchPlan) -> str:
         """The last it said, wherever it said it: before it had a plan, in the machine's directory, in the evidence."""
-        self.early_log.seek(0)
-        text = self.early_log.read(MAX_LOG_TAIL_BYTES).decode(errors="replace")
+        text = _read_tail(self.early_log.fileno())
         for folder in (plan.directory, plan.evidence):
-            with contextlib.suppress(OSError):
-                text += (folder / Layout.MONITOR_LOG).read_text(errors="replace")[-MAX_LOG_TAIL_BYTES:]
+            with contextlib.suppress(OSError), (folder / Layout.MONITOR_LOG).open("rb") as file:
+                text += _read_tail(file.fileno())
         return text
+
+
+def _read_tail(fd: int) -> str:
+    """Without moving the descriptor's offset, which is the writer's, too."""
+    start = max(0, os.fstat(fd).st_size - MAX_LOG_TAIL_BYTES)
+    return os.pread(fd, MAX_LOG_TAIL_BYTES, start).decode(errors="replace")
 
 
 @contextlib.contextmanager
 def start_monitor() -> Iterator[Monitor]:
     """A monitor that waits for its plan. Leaving the block by an exception ends it; otherwise it goes on alone."""
     ours, theirs = socket.socketpair()
-    with ours, tempfile.TemporaryFile() as log:
+    with ours, open(os.memfd_create("monitor-log"), "r+b") as log:  # noqa: PTH123  (it has no path)
         with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "vmkit.machine.monitor", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[theirs.fileno()],
-                # A Ctrl-C in the terminal of `up` must not reach it, nor the hang-up when that terminal closes.
-                start_new_session=True,
-                cwd="/",
-            )
+            process = _start_process(theirs.fileno(), log)
         monitor = Monitor(process, ours, log)
         with monitor.ended_on_error():
             yield monitor
+
+
+def render_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment in which a monitor finds this very vmkit, wherever ours was found: its working directory is `/`,
+    and -P adds none to its path.
+    """
+    paths = [str(Path(path).absolute()) for path in environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    root = Path(vmkit.__file__).absolute().parent.parent
+    # What is installed is found without help, and before the standard library it must not be.
+    if root.name not in ("site-packages", "dist-packages"):
+        paths.insert(0, str(root))
+    return {**environ, "PYTHONPATH": os.pathsep.join(paths)} if paths else dict(environ)
+
+
+def _start_process(fd: int, log: BinaryIO) -> "subprocess.Popen[bytes]":
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "vmkit.machine.monitor", str(fd)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[fd],
+            # A Ctrl-C in the terminal of `up` must not reach it, nor the hang-up when that terminal closes.
+            start_new_session=True,
+            cwd="/",
+            env=render_environment(os.environ),
+        )
+    except OSError as error:
+        raise HostError(f"cannot start a process for the machine: {error.strerror}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +151,33 @@ def _read_exactly(sock: socket.socket, size: int) -> bytes:
 
 
 def _abort(process: "subprocess.Popen[bytes]", reports: socket.socket) -> None:
-    """Tells the monitor by closing its socket, and sees it gone; a second Ctrl-C does not cut this short."""
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-    try:
+    """Tells the monitor to end, and sees it gone; a second Ctrl-C does not cut this short."""
+    with _uninterrupted():
         reports.close()
+        # It has most often seen our end close by then; not so when it was just about to be let go.
+        process.terminate()
         try:
             process.wait(ABORT_DEADLINE_S)
         except subprocess.TimeoutExpired:
             # QEMU and the device die with it (PR_SET_PDEATHSIG).
             process.kill()
             process.wait()
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A block that SIGINT, SIGTERM and SIGHUP do not leave: an exception is under way already.
+
+    By handlers, not by a mask: a mask is a thread's own, and a progress bar has a thread that would take the signal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        # Python interrupts the main thread only.
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda _number, _frame: None) for number in numbers}
+    try:
+        yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -87,13 +87,6 @@ class Qmp:
         answer = await self.execute("query-status")
         return str(answer.get("status")) if isinstance(answer, dict) else "unknown"
 
-    async def close(self) -> None:
-        """Lets go of the monitor connection; QEMU may be gone already."""
-        try:
-            await asyncio.wait_for(self._client.disconnect(), COMMAND_DEADLINE_S)
-        except (QMPError, OSError, TimeoutError, EOFError):
-            return
-
 
 async def _wait_for_deletion(listener: "object") -> None:
     message: Message

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from vmkit.errors import HostError, MachineError
 from vmkit.image.build import BuiltImage, build_image
@@ -178,8 +179,7 @@ def _await_ready(plan: LaunchPlan, monitor: Monitor, tell: Tell) -> None:
     reports = monitor.reports
     reports.settimeout(plan.timeout_s + MONITOR_GRACE_S)
     with reports.makefile("rb") as stream:
-        while line := stream.readline(MAX_REPORT_LINE_BYTES):
-            report = parse_report(line)
+        while report := _read_report(stream, plan):
             match report.stage:
                 case Stage.READY:
                     return
@@ -190,6 +190,17 @@ def _await_ready(plan: LaunchPlan, monitor: Monitor, tell: Tell) -> None:
                 case Stage.STARTED:
                     tell("plugging the vsock device", None)
     raise MachineError("the monitor of the machine ended without a word", details=monitor.read_log(plan))
+
+
+def _read_report(stream: BinaryIO, plan: LaunchPlan) -> Report | None:
+    try:
+        line = stream.readline(MAX_REPORT_LINE_BYTES)
+    except TimeoutError as error:
+        raise MachineError(f"the monitor of '{plan.name}' says nothing any more", hint="is it stopped?") from error
+    except OSError:
+        # It was killed before it had read all that we sent.
+        return None
+    return parse_report(line) if line.endswith(b"\n") else None
 
 
 def _explain_failure(plan: LaunchPlan, report: Report) -> MachineError:
