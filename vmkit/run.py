@@ -1,6 +1,7 @@
 """The only door to other programs: what was run can always be shown, ready to paste into a shell.
 
-Long-lived children (QEMU, the monitor, the device) are started by vmkit.machine, which owns their lives; their argv is made printable here.
+Long-lived children (QEMU, the monitor, the device) are started by vmkit.machine, which owns their lives; their argv
+is made printable here.
 """
 
 import logging
@@ -52,9 +53,7 @@ def run(
         hint = f"install it: sudo apt-get install {package}" if package else ""
         raise HostError(f"cannot find the program '{words[0]}'", hint=hint) from error
     except subprocess.TimeoutExpired as error:
-        raise CommandError(
-            f"'{words[0]}' did not end within {timeout_s:g} s", details=render_command(words)
-        ) from error
+        raise CommandError(f"'{words[0]}' did not end within {timeout_s:g} s", details=render_command(words)) from error
     if done.returncode != 0:
         output = (done.stdout + done.stderr).decode(errors="replace").splitlines()[-OUTPUT_TAIL_LINES:]
         how = f"status {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"
