@@ -23,6 +23,7 @@ from vmkit.vsock.notices import Notices
 from vmkit.vsock.packet import MAX_GUEST_CID, MIN_GUEST_CID
 
 USAGE_STATUS: Final = 64  # EX_USAGE, sysexits.h
+INTERNAL_STATUS: Final = 70  # EX_SOFTWARE, sysexits.h
 # Descriptors that are not connections: standard streams, epoll, listeners, kicks, calls, memory, those within a
 # message.
 RESERVED_FDS: Final = 64
@@ -65,7 +66,22 @@ def main(argv: list[str] | None = None) -> int:
             privileged_ports=tuple(options.privileged_port),
             max_connections=max_connections,
         )
-        return backend.run()
+        try:
+            return backend.run()
+        except Exception as error:
+            # A fault of ours: one line that says where, for a report.
+            notices.tell("internal-error", f"{error!r} at {_find_place(error)}")
+            return INTERNAL_STATUS
+
+
+def _find_place(error: BaseException) -> str:
+    """File and line where the error was raised."""
+    trace = error.__traceback__
+    if trace is None:
+        return "an unknown place"
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
 
 
 def _parse_arguments(argv: list[str]) -> argparse.Namespace:

@@ -152,8 +152,10 @@ class HostSide:
             sock.close()
             return
         sock.setblocking(False)
-        link = connection.link = Link(connection, sock)
-        self._watch(link, sock)
+        link = connection.link = Link(connection, None)
+        if not self._watch(link, sock):
+            self.traffic.reset(link)
+            return
         self._greeting.add(link, time.monotonic())
         self._greet(link, is_ended=False)
 
@@ -220,8 +222,9 @@ class HostSide:
                 self._refuse_dial(link, error.strerror or str(error))
             return
         self._dialing.discard(link)
-        link.sock = sock
-        self._watch(link, sock)
+        if not self._watch(link, sock):
+            self.traffic.reset(link)
+            return
         connection.accept()
         self.traffic.enqueue(link)
 
@@ -238,9 +241,17 @@ class HostSide:
 
     # Watching and closing.
 
-    def _watch(self, link: Link, sock: socket.socket) -> None:
+    def _watch(self, link: Link, sock: socket.socket) -> bool:
+        """Gives the link its socket; False, and the socket is closed, when the host has no more epoll watches."""
+        try:
+            self._epoll.register(sock, _READ_MASK)
+        except OSError as error:
+            self._notice("accept", f"cannot watch a host program's socket: {error.strerror}")
+            sock.close()
+            return False
         self._links[sock.fileno()] = link
-        self._epoll.register(sock, _READ_MASK)
+        link.sock = sock
+        return True
 
     def watch_writes(self, link: Link) -> None:
         """Bytes are pending: come back when the socket takes more."""
@@ -265,6 +276,8 @@ class HostSide:
             self._wait_for_last_reset(link)
         else:
             self._closing.discard(link)
+            # Frees both without the help of the collector.
+            link.connection.link = None
 
     def _wait_for_last_reset(self, link: Link) -> None:
         """The guest has the last word, but one that never says it does not make us remember without end."""

@@ -130,6 +130,15 @@ class Link:
                 views[0] = views[0][sent:]
                 return
 
+    def is_at_end(self) -> bool:
+        """Whether the program's end is next, with no byte before it."""
+        if not self.is_read_to_end or self.sock is None:
+            return False
+        try:
+            return not self.sock.recv(1, socket.MSG_PEEK)
+        except OSError:
+            return False
+
     def read_into(self, buffers: list[memoryview], room_bytes: int) -> int | None:
         """Reads the program's bytes into the buffers; 0 at its end, None while there are none.
 

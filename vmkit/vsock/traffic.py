@@ -219,6 +219,10 @@ class Traffic:
         connection = link.connection
         credit = connection.send.free()
         if not credit:
+            if link.is_at_end():
+                # An end needs no credit.
+                self._end(link, SHUTDOWN_BOTH if link.is_hung_up else SHUTDOWN_SEND)
+                return True
             if not link.is_starved:
                 link.is_starved = True
                 link.starved_rounds = 0

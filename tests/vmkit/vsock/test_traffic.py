@@ -171,6 +171,18 @@ def test_host_close_after_many_bytes_loses_none(bench: Bench) -> None:
     assert guest.data == data
 
 
+def test_host_end_needs_no_credit(bench: Bench) -> None:
+    program, guest = bench.open_to_guest(9001)
+    guest.is_reading = False
+    program.send(bytes(262144))
+    bench.wait(lambda: len(guest.unread) == 262144)
+    bench.settle()
+    program.end()
+    bench.wait(lambda: guest.heard == pk.SHUTDOWN_SEND)
+    program.close()
+    bench.wait(lambda: guest.heard == pk.SHUTDOWN_BOTH)
+
+
 def test_host_close_with_unread_bytes_resets_the_guest(bench: Bench) -> None:
     program, guest = bench.open_to_guest(9001)
     program.is_reading = False
