@@ -44,6 +44,9 @@ vm: $(VENV)/.test
 lint: $(VENV)/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+bench: $(VENV)/.test
+	$(BIN)/python -m tests.bench.first_light all
+
 # apt is asked only when a package is missing, so a second run needs neither root nor a network.
 packages test-packages:
 	@missing=''; for name in $(if $(filter test-packages,$@),$(TEST_PACKAGES),$(PACKAGES)); do \

@@ -1,4 +1,7 @@
-"""What every test stands on: AF_VSOCK of the build machine leads to its own host, so it is denied before anything is imported."""
+"""What every test stands on: AF_VSOCK is denied before anything is imported.
+
+On a machine that is itself a guest it leads to somebody else's host.
+"""
 
 import os
 

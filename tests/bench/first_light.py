@@ -1,4 +1,4 @@
-"""The figures of first light: `python bench/first_light.py all`. Prints; judges nothing; medians, alternating within
+"""The figures of first light: `python -m tests.bench.first_light all`. Prints; judges nothing; medians, alternating within
 one run.
 
 boot      `vmkit up` of a cached image to READY, beside the same QEMU and kernel booting a busybox initramfs that
