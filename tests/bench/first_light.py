@@ -1,5 +1,6 @@
-"""The figures of first light: `python -m tests.bench.first_light all`. Prints; judges nothing; medians, alternating within
-one run.
+"""The figures of first light: `python -m tests.bench.first_light all`.
+
+Prints; judges nothing; medians, alternating within one run.
 
 boot      `vmkit up` of a cached image to READY, beside the same QEMU and kernel booting a busybox initramfs that
           powers off at once (same machine type, CPU, memory, devices, kernel arguments), from fork to exit
