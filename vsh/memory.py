@@ -23,14 +23,15 @@ class CaptureSink(Sink):
         self._pieces: list[bytes] = []
         self._size = 0
 
-    def write(self, data: memoryview) -> int:
-        self._size += len(data)
+    def write(self, pieces: list[memoryview | bytes]) -> int:
+        size = sum(map(len, pieces))
+        self._size += size
         if self._size > self._limit_bytes:
             raise VshError(
                 f"the command wrote more than {self._limit_bytes} bytes", hint="raise output_limit_bytes, or stream it"
             )
-        self._pieces.append(bytes(data))
-        return len(data)
+        self._pieces += map(bytes, pieces)
+        return size
 
     def take(self) -> bytes:
         return b"".join(self._pieces)

@@ -12,6 +12,7 @@ from vsh.session import Session
 from vsh.transport import remaining_ms
 from vshd.wire import messages
 from vshd.wire.events import Data, EndOfStream, Event, Exited, StreamClosed
+from vshd.wire.output import Output
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 # Without credit, output that a sink does not take is kept up to here; then the connection is not read any more.
 LEGACY_SINK_CEILING = 1 << 20
-# No more stdin is read while this much waits for the connection.
-OUTPUT_CEILING = 1 << 18
 # 16 legacy frames: one writev().
 LEGACY_READ_SIZE = 16 * 4000
 
@@ -34,7 +33,7 @@ class Source:
     fd = -1
 
     def read(self, limit: int) -> "bytes | memoryview | None":
-        """At most `limit` bytes; empty at the end, None when there is nothing now."""
+        """At most `limit` bytes, valid until the next call; empty at the end, None when there is nothing now."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -45,10 +44,9 @@ class Sink:
     """Where output goes. `fd` is what to poll, -1 when it is always ready."""
 
     fd = -1
-    pending_size = 0
 
-    def write(self, data: memoryview) -> int:
-        """Takes as much as goes now. Raises OSError when nothing will ever go again."""
+    def write(self, pieces: "list[memoryview | bytes]") -> int:
+        """Takes as many bytes as go now, and says how many. Raises OSError when nothing will ever go again."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -60,8 +58,7 @@ class Outlet:
 
     def __init__(self, sink: Sink) -> None:
         self.sink = sink
-        self.pending: list[bytes | memoryview] = []
-        self.pending_size = 0
+        self.pending = Output()
         self.is_ending = False
         self.is_gone = False
 
@@ -96,7 +93,7 @@ class Pump:
 
         deadline_s: of time.monotonic(). Raises ConnectionLost, SinkGone, TimedOut, and what sources and sinks raise.
         """
-        while self.exit is None or any(outlet.pending for outlet in self.outlets.values()):
+        while self.exit is None or any(outlet.pending.size for outlet in self.outlets.values()):
             if self.session.has_early:
                 self._receive()
             self._read_source_if_ready()
@@ -108,7 +105,7 @@ class Pump:
     # Readiness.
 
     def _wait(self, deadline_s: float | None) -> list[tuple[int, int]]:
-        if self.session.has_early or (self.exit is not None and not any(o.pending for o in self.outlets.values())):
+        if self.session.has_early or (self.exit is not None and not any(o.pending.size for o in self.outlets.values())):
             return []
         silence_s = None if self.exit is not None else self.session.check_silence()
         timeout_ms = None if silence_s is None else silence_s * 1000 + 1
@@ -123,30 +120,30 @@ class Pump:
         return self._poll.poll(timeout_ms)
 
     def _want_all(self) -> None:
-        wanted: dict[int, int] = {}
-        if self.wakeup_fd >= 0:
-            wanted[self.wakeup_fd] = select.POLLIN
-        if self.exit is None:
-            session = self.session
-            mask = select.POLLOUT if session.connection.output.size else 0
-            if session.connection.is_extended or not self._is_any_outlet_full():
-                mask |= select.POLLIN
-            wanted[session.fd] = mask
-            if self.source is not None and self.source.fd >= 0 and self._stdin_room():
-                wanted[self.source.fd] = select.POLLIN
+        self._want(self.wakeup_fd, select.POLLIN)
+        session = self.session
+        is_reading = session.connection.is_extended or not self._is_any_outlet_full()
+        mask = (select.POLLIN if is_reading else 0) | (select.POLLOUT if session.connection.output.size else 0)
+        self._want(session.fd, mask if self.exit is None else 0)
+        source = self.source
+        if source is not None:
+            self._want(source.fd, select.POLLIN if self.exit is None and self._stdin_room() else 0)
         for outlet in self.outlets.values():
-            if outlet.pending:
-                wanted[outlet.sink.fd] = wanted.get(outlet.sink.fd, 0) | select.POLLOUT
-        for fd in [fd for fd in self._masks if fd not in wanted]:
-            del self._masks[fd]
+            self._want(outlet.sink.fd, select.POLLOUT if outlet.pending.size else 0)
+
+    def _want(self, fd: int, mask: int) -> None:
+        """Polls `fd` for `mask`; not at all for an empty one, since poll() would still report its errors."""
+        if fd < 0 or self._masks.get(fd, 0) == mask:
+            return
+        if mask:
+            self._poll.register(fd, mask)
+            self._masks[fd] = mask
+        else:
             self._poll.unregister(fd)
-        for fd, mask in wanted.items():
-            if self._masks.get(fd) != mask:
-                self._poll.register(fd, mask)
-                self._masks[fd] = mask
+            del self._masks[fd]
 
     def _is_any_outlet_full(self) -> bool:
-        return any(outlet.pending_size >= LEGACY_SINK_CEILING for outlet in self.outlets.values())
+        return any(outlet.pending.size >= LEGACY_SINK_CEILING for outlet in self.outlets.values())
 
     def _serve(self, fd: int, mask: int) -> None:
         if fd == self.wakeup_fd and self.on_wakeup is not None:
@@ -157,16 +154,15 @@ class Pump:
             self._read_source(self.source)
         if mask & (select.POLLOUT | _ERRORS):
             for stream, outlet in self.outlets.items():
-                if outlet.sink.fd == fd and outlet.pending:
+                if outlet.sink.fd == fd and outlet.pending.size:
                     self._drain(stream, outlet)
 
     # Towards the target.
 
     def _stdin_room(self) -> int:
         connection = self.session.connection
-        if connection.output.size >= OUTPUT_CEILING:
-            return 0
-        return connection.send_room(messages.STDIN)
+        # What was read last may still be on its way; until then its buffer must not be used again.
+        return 0 if connection.output.size else connection.send_room(messages.STDIN)
 
     def _is_source_ready(self) -> bool:
         return self.exit is None and self.source is not None and self.source.fd < 0 and self._stdin_room() > 0
@@ -192,18 +188,27 @@ class Pump:
 
     def _close_source(self) -> None:
         if self.source is not None:
+            self._want(self.source.fd, 0)
             self.source.close()
             self.source = None
 
     # From the target.
 
     def _receive(self) -> None:
-        for event in self.session.receive():
+        events = self.session.receive()
+        for stream in self.outlets:
+            pieces: list[memoryview | bytes] = [
+                event.data for event in events if isinstance(event, Data) and event.stream == stream
+            ]
+            if pieces:
+                self._deliver(stream, pieces)
+        for event in events:
             self._handle(event)
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, Data):
-            self._deliver(event)
+            if event.stream not in self.outlets:
+                self.session.connection.consumed(event.stream, len(event.data))
         elif isinstance(event, EndOfStream):
             outlet = self.outlets.get(event.stream)
             if outlet is not None:
@@ -217,51 +222,42 @@ class Pump:
         else:
             self.session.check(event)
 
-    def _deliver(self, event: Data) -> None:
-        outlet = self.outlets.get(event.stream)
-        if outlet is None or outlet.is_gone:
-            self.session.connection.consumed(event.stream, len(event.data))
+    def _deliver(self, stream: int, pieces: "list[memoryview | bytes]") -> None:
+        """Pieces of the receive buffer, for a sink: what it does not take now is copied, and waits."""
+        outlet = self.outlets[stream]
+        if outlet.is_gone:
+            self.session.connection.consumed(stream, sum(map(len, pieces)))
             return
-        data = event.data
-        if not outlet.pending:
-            try:
-                taken = outlet.sink.write(data)
-            except OSError as error:
-                self._lose(event.stream, outlet, error)
-                return
-            self.session.connection.consumed(event.stream, taken)
-            if taken == len(data):
-                return
-            data = data[taken:]
-        outlet.pending.append(bytes(data))
-        outlet.pending_size += len(data)
+        is_idle = not outlet.pending.size
+        for piece in pieces:
+            outlet.pending.append(piece)
+        if is_idle:
+            self._drain(stream, outlet)
+        outlet.pending.keep()
 
     def _drain(self, stream: int, outlet: Outlet) -> None:
-        while outlet.pending:
-            piece = memoryview(outlet.pending[0])
+        pending = outlet.pending
+        while pending.size:
             try:
-                taken = outlet.sink.write(piece)
+                taken = outlet.sink.write(pending.buffers())
             except OSError as error:
                 self._lose(stream, outlet, error)
                 return
-            if self.exit is None:
-                self.session.connection.consumed(stream, taken)
-            outlet.pending_size -= taken
-            if taken < len(piece):
-                outlet.pending[0] = piece[taken:]
+            if not taken:
                 return
-            del outlet.pending[0]
+            pending.sent(taken)
+            self.session.connection.consumed(stream, taken)
         self._close_drained(outlet)
 
     def _close_drained(self, outlet: Outlet) -> None:
-        if outlet.is_ending and not outlet.pending and not outlet.is_gone:
+        if outlet.is_ending and not outlet.pending.size and not outlet.is_gone:
+            self._want(outlet.sink.fd, 0)
             outlet.sink.close()
 
     def _lose(self, stream: int, outlet: Outlet, error: OSError) -> None:
         """Nobody reads this output any more: the target learns it as on a local pipe (2.5), or the session ends."""
         outlet.is_gone = True
         outlet.pending.clear()
-        outlet.pending_size = 0
         if not isinstance(error, BrokenPipeError):
             raise SinkGone(f"cannot write {messages.STREAM_NAMES[stream]}: {error.strerror}") from error
         if self.has_pty or not self.session.connection.is_extended:

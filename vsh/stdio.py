@@ -6,6 +6,7 @@ the size a pipe always takes.
 """
 
 import _socket
+import fcntl
 import os
 import stat
 
@@ -13,22 +14,73 @@ from vsh.pump import Sink, Source
 
 # A pipe that poll() calls writable takes this much without blocking (limits.h, pipe(7)).
 PIPE_BUF = 4096
+# Every page of a buffer costs a short command a fault in the kernel: it grows with what comes.
+BUFFER_SIZES = (1 << 13, 1 << 16, 1 << 18)
+# A read of this much is bulk: stdio writes 4096 at a time.
+BURST_SIZE = 4000
+# linux/fcntl.h
+F_SETPIPE_SZ = 1031
+PIPE_SIZE = 1 << 18
 
 
 class FdSource(Source):
-    """A descriptor read after poll() said so: of whatever kind, its end is the end."""
+    """A descriptor read after poll() said so: of whatever kind, its end is the end.
+
+    Invariant: what read() returned is in `_buffer`, which grows while it is filled. A pipe is read through an opening
+    of our own, which does not block.
+    """
 
     def __init__(self, fd: int) -> None:
-        self.fd = fd
+        self._origin = fd
+        self._buffer = memoryview(bytearray(BUFFER_SIZES[0]))
+        self._is_pipe = stat.S_ISFIFO(os.fstat(fd).st_mode)
+        self.fd = _open_anew(fd, os.O_RDONLY) if self._is_pipe else fd
 
-    def read(self, limit: int) -> bytes | None:
+    def read(self, limit: int) -> memoryview | None:
+        buffer = self._buffer
         try:
-            return os.read(self.fd, limit)
+            size = self._read_burst(buffer if limit >= len(buffer) else buffer[:limit])
         except BlockingIOError:
             return None
         except OSError:
             # A closed descriptor, a directory, a terminal that is gone: there is nothing more to read.
-            return b""
+            return buffer[:0]
+        if size == len(buffer):
+            self._enlarge(size)
+        return buffer[:size]
+
+    def close(self) -> None:
+        """Nobody wants any more; who writes into a pipe should learn it as soon as the target has closed its stdin."""
+        if self._is_pipe:
+            _replace_with_null(self._origin, os.O_RDONLY)
+            if self.fd != self._origin:
+                os.close(self.fd)
+            self.fd = self._origin
+
+    def _read_burst(self, buffer: memoryview) -> int:
+        """What is there, and when that is bulk also what comes meanwhile: see vshd.relay."""
+        size = os.readv(self.fd, [buffer])
+        if size >= BURST_SIZE and self.fd != self._origin:
+            try:
+                while size < len(buffer):
+                    more = os.readv(self.fd, [buffer[size:]])
+                    if not more:
+                        break
+                    size += more
+            except OSError:
+                pass
+        return size
+
+    def _enlarge(self, size: int) -> None:
+        """Bulk: a larger buffer, and a pipe that fills it, if the kernel's limits allow."""
+        index = BUFFER_SIZES.index(size) + 1
+        if index < len(BUFFER_SIZES):
+            self._buffer = memoryview(bytearray(BUFFER_SIZES[index]))
+        if index == len(BUFFER_SIZES) - 1 and self._is_pipe:
+            try:
+                fcntl.fcntl(self.fd, F_SETPIPE_SZ, PIPE_SIZE)
+            except OSError:
+                pass
 
 
 class NoSource(Source):
@@ -48,12 +100,13 @@ class FdSink(Sink):
         self._is_pipe = False
         self.fd = self._open(fd)
 
-    def write(self, data: memoryview) -> int:
-        piece = data[: self._limit] if self._limit else data
+    def write(self, pieces: list[memoryview | bytes]) -> int:
         try:
             if self._socket is not None:
-                return self._socket.send(piece, _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL)
-            return os.write(self.fd, piece)
+                return self._socket.sendmsg(pieces, [], _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL)
+            if self._limit:
+                return os.write(self.fd, pieces[0][: self._limit])
+            return os.writev(self.fd, pieces)
         except BlockingIOError:
             return 0
 
@@ -61,11 +114,9 @@ class FdSink(Sink):
         """A pipe's reader should see the end as soon as the target's stream has it."""
         if not self._is_pipe:
             return
-        null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
         if self.fd != self._origin:
             os.close(self.fd)
-        os.dup2(null, self._origin)
-        os.close(null)
+        _replace_with_null(self._origin, os.O_WRONLY)
         self.fd = self._origin
         self._is_pipe = False
 
@@ -77,28 +128,41 @@ class FdSink(Sink):
             self._socket = _socket.socket(fileno=os.dup(fd))
             return fd
         self._is_pipe = stat.S_ISFIFO(mode)
-        try:
-            return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        except OSError:
-            # No /proc, or the pipe or terminal is another user's (after su).
+        opened = _open_anew(fd, os.O_WRONLY)
+        if opened == fd:
             self._limit = PIPE_BUF
-            return fd
+        return opened
 
 
 class NullSink(Sink):
     """For a descriptor that is not open: output goes nowhere, as for any program started so."""
 
-    def write(self, data: memoryview) -> int:
-        return len(data)
+    def write(self, pieces: list[memoryview | bytes]) -> int:
+        return sum(map(len, pieces))
+
+
+def _open_anew(fd: int, mode: int) -> int:
+    """Another opening of the same pipe or terminal that does not block; `fd` itself where that is not allowed."""
+    try:
+        return os.open(f"/proc/self/fd/{fd}", mode | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        # No /proc, or the pipe or terminal is another user's (after su).
+        return fd
+
+
+def _replace_with_null(fd: int, mode: int) -> None:
+    """Lets go of what `fd` is, without making room for another file to become stdin, stdout or stderr."""
+    null = os.open("/dev/null", mode | os.O_CLOEXEC)
+    os.dup2(null, fd)
+    os.close(null)
 
 
 def open_source(fd: int = 0) -> Source:
     """stdin, of any kind; the end at once when it is not open."""
     try:
-        os.fstat(fd)
+        return FdSource(fd)
     except OSError:
         return NoSource()
-    return FdSource(fd)
 
 
 def open_sink(fd: int) -> Sink:

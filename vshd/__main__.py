@@ -7,7 +7,7 @@ from vshd import ready
 from vshd.flags import HELP, FlagError, Options, parse_flags
 from vshd.listener import open_listener, parse_allowed_cids, take_passed_listener
 from vshd.log import Log
-from vshd.signals import SIGCHLD, SIGTERM, Wakeup
+from vshd.signals import SIGCHLD, SIGINT, SIGTERM, Wakeup
 from vshd.version import __version__
 from vshd.vsock import HOST_CID, VsockError, connect
 
@@ -44,6 +44,8 @@ def serve(options: Options, on_ready: "Callable[[], None] | None" = None) -> int
             return _serve_one(options, log)
         allowed_cids = parse_allowed_cids(options.allow_cid)
         listener = take_passed_listener(allowed_cids) or open_listener(options.listen, allowed_cids)
+        # From here on a SIGTERM waits until the server takes it.
+        wakeup = Wakeup((SIGCHLD, SIGTERM, SIGINT))
         log.info("vshd started")
         if options.ready:
             ready.tell_host(*ready.parse_address(options.ready))
@@ -53,7 +55,7 @@ def serve(options: Options, on_ready: "Callable[[], None] | None" = None) -> int
         # Imported here: half of the daemon's start under emulation, and the socket already queues who connects.
         from vshd.server import Server  # noqa: PLC0415
 
-        Server(listener, options, log).run()
+        Server(listener, options, log, wakeup).run()
         return 0
     except (VsockError, OSError) as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

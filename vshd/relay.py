@@ -15,6 +15,7 @@ from vshd.target import Target, enlarge_pipe, set_window_size
 from vshd.wire import messages, state
 from vshd.wire.events import Broken, Data, EndOfStream, Event, Failed, Held, Resized, Signalled, StreamClosed
 from vshd.wire.messages import Failure
+from vshd.wire.output import Output
 from vshd.wire.server import ServerConnection
 from vshd.wire.silence import Silence
 
@@ -22,10 +23,12 @@ from vshd.wire.silence import Silence
 # the kernel, and for bulk more than a default socket buffer holds.
 RECEIVE_SIZE_FIRST = 1 << 13
 RECEIVE_SIZE = 1 << 18
-# No more output is read from the target while this much waits for the socket.
-OUTPUT_CEILING = 1 << 18
+# What is read from the target at once, in steps: as above.
+CHUNK_SIZES = (1 << 13, 1 << 16)
 # 16 legacy frames: one writev().
 LEGACY_READ_SIZE = 16 * 4000
+# A read of this much is bulk: stdio writes 4096 at a time, a terminal gives 4095.
+BURST_SIZE = 4000
 # Without credit, stdin for a target that does not read is kept up to here; then the connection is not read any more.
 LEGACY_STDIN_CEILING = 1 << 20
 # A pipe starts with 64 KiB; one that is filled at once gets this, so that fewer and larger frames leave.
@@ -50,15 +53,19 @@ class Relay:
         self.exit: Exit | None = None
         # Why the session ended before the target did; empty while it has not.
         self.lost = ""
-        self.pending: list[memoryview | bytes] = []
-        self.pending_size = 0
+        self.pending = Output()
         self.is_stdin_ending = False
+        self._can_enlarge_stdin = not target.has_pty
         self.stdin = target.stdin
         self.sources = {messages.STDOUT: target.stdout}
         if target.stderr >= 0:
             self.sources[messages.STDERR] = target.stderr
         self._buffer = memoryview(bytearray(RECEIVE_SIZE_FIRST))
+        # One chunk per stream; those on their way to the socket must not be read into.
+        self._chunks: dict[int, memoryview] = {}
+        self._sending: set[int] = set()
         self._poll = select.poll()
+        self._poll.register(wakeup.fd, select.POLLIN)
         self._masks: dict[int, int] = {}
         self._silence: Silence | None = None
         if connection.peer is not None and connection.limits is not None:
@@ -99,25 +106,32 @@ class Relay:
 
     def _want_all(self) -> None:
         connection = self.connection
-        wanted = {self.wakeup.fd: select.POLLIN, self.fd: 0}
-        if connection.is_extended or self.pending_size < LEGACY_STDIN_CEILING:
-            wanted[self.fd] |= select.POLLIN
-        if connection.output.size:
-            wanted[self.fd] |= select.POLLOUT
-        if self.stdin >= 0 and (self.pending or not self.target.has_pty):
-            # A pipe is watched even with nothing to write: its error says that the target closed it.
-            wanted[self.stdin] = select.POLLOUT if self.pending else 0
-        if connection.output.size < OUTPUT_CEILING:
-            for stream, fd in self.sources.items():
-                if connection.send_room(stream):
-                    wanted[fd] = wanted.get(fd, 0) | select.POLLIN
-        masks = self._masks
-        for fd in [fd for fd in masks if fd not in wanted]:
+        is_reading = connection.is_extended or self.pending.size < LEGACY_STDIN_CEILING
+        self._want(
+            self.fd, (select.POLLIN if is_reading else 0) | (select.POLLOUT if connection.output.size else 0), True
+        )
+        if self.target.has_pty:
+            if self.target.stdout >= 0:
+                mask = select.POLLOUT if self.pending.size else 0
+                self._want(self.target.stdout, mask | (select.POLLIN if self._can_read(messages.STDOUT) else 0), False)
+            return
+        if self.stdin >= 0:
+            # Watched even with nothing to write: the pipe's error says that the target closed it.
+            self._want(self.stdin, select.POLLOUT if self.pending.size else 0, True)
+        for stream, fd in self.sources.items():
+            self._want(fd, select.POLLIN if self._can_read(stream) else 0, False)
+
+    def _want(self, fd: int, mask: int, keeps_errors: bool) -> None:
+        """Polls `fd` for `mask`; for an empty one only if its errors are wanted, since poll() always reports those."""
+        if not mask and not keeps_errors:
             self._forget(fd)
-        for fd, mask in wanted.items():
-            if masks.get(fd) != mask:
-                self._poll.register(fd, mask)
-                masks[fd] = mask
+        elif self._masks.get(fd) != mask:
+            self._poll.register(fd, mask)
+            self._masks[fd] = mask
+
+    def _can_read(self, stream: int) -> bool:
+        """Output may be read: it has somewhere to go, and its chunk is free."""
+        return stream in self.sources and stream not in self._sending and self.connection.send_room(stream) > 0
 
     def _forget(self, fd: int) -> None:
         if self._masks.pop(fd, None) is not None:
@@ -181,6 +195,7 @@ class Relay:
         try:
             while output.size:
                 output.sent(os.writev(self.fd, output.buffers()))
+            self._sending.clear()
         except BlockingIOError:
             pass
         except OSError as error:
@@ -188,10 +203,11 @@ class Relay:
             self.lost = self.lost or f"the client is gone: {error.strerror}"
 
     def _handle(self, events: list[Event]) -> None:
+        data = [event.data for event in events if isinstance(event, Data)]
+        if data:
+            self._take_stdin(data)
         for event in events:
-            if isinstance(event, Data):
-                self._take_stdin(event.data)
-            elif isinstance(event, EndOfStream):
+            if isinstance(event, EndOfStream):
                 self._end_stdin()
             elif isinstance(event, Signalled):
                 processes.signal_target(self.target.pid, event.number, self._terminal())
@@ -214,45 +230,36 @@ class Relay:
 
     # stdin of the target.
 
-    def _take_stdin(self, data: memoryview) -> None:
+    def _take_stdin(self, pieces: list[memoryview]) -> None:
+        """Pieces of the receive buffer, for the target: what it does not take now is copied, and waits."""
         if self.stdin < 0:
             return
-        if not self.pending:
-            try:
-                taken = os.write(self.stdin, data)
-            except BlockingIOError:
-                taken = 0
-            except OSError:
-                self._close_stdin(is_ours=False)
-                return
-            self.connection.consumed(messages.STDIN, taken)
-            if taken == len(data):
-                return
-            if not self.target.has_pty and taken >= PIPE_SIZE_FIRST:
+        is_idle = not self.pending.size
+        for piece in pieces:
+            self.pending.append(piece)
+        size = self.pending.size
+        if is_idle:
+            self._write_stdin()
+            taken = size - self.pending.size
+            if taken >= PIPE_SIZE_FIRST and self._can_enlarge_stdin and self.stdin >= 0:
+                self._can_enlarge_stdin = False
                 enlarge_pipe(self.stdin, PIPE_SIZE)
-            data = data[taken:]
-        self.pending.append(bytes(data))
-        self.pending_size += len(data)
+        self.pending.keep()
 
     def _write_stdin(self) -> None:
         """What waits for the target, as far as it takes it."""
+        pending = self.pending
         try:
-            while self.pending and self.stdin >= 0:
-                piece = self.pending[0]
-                taken = os.write(self.stdin, piece)
-                self.pending_size -= taken
-                if taken < len(piece):
-                    self.pending[0] = memoryview(piece)[taken:]
-                else:
-                    del self.pending[0]
-                if piece is not CTRL_D:
-                    self.connection.consumed(messages.STDIN, taken)
+            while pending.size:
+                taken = os.writev(self.stdin, pending.buffers())
+                pending.sent(taken)
+                self.connection.consumed(messages.STDIN, taken)
         except BlockingIOError:
             return
         except OSError:
             self._close_stdin(is_ours=False)
             return
-        if self.is_stdin_ending and not self.pending:
+        if self.is_stdin_ending:
             self._close_stdin(is_ours=True)
 
     def _end_stdin(self) -> None:
@@ -260,17 +267,15 @@ class Relay:
             return
         if self.target.has_pty:
             self.pending.append(CTRL_D)
-            self.pending_size += len(CTRL_D)
             self._write_stdin()
             return
         self.is_stdin_ending = True
-        if not self.pending:
+        if not self.pending.size:
             self._close_stdin(is_ours=True)
 
     def _close_stdin(self, *, is_ours: bool) -> None:
         """Closes the target's stdin: it got all, or (not is_ours) it reads no more, which the client should know."""
         self.pending.clear()
-        self.pending_size = 0
         if not self.target.has_pty:
             self._forget(self.stdin)
             os.close(self.stdin)
@@ -281,26 +286,38 @@ class Relay:
     # Output of the target.
 
     def _read_source(self, stream: int) -> None:
-        fd = self.sources.get(stream, -1)
-        room = self.connection.send_room(stream)
-        if fd < 0 or not room:
+        if not self._can_read(stream):
             return
-        limit = self.connection.max_data if self.connection.is_extended else LEGACY_READ_SIZE
+        fd = self.sources[stream]
+        chunk = self._chunks.get(stream)
+        if chunk is None:
+            chunk = self._chunks[stream] = memoryview(bytearray(CHUNK_SIZES[0]))
+        room = self.connection.send_room(stream)
         try:
-            data = os.read(fd, min(room, limit))
+            size = _read_burst(fd, chunk if room >= len(chunk) else chunk[:room])
         except BlockingIOError:
             if self.exit is not None and self.target.has_pty:
                 # The target is gone and its terminal is drained.
                 self._close_source(stream)
             return
         except OSError:
-            data = b""  # EIO: the terminal has no other end any more
-        if not data:
+            size = 0  # EIO: the terminal has no other end any more
+        if not size:
             self._close_source(stream)
             return
-        if len(data) == PIPE_SIZE_FIRST and not self.target.has_pty:
+        self.connection.send_data(stream, chunk[:size])
+        self._sending.add(stream)
+        if size == len(chunk):
+            self._enlarge_chunk(stream, fd, size)
+
+    def _enlarge_chunk(self, stream: int, fd: int, size: int) -> None:
+        """A chunk that was filled is followed by a larger one, up to what one frame (or one writev()) carries."""
+        limit = self.connection.max_data if self.connection.is_extended else LEGACY_READ_SIZE
+        larger = min(limit, CHUNK_SIZES[1] if size < CHUNK_SIZES[1] else limit)
+        if larger > size:
+            self._chunks[stream] = memoryview(bytearray(larger))
+        if size == CHUNK_SIZES[1] and not self.target.has_pty:
             enlarge_pipe(fd, PIPE_SIZE)
-        self.connection.send_data(stream, data)
 
     def _read_drained_terminal(self) -> None:
         if self._is_terminal_draining():
@@ -308,13 +325,7 @@ class Relay:
 
     def _is_terminal_draining(self) -> bool:
         """After the target's end nothing announces that its terminal is empty but an empty read: it is time for one."""
-        return (
-            self.exit is not None
-            and self.target.has_pty
-            and messages.STDOUT in self.sources
-            and self.connection.output.size < OUTPUT_CEILING
-            and self.connection.send_room(messages.STDOUT) > 0
-        )
+        return self.exit is not None and self.target.has_pty and self._can_read(messages.STDOUT)
 
     def _close_source(self, stream: int) -> None:
         fd = self.sources.pop(stream, -1)
@@ -346,6 +357,25 @@ class Relay:
             self.connection.send_end(messages.STDERR)
         self.connection.send_exit(self.exit.code, signal=self.exit.signal, core_dumped=self.exit.core_dumped)
         flush(self.fd, self.connection, LAST_WORDS_S)
+
+
+def _read_burst(fd: int, chunk: memoryview) -> int:
+    """Reads what is there, and when that is bulk also what comes meanwhile.
+
+    A producer writes in small pieces, and a round of the loop for each would be slower than the producer. Raises
+    OSError of the first read only.
+    """
+    size = os.readv(fd, [chunk])
+    if size >= BURST_SIZE:
+        try:
+            while size < len(chunk):
+                more = os.readv(fd, [chunk[size:]])
+                if not more:
+                    break
+                size += more
+        except OSError:
+            pass
+    return size
 
 
 def flush(fd: int, connection: ServerConnection, timeout_s: float) -> bool:

@@ -37,13 +37,14 @@ class Server:
     Children write (own pid, target's pid) to the reports pipe: should one be killed, its target can still be ended.
     """
 
-    def __init__(self, listener: Listener, options: Options, log: Log) -> None:
+    def __init__(self, listener: Listener, options: Options, log: Log, wakeup: Wakeup) -> None:
+        """wakeup: has SIGCHLD, SIGTERM and SIGINT, perhaps already."""
         self.listener = listener
         self.options = options
         self.log = log
         self.sessions: dict[int, str] = {}
         self.is_stopping = False
-        self._wakeup = Wakeup((SIGCHLD, SIGTERM, SIGINT))
+        self._wakeup = wakeup
         self._targets: dict[int, int] = {}
         self._spare: Spare | None = None
         # While connections come, the next one should find a spare; 0: none is kept.

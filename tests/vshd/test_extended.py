@@ -226,12 +226,12 @@ def test_credit_returns_as_data_is_consumed():
     joined.consumes = False
     joined.server.send_data(STDOUT, b"o" * 10_000)
     joined.pump()
-    joined.client.consumed(STDOUT, 2499)
+    joined.client.consumed(STDOUT, 4999)
     assert joined.client.output.size == 0  # not worth a frame yet
     joined.client.consumed(STDOUT, 1)
     joined.pump()
-    assert joined.server.send_room(STDOUT) == 2500
-    joined.client.consumed(STDOUT, 7500)
+    assert joined.server.send_room(STDOUT) == 5000
+    joined.client.consumed(STDOUT, 5000)
     joined.pump()
     assert joined.server.send_room(STDOUT) == 10_000
 

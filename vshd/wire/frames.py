@@ -60,7 +60,18 @@ class FrameReader:
     is over) every payload is collected.
     """
 
-    __slots__ = ("_data_left", "_head", "_payload", "_payload_size", "_stream", "max_payload", "splits_data")
+    __slots__ = (
+        "_data_left",
+        "_head",
+        "_known_head",
+        "_known_size",
+        "_known_stream",
+        "_payload",
+        "_payload_size",
+        "_stream",
+        "max_payload",
+        "splits_data",
+    )
 
     def __init__(self, max_payload: int) -> None:
         self.max_payload = max_payload
@@ -70,6 +81,10 @@ class FrameReader:
         self._payload_size = 0
         self._stream = 0
         self._data_left = 0
+        # The last data head and what it said: bulk repeats it, and comparing is cheaper than parsing.
+        self._known_head = b""
+        self._known_stream = 0
+        self._known_size = 0
 
     @property
     def is_between_frames(self) -> bool:
@@ -80,14 +95,18 @@ class FrameReader:
 
         Raises RemoteProtocolError when a length exceeds max_payload.
         """
+        if not self._data_left and self._payload is None:
+            known = self._known_head
+            if known and not self._head and view[position : position + len(known)] == known:
+                position += len(known)
+                self._stream = self._known_stream
+                self._data_left = self._known_size
+            else:
+                position = self._receive_head(view, position)
         if self._data_left:
             end = min(len(view), position + self._data_left)
             self._data_left -= end - position
             return end, (DataPiece(self._stream, view[position:end]) if end > position else None)
-        if self._payload is None:
-            position = self._receive_head(view, position)
-            if self._data_left:
-                return self.receive(view, position)
         if self._payload is None:
             return position, None
         end = min(len(view), position + self._payload_size - len(self._payload))
@@ -111,6 +130,10 @@ class FrameReader:
             # A part of the payload may have been needed to decide.
             used = min(len(head), LENGTH_SIZE + self._payload_size)
             self._payload = head[LENGTH_SIZE:used]
+        else:
+            self._known_head = bytes(head[:size])
+            self._known_stream = self._stream
+            self._known_size = self._data_left
         position += taken - (len(head) - used)
         self._head = bytearray()
         return position

@@ -67,7 +67,7 @@ class ReceiveStream:
         if self.allowance is None or self.is_ended or self.is_closed:
             return 0
         self.consumed += size
-        if self.consumed * 4 < self.window:
+        if self.consumed * 2 < self.window:
             return 0
         credit, self.consumed = self.consumed, 0
         self.allowance += credit
