@@ -24,7 +24,7 @@ def parse_request(line: bytes) -> str | None:
     """The verb of a request line, or None when it is no request."""
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     verb = value.get("do") if isinstance(value, dict) else None
     return verb if isinstance(verb, str) and verb in VERBS else None
@@ -73,11 +73,11 @@ class ControlServer:
         try:
             while line := await reader.readline():
                 verb = parse_request(line)
+                if verb is not None:
+                    self._on_verb(verb)
                 writer.write(b'{"ok": true}\n' if verb else b'{"error": "unknown request"}\n')
                 # Who asks without reading waits here.
                 await writer.drain()
-                if verb is not None:
-                    self._on_verb(verb)
         except (OSError, ValueError):
             # A line over the limit is a ValueError of readline: whoever sends that is not a client of ours.
             pass

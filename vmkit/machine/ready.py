@@ -21,8 +21,8 @@ READY_WORD = b"READY=1"
 MAX_MESSAGE_BYTES = 4096
 MESSAGE_DEADLINE_S = 10.0
 PRIVILEGED_PORTS = 1024
-# Wrong callers are told apart, counted and dropped; a flood of them ends the start with a clear cause.
-MAX_STRANGERS = 64
+# A guest that says something else so often will not say READY; it ends the start with a clear cause.
+MAX_WRONG_MESSAGES = 64
 BACKLOG = 8
 
 
@@ -41,18 +41,27 @@ class ReadyListener:
         self.port = port
 
     async def wait(self) -> None:
-        """Returns when the guest has said READY. Raises MachineError when something else floods the port."""
-        loop = asyncio.get_running_loop()
-        for _ in range(MAX_STRANGERS):
-            connection, peer = await loop.sock_accept(self._sock)
-            with connection:
-                if self._is_guest(peer) and is_ready_message(await _read_message(connection)):
+        """Returns when the guest has said READY. Raises MachineError when it floods the port with something else."""
+        for _ in range(MAX_WRONG_MESSAGES):
+            with await self._accept_guest() as connection:
+                if is_ready_message(await _read_message(connection)):
                     return
         raise MachineError("the guest floods the ready port with something that is not READY=1")
 
     def close(self) -> None:
         """Stops listening."""
         self._sock.close()
+
+    async def _accept_guest(self) -> socket.socket:
+        """The guest's next connection. Strangers are dropped and not counted: they must not end another's start."""
+        loop = asyncio.get_running_loop()
+        while True:
+            connection, peer = await loop.sock_accept(self._sock)
+            if self._is_guest(peer):
+                return connection
+            connection.close()
+            # sock_accept does not wait while somebody knocks.
+            await asyncio.sleep(0)
 
     def _is_guest(self, peer: object) -> bool:
         if self._cid is None:

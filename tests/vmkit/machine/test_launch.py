@@ -1,0 +1,64 @@
+"""Plans and reports survive their journey, and a report always fits into the line that is read for it."""
+
+from pathlib import Path
+
+import pytest
+
+from vmkit.machine.launch import (
+    MAX_DETAILS_CHARACTERS,
+    MAX_PLAN_BYTES,
+    MAX_REPORT_LINE_BYTES,
+    LaunchPlan,
+    Report,
+    Stage,
+    parse_launch_plan,
+    parse_report,
+)
+from vmkit.machine.qemu import Hardware, plan_qemu
+from vmkit.machine.spec import Accelerator, Backend
+
+
+@pytest.mark.parametrize("backend", list(Backend))
+def test_plan_is_the_same_after_its_journey(backend: Backend) -> None:
+    hardware = Hardware(
+        name="m",
+        cid=2**32 - 2,
+        memory_mib=256,
+        cpus=2,
+        accelerator=Accelerator.TCG,
+        backend=backend,
+        kernel=Path("/käse/k e r n e l"),
+        initrd=Path("/i"),
+        kernel_args=("quiet", 'a="b c"'),
+        append="d='e'",
+        ready_port=None,
+        qemu="/usr/bin/qemu",
+    )
+    plan = LaunchPlan(
+        directory=Path("/run/m"),
+        evidence=Path("/state/m"),
+        name="m",
+        cid=hardware.cid,
+        backend=backend,
+        timeout_s=0.1,
+        qemu=plan_qemu(hardware),
+        record={"name": "m", "cid": 3, "vsock": None, "started": 1.5},
+    )
+    text = plan.render()
+    assert len(text) < MAX_PLAN_BYTES / 10
+    assert parse_launch_plan(text) == plan
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_report_is_the_same_after_its_journey(stage: Stage) -> None:
+    report = Report(stage, "brief", "line 1\nline 2 \u20ac", "hint")
+    assert parse_report(report.render()) == report
+
+
+def test_report_of_anything_fits_into_its_line() -> None:
+    flood = "\U0001f600" * 1_000_000
+    line = Report(Stage.FAILED, flood, flood + "the end", flood).render()
+    assert len(line) <= MAX_REPORT_LINE_BYTES
+    report = parse_report(line)
+    assert len(report.details) == MAX_DETAILS_CHARACTERS
+    assert report.details.endswith("the end")
