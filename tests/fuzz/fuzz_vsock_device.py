@@ -248,7 +248,7 @@ class World:
     def check_books(self) -> None:
         muxer = self.backend._muxer
         assert muxer.member_count <= MAX_CONNECTIONS
-        assert len(muxer._strays) <= STRAY_RESETS_CEILING
+        assert len(muxer.strays) <= STRAY_RESETS_CEILING
         for connection in muxer.connections():
             receive, link = connection.receive, connection.link
             assert 0 <= receive.pending <= receive.window

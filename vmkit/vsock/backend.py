@@ -115,15 +115,13 @@ class Backend:
         events = self._epoll.poll(timeout_s)
         self._is_netted = not events and timeout_s != 0
         for fd, mask in events:
-            if fd in self._kicks:
-                # It says only that there is something; the rings say what.
+            # A kick says only that there is something; the rings say what.
+            if fd in self._kicks or self._host.handle(fd, mask):
                 continue
             if fd == self._frontend.fileno():
                 self._handle_frontend()
             elif fd == self._wake_fd:
                 self._handle_signals()
-            else:
-                self._host.handle(fd, mask)
 
     def _choose_timeout_s(self) -> float | None:
         """How long to sleep at most; 0 when there is work, None for as long as it takes."""
@@ -133,11 +131,12 @@ class Backend:
                 return 0
         except RingError as error:
             self._break_device(error)
-        now_s = time.monotonic()
-        times = [self._next_expiry_s, self._drain_until_s]
-        if self._device.is_running and self._net_s is not None:
-            times.append(now_s + self._net_s)
-        return min((max(0.0, time_s - now_s) for time_s in times if time_s is not None), default=None)
+        timeout_s = self._net_s if self._device.is_running else None
+        for time_s in (self._next_expiry_s, self._drain_until_s):
+            if time_s is not None:
+                wait_s = max(0.0, time_s - time.monotonic())
+                timeout_s = wait_s if timeout_s is None else min(timeout_s, wait_s)
+        return timeout_s
 
     def _has_news(self) -> bool:
         try:
@@ -183,7 +182,7 @@ class Backend:
             count = traffic.process_tx()
             has_sent = traffic.process_rx()
             has_moved |= has_sent or count > 0
-            if not has_sent and count < MAX_TX_CHAINS:
+            if count < MAX_TX_CHAINS and not (has_sent and traffic.is_queueing):
                 self._is_busy = False
                 return has_moved
         self._is_busy = True

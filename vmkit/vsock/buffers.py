@@ -12,8 +12,12 @@ def split_packet(segments: list[memoryview]) -> tuple[Header, list[memoryview], 
 
     The header is copied before it is looked at.
     """
-    payload = skip_header(segments)
     first = segments[0] if segments else memoryview(b"")
+    if len(first) == HEADER_SIZE:
+        # As Linux's driver cuts it. The header is read once, field by field, into this process.
+        payload = segments[1:]
+        return decode_header(first), payload, sum(map(len, payload))
+    payload = skip_header(segments)
     head = bytes(first[:HEADER_SIZE])
     for segment in segments[1:]:
         if len(head) == HEADER_SIZE:

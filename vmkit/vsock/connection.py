@@ -50,11 +50,12 @@ Everything else raises and changes nothing: GuestError when it came from the gue
 LifecycleError when it is a mistake of ours.
 """
 
-from enum import Enum, auto
+from enum import Enum, IntEnum, auto
 from typing import TYPE_CHECKING, Final
 
 from vmkit.vsock.credit import ReceiveCredit, SendCredit
 from vmkit.vsock.packet import (
+    HEADER,
     HOST_CID,
     OP_CREDIT_REQUEST,
     OP_CREDIT_UPDATE,
@@ -83,8 +84,8 @@ class LifecycleError(Exception):
     """A call that does not fit the connection's state: a fault of the device itself."""
 
 
-class State(Enum):
-    """Where a connection is in its life; see the essay above."""
+class State(IntEnum):
+    """Where a connection is in its life; see the essay above. An int, for a cheap hash: it is looked up per packet."""
 
     GREETING = auto()
     WAITING = auto()
@@ -298,6 +299,24 @@ class Connection:
                 self._owed &= ~bit
                 return self.render_header(op, flags=self.told if op == OP_SHUTDOWN else 0)
         raise LifecycleError(f"no packet is owed: {self!r}")
+
+    def encode_data_header(self, length: int) -> bytes:
+        """The header of an RW packet, ready to be written: what render_header() gives, at a third of the price."""
+        self._owed &= ~_CREDIT_UPDATE
+        receive = self.receive
+        fwd_cnt = receive.told_fwd_cnt = receive.fwd_cnt
+        return HEADER.pack(
+            HOST_CID,
+            self.guest_cid,
+            self.host_port,
+            self.guest_port,
+            length,
+            TYPE_STREAM,
+            OP_RW,
+            0,
+            receive.window,
+            fwd_cnt,
+        )
 
     def render_header(self, op: int, *, length: int = 0, flags: int = 0) -> Header:
         """A header to the guest. It carries our credit, so an owed CREDIT_UPDATE is settled by it."""

@@ -64,7 +64,8 @@ class HostSide:
         self._uds_path = uds_path
         self._muxer = muxer
         self._notice = notice
-        self._traffic: Traffic | None = None
+        # Set by attach(), before anything happens.
+        self.traffic: Traffic
         self._links: dict[int, Link] = {}
         # Closed at the end of the turn: until then no new socket can get a descriptor that old events may still name.
         self._doomed: list[socket.socket] = []
@@ -81,25 +82,21 @@ class HostSide:
         epoll.register(listener, select.EPOLLIN)
 
     def attach(self, traffic: Traffic) -> None:
-        """The two know each other: traffic calls back through Hooks."""
-        self._traffic = traffic
-
-    @property
-    def traffic(self) -> Traffic:
-        """Where links with news go."""
-        if self._traffic is None:
-            raise RuntimeError("attach() comes first")
-        return self._traffic
+        """The two know each other: links with news go there, and it calls back through Hooks."""
+        self.traffic = traffic
 
     # Events of descriptors.
 
-    def handle(self, fd: int, mask: int) -> None:
-        """Takes an epoll event for a descriptor of ours; one that was closed in this turn is let pass."""
+    def handle(self, fd: int, mask: int) -> bool:
+        """Takes an epoll event for a descriptor of ours; False when it is not, or was closed in this turn."""
         link = self._links.get(fd)
         if link is not None:
             self._handle_link(link, mask)
         elif fd == self._listener.fileno():
             self._accept()
+        else:
+            return False
+        return True
 
     def _handle_link(self, link: Link, mask: int) -> None:
         if mask & _MORE_MASK:
@@ -358,7 +355,13 @@ class HostSide:
 
     def find_next_deadline_s(self) -> float | None:
         """When expire() has something to do next."""
-        times = [wait.next_s() for wait in (self._greeting, self._requested, self._closing) if wait]
+        times = []
+        if self._greeting:
+            times.append(self._greeting.next_s())
+        if self._requested:
+            times.append(self._requested.next_s())
+        if self._closing:
+            times.append(self._closing.next_s())
         if self._dialing:
             times.append(self._next_dial_s)
         if self._accept_again_s is not None:

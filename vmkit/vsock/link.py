@@ -83,7 +83,7 @@ class Link:
 
         A program that closed or shut its reading side loses them: is_deaf says so.
         """
-        before = self.pending_bytes
+        before = len(self._outbox) + self._view_bytes
         try:
             if self.sock is None or self.is_deaf:
                 raise BrokenPipeError
@@ -96,9 +96,10 @@ class Link:
         except OSError:
             self.is_deaf = True
             self.drop_pending()
-        for view in self._views:
-            self._outbox += view
-        self._views.clear()
+        if self._views:
+            for view in self._views:
+                self._outbox += view
+            self._views.clear()
         self._view_bytes = 0
         return before - len(self._outbox)
 
@@ -118,6 +119,10 @@ class Link:
         while views:
             chunk = views[:IOV_MAX]
             sent = sock.sendmsg(chunk, (), socket.MSG_NOSIGNAL)
+            if sent == self._view_bytes:
+                views.clear()
+                return
+            self._view_bytes -= sent
             count = 0
             for view in chunk:
                 if sent < len(view):

@@ -58,8 +58,8 @@ class Muxer:
         self._members: dict[Connection, None] = {}
         self._promised_bytes = 0
         self._next_host_port = FIRST_HOST_PORT
-        # A dict keeps the order and drops the doubles.
-        self._strays: dict[Header, None] = {}
+        # RSTs that wait to be sent. A dict keeps the order and drops the doubles.
+        self.strays: dict[Header, None] = {}
 
     # Members: everything that costs a descriptor or memory, from the accept of a host program to the last close. What
     # is CLOSING has given both up, and keeps nothing but its ports.
@@ -112,7 +112,7 @@ class Muxer:
 
     def forget_strays(self) -> None:
         """The driver they were for is no more."""
-        self._strays.clear()
+        self.strays.clear()
 
     def _take_host_port(self, guest_port: int) -> int:
         """The next port not in use with this guest port; there are a million times more ports than connections."""
@@ -137,7 +137,7 @@ class Muxer:
             return self._refuse(header, "refused-destination", f"{name_op(header.op)} for CID {header.dst_cid}")
         if header.type != TYPE_STREAM:
             return self._refuse(header, "refused-type", f"{name_op(header.op)} of socket type {header.type}")
-        connection = self._table.get(_key(header.dst_port, header.src_port))
+        connection = self._table.get(header.dst_port << 32 | header.src_port)
         if connection is not None and connection.state is State.CLOSING and header.op == OP_REQUEST:
             # The guest has forgotten the old connection and uses its ports again.
             self._remove(connection)
@@ -211,23 +211,18 @@ class Muxer:
             )
 
     def _add_stray(self, header: Header) -> None:
-        if len(self._strays) < STRAY_RESETS_CEILING:
-            self._strays[header] = None
-
-    @property
-    def has_strays(self) -> bool:
-        """Whether an RST waits to be sent."""
-        return bool(self._strays)
+        if len(self.strays) < STRAY_RESETS_CEILING:
+            self.strays[header] = None
 
     @property
     def is_clogged(self) -> bool:
         """Whether so many RSTs wait that the guest must first give us buffers for them."""
-        return len(self._strays) >= MAX_STRAY_RESETS
+        return len(self.strays) >= MAX_STRAY_RESETS
 
     def next_stray(self) -> Header:
-        """The oldest waiting RST; has_strays has said that there is one."""
-        header = next(iter(self._strays))
-        del self._strays[header]
+        """The oldest waiting RST; there is one."""
+        header = next(iter(self.strays))
+        del self.strays[header]
         return header
 
 

@@ -4,6 +4,7 @@ Specification: virtio 1.2, section 5.10.6 (struct virtio_vsock_hdr), little endi
 """
 
 import struct
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 HEADER: Final = struct.Struct("<QQIIIHHIII")
@@ -52,12 +53,16 @@ class Header(NamedTuple):
         return HEADER.pack(*self)
 
 
+_new_header: Final[Callable[[type[Header], tuple[int, ...]], Header]] = tuple.__new__
+
+
 def decode_header(data: bytes | bytearray | memoryview) -> Header:
     """The header at the start of `data`, which holds at least HEADER_SIZE bytes.
 
     Any 44 bytes are a header of some kind.
     """
-    return Header._make(HEADER.unpack_from(data))
+    # Header._make would count the fields again, for every packet.
+    return _new_header(Header, HEADER.unpack_from(data))
 
 
 def name_op(op: int) -> str:

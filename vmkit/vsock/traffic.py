@@ -11,19 +11,18 @@ from contextlib import suppress
 from typing import Final, Protocol
 
 from vmkit.vsock.buffers import measure_room, split_packet, trim_pieces, write_header
-from vmkit.vsock.connection import Event, State
+from vmkit.vsock.connection import Connection, Event, State
 from vmkit.vsock.device import RX, TX, Device
 from vmkit.vsock.link import IOV_MAX, MAX_BATCH, Link
 from vmkit.vsock.muxer import Muxer, Notice
 from vmkit.vsock.packet import (
     HEADER_SIZE,
-    OP_RW,
     SHUTDOWN_BOTH,
     SHUTDOWN_RECEIVE,
     SHUTDOWN_SEND,
     Header,
 )
-from vmkit.vsock.vring import Chain
+from vmkit.vsock.vring import Chain, Vring
 
 # Of one turn: long enough to be worth its notification, short enough that the other direction does not wait.
 MAX_TX_CHAINS: Final = 128
@@ -71,7 +70,7 @@ class Traffic:
         ring.decline_kicks()
         count = 0
         for chain in list(chains):
-            if self._muxer.is_clogged:
+            if self._muxer.strays and self._muxer.is_clogged:
                 break
             self._receive_chain(chain)
             ring.push_used(0)
@@ -139,14 +138,18 @@ class Traffic:
     def flush(self, link: Link) -> None:
         """Writes to the host program what it takes, and does what was to follow the last byte."""
         connection = link.connection
-        if link.pending_bytes:
-            if connection.deliver(link.flush()):
+        pending_bytes = link.pending_bytes
+        if pending_bytes:
+            left_bytes = link.flush()
+            pending_bytes -= left_bytes
+            if connection.deliver(left_bytes):
                 self.enqueue(link)
-            if link.is_deaf and connection.state is State.OPEN:
+            if link.is_deaf and connection.is_open():
                 self._end(link, SHUTDOWN_RECEIVE)
-        if link.pending_bytes:
+        state = connection.state
+        if pending_bytes:
             self._hooks.watch_writes(link)
-        elif connection.state in {State.GONE, State.CLOSING}:
+        elif state is State.GONE or state is State.CLOSING:
             self._hooks.retire(link)
         elif link.ends_after_flush:
             link.ends_after_flush = False
@@ -171,50 +174,55 @@ class Traffic:
 
     def has_rx(self) -> bool:
         """Whether something waits for the guest, and a buffer of the guest for it."""
-        return self._wants_rx() and self._device.rx.has_chain
+        return bool(self._queue or self._muxer.strays) and self._device.rx.has_chain
 
-    def _wants_rx(self) -> bool:
-        return bool(self._queue) or self._muxer.has_strays
+    @property
+    def is_queueing(self) -> bool:
+        """Whether some link waits for another turn."""
+        return bool(self._queue)
 
     def process_rx(self) -> bool:
         """One turn for each link that waits; True when buffers were used. Raises RingError."""
+        queue, strays = self._queue, self._muxer.strays
+        if not queue and not strays:
+            return False
         ring = self._device.rx
-        if not self._wants_rx() or not ring.has_chain:
+        waiting = ring.peek(1)
+        if not waiting:
             return False
         ring.decline_kicks()
         first_idx = ring.used_idx
-        while self._muxer.has_strays and ring.has_chain:
-            self._put(self._muxer.next_stray())
-        for _ in range(len(self._queue)):
-            if not ring.has_chain:
+        while strays and (waiting or ring.peek(1)):
+            self._put(ring, self._muxer.next_stray())
+        for _ in range(len(queue)):
+            if not waiting and not ring.peek(1):
                 break
-            link = self._queue.popleft()
+            link = queue.popleft()
             link.is_queued = False
-            if self._serve(link):
+            if self._serve(ring, link):
                 self.enqueue(link)
         if ring.publish():
             self._device.setups[RX].signal_call()
         return ring.used_idx != first_idx
 
-    def _serve(self, link: Link) -> bool:
+    def _serve(self, ring: Vring, link: Link) -> bool:
         """One link's turn: its packets without payload, then one batch of bytes; True when it wants another turn."""
         connection = link.connection
-        ring = self._device.rx
         while connection.has_packet():
-            if not ring.has_chain:
+            if not ring.peek(1):
                 return True
-            self._put(connection.next_packet())
+            self._put(ring, connection.next_packet())
         if not link.is_readable:
             return False
         if connection.is_flowing():
-            return self._send_batch(link)
+            return self._send_batch(ring, link)
         if link.is_hung_up and connection.state is State.OPEN:
             # The program's end was told before; now its close follows.
             self._end(link, SHUTDOWN_BOTH)
             return True
         return False
 
-    def _send_batch(self, link: Link) -> bool:
+    def _send_batch(self, ring: Vring, link: Link) -> bool:
         """Reads from the socket into buffers of the guest; True when the link wants another turn."""
         connection = link.connection
         credit = connection.send.free()
@@ -228,7 +236,7 @@ class Traffic:
                 link.starved_rounds = 0
                 self._starved[link] = None
             return False
-        chains, buffers, room = self._choose_buffers(link.batch, credit)
+        chains, buffers, room = _choose_buffers(ring, link.batch, credit)
         if not chains:
             return True
         try:
@@ -245,51 +253,12 @@ class Traffic:
             return True
         if size_bytes == room:
             link.batch = min(MAX_BATCH, link.batch * 2)
-        self._send_filled(link, chains, size_bytes)
+        connection.send.spend(size_bytes)
+        _give_filled(ring, connection, chains, size_bytes)
         return link.is_readable
 
-    def _choose_buffers(self, count: int, credit: int) -> tuple[list[Chain], list[memoryview], int]:
-        """Buffers of the guest for up to `credit` bytes: chains, the pieces behind their headers, their room."""
-        chains: list[Chain] = []
-        buffers: list[memoryview] = []
-        room = 0
-        for chain in self._device.rx.peek(count):
-            if len(chains) == count or room == credit:
-                break
-            size_bytes = chain.room or measure_room(chain)
-            payload = chain.payload
-            if chains and len(buffers) + len(payload) > IOV_MAX:
-                break
-            if room + size_bytes > credit:
-                payload = trim_pieces(payload, size_bytes, credit - room)
-                size_bytes = credit - room
-            chains.append(chain)
-            buffers += payload
-            room += size_bytes
-        return chains, buffers, room
-
-    def _send_filled(self, link: Link, chains: list[Chain], size_bytes: int) -> None:
-        """Puts headers before the payload that was read into these chains, and gives the chains back."""
-        connection = link.connection
-        ring = self._device.rx
-        connection.send.spend(size_bytes)
-        template = b""
-        template_length = -1
-        left = size_bytes
-        for chain in chains:
-            if not left:
-                break
-            length = min(left, chain.room)
-            left -= length
-            if length != template_length:
-                template = connection.render_header(OP_RW, length=length).encode()
-                template_length = length
-            write_header(chain.segments, template)
-            ring.push_used(HEADER_SIZE + length)
-
-    def _put(self, header: Header) -> None:
+    def _put(self, ring: Vring, header: Header) -> None:
         """One packet without payload into the next buffer; there is one."""
-        ring = self._device.rx
         write_header(ring.peek(1)[0].segments, header.encode())
         ring.push_used(HEADER_SIZE)
 
@@ -333,16 +302,19 @@ class Traffic:
         device = self._device
         if device.tx.request_kick() and not self._muxer.is_clogged:
             return True
-        return self._wants_rx() and device.rx.request_kick()
+        return bool(self._queue or self._muxer.strays) and device.rx.request_kick()
 
     def has_news(self) -> bool:
         """The last look before a sleep, some microseconds after prepare_sleep().
 
         It also finds a driver that asked for an interrupt while publish() decided that it wants none.
         """
-        for setup in self._device.setups:
-            if setup.ring is not None and setup.ring.is_interrupt_due():
-                setup.signal_call()
+        device = self._device
+        rx, tx = device.rx, device.tx
+        if rx.signalled != rx.used_idx and rx.is_interrupt_due():
+            device.setups[RX].signal_call()
+        if tx.signalled != tx.used_idx and tx.is_interrupt_due():
+            device.setups[TX].signal_call()
         return self.has_tx() or self.has_rx()
 
 
@@ -351,3 +323,41 @@ def _shut(link: Link, how: int) -> None:
     if link.sock is not None:
         with suppress(OSError):
             link.sock.shutdown(how)
+
+
+def _choose_buffers(ring: Vring, count: int, credit: int) -> tuple[list[Chain], list[memoryview], int]:
+    """Buffers of the guest for up to `credit` bytes: chains, the pieces behind their headers, their room."""
+    chains: list[Chain] = []
+    buffers: list[memoryview] = []
+    room = 0
+    for chain in ring.peek(count):
+        if len(chains) == count or room == credit:
+            break
+        size_bytes = chain.room or measure_room(chain)
+        payload = chain.payload
+        if chains and len(buffers) + len(payload) > IOV_MAX:
+            break
+        if room + size_bytes > credit:
+            payload = trim_pieces(payload, size_bytes, credit - room)
+            size_bytes = credit - room
+        chains.append(chain)
+        buffers += payload
+        room += size_bytes
+    return chains, buffers, room
+
+
+def _give_filled(ring: Vring, connection: Connection, chains: list[Chain], size_bytes: int) -> None:
+    """Puts headers before the payload that was read into these chains, and gives the chains back."""
+    template = b""
+    template_length = -1
+    left = size_bytes
+    for chain in chains:
+        length = chain.room if chain.room < left else left
+        if not length:
+            return
+        left -= length
+        if length != template_length:
+            template = connection.encode_data_header(length)
+            template_length = length
+        write_header(chain.segments, template)
+        ring.push_used(HEADER_SIZE + length)

@@ -115,7 +115,7 @@ class Chain:
 class Vring:
     """A running ring.
 
-    Invariant: `base` counts the chains given back; chains peeked but not given back are read again on resume.
+    Invariant: `base` counts the chains given back; those in `waiting` are read again on resume.
     """
 
     __slots__ = (
@@ -127,12 +127,12 @@ class Vring:
         "_has_indirect",
         "_last_avail",
         "_memory",
-        "_peeked",
-        "_signalled",
         "_used16",
         "_used32",
+        "signalled",
         "size",
         "used_idx",
+        "waiting",
     )
 
     def __init__(self, memory: GuestMemory, layout: RingLayout, *, base: int, is_writable: bool) -> None:
@@ -152,15 +152,16 @@ class Vring:
         self._event_slot = 2 + 4 * size
         self._last_avail = base & _MASK16
         self.used_idx = self._used16[1]
-        self._signalled = self.used_idx
-        self._peeked: deque[Chain] = deque()
+        self.signalled = self.used_idx
+        # Chains that were read ahead and not given back.
+        self.waiting: deque[Chain] = deque()
 
     # Taking chains.
 
     @property
     def base(self) -> int:
         """The index of the first chain that was not given back: what GET_VRING_BASE wants."""
-        return (self._last_avail - len(self._peeked)) & _MASK16
+        return (self._last_avail - len(self.waiting)) & _MASK16
 
     def available(self) -> int:
         """How many chains the driver offers that were not read yet. Raises RingError when its index jumped."""
@@ -174,17 +175,18 @@ class Vring:
 
         They stay the ring's until push_used() took them one by one.
         """
-        peeked = self._peeked
-        missing = count - len(peeked)
+        waiting = self.waiting
+        missing = count - len(waiting)
         if missing > 0:
-            for _ in range(min(missing, self.available())):
-                peeked.append(self._read_next())
-        return peeked
+            offered = self.available()
+            for _ in range(missing if missing < offered else offered):
+                waiting.append(self._read_next())
+        return waiting
 
     @property
     def has_chain(self) -> bool:
         """Whether a chain can be had now."""
-        return bool(self._peeked) or self.available() > 0
+        return bool(self.waiting) or self.available() > 0
 
     def _read_next(self) -> Chain:
         head = self._avail[2 + self._last_avail % self.size]
@@ -256,7 +258,7 @@ class Vring:
 
     def push_used(self, written_bytes: int) -> None:
         """Gives the oldest peeked chain back; the driver sees it after publish()."""
-        chain = self._peeked.popleft()
+        chain = self.waiting.popleft()
         slot = self.used_idx % self.size
         self._used32[2 * slot] = chain.head
         self._used32[2 * slot + 1] = written_bytes
@@ -279,7 +281,7 @@ class Vring:
         The distance runs from the last interrupt, not from the last question: what the driver asked for while we looked
         is still found the next time.
         """
-        behind = (self.used_idx - self._signalled) & _MASK16
+        behind = (self.used_idx - self.signalled) & _MASK16
         if not behind:
             return False
         if self._has_event_idx:
@@ -288,9 +290,9 @@ class Vring:
         else:
             is_due = not self._avail[0] & AVAIL_F_NO_INTERRUPT
         if is_due:
-            self._signalled = self.used_idx
+            self.signalled = self.used_idx
         elif behind > _MAX_UNSIGNALLED:
-            self._signalled = (self.used_idx - _MAX_UNSIGNALLED) & _MASK16
+            self.signalled = (self.used_idx - _MAX_UNSIGNALLED) & _MASK16
         return is_due
 
     # Being woken.

@@ -20,7 +20,7 @@ class Room:
 
     def strays(self) -> list[pk.Header]:
         headers = []
-        while self.muxer.has_strays:
+        while self.muxer.strays:
             headers.append(self.muxer.next_stray())
         return headers
 
