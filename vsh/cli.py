@@ -10,9 +10,9 @@ from vsh import address, escapes, signals
 from vsh.address import Address
 from vsh.errors import ConnectionLost, VshError
 from vsh.flags import Options, split_command
-from vsh.pump import Pump, Source
+from vsh.pump import Pump, Sink, Source
 from vsh.session import Session, make_limits, open_session
-from vsh.stdio import open_sink, open_source
+from vsh.stdio import FdSink, FdSource, hold_stdio
 from vsh.terminal import RawTerminal, find_size, is_terminal
 from vshd.wire import messages
 from vshd.wire.messages import SetupConnectionRequest
@@ -27,6 +27,7 @@ SIGNALLED = 128
 
 def run(options: Options) -> int:
     """Runs what the options say and returns vsh's exit status. Raises VshError."""
+    hold_stdio()
     where = find_address(options)
     has_pty = wants_pty(options)
     request = make_request(options, has_pty=has_pty)
@@ -103,10 +104,10 @@ class Shell:
         self.options = options
         self.has_pty = has_pty
         self.terminal = RawTerminal(0) if has_pty and is_terminal(0) else None
-        source: Source = open_source(0)
+        source: Source = FdSource(0)
         if self.terminal is not None:
             source = TypedSource(source, self)
-        sinks = {messages.STDOUT: open_sink(1), messages.STDERR: open_sink(2)}
+        sinks: dict[int, Sink] = {messages.STDOUT: FdSink(1), messages.STDERR: FdSink(2)}
         self.pump = Pump(session, source, sinks, has_pty=has_pty)
         self.wakeup = signals.Wakeup((*signals.FORWARDED, signals.SIGWINCH, signals.SIGTSTP))
         self.pump.wakeup_fd = self.wakeup.fd

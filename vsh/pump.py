@@ -204,6 +204,15 @@ class Pump:
                 self._deliver(stream, pieces)
         for event in events:
             self._handle(event)
+        self._secure_pending()
+
+    def _secure_pending(self) -> None:
+        """What waits for a sink must survive the next receive: in its buffer if there is another one, or as a copy."""
+        borrowing = [outlet for outlet in self.outlets.values() if outlet.pending.is_borrowing]
+        if borrowing and not self.session.buffers.hold():
+            for outlet in borrowing:
+                outlet.pending.keep()
+            self.session.buffers.release()
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, Data):
@@ -223,7 +232,7 @@ class Pump:
             self.session.check(event)
 
     def _deliver(self, stream: int, pieces: "list[memoryview | bytes]") -> None:
-        """Pieces of the receive buffer, for a sink: what it does not take now is copied, and waits."""
+        """Pieces of the receive buffer, for a sink: what it does not take now waits."""
         outlet = self.outlets[stream]
         if outlet.is_gone:
             self.session.connection.consumed(stream, sum(map(len, pieces)))
@@ -233,7 +242,6 @@ class Pump:
             outlet.pending.append(piece)
         if is_idle:
             self._drain(stream, outlet)
-        outlet.pending.keep()
 
     def _drain(self, stream: int, outlet: Outlet) -> None:
         pending = outlet.pending
@@ -247,6 +255,8 @@ class Pump:
                 return
             pending.sent(taken)
             self.session.connection.consumed(stream, taken)
+        if not any(other.pending.size for other in self.outlets.values()):
+            self.session.buffers.release()
         self._close_drained(outlet)
 
     def _close_drained(self, outlet: Outlet) -> None:

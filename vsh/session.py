@@ -12,6 +12,7 @@ from vsh.address import Address
 from vsh.errors import ConnectionLost, ExecError, VshError
 from vsh.transport import open_transport, remaining_ms
 from vshd.wire import messages
+from vshd.wire.buffers import Buffers
 from vshd.wire.client import ClientConnection
 from vshd.wire.connection import default_limits
 from vshd.wire.errors import LocalProtocolError
@@ -20,10 +21,6 @@ from vshd.wire.frames import LEGACY_MAX_PAYLOAD
 from vshd.wire.messages import Extended, SetupConnectionRequest
 from vshd.wire.silence import Silence
 
-# What is read at once: little at first, since every page of a buffer costs a short session a fault in the kernel, and
-# for bulk more than a default socket buffer holds.
-RECEIVE_SIZE_FIRST = 1 << 13
-RECEIVE_SIZE = 1 << 18
 FOREVER_S = 1e9
 
 EXIT_STATUS = {messages.NOT_FOUND: 127, messages.NOT_EXECUTABLE: 126, messages.TOO_LONG: 126}
@@ -37,8 +34,8 @@ class Session:
         self.connection = connection
         self.name = name
         self.pid = 0
-        self._buffer = memoryview(bytearray(RECEIVE_SIZE_FIRST))
-        self._is_bulk = False
+        self.buffers = Buffers()
+        self._received = 0
         self._early: list[Event] = []
         self._silence: Silence | None = None
 
@@ -57,18 +54,18 @@ class Session:
         if self._early:
             events, self._early = self._early, []
             return events
-        if self._is_bulk and len(self._buffer) < RECEIVE_SIZE:
-            self._buffer = memoryview(bytearray(RECEIVE_SIZE))
+        self.buffers.received(self._received)
+        self._received = 0
         try:
-            size = os.readv(self.fd, [self._buffer])
+            size = os.readv(self.fd, [self.buffers.current])
         except BlockingIOError:
             return []
         except OSError:
             size = 0
         if size and self._silence is not None:
             self._silence.heard(time.monotonic())
-        self._is_bulk = size == len(self._buffer)
-        return self.connection.receive_data(self._buffer[:size]) if size else self.connection.receive_end()
+        self._received = size
+        return self.connection.receive_data(self.buffers.current[:size]) if size else self.connection.receive_end()
 
     @property
     def has_early(self) -> bool:

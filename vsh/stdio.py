@@ -83,13 +83,6 @@ class FdSource(Source):
                 pass
 
 
-class NoSource(Source):
-    """No stdin at all: the end at once."""
-
-    def read(self, limit: int) -> bytes:
-        return b""
-
-
 class FdSink(Sink):
     """Invariant: `fd` does not block, or at most PIPE_BUF bytes are written after each poll()."""
 
@@ -134,13 +127,6 @@ class FdSink(Sink):
         return opened
 
 
-class NullSink(Sink):
-    """For a descriptor that is not open: output goes nowhere, as for any program started so."""
-
-    def write(self, pieces: list[memoryview | bytes]) -> int:
-        return sum(map(len, pieces))
-
-
 def _open_anew(fd: int, mode: int) -> int:
     """Another opening of the same pipe or terminal that does not block; `fd` itself where that is not allowed."""
     try:
@@ -157,17 +143,13 @@ def _replace_with_null(fd: int, mode: int) -> None:
     os.close(null)
 
 
-def open_source(fd: int = 0) -> Source:
-    """stdin, of any kind; the end at once when it is not open."""
-    try:
-        return FdSource(fd)
-    except OSError:
-        return NoSource()
+def hold_stdio() -> None:
+    """Makes sure that descriptors 0 to 2 are taken, or a socket of ours could become stdin.
 
-
-def open_sink(fd: int) -> Sink:
-    """stdout or stderr."""
-    try:
-        return FdSink(fd)
-    except OSError:
-        return NullSink()
+    One that was closed is /dev/null then: the end at once, and output that goes nowhere.
+    """
+    while True:
+        fd = os.open("/dev/null", os.O_RDWR)
+        if fd > 2:
+            os.close(fd)
+            return

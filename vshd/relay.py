@@ -13,17 +13,14 @@ from vshd import processes, signals
 from vshd.processes import Exit
 from vshd.target import Target, enlarge_pipe, set_window_size
 from vshd.wire import messages, state
+from vshd.wire.buffers import Buffers
 from vshd.wire.events import Broken, Data, EndOfStream, Event, Failed, Held, Resized, Signalled, StreamClosed
 from vshd.wire.messages import Failure
 from vshd.wire.output import Output
 from vshd.wire.server import ServerConnection
 from vshd.wire.silence import Silence
 
-# What is read from the client at once: little at first, since every page of a buffer costs a short session a fault in
-# the kernel, and for bulk more than a default socket buffer holds.
-RECEIVE_SIZE_FIRST = 1 << 13
-RECEIVE_SIZE = 1 << 18
-# What is read from the target at once, in steps: as above.
+# What is read from the target at once, in steps: see vshd.wire.buffers.
 CHUNK_SIZES = (1 << 13, 1 << 16)
 # 16 legacy frames: one writev().
 LEGACY_READ_SIZE = 16 * 4000
@@ -60,7 +57,7 @@ class Relay:
         self.sources = {messages.STDOUT: target.stdout}
         if target.stderr >= 0:
             self.sources[messages.STDERR] = target.stderr
-        self._buffer = memoryview(bytearray(RECEIVE_SIZE_FIRST))
+        self._buffers = Buffers()
         # One chunk per stream; those on their way to the socket must not be read into.
         self._chunks: dict[int, memoryview] = {}
         self._sending: set[int] = set()
@@ -175,16 +172,21 @@ class Relay:
 
     def _receive(self) -> None:
         try:
-            size = os.readv(self.fd, [self._buffer])
+            size = os.readv(self.fd, [self._buffers.current])
         except BlockingIOError:
             return
         except OSError:
             size = 0
         if self._silence is not None and size:
             self._silence.heard(time.monotonic())
-        self._handle(self.connection.receive_data(self._buffer[:size]) if size else self.connection.receive_end())
-        if size == RECEIVE_SIZE_FIRST == len(self._buffer):
-            self._buffer = memoryview(bytearray(RECEIVE_SIZE))
+        if not size:
+            self._handle(self.connection.receive_end())
+            return
+        self._handle(self.connection.receive_data(self._buffers.current[:size]))
+        if self.pending.is_borrowing and not self._buffers.hold():
+            self.pending.keep()
+            self._buffers.release()
+        self._buffers.received(size)
 
     def _flush(self) -> None:
         output = self.connection.output
@@ -231,7 +233,7 @@ class Relay:
     # stdin of the target.
 
     def _take_stdin(self, pieces: list[memoryview]) -> None:
-        """Pieces of the receive buffer, for the target: what it does not take now is copied, and waits."""
+        """Pieces of the receive buffer, for the target: what it does not take now waits."""
         if self.stdin < 0:
             return
         is_idle = not self.pending.size
@@ -244,7 +246,6 @@ class Relay:
             if taken >= PIPE_SIZE_FIRST and self._can_enlarge_stdin and self.stdin >= 0:
                 self._can_enlarge_stdin = False
                 enlarge_pipe(self.stdin, PIPE_SIZE)
-        self.pending.keep()
 
     def _write_stdin(self) -> None:
         """What waits for the target, as far as it takes it."""
@@ -259,6 +260,7 @@ class Relay:
         except OSError:
             self._close_stdin(is_ours=False)
             return
+        self._buffers.release()
         if self.is_stdin_ending:
             self._close_stdin(is_ours=True)
 
@@ -276,6 +278,7 @@ class Relay:
     def _close_stdin(self, *, is_ours: bool) -> None:
         """Closes the target's stdin: it got all, or (not is_ours) it reads no more, which the client should know."""
         self.pending.clear()
+        self._buffers.release()
         if not self.target.has_pty:
             self._forget(self.stdin)
             os.close(self.stdin)

@@ -139,7 +139,10 @@ class Session:
         port = line[8:].strip()
         if not port.isdigit():
             raise HandshakeError("a CONNECT line without a port")
-        os.write(self.fd, b"OK %d\n" % int(port))
+        try:
+            os.write(self.fd, b"OK %d\n" % int(port))
+        except OSError as error:
+            raise HandshakeError(f"the client is gone: {error.strerror}") from error
         return rest
 
     def _receive(self, size: int, deadline_s: float) -> bytes:

@@ -5,21 +5,27 @@ BUFFERS_AT_ONCE = 64
 
 
 class Output:
-    """Bytes to write, in order. Referenced, not copied: their owner must not change them before they are gone."""
+    """Bytes to write, in order. Referenced, not copied: their owner must not change them before they are gone.
 
-    __slots__ = ("_buffers", "size")
+    Invariant: `is_borrowing` is set while anything that waits is a view of a buffer that can change.
+    """
+
+    __slots__ = ("_buffers", "is_borrowing", "size")
 
     def __init__(self) -> None:
         self._buffers: list[memoryview | bytes] = []
         self.size = 0
+        self.is_borrowing = False
 
     def append(self, data: memoryview | bytes) -> None:
         self._buffers.append(data)
         self.size += len(data)
+        self.is_borrowing = self.is_borrowing or not _is_fixed(data)
 
     def clear(self) -> None:
         self._buffers.clear()
         self.size = 0
+        self.is_borrowing = False
 
     def buffers(self) -> "list[memoryview | bytes]":
         """What to give to writev() next."""
@@ -27,10 +33,10 @@ class Output:
 
     def sent(self, size: int) -> None:
         """The first `size` bytes are gone."""
-        self.size -= size
-        if self.size == 0:
-            self._buffers.clear()
+        if size == self.size:
+            self.clear()
             return
+        self.size -= size
         whole = 0
         for buffer in self._buffers:
             if size < len(buffer):
@@ -42,20 +48,20 @@ class Output:
             self._buffers[0] = memoryview(self._buffers[0])[size:]
 
     def keep(self) -> None:
-        """Makes what waits our own, before its owner changes it: the views at the end, as one piece."""
-        first = len(self._buffers)
-        while first and isinstance(self._buffers[first - 1], memoryview) and not self._is_ours(first - 1):
-            first -= 1
-        if first < len(self._buffers):
-            self._buffers[first:] = [b"".join(self._buffers[first:])]
-
-    def _is_ours(self, index: int) -> bool:
-        """A view of bytes, which nobody can change."""
-        buffer = self._buffers[index]
-        return isinstance(buffer, memoryview) and isinstance(buffer.obj, bytes)
+        """Makes what waits our own, in one piece from the first borrowed view on."""
+        for index, buffer in enumerate(self._buffers):
+            if not _is_fixed(buffer):
+                self._buffers[index:] = [b"".join(self._buffers[index:])]
+                break
+        self.is_borrowing = False
 
     def take(self) -> bytes:
-        """Everything at once, for tests and other drivers without sendmsg()."""
+        """Everything at once, for tests and other drivers without writev()."""
         data = b"".join(self._buffers)
-        self.sent(len(data))
+        self.clear()
         return data
+
+
+def _is_fixed(data: memoryview | bytes) -> bool:
+    """Bytes or a view of bytes, which nobody can change."""
+    return isinstance(data, bytes) or isinstance(data.obj, bytes)

@@ -1,0 +1,158 @@
+"""Bulk, slow and stalled streams, in both modes: everything arrives, and nothing holds up anything else."""
+
+import hashlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.vsh.live import DEADLINE_S, ENVIRONMENT, ended, read_line, wait_until
+
+BULK = 64 << 20
+
+
+def make_noise(size):
+    """Bytes that differ from block to block, cheaply."""
+    block = os.urandom(1 << 16)
+    for number in range(size >> 16):
+        yield number.to_bytes(8, "little") + block[8:]
+
+
+def test_bulk_goes_there_and_back_unharmed(vshd, mode):
+    """Through cat, with both directions busy at once."""
+    sent = hashlib.sha256()
+
+    def feed(stream):
+        for block in make_noise(BULK):
+            sent.update(block)
+            stream.write(block)
+        stream.close()
+
+    with ended(vshd.start(*mode, "--", "cat", stdin=subprocess.PIPE)) as client:
+        feeder = threading.Thread(target=feed, args=(client.stdin,))
+        feeder.start()
+        received = hashlib.file_digest(client.stdout, "sha256")
+        feeder.join()
+        assert client.wait(DEADLINE_S) == 0
+    assert received.digest() == sent.digest()
+
+
+def test_bulk_on_stdout_and_stderr_at_once(vshd, mode):
+    script = "head -c 20000000 /dev/zero & head -c 20000000 /dev/zero >&2 & wait"
+    done = vshd.run(*mode, "--", "sh", "-c", script)
+    assert (len(done.stdout), len(done.stderr)) == (20_000_000, 20_000_000)
+
+
+def test_bulk_into_a_file_and_out_of_one(vshd, mode, tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"".join(make_noise(8 << 20)))
+    with source.open("rb") as stdin, target.open("ab") as stdout:
+        client = vshd.start(*mode, "--", "cat", stdin=stdin, stdout=stdout)
+        with ended(client):
+            assert client.wait(DEADLINE_S) == 0
+    assert target.read_bytes() == source.read_bytes()
+
+
+def test_sockets_serve_as_stdin_and_stdout(vshd, mode):
+    ours, theirs = socket.socketpair()
+    with ours, ended(vshd.start(*mode, "--", "tr", "a-z", "A-Z", stdin=theirs, stdout=theirs)) as client:
+        theirs.close()
+        ours.sendall(b"hello\n")
+        ours.shutdown(socket.SHUT_WR)
+        assert ours.makefile("rb").read() == b"HELLO\n"
+        assert client.wait(DEADLINE_S) == 0
+
+
+def test_descriptors_that_are_closed(vshd, mode):
+    argv = vshd.argv(*mode, "--", "sh", "-c", "cat; echo out; echo err >&2; exit 5")
+    script = 'exec "$@" <&- >&- 2>&-'
+    done = subprocess.run(["sh", "-c", script, "sh", *argv], env=ENVIRONMENT, check=False, timeout=DEADLINE_S)
+    assert done.returncode == 5
+
+
+def test_stalled_stderr_does_not_hold_up_stdout(vshd):
+    """Extended mode's promise: each stream has a window of its own."""
+    script = "yes >&2 & echo out1; sleep 0.5; echo out2; kill $!; exit 0"
+    with ended(vshd.start("--", "sh", "-c", script)) as client:
+        assert read_line(client.stdout) == "out1"
+        assert read_line(client.stdout) == "out2"
+        client.communicate(timeout=DEADLINE_S)
+        assert client.returncode == 0
+
+
+def test_stalled_stdin_of_the_target_does_not_hold_up_signals(vshd, mode):
+    """The target reads nothing of the megabytes it is sent, and still hears INT."""
+    script = "trap 'echo heard; exit 9' INT; echo ready; while :; do sleep 0.05; done"
+    with ended(vshd.start(*mode, "--", "sh", "-c", script, stdin=subprocess.PIPE)) as client:
+        assert read_line(client.stdout) == "ready"
+        # What the pipes and buffers on the way take; legacy mode has no more room behind that.
+        os.set_blocking(client.stdin.fileno(), False)
+        sent = 0
+        while sent < (4 << 20 if not mode else 200_000):
+            if not select.select([], [client.stdin], [], 0.5)[1]:
+                break
+            sent += os.write(client.stdin.fileno(), bytes(65536))
+        client.send_signal(signal.SIGINT)
+        assert read_line(client.stdout) == "heard"
+        assert client.wait(DEADLINE_S) == 9
+
+
+def test_reader_that_goes_away_ends_the_writer(vshd):
+    """vsh -- yes | head -1: the target gets SIGPIPE, as it would without vsh."""
+    with ended(vshd.start("--", "sh", "-c", "trap 'exit 3' TERM; echo $$; exec yes")) as client:
+        read_line(client.stdout)
+        client.stdout.close()
+        assert client.wait(DEADLINE_S) == 128 + signal.SIGPIPE
+    wait_until(lambda: not vshd.children(), "the session has ended")
+
+
+def test_reader_that_goes_away_is_141_with_a_legacy_peer(vshd):
+    with ended(vshd.start("--noextended", "--", "yes")) as client:
+        read_line(client.stdout)
+        client.stdout.close()
+        assert client.wait(DEADLINE_S) == 141
+        assert client.stderr.read() == b""
+
+
+def test_target_that_reads_one_line_ends_the_feeder(vshd, mode):
+    """yes | vsh -- head -n 1"""
+    done = subprocess.run(
+        ["bash", "-c", 'yes | "$@"; echo "${PIPESTATUS[@]}"', "bash", *vshd.argv(*mode, "--", "head", "-n", "1")],
+        env=ENVIRONMENT,
+        capture_output=True,
+        timeout=DEADLINE_S,
+        check=True,
+    )
+    assert done.stdout == b"y\n141 0\n"
+    assert done.stderr == b""
+
+
+def test_target_that_closes_its_stdin_ends_the_feeder_at_once(vshd):
+    """The target lives on, but whoever feeds it learns that nobody reads."""
+    with ended(vshd.start("--", "sh", "-c", "exec <&-; echo closed; sleep 20", stdin=subprocess.PIPE)) as client:
+        assert read_line(client.stdout) == "closed"
+        with pytest.raises(BrokenPipeError):
+            while True:
+                os.write(client.stdin.fileno(), bytes(4096))
+
+
+def test_disk_that_is_full_is_told(vshd, mode):
+    with Path("/dev/full").open("wb") as full, ended(vshd.start(*mode, "--", "yes", stdout=full)) as client:
+        assert client.wait(DEADLINE_S) == 1
+        assert b"vsh: cannot write stdout: No space left on device" in client.stderr.read()
+
+
+def test_stdin_of_the_shell_is_left_as_it_was(vshd, mode):
+    """O_NONBLOCK belongs to the open file, which other programs share."""
+    reading, writing = os.pipe()
+    os.write(writing, b"x\n")
+    with ended(vshd.start(*mode, "--", "head", "-1", stdin=reading)) as client:
+        assert client.wait(DEADLINE_S) == 0
+    assert os.get_blocking(reading)
+    os.close(reading)
+    os.close(writing)
