@@ -302,6 +302,8 @@ class Traffic:
         device = self._device
         if device.tx.request_kick() and not self._muxer.is_clogged:
             return True
+        # A buffer for the next byte of a host program, read now, while nobody waits for it.
+        device.rx.peek(1)
         return bool(self._queue or self._muxer.strays) and device.rx.request_kick()
 
     def has_news(self) -> bool:
