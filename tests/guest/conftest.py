@@ -79,7 +79,7 @@ def run_program(
         capture_output=True,
         timeout=timeout_s,
         check=False,
-        env={**os.environ, **(env or {})},
+        env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **(env or {})},
     )
 
 

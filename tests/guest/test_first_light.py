@@ -37,6 +37,14 @@ def test_up_then_vsh_by_cid(up: Run, vsh: Run, vmkit: Run, folders: Path) -> Non
     assert not (folders / "state" / "tiny").exists(), "a guest that powered off left evidence of a bad end"
 
 
+def test_next_command_works_when_pasted_without_the_programs_on_path(up: Run) -> None:
+    path = ":".join(part for part in os.environ["PATH"].split(":") if not Path(part, "vsh").exists())
+    text = up("--name", "pasted", env={"PATH": path}).stdout.decode()
+    command = text.partition("a shell:  ")[2].splitlines()[0]
+    done = subprocess.run(f"{command} -- echo pasted", shell=True, capture_output=True, check=False)
+    assert done.stdout == b"pasted\n", command
+
+
 def test_up_in_json_and_a_second_machine_beside_it(up: Run, vsh: Run, vmkit: Run) -> None:
     first = json.loads(up("--json").stdout)
     second = json.loads(up("--json", "--name", "two", "--memory", "128M").stdout)
