@@ -17,6 +17,8 @@ from vsh.errors import VshError
 
 # `OK 4294967295\n` has 14 bytes; more is no answer of a hybrid vsock.
 OK_LINE_MAX = 32
+# A UNIX socket holds 208 KiB by default, less than one full frame: with more, a frame leaves in one piece.
+SEND_BUFFER_SIZE = 1 << 20
 
 
 def open_transport(address: Address, deadline_s: float) -> int:
@@ -58,6 +60,7 @@ def _open_unix(address: Address, deadline_s: float) -> int:
         # The kernel's own timeout waits for a place in a full backlog; a non-blocking connect() would fail at once.
         connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, _timeval(deadline_s))
         connection.connect(address.path)
+        connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, SEND_BUFFER_SIZE)
         connection.setblocking(False)
     except (OSError, ValueError) as error:
         connection.close()

@@ -11,6 +11,8 @@ from vshd.flags import PORT_MAX, FlagError
 
 # Upstream's is 32; a flood of clients should wait in the kernel (which allows 4096), not be refused.
 BACKLOG = 1024
+# A UNIX socket holds 208 KiB by default, less than one full frame: with more, a frame leaves in one piece.
+SEND_BUFFER_SIZE = 1 << 20
 # systemd's sd_listen_fds(3): passed descriptors start here.
 LISTEN_FDS_START = 3
 
@@ -41,6 +43,9 @@ class Listener:
             cid, port = address
             is_allowed = self._allowed_cids is None or cid in self._allowed_cids
             return fd, f"vsock {cid}:{port}", is_allowed
+        connection = _socket.socket(fileno=fd)
+        connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, SEND_BUFFER_SIZE)
+        connection.detach()
         # File permissions decide who reaches a UNIX socket.
         return fd, "unix", True
 
