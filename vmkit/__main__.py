@@ -1,8 +1,11 @@
 """The program vmkit: the one place that prints errors and decides exit statuses."""
 
+import io
 import os
 import signal
 import sys
+import time
+import traceback
 from types import FrameType
 
 import click
@@ -10,12 +13,15 @@ import click
 from vmkit.cli.main import vmkit
 from vsh.errors import VshError
 
+EXIT_ERROR = 1
 EXIT_USAGE = 64
-EXIT_INTERRUPTED = 128 + signal.SIGINT
+# What an interruption undoes has deadlines of its own, all together shorter than this.
+CLEAN_UP_S = 20.0
+_stopped_s = -CLEAN_UP_S
 
 
 class _Stopped(BaseException):
-    """SIGTERM or SIGHUP: unwinds every with-block, as Ctrl-C does."""
+    """SIGINT, SIGTERM or SIGHUP: unwinds every with-block, so that what was begun is undone."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -24,36 +30,96 @@ class _Stopped(BaseException):
 
 def main() -> int:
     """Runs the command line; the exit status is 0, the error's own, 64 for bad usage, 128+N for signal N."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _raise_stopped)
+    _open_missing_streams()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # What was ignored when we were started stays so: nohup, a job in the background of a script.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _raise_stopped)
     try:
-        vmkit.main(standalone_mode=False)
-    except VshError as error:
-        if "VMKIT_DEBUG" in os.environ:
-            raise
-        print(error.render("vmkit"), file=sys.stderr)
-        return error.status
-    except click.exceptions.Exit as exit_:
-        return exit_.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        print("vmkit: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        status = _run()
+        # Here, and not when the interpreter ends: what cannot be written then is told by it, not by us.
+        sys.stdout.flush()
     except _Stopped as stopped:
+        if stopped.number == signal.SIGINT:
+            # The terminal has shown ^C.
+            print("\nvmkit: interrupted" if sys.stderr.isatty() else "vmkit: interrupted", file=sys.stderr)
         return 128 + stopped.number
-    except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        print(f"vmkit: {error.format_message()}", file=sys.stderr)
-        path = context.command_path if context is not None else "vmkit"
-        print(f"hint: {path} --help", file=sys.stderr)
-        return EXIT_USAGE
     except BrokenPipeError:
         # Whoever read our output has gone; nothing more can be said, not even by the interpreter's own flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        sys.stdout = io.StringIO()
+        return _tell(VshError(f"cannot write the answer: {error.strerror}"))
+    return status
+
+
+def _run() -> int:
+    """The command; its errors told, its status returned."""
+    try:
+        vmkit.main(prog_name="vmkit", standalone_mode=False)
+    except VshError as error:
+        return _tell(error)
+    except SystemExit as error:
+        # A verb's own status.
+        return error.code if isinstance(error.code, int) else EXIT_ERROR
+    except click.Abort:
+        return 128 + signal.SIGINT
+    except click.ClickException as error:
+        return _tell_usage(error)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _tell(VshError(f"{where}{error.strerror or error}"))
+    except Exception as error:
+        hint = "this is a fault of vmkit; `vmkit --debug ...` shows where"
+        return _tell(VshError(f"internal error: {error!r}", hint=hint))
     return 0
 
 
+def _tell(error: VshError) -> int:
+    """Prints an error, under --debug the way it came, too; returns its status."""
+    if os.environ.get("VMKIT_DEBUG"):
+        traceback.print_exc(file=sys.stderr)
+    print(error.render("vmkit"), file=sys.stderr)
+    return error.status
+
+
+def _tell_usage(error: click.ClickException) -> int:
+    context = getattr(error, "ctx", None)
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        print(error.format_message(), file=sys.stderr)
+        return EXIT_USAGE
+    print(f"vmkit: {error.format_message()}", file=sys.stderr)
+    path = context.command_path if context is not None else "vmkit"
+    print(f"hint: {path} --help", file=sys.stderr)
+    return EXIT_USAGE
+
+
+def _open_missing_streams() -> None:
+    """A closed stdin, stdout or stderr becomes /dev/null: else the next socket would get its number, and what is meant
+    for the terminal would go there.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(fd, "w" if fd else "r", closefd=False))  # noqa: SIM115  (for good)
+    # A path may have bytes, or letters, that the terminal's encoding does not know: shown as \\xNN, it is still told.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def _raise_stopped(number: int, _frame: FrameType | None) -> None:
+    """The first signal unwinds; those that follow find that under way, and do not cut it short."""
+    global _stopped_s  # noqa: PLW0603  (signal handlers have nowhere else)
+    now_s = time.monotonic()
+    # Python drops what is raised inside a finalizer: for such a case a later signal counts again.
+    if now_s < _stopped_s + CLEAN_UP_S:
+        return
+    _stopped_s = now_s
     raise _Stopped(number)
 
 

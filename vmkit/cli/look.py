@@ -1,5 +1,6 @@
 """Verbs that look into a machine: logs and console."""
 
+import contextlib
 import os
 import select
 import socket
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from vmkit.cli.machines import pick_machine
+from vmkit.cli.machines import find_named, pick_machine
 from vmkit.errors import HostError, MachineError
 from vmkit.machine.launch import Layout
 from vmkit.machine.registry import find_state_directory
@@ -21,6 +22,9 @@ FOLLOW_POLL_S = 0.2
 CONNECT_DEADLINE_S = 5.0
 # Ctrl-], as virsh and telnet have it: a byte that no guest needs from a console.
 DETACH_BYTE = b"\x1d"
+# What is typed into a guest that takes nothing: more is not read from a pipe, and dropped from a keyboard, so that
+# Ctrl-] is always heard.
+MAX_TYPED_BYTES = 64 * 1024
 
 KINDS = {
     "console": Layout.CONSOLE_LOG,
@@ -35,7 +39,7 @@ KINDS = {
 
 @click.command("logs")
 @click.argument("name", required=False)
-@click.option("--kind", type=click.Choice(sorted(KINDS)), default="console", show_default=True)
+@click.option("--kind", type=click.Choice(sorted(KINDS)), default="console", show_default=True, help="Which log.")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the machine ends.")
 @click.option("--path", "only_path", is_flag=True, help="Print the folder of the logs instead.")
 def logs(*, name: str | None, kind: str, follow: bool, only_path: bool) -> None:
@@ -46,13 +50,15 @@ def logs(*, name: str | None, kind: str, follow: bool, only_path: bool) -> None:
         return
     path = folder / KINDS[kind]
     try:
-        with path.open("rb") as file:
-            _copy(file.fileno())
-            while follow and folder.exists():
-                time.sleep(FOLLOW_POLL_S)
-                _copy(file.fileno())
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise MachineError(f"there is no {kind} log in {folder}") from error
+    try:
+        _copy(fd)
+        if follow:
+            _follow(fd, path)
+    finally:
+        os.close(fd)
 
 
 @click.command("console")
@@ -65,9 +71,9 @@ def console(*, name: str | None) -> None:
         try:
             sock.connect(str(Path(entry.directory) / Layout.CONSOLE_SOCKET))
         except OSError as error:
-            raise HostError(f"the console of '{entry.name}' does not answer: {error.strerror}") from error
-        sock.settimeout(None)
-        print(f"vmkit: the console of '{entry.name}'; Ctrl-] leaves", file=sys.stderr)
+            raise HostError(f"the console of '{entry.name}' does not answer: {error.strerror or error}") from error
+        sock.setblocking(False)
+        print(f"vmkit: the console of '{entry.name}'; Ctrl-] leaves", file=sys.stderr, flush=True)
         _attach(sock)
 
 
@@ -79,38 +85,69 @@ def _attach(sock: socket.socket) -> None:
     terminal = RawTerminal(stdin)
     terminal.enter()
     try:
-        _pump(sock, stdin)
+        Attachment(sock, stdin).run()
     finally:
         terminal.leave()
 
 
-def _pump(sock: socket.socket, stdin: int) -> None:
-    inputs: list[int] = [stdin, sock.fileno()]
-    while True:
-        readable, _, _ = select.select(inputs, [], [])
-        if sock.fileno() in readable:
-            data = sock.recv(READ_BYTES)
-            if not data:
+class Attachment:
+    """A terminal at a console. Invariant: `_typed` is what the console has not taken yet."""
+
+    def __init__(self, sock: socket.socket, stdin: int) -> None:
+        self._sock = sock
+        self._stdin: int | None = stdin
+        self._is_keyboard = os.isatty(stdin)
+        self._typed = b""
+
+    def run(self) -> None:
+        """Until Ctrl-], or the console's end. The end of stdin ends typing only."""
+        while True:
+            console = self._sock.fileno()
+            readable, writable, _ = select.select(
+                [console, *self._list_sources()], [console] if self._typed else [], []
+            )
+            try:
+                if console in readable and not self._show():
+                    return
+                if writable:
+                    self._typed = self._typed[self._sock.send(self._typed) :]
+            except (BrokenPipeError, ConnectionResetError) as error:
+                raise MachineError(
+                    "the console was closed: it had not been read for too long, or typed into"
+                ) from error
+            if self._stdin in readable and not self._type():
+                # What was typed before Ctrl-] still goes, if it can.
+                with contextlib.suppress(OSError):
+                    self._sock.send(self._typed)
                 return
-            _write(data)
-        if stdin in readable:
-            data = os.read(stdin, READ_BYTES)
-            if not data:
-                inputs.remove(stdin)
-                continue
-            before, leave, _ = data.partition(DETACH_BYTE)
-            sock.sendall(before)
-            if leave:
-                return
+
+    def _list_sources(self) -> list[int]:
+        is_full = len(self._typed) >= MAX_TYPED_BYTES and not self._is_keyboard
+        return [] if self._stdin is None or is_full else [self._stdin]
+
+    def _show(self) -> bool:
+        data = self._sock.recv(READ_BYTES)
+        _write(data)
+        return bool(data)
+
+    def _type(self) -> bool:
+        """False when the person wants to leave."""
+        assert self._stdin is not None
+        data = os.read(self._stdin, READ_BYTES)
+        if not data:
+            self._stdin = None
+        before, leave, _ = data.partition(DETACH_BYTE) if self._is_keyboard else (data, b"", b"")
+        room = MAX_TYPED_BYTES - len(self._typed) if self._is_keyboard else len(before)
+        self._typed += before[:room]
+        return not leave
 
 
 def _find_logs(name: str | None) -> Path:
     """The folder of a running machine, else of the last one of that name that ended badly."""
-    if name is None:
-        return Path(pick_machine(None).directory)
-    running = find_machine(name=check_name(name)) or (find_machine(cid=int(name)) if name.isdecimal() else None)
+    running = pick_machine(None) if name is None else find_named(check_name(name))
     if running is not None:
         return Path(running.directory)
+    assert name is not None
     kept = find_state_directory() / name
     if not kept.is_dir():
         raise MachineError(
@@ -118,6 +155,33 @@ def _find_logs(name: str | None) -> Path:
             hint="logs of machines that end as asked go with them",
         )
     return kept
+
+
+def _follow(fd: int, path: Path) -> None:
+    """Copies what comes until the machine that writes there has ended; a log that rolls over is opened anew."""
+    while _is_running(path.parent):
+        time.sleep(FOLLOW_POLL_S)
+        _copy(fd)
+        with contextlib.suppress(FileNotFoundError):
+            _reopen(fd, path)
+        _copy(fd)
+    _copy(fd)
+
+
+def _is_running(folder: Path) -> bool:
+    machine = find_machine(name=folder.name)
+    return machine is not None and Path(machine.directory) == folder
+
+
+def _reopen(fd: int, path: Path) -> None:
+    """Lets fd be the file that has the name now, when the old one has been read to its end."""
+    new = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if not os.path.sameopenfile(fd, new):
+            _copy(fd)
+            os.dup2(new, fd, inheritable=False)
+    finally:
+        os.close(new)
 
 
 def _copy(fd: int) -> None:

@@ -2,15 +2,20 @@
 
 import sys
 import time
+from collections.abc import Callable
 
 import click
 
 from vmkit.cli.show import print_json, print_table
+from vmkit.cli.values import SECONDS
 from vmkit.errors import ConfigError, MachineError
 from vmkit.machine import stop
 from vmkit.machine.registry import sweep
+from vsh.errors import VshError
 from vsh.registry import Machine as Entry
 from vsh.registry import find_machine, read_machines
+
+MAX_CID_DIGITS = 10
 
 
 def pick_machine(name: str | None) -> Entry:
@@ -22,15 +27,21 @@ def pick_machine(name: str | None) -> Entry:
         if not machines:
             raise MachineError("no machine is running", hint="start one: vmkit up")
         raise ConfigError("several machines are running: say which", hint=", ".join(m.name for m in machines))
-    found = find_machine(name=name)
-    if found is None and name.isdecimal():
-        found = find_machine(cid=int(name))
+    found = find_named(name)
     if found is None:
         known = ", ".join(machine.name for machine in machines)
         raise MachineError(
             f"no machine named '{name}' is running",
             hint=f"running: {known}" if known else "start one: vmkit up",
         )
+    return found
+
+
+def find_named(word: str) -> Entry | None:
+    """The machine of that name, else of that CID."""
+    found = find_machine(name=word)
+    if found is None and word.isdecimal() and len(word) <= MAX_CID_DIGITS:
+        found = find_machine(cid=int(word))
     return found
 
 
@@ -91,16 +102,16 @@ def status(*, name: str | None, as_json: bool) -> None:
 @click.option("--all", "everything", is_flag=True, help="Every running machine.")
 @click.option(
     "--timeout",
-    type=float,
+    type=SECONDS,
     default=stop.POWER_OFF_DEADLINE_S,
     show_default=True,
     help="Seconds the guest has to power off before QEMU is ended.",
 )
 def down(*, names: tuple[str, ...], everything: bool, timeout: float) -> None:
     """Power machines off: the guest is asked first, then QEMU, then nobody is."""
-    for entry in _pick_several(names, everything):
-        stop.power_off(entry, timeout_s=timeout, tell=lambda text: None)
-        print(f"{entry.name} is down")
+    _end_several(
+        _pick_several(names, everything), lambda entry: stop.power_off(entry, timeout_s=timeout, tell=_tell), "is down"
+    )
 
 
 @click.command("kill")
@@ -108,14 +119,12 @@ def down(*, names: tuple[str, ...], everything: bool, timeout: float) -> None:
 @click.option("--all", "everything", is_flag=True, help="Every running machine.")
 def kill(*, names: tuple[str, ...], everything: bool) -> None:
     """End machines at once, without asking the guest."""
-    for entry in _pick_several(names, everything):
-        stop.kill(entry)
-        print(f"{entry.name} is gone")
+    _end_several(_pick_several(names, everything), stop.kill, "is gone")
 
 
 @click.command("wait")
 @click.argument("name", required=False)
-@click.option("--timeout", type=float, help="Seconds to wait [default: for ever].")
+@click.option("--timeout", type=SECONDS, help="Seconds to wait [default: for ever].")
 @click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
 def wait(*, name: str | None, timeout: float | None, as_json: bool) -> None:
     """Wait until a machine ends and say why; status 0 when somebody asked for the end, 1 when not."""
@@ -131,12 +140,36 @@ def wait(*, name: str | None, timeout: float | None, as_json: bool) -> None:
         sys.exit(1)
 
 
+def _end_several(entries: list[Entry], end: Callable[[Entry], None], words: str) -> None:
+    """Ends one after another; one that does not end keeps no other from it. Raises MachineError about all such."""
+    failures: list[VshError] = []
+    for entry in entries:
+        try:
+            end(entry)
+        except VshError as error:
+            failures.append(error)
+        else:
+            print(f"{entry.name} {words}", flush=True)
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        raise MachineError(
+            f"{len(failures)} machines did not end", details="\n".join(f"{e.brief}; {e.hint}" for e in failures)
+        )
+
+
+def _tell(text: str) -> None:
+    print(f"vmkit: {text}", file=sys.stderr, flush=True)
+
+
 def _pick_several(names: tuple[str, ...], everything: bool) -> list[Entry]:
     if everything:
         if names:
             raise ConfigError("--all and names exclude each other")
         return read_machines()
-    return [pick_machine(name) for name in names] or [pick_machine(None)]
+    picked = [pick_machine(name) for name in names] or [pick_machine(None)]
+    # Named twice, by its name and its CID perhaps, a machine ends once.
+    return list({entry.name: entry for entry in picked}.values())
 
 
 def _render_age(entry: Entry) -> str:

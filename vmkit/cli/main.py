@@ -48,6 +48,7 @@ def vmkit(*, debug: bool) -> None:
 
     `vmkit up && vsh --cid 3`
     """
+    # The environment is where __main__ looks: an option of a verb that failed is known nowhere else.
+    os.environ["VMKIT_DEBUG"] = "1" if debug else ""
     if debug:
-        os.environ["VMKIT_DEBUG"] = "1"
         logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="%(name)s: %(message)s")

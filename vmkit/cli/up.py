@@ -1,6 +1,7 @@
 """`vmkit up`: from words on a command line to a ready machine and the next command to type."""
 
 import contextlib
+import json
 import os
 import shlex
 import shutil
@@ -12,10 +13,11 @@ from pathlib import Path
 import click
 
 from vmkit.cli.show import open_progress, print_json
+from vmkit.cli.values import SECONDS
 from vmkit.image.build import find_built_image, plan_image
 from vmkit.image.config import load_image
 from vmkit.machine.launch import Layout
-from vmkit.machine.qemu import plan_qemu
+from vmkit.machine.qemu import QemuPlan, plan_qemu
 from vmkit.machine.spec import (
     DEFAULT_CPUS,
     DEFAULT_MEMORY_MIB,
@@ -26,7 +28,7 @@ from vmkit.machine.spec import (
     MachineSpec,
     parse_memory,
 )
-from vmkit.machine.start import Started, choose, plan_hardware, start_machine
+from vmkit.machine.start import Choices, Started, choose, plan_hardware, start_machine
 from vmkit.machine.vhost import KernelVhostDoor
 from vmkit.run import render_command
 from vsh.address import address_of
@@ -43,12 +45,20 @@ READ_BYTES = 65536
 @click.option("--cid", type=int, help="vsock context id [default: the lowest free one from 3 on].")
 @click.option("--memory", default=str(DEFAULT_MEMORY_MIB), show_default=True, help="MiB, or with a unit: 1G.")
 @click.option("--cpus", type=int, default=DEFAULT_CPUS, show_default=True, help="Number of vCPUs.")
-@click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True)
-@click.option("--backend", type=click.Choice(["auto", "vhost", "user"]), default="auto", show_default=True)
+@click.option(
+    "--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True, help="What runs the guest."
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "vhost", "user"]),
+    default="auto",
+    show_default=True,
+    help="The kernel's vsock device, or vmkit's own.",
+)
 @click.option("--kernel", type=click.Path(path_type=Path), help="Boot this kernel instead of the image's.")
 @click.option("--append", default="", help="More kernel arguments.")
 @click.option(
-    "--timeout", type=float, default=DEFAULT_TIMEOUT_S, show_default=True, help="Seconds the guest has to be ready."
+    "--timeout", type=SECONDS, default=DEFAULT_TIMEOUT_S, show_default=True, help="Seconds the guest has to be ready."
 )
 @click.option("--console", is_flag=True, help="Show the guest's console while it boots.")
 @click.option("--reuse", is_flag=True, help="When a machine of that name is ready already, use it.")
@@ -90,7 +100,7 @@ def up(  # noqa: PLR0913
         timeout_s=timeout,
     )
     if dry_run:
-        _print_plan(spec)
+        _print_plan(spec, as_json=as_json)
         return
     running = find_machine(name=spec.name or load_image(spec.image).name) if reuse else None
     if running is not None:
@@ -142,7 +152,13 @@ def _find_command(program: str) -> str:
     if shutil.which(program):
         return program
     beside = Path(sys.argv[0]).parent / program
-    return shlex.quote(os.path.relpath(beside)) if beside.exists() else program
+    if not beside.exists():
+        return program
+    try:
+        return shlex.quote(os.path.relpath(beside))
+    except FileNotFoundError:
+        # The working directory is gone.
+        return shlex.quote(str(beside))
 
 
 def _print_started(started: Started, *, quiet: bool) -> None:
@@ -160,20 +176,40 @@ def _print_started(started: Started, *, quiet: bool) -> None:
     _print_next(started.name, started.cid)
 
 
-def _print_plan(spec: MachineSpec) -> None:
-    """The image's plan, and QEMU's command when the image is built already (its paths are known only then)."""
+def _print_plan(spec: MachineSpec, *, as_json: bool) -> None:
+    """The image's plan, and QEMU's command when the image is built already (its paths are known only then).
+
+    No machine is started, not even to prove KVM.
+    """
     image = load_image(spec.image)
-    plan = plan_image(image)
-    print(plan.render())
-    if find_built_image(image) is None:
-        print("start QEMU: the command is known when the image is built")
+    plan = plan_image(image).render()
+    choices, qemu = _plan_start(spec) if find_built_image(image) is not None else (None, None)
+    if as_json:
+        by_hand = None if qemu is None else qemu.render_by_hand()
+        plug = [] if qemu is None else [{"execute": c.name, "arguments": c.arguments} for c in qemu.plug]
+        print_json({"image": plan, "qemu": by_hand, "plug": plug})
         return
-    choices = choose(spec, lambda _text, _fraction: None, KernelVhostDoor())
-    hardware = plan_hardware(spec, choices, spec.name or choices.built.name, spec.cid or FIRST_GUEST_CID)
-    qemu = plan_qemu(hardware)
-    print(render_command(qemu.argv))
+    print(plan)
+    if choices is None or qemu is None:
+        print("# QEMU's command is known when the image is built: vmkit build")
+        return
+    print(f"# accelerator {_render_choice(choices.accelerator, choices.accelerator_reason)}")
+    print(f"# backend {_render_choice(choices.backend, choices.backend_reason)}")
+    print("# QEMU, with the guest's console in your terminal (Ctrl-a x ends it) and without the vsock device:")
+    print(render_command(qemu.render_by_hand()))
+    print("# vmkit starts it paused, plugs the device over QMP, and lets it run:")
     for command in qemu.plug:
-        print(f"QMP {command.name} {command.arguments}")
+        print(f"#   {command.name} {json.dumps(command.arguments)}")
+
+
+def _render_choice(choice: str, reason: str) -> str:
+    return f"{choice}: {reason}" if reason else choice
+
+
+def _plan_start(spec: MachineSpec) -> tuple[Choices, QemuPlan]:
+    choices = choose(spec, lambda _text, _fraction: None, KernelVhostDoor(), prove=False)
+    name, cid = spec.name or choices.built.name, spec.cid or FIRST_GUEST_CID
+    return choices, plan_qemu(plan_hardware(spec, choices, name, cid))
 
 
 @contextlib.contextmanager

@@ -45,6 +45,7 @@ CONSOLE_DRAIN_S = 1.0
 REPORT_DEADLINE_S = 1.0
 BACKLOG = 64
 UNPLUG_DEADLINE_S = 10.0
+BY_HAND_NOTE = "# by hand, with the console in your terminal (Ctrl-a x ends it) and without the vsock device:"
 # Events of QEMU that say nothing about a machine's fate and come in floods.
 _QUIET_EVENTS = frozenset({"RTC_CHANGE", "NIC_RX_FILTER_CHANGED", "VSERPORT_CHANGE"})
 
@@ -159,7 +160,8 @@ class Monitor:
 
     async def _start_qemu(self, console_fd: int, qmp_fd: int, ready_port: int) -> Child:
         argv = self._plan.qemu.render_argv(console_fd=console_fd, qmp_fd=qmp_fd, ready_port=ready_port)
-        (self._plan.directory / Layout.ARGV).write_text(render_command(argv) + "\n")
+        text = "\n".join((render_command(argv), BY_HAND_NOTE, render_command(self._plan.qemu.render_by_hand()), ""))
+        (self._plan.directory / Layout.ARGV).write_bytes(os.fsencode(text))
         log = self._open_log(Layout.QEMU_LOG)
         qemu = await start_child("qemu", argv, log=log, pass_fds=(console_fd, qmp_fd), package="qemu-system-x86")
         self._events.add("qemu-started", {"pid": qemu.pid})

@@ -88,8 +88,11 @@ def _read_version_text(path: str, cache_dir: Path | None) -> str:
     return text
 
 
-def probe_kvm(qemu: Qemu, kernel: Path, cache_dir: Path) -> Verdict:
-    """Whether a stock kernel boots under KVM here; the verdict of this boot of the host is remembered in cache_dir."""
+def probe_kvm(qemu: Qemu, kernel: Path, cache_dir: Path, *, prove: bool = True) -> Verdict:
+    """Whether a stock kernel boots under KVM here; the verdict of this boot of the host is remembered in cache_dir.
+
+    prove=False starts nothing: what is not known yet does not work yet.
+    """
     refusal = check_kvm_device()
     if refusal is not None:
         return refusal
@@ -97,6 +100,8 @@ def probe_kvm(qemu: Qemu, kernel: Path, cache_dir: Path) -> Verdict:
     known = _read_note(cache_dir / VERDICT_FILE, key)
     if known is not None:
         return Verdict(bool(known.get("works")), str(known.get("reason", "")))
+    if not prove:
+        return Verdict(False, "whether KVM works here is proven at the first start")
     verdict = prove_kvm(qemu, kernel)
     _write_note(cache_dir / VERDICT_FILE, key, asdict(verdict))
     return verdict

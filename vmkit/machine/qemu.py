@@ -3,6 +3,7 @@
 Why each option is there is said beside it; what was measured to choose them is in docs/DECISIONS.md.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,11 @@ from vmkit.machine.spec import MAX_KERNEL_COMMAND_LINE_BYTES, Accelerator, Backe
 # (the number is that of ChromeOS's startup listener).
 USER_READY_PORT = 7777
 
-# Stands in the argv for a number only the monitor knows: the port of its READY listener on `vhost`.
+# Stand in the argv for what only the monitor knows: its descriptors, and the port of its READY listener on `vhost`.
+CONSOLE_CHARDEV = "{console}"
+QMP_CHARDEV = "{qmp}"
 READY_PORT_MARK = "{ready_port}"
+QMP_MONITOR = "chardev=qmp,mode=control"
 
 VSOCK_DEVICE_ID = "vsock0"
 VSOCK_CHARDEV_ID = "vsock-char"
@@ -65,14 +69,18 @@ class QemuPlan:
 
     def render_argv(self, *, console_fd: int, qmp_fd: int, ready_port: int) -> list[str]:
         """The argv with the descriptors and the port filled in."""
-        numbers = {"{console_fd}": console_fd, "{qmp_fd}": qmp_fd, READY_PORT_MARK: ready_port}
-        words = []
-        for word in self.argv:
-            text = word
-            for mark, number in numbers.items():
-                text = text.replace(mark, str(number))
-            words.append(text)
-        return words
+        numbers = {CONSOLE_CHARDEV: f"socket,id=console,fd={console_fd}", QMP_CHARDEV: f"socket,id=qmp,fd={qmp_fd}"}
+        return [numbers.get(word, word).replace(READY_PORT_MARK, str(ready_port)) for word in self.argv]
+
+    def render_by_hand(self) -> list[str]:
+        """The argv for a person's shell: not paused, the console in the terminal, nothing that needs vmkit."""
+        left_out = (("-S",), ("-chardev", QMP_CHARDEV), ("-mon", QMP_MONITOR))
+        words = list(self.argv)
+        for option in left_out:
+            at = words.index(option[-1]) - len(option) + 1
+            del words[at : at + len(option)]
+        words[words.index(CONSOLE_CHARDEV)] = "stdio,id=console,mux=on,signal=off"
+        return [word.replace(READY_PORT_MARK, str(USER_READY_PORT)) for word in words]
 
 
 def render_kernel_command_line(hardware: Hardware) -> str:
@@ -83,9 +91,10 @@ def render_kernel_command_line(hardware: Hardware) -> str:
     port = READY_PORT_MARK if hardware.ready_port is None else hardware.ready_port
     words = [*dict.fromkeys([*BASE_KERNEL_ARGS, *hardware.kernel_args]), f"vmkit.ready={port}"]
     line = " ".join([*words, hardware.append]).strip()
-    if len(line.encode()) > MAX_KERNEL_COMMAND_LINE_BYTES:
+    size_bytes = len(os.fsencode(line))
+    if size_bytes > MAX_KERNEL_COMMAND_LINE_BYTES:
         raise ConfigError(
-            f"the kernel command line is too long: {len(line.encode())} bytes of {MAX_KERNEL_COMMAND_LINE_BYTES}",
+            f"the kernel command line is too long: {size_bytes} bytes of {MAX_KERNEL_COMMAND_LINE_BYTES}",
             hint="shorten --append or the image's kernel arguments",
         )
     return line
@@ -109,8 +118,8 @@ def plan_qemu(hardware: Hardware) -> QemuPlan:
             "-m", f"{hardware.memory_mib}M",
             *_plan_memory(hardware),
             "-device", f"pcie-root-port,id={ROOT_PORT_ID},slot=1",
-            "-chardev", "socket,id=console,fd={console_fd}", "-serial", "chardev:console",
-            "-chardev", "socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control",
+            "-chardev", CONSOLE_CHARDEV, "-serial", "chardev:console",
+            "-chardev", QMP_CHARDEV, "-mon", QMP_MONITOR,
             "-kernel", str(hardware.kernel),
             "-initrd", str(hardware.initrd),
             "-append", render_kernel_command_line(hardware),

@@ -24,6 +24,8 @@ MIN_MEMORY_MIB = 64
 DEFAULT_CPUS = 1
 MAX_CPUS = 255
 DEFAULT_TIMEOUT_S = 120.0
+# A week: longer than any boot, and less than the milliseconds that poll(2) counts in an int.
+MAX_TIMEOUT_S = 7 * 24 * 3600.0
 # COMMAND_LINE_SIZE of x86 (arch/x86/include/asm/setup.h): the kernel cuts what is longer, without a word.
 MAX_KERNEL_COMMAND_LINE_BYTES = 2048 - 1
 
@@ -71,8 +73,11 @@ class MachineSpec:
             )
         if not 1 <= self.cpus <= MAX_CPUS:
             raise ConfigError(f"{self.cpus} vCPUs cannot be had", hint=f"choose from 1 to {MAX_CPUS}")
-        if not 0 < self.timeout_s < float("inf"):
-            raise ConfigError(f"a timeout of {self.timeout_s:g} s makes no sense", hint="give seconds above 0")
+        if not 0 < self.timeout_s <= MAX_TIMEOUT_S:
+            raise ConfigError(
+                f"a timeout of {self.timeout_s:g} s makes no sense",
+                hint=f"give seconds above 0, {MAX_TIMEOUT_S:.0f} at most",
+            )
         if "\0" in self.append or "\n" in self.append:
             raise ConfigError("kernel arguments cannot hold a NUL or a newline")
 

@@ -99,8 +99,13 @@ def build_named_image(image: str, tell: Tell) -> BuiltImage:
     return build_image(load_image(image), progress=tell)
 
 
-def choose(spec: MachineSpec, tell: Tell, door: VhostDoor, build: Build = build_named_image) -> Choices:
-    """The image, QEMU, accelerator and backend a spec leads to on this host."""
+def choose(
+    spec: MachineSpec, tell: Tell, door: VhostDoor, build: Build = build_named_image, *, prove: bool = True
+) -> Choices:
+    """The image, QEMU, accelerator and backend a spec leads to on this host.
+
+    prove: whether KVM may be proven by booting a kernel under it, where that has not been done yet.
+    """
     if spec.kernel is not None:
         _check_kernel(spec.kernel)
     runtime = open_runtime_directory()
@@ -111,7 +116,7 @@ def choose(spec: MachineSpec, tell: Tell, door: VhostDoor, build: Build = build_
     kernel = spec.kernel or built.kernel
     kvm = None
     if spec.accelerator is None:
-        kvm = probe.probe_kvm(qemu, built.kernel, runtime)
+        kvm = probe.probe_kvm(qemu, built.kernel, runtime, prove=prove)
     accelerator, accelerator_reason = probe.choose_accelerator(spec.accelerator, kvm)
     return Choices(built, qemu, kernel, accelerator, accelerator_reason, backend, backend_reason)
 

@@ -1,0 +1,67 @@
+"""`vmkit doctor` and the verbs about images: how findings look, and the status that says whether `up` can work."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.vmkit.cli.conftest import Vmkit
+
+
+def test_doctor_tells_every_finding_and_the_verdict(vmkit: Vmkit, fake_qemu: Path) -> None:
+    done = vmkit("doctor")
+    assert "qemu" in done.out
+    assert "fallback  vhost-vsock" in done.out
+    assert done.status == (0 if done.out.endswith("vmkit up will work here\n") else 1)
+
+
+def test_doctor_in_json_is_for_programs(vmkit: Vmkit, fake_qemu: Path) -> None:
+    done = vmkit("doctor", "--json")
+    answer = json.loads(done.out)
+    assert set(answer) == {"works", "checks"}
+    assert all(set(check) == {"name", "level", "text", "hint"} for check in answer["checks"])
+    assert {check["level"] for check in answer["checks"]} <= {"ok", "fallback", "broken"}
+    assert answer["works"] == all(check["level"] != "broken" for check in answer["checks"])
+    assert done.status == (0 if answer["works"] else 1)
+    assert done.err == ""
+
+
+def test_doctor_without_qemu_ends_with_1_and_says_what_to_install(
+    vmkit: Vmkit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = vmkit("doctor")
+    assert done.status == 1
+    assert "BROKEN    qemu" in done.out
+    assert "sudo apt-get install qemu-system-x86" in done.out
+    assert done.out.endswith("vmkit up cannot work here yet\n")
+
+
+def test_images_are_listed_with_their_state(vmkit: Vmkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VMKIT_CACHE_DIR", str(tmp_path / "cache"))
+    assert vmkit("images").out.splitlines()[0].split() == ["IMAGE", "BUILT", "DESCRIPTION"]
+    tiny = next(image for image in json.loads(vmkit("images", "--json").out) if image["name"] == "tiny")
+    assert set(tiny) == {"name", "description", "built", "file"}
+    assert tiny["built"] is False
+
+
+def test_build_of_a_built_image_says_where_it_is(vmkit: Vmkit, recipe: str) -> None:
+    done = vmkit("build", recipe)
+    assert done.status == 0
+    assert done.out.startswith("my is in the cache: ")
+    answer = json.loads(vmkit("build", recipe, "--json").out)
+    assert answer["cached"] is True
+    assert os.path.isfile(answer["kernel"])  # noqa: PTH113
+
+
+def test_build_dry_run_prints_the_plan(vmkit: Vmkit, recipe: str) -> None:
+    done = vmkit("build", recipe, "--dry-run")
+    assert done.status == 0
+    assert "digest " in done.out
+
+
+def test_build_of_an_unknown_image_is_told(vmkit: Vmkit) -> None:
+    done = vmkit("build", "nonsense")
+    assert done.status == 64
+    assert done.err.startswith("vmkit: ")

@@ -1,0 +1,271 @@
+"""logs and console: of running machines, of ended ones, through pipes and a terminal."""
+
+import json
+import os
+import pty
+import select
+import socket
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.vmkit.cli.conftest import Program, Vmkit
+from vmkit.cli import look
+from vmkit.cli.look import KINDS, MAX_TYPED_BYTES, Attachment
+from vmkit.machine.registry import reserve
+
+DEADLINE_S = 30.0
+
+
+@pytest.fixture
+def machine(folders: Path) -> Iterator[Path]:
+    """The directory of an entry `m` that is held, with a log of every kind."""
+    with reserve("m", 3, "tiny", {"pid": os.getpid()}) as reservation:
+        for kind, name in KINDS.items():
+            (reservation.directory / name).write_text(f"this is {kind}\n")
+        yield reservation.directory
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_log_of_every_kind_is_printed(vmkit: Vmkit, machine: Path, kind: str) -> None:
+    assert vmkit("logs", "--kind", kind).out == f"this is {kind}\n"
+
+
+@pytest.mark.parametrize("word", ["m", "3"])
+def test_console_log_is_what_logs_means(vmkit: Vmkit, machine: Path, word: str) -> None:
+    assert vmkit("logs", word).out == "this is console\n"
+    assert vmkit("logs", word, "--path").out == f"{machine}\n"
+
+
+def test_bytes_of_a_log_are_printed_as_they_are(program: Program, machine: Path) -> None:
+    (machine / "console.log").write_bytes(bytes(range(256)))
+    assert program("logs", "m").stdout == bytes(range(256))
+
+
+def test_missing_log_is_told(vmkit: Vmkit, machine: Path) -> None:
+    (machine / "vsock.log").unlink()
+    done = vmkit("logs", "m", "--kind", "vsock")
+    assert (done.status, done.err) == (1, f"vmkit: there is no vsock log in {machine}\n")
+
+
+def test_log_that_may_not_be_read_is_told(vmkit: Vmkit, machine: Path) -> None:
+    (machine / "console.log").unlink()
+    (machine / "console.log").mkdir()
+    done = vmkit("logs", "m")
+    assert done.status == 1
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".", "", "../m", "/etc", "a/b", "m/../../..", "x\0y", "-x", "x" * 5000, ".old.m.1"]
+)
+def test_logs_takes_names_only(vmkit: Vmkit, machine: Path, folders: Path, name: str) -> None:
+    (folders / "state" / "console.log").write_text("not a machine's")
+    (folders / "console.log").write_text("not a machine's")
+    done = vmkit("logs", "--", name)
+    assert done.status == 64
+    assert "cannot be a machine's name" in done.err
+    assert done.out == ""
+
+
+def test_logs_of_a_machine_that_ended_badly_are_kept(up: Vmkit, vmkit: Vmkit, folders: Path) -> None:
+    assert up("panic", "-q").status == 1
+    assert "Kernel panic - not syncing: VFS" in vmkit("logs", "my").out
+    events = [json.loads(line) for line in vmkit("logs", "my", "--kind", "events").out.splitlines()]
+    assert events[-1]["event"] == "end"
+    assert vmkit("logs", "my", "--path").out == f"{folders / 'state' / 'my'}\n"
+    exact, _, by_hand = vmkit("logs", "my", "--kind", "argv").out.splitlines()
+    assert " -S " in exact
+    assert " -S " not in by_hand
+
+
+def test_following_an_ended_machines_log_ends(up: Vmkit, vmkit: Vmkit) -> None:
+    up("panic", "-q")
+    assert "Kernel panic" in vmkit("logs", "-f", "my").out
+
+
+def test_logs_of_nobody_are_told(vmkit: Vmkit) -> None:
+    done = vmkit("logs", "nobody")
+    assert done.status == 1
+    assert done.err.startswith("vmkit: there are no logs of 'nobody'")
+
+
+def test_following_goes_on_over_a_log_that_rolls_and_ends_with_the_machine(
+    folders: Path, vmkit: Vmkit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(look, "FOLLOW_POLL_S", 0.01)
+    written = threading.Event()
+
+    def live() -> None:
+        with reserve("m", 3, "tiny", {"pid": os.getpid()}) as reservation:
+            log = reservation.directory / "console.log"
+            log.write_text("1\n")
+            written.set()
+            for number in range(2, 6):
+                time.sleep(0.05)
+                with log.open("a") as file:
+                    file.write(f"{number}a\n")
+                log.rename(log.with_suffix(".log.1"))
+                log.write_text(f"{number}b\n")
+            time.sleep(0.1)
+            with log.open("a") as file:
+                file.write("last\n")
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    written.wait(DEADLINE_S)
+    done = vmkit("logs", "--follow", "m")
+    thread.join()
+    assert done.out.split() == ["1", "2a", "2b", "3a", "3b", "4a", "4b", "5a", "5b", "last"]
+
+
+# ---- console ---------------------------------------------------------------------------------------------------------
+
+
+class Attached:
+    """A real `vmkit console` at a console that is played here."""
+
+    def __init__(self, directory: Path, stdin: int, **options: object) -> None:
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.bind(str(directory / "console.sock"))
+        self.listener.listen()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "vmkit", "console", "m"], stdin=stdin, stderr=subprocess.PIPE, **options
+        )  # type: ignore[call-overload]
+        self.listener.settimeout(DEADLINE_S)
+        self.guest, _ = self.listener.accept()
+        self.guest.settimeout(DEADLINE_S)
+
+    def end(self) -> int:
+        self.guest.close()
+        self.listener.close()
+        self.process.communicate(timeout=DEADLINE_S)
+        return self.process.returncode
+
+
+def read_until(fd: int, what: bytes) -> bytes:
+    seen = b""
+    while what not in seen:
+        assert select.select([fd], [], [], DEADLINE_S)[0], f"{what!r} did not come, but {seen!r}"
+        seen += os.read(fd, 65536)
+    return seen
+
+
+def test_console_in_a_terminal_is_raw_until_ctrl_bracket(machine: Path) -> None:
+    ours, theirs = pty.openpty()
+    before = termios.tcgetattr(theirs)
+    attached = Attached(machine, theirs, stdout=theirs)
+    attached.guest.sendall(b"login: ")
+    read_until(ours, b"login: ")
+    os.write(ours, b"root\r\x03")
+    assert attached.guest.recv(100) == b"root\r\x03"
+    os.write(ours, b"bye\x1dnot typed")
+    assert attached.guest.recv(100) == b"bye"
+    _, err = attached.process.communicate(timeout=DEADLINE_S)
+    assert attached.process.returncode == 0
+    assert err == b"vmkit: the console of 'm'; Ctrl-] leaves\n"
+    assert termios.tcgetattr(theirs) == before
+    attached.end()
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_console_leaves_a_terminal_as_it_was_when_it_is_terminated(machine: Path) -> None:
+    ours, theirs = pty.openpty()
+    before = termios.tcgetattr(theirs)
+    attached = Attached(machine, theirs, stdout=theirs)
+    attached.guest.sendall(b"login: ")
+    read_until(ours, b"login: ")
+    attached.process.terminate()
+    attached.process.communicate(timeout=DEADLINE_S)
+    assert attached.process.returncode == 128 + 15
+    assert termios.tcgetattr(theirs) == before
+    attached.end()
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_console_of_a_pipe_types_everything_and_shows_what_comes(machine: Path) -> None:
+    text = b"a\x1db" * 100_000
+    attached = Attached(machine, subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def feed() -> None:
+        assert attached.process.stdin is not None
+        attached.process.stdin.write(text)
+        attached.process.stdin.close()
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    heard = b""
+    while len(heard) < len(text):
+        heard += attached.guest.recv(65536)
+    thread.join()
+    assert heard == text
+    attached.guest.sendall(b"after the end of its input")
+    attached.guest.close()
+    assert attached.process.stdout is not None
+    assert attached.process.stdout.read() == b"after the end of its input"
+    assert attached.process.wait(DEADLINE_S) == 0
+
+
+def test_ctrl_bracket_is_heard_under_a_guest_that_takes_nothing() -> None:
+    ours, theirs = pty.openpty()
+    mode = termios.tcgetattr(theirs)
+    mode[3] &= ~(termios.ICANON | termios.ECHO)
+    termios.tcsetattr(theirs, termios.TCSANOW, mode)
+    console, guest = socket.socketpair()
+    console.setblocking(False)
+    attachment = Attachment(console, theirs)
+    thread = threading.Thread(target=attachment.run)
+    thread.start()
+    for _ in range(500):
+        os.write(ours, b"x" * 1000)
+    os.write(ours, b"\x1d")
+    thread.join(DEADLINE_S)
+    assert not thread.is_alive()
+    assert len(attachment._typed) <= MAX_TYPED_BYTES
+    for sock in (console, guest):
+        sock.close()
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_console_that_lets_go_of_a_slow_terminal_is_told(machine: Path) -> None:
+    attached = Attached(machine, subprocess.PIPE)
+    assert attached.process.stdin is not None
+    attached.process.stdin.write(b"unread")
+    attached.process.stdin.flush()
+    assert select.select([attached.guest], [], [], DEADLINE_S)[0]
+    # Closed with something unread: a reset, as when the monitor aborts.
+    attached.guest.close()
+    _, err = attached.process.communicate(timeout=DEADLINE_S)
+    assert attached.process.returncode == 1
+    assert b"vmkit: the console was closed" in err
+    attached.listener.close()
+
+
+def test_console_that_is_not_there_is_told(vmkit: Vmkit, machine: Path) -> None:
+    done = vmkit("console", "m")
+    assert (done.status, done.err) == (1, "vmkit: the console of 'm' does not answer: No such file or directory\n")
+
+
+def test_console_without_stdin_shows_until_the_end(machine: Path) -> None:
+    (machine / "console.sock").unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(machine / "console.sock"))
+    listener.listen()
+    process = subprocess.Popen(
+        ["sh", "-c", f"exec {sys.executable} -m vmkit console m <&-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    guest, _ = listener.accept()
+    guest.sendall(b"shown")
+    guest.close()
+    out, _ = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, out) == (0, b"shown")
+    listener.close()
