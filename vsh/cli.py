@@ -10,7 +10,7 @@ from vsh import address, escapes, signals
 from vsh.address import Address
 from vsh.errors import ConnectionLost, VshError
 from vsh.flags import Options, split_command
-from vsh.pump import Pump, Sink, Source
+from vsh.pump import Pump, Sink, Source, deadline_after
 from vsh.session import Session, make_limits, open_session
 from vsh.stdio import FdSink, FdSource, hold_stdio
 from vsh.terminal import RawTerminal, find_size, is_terminal
@@ -32,11 +32,13 @@ def run(options: Options) -> int:
     has_pty = wants_pty(options)
     request = make_request(options, has_pty=has_pty)
     limits = make_limits(int(options.keepalive * 1000)) if options.extended else None
-    session = open_session(where, request, limits=limits, timeout_s=options.timeout)
+    deadline_s = deadline_after(options.timeout or None)
+    connect_s = min(filter(None, (options.timeout, options.connect_timeout)), default=0.0)
+    session = open_session(where, request, limits=limits, timeout_s=connect_s)
     if options.verbose or options.debug:
         mode = "extended" if session.connection.is_extended else "legacy"
         print(f"vsh: {where.name}: pid {session.pid}, {mode} mode", file=sys.stderr)
-    return Shell(session, options, has_pty=has_pty).run()
+    return Shell(session, options, has_pty=has_pty).run(deadline_s)
 
 
 def find_address(options: Options) -> Address:
@@ -113,12 +115,12 @@ class Shell:
         self.pump.wakeup_fd = self.wakeup.fd
         self.pump.on_wakeup = self._take_signals
 
-    def run(self) -> int:
+    def run(self, deadline_s: float | None) -> int:
         """Relays until the end; the exit status. Raises VshError; the terminal is restored in every case."""
         if self.terminal is not None:
             self.terminal.enter()
         try:
-            end = self.pump.run()
+            end = self.pump.run(deadline_s)
         finally:
             if self.terminal is not None:
                 self.terminal.leave()

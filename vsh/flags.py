@@ -31,6 +31,7 @@ KINDS = {
     "cwd": "string",
     "env": "list",
     "timeout": "double",
+    "connect_timeout": "double",
     "keepalive": "double",
     "target_container": "string",
     "listen_port": "uint32",
@@ -66,7 +67,9 @@ what:
   -t, -T                with, without a terminal (with one when stdin and stdout are)
 
 how:
-  --timeout=SECONDS     for connecting and starting (30); 0: no limit
+  --timeout=SECONDS     end the command after this long, with status 124; 0: never
+  --connect_timeout=SECONDS
+                        for connecting and starting (30); 0: no limit
   --keepalive=SECONDS   give a silent peer up after this long (120); 0: never
   --noextended          speak ChromeOS's protocol only
   -q, -v, --debug       say less, more, everything
@@ -74,7 +77,7 @@ how:
 
 In a terminal: ~. disconnects, ~^Z suspends, ~? lists all escapes.
 Exit status: the command's; 128+N killed by signal N; 126, 127 it could not be executed, found; 64, 65 a wrong flag;
-123 the connection was lost; 1 anything else.
+123 the connection was lost; 124 --timeout was over; 1 anything else.
 """
 
 
@@ -92,7 +95,8 @@ class Options:
         self.user = ""
         self.cwd = ""
         self.env: list[str] = []
-        self.timeout = 30.0
+        self.timeout = 0.0
+        self.connect_timeout = 30.0
         self.keepalive = 120.0
         self.target_container = ""
         self.listen_port: int | None = None

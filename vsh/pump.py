@@ -73,6 +73,9 @@ class SinkGone(VshError):  # noqa: N818 - it names what happened
 class TimedOut(VshError):  # noqa: N818 - it names what happened
     """The session outlived the time it was given, and was ended."""
 
+    # timeout(1)'s.
+    status = 124
+
 
 class Pump:
     """Invariant: `exit` is set once the target's end is known; the pump is done when the outlets have drained too."""

@@ -177,7 +177,7 @@ def _shake_hands(fd: int, connection: ClientConnection, address: Address, deadli
         if not poll.poll(remaining_ms(deadline_s)):
             raise VshError(
                 f"the vshd of {address.name} does not answer",
-                hint="is the guest paused or stuck? --timeout waits longer",
+                hint="is the guest paused or stuck? --connect_timeout waits longer",
             )
         events = session.receive()
         for index, event in enumerate(events):

@@ -36,6 +36,7 @@ class Options:
         "handshake_timeout",
         "help",
         "inherit_env",
+        "keepalive",
         "listen",
         "log_kmsg",
         "log_stderr",
@@ -57,6 +58,7 @@ class Options:
         self.handshake_timeout = 30
         self.help = False
         self.inherit_env = False
+        self.keepalive = 120
         self.listen = f"vsock:{VSHD_PORT}"
         self.log_kmsg = True
         self.log_stderr = False
@@ -82,6 +84,7 @@ Serves shells and commands to vsh, over vsock.
   --inherit_env                   targets start from the daemon's environment (false)
   --forward_to_host_port=PORT     do not listen: serve one session on a connection to the host's PORT
   --handshake_timeout=SECONDS     how long a client may take to say what it wants (30)
+  --keepalive=SECONDS             give a silent client up after this long (120), 0: never
   --max_sessions=N                sessions at once (256)
   --max_processes=N               processes of one user (RLIMIT_NPROC), 0: no limit
   --max_memory=MIB                address space of each process (RLIMIT_AS), 0: no limit

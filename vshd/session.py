@@ -20,7 +20,7 @@ from vshd.target import Target, build_environment, enter_directory, start_target
 from vshd.wire import messages
 from vshd.wire.connection import default_limits
 from vshd.wire.events import Broken, RequestReceived
-from vshd.wire.messages import Failure, SetupConnectionRequest
+from vshd.wire.messages import Extended, Failure, SetupConnectionRequest
 from vshd.wire.server import ServerConnection
 
 TYPE_CHECKING = False
@@ -62,7 +62,7 @@ class Session:
         self.log = log
         self._wakeup = wakeup
         self._on_start = on_start
-        self.connection = ServerConnection(default_limits() if options.extended else None)
+        self.connection = ServerConnection(_make_limits(options))
 
     def run(self) -> None:
         """The whole session; what goes wrong is told to the client, else to the log."""
@@ -198,6 +198,15 @@ class Session:
             self.connection.send_data(messages.STDERR, line)
         else:
             self.connection.send_data(messages.STDOUT, line.replace(b"\n", b"\r\n"))
+
+
+def _make_limits(options: Options) -> Extended | None:
+    """What we announce; None: legacy mode only."""
+    if not options.extended:
+        return None
+    limits = default_limits()
+    limits.silence_ms = options.keepalive * 1000
+    return limits
 
 
 def _describe(request: SetupConnectionRequest) -> str:
