@@ -4,8 +4,9 @@ import os
 import sys
 
 from vsh import cli
+from vsh.config import apply_config, list_hosts
 from vsh.errors import ConnectionLost, VshError
-from vsh.flags import HELP, parse_flags
+from vsh.flags import HELP, Options, parse_flags
 from vshd.version import __version__
 
 INTERRUPTED = 128 + 2
@@ -25,6 +26,10 @@ def main(argv: list[str] | None = None) -> int:
         if options.version:
             print(f"vsh {__version__}")
             return 0
+        if options.completion or options.list_hosts:
+            return _help_shell(options)
+        apply_config(options)
+        is_debug, is_quiet = options.debug, options.quiet
         return cli.run(options)
     except VshError as error:
         if is_debug:
@@ -35,6 +40,21 @@ def main(argv: list[str] | None = None) -> int:
         return error.status
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _help_shell(options: Options) -> int:
+    """What completion scripts are, and what they ask."""
+    from vsh import completion, registry  # noqa: PLC0415
+
+    if options.list_hosts:
+        names = {machine.name for machine in registry.read_machines()} | set(list_hosts())
+        print("\n".join(sorted(names)))
+        return 0
+    script = completion.render_completion(options.completion)
+    if script is None:
+        raise VshError(f"there is no completion for '{options.completion}'", hint="bash, zsh and fish", status=65)
+    print(script, end="")
+    return 0
 
 
 if __name__ == "__main__":

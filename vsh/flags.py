@@ -42,6 +42,8 @@ KINDS = {
     "verbose": "flag",
     "debug": "flag",
     "extended": "flag",
+    "completion": "string",
+    "list_hosts": "flag",
     "help": "flag",
     "version": "flag",
     # Logging flags every libbrillo program accepts.
@@ -73,6 +75,7 @@ how:
   --keepalive=SECONDS   give a silent peer up after this long (120); 0: never
   --noextended          speak ChromeOS's protocol only
   -q, -v, --debug       say less, more, everything
+  --completion=SHELL    print a completion script for bash, zsh or fish
   --version, --help
 
 In a terminal: ~. disconnects, ~^Z suspends, ~? lists all escapes.
@@ -107,10 +110,14 @@ class Options:
         self.verbose = False
         self.debug = False
         self.extended = True
+        self.completion = ""
+        self.list_hosts = False
         self.help = False
         self.version = False
         self.vmodule = ""
         self.command: list[str] = []
+        # Which flags were given, for whoever has defaults to add.
+        self.given: set[str] = set()
 
 
 def parse_flags(words: list[str]) -> Options:
@@ -127,13 +134,13 @@ def parse_flags(words: list[str]) -> Options:
             break
         if len(word) > 2 and word[1] != "-" and set(word[1:]) <= set(SHORT):
             for letter in word[1:]:
-                _set_flag(options, SHORT[letter], None)
+                set_flag(options, SHORT[letter], None)
             continue
         name, value = _split_flag(word)
         if value is None and KINDS.get(name, "flag") != "flag" and index < len(words):
             value = words[index]
             index += 1
-        _set_flag(options, name, value)
+        set_flag(options, name, value)
     options.command = words[index:]
     return options
 
@@ -145,10 +152,12 @@ def _split_flag(word: str) -> tuple[str, str | None]:
     return name.replace("-", "_"), value if equals else None
 
 
-def _set_flag(options: Options, name: str, value: str | None) -> None:
+def set_flag(options: Options, name: str, value: str | None) -> None:
+    """Sets one flag from its text; None: it has none. Raises VshError."""
     kind = KINDS.get(name)
     if kind is None and name.startswith("no") and KINDS.get(name[2:]) == "flag" and value is None:
         setattr(options, name[2:], False)
+        options.given.add(name[2:])
         return
     if kind is None:
         raise VshError(
@@ -156,6 +165,7 @@ def _set_flag(options: Options, name: str, value: str | None) -> None:
             hint="see vsh --help; a command with flags of its own comes behind --",
             status=UNKNOWN_FLAG_STATUS,
         )
+    options.given.add(name)
     if kind == "list":
         if value is None or value.find("=") < 1:
             raise _illegal(value or "", kind, name)

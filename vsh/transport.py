@@ -33,7 +33,7 @@ def open_transport(address: Address, deadline_s: float) -> int:
     fd = _open_unix(address, deadline_s)
     if address.kind == kinds.HYBRID:
         try:
-            _ask_for_port(address, fd, deadline_s)
+            ask_for_port(address, fd, deadline_s)
         except BaseException:
             os.close(fd)
             raise
@@ -88,7 +88,7 @@ def _cannot_reach(address: Address, error: Exception) -> VshError:
     return VshError(f"cannot connect to {where}: {error.strerror if isinstance(error, OSError) else error}")
 
 
-def _ask_for_port(address: Address, fd: int, deadline_s: float) -> None:
+def ask_for_port(address: Address, fd: int, deadline_s: float) -> None:
     """The hybrid convention: CONNECT <port>, and OK <port> or a close without a word."""
     os.write(fd, b"CONNECT %d\n" % address.port)
     poll = select.poll()

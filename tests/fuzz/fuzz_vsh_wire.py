@@ -8,6 +8,7 @@ Longer than under pytest: python -m tests.fuzz.fuzz_vsh_wire --cases 100000 --se
 
 import argparse
 import contextlib
+import os
 import random
 import socket
 import sys
@@ -17,8 +18,11 @@ from pathlib import Path
 
 from tests.vsh.live import Vshd
 from tests.vshd.transcripts import SESSIONS
+from vsh.address import Address
+from vsh.config import apply_config
 from vsh.errors import VshError
 from vsh.flags import parse_flags, split_command
+from vsh.transport import ask_for_port
 from vshd.flags import FlagError
 from vshd.flags import parse_flags as parse_daemon_flags
 from vshd.wire import messages, proto3
@@ -359,6 +363,41 @@ def fuzz_flags(rng):
         parse_daemon_flags(words)
 
 
+CONFIGURATION = """\
+[default]
+keepalive = 60
+[host.web]
+vm_name = "tiny"
+env = ["A=b"]
+tty = true
+[host.cold]
+cid = 7
+timeout = 1.5
+"""
+
+
+def fuzz_config(rng):
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(damage(rng, CONFIGURATION.encode()))
+        file.flush()
+        os.environ["VSH_CONFIG"] = file.name
+        try:
+            with contextlib.suppress(VshError):
+                apply_config(parse_flags(["--vm_name=web"]))
+        finally:
+            del os.environ["VSH_CONFIG"]
+
+
+def fuzz_connect_answer(rng):
+    """What a hybrid vsock may answer to CONNECT."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(damage(rng, b"OK 1073741824\n") or b"x")
+        theirs.close()
+        with contextlib.suppress(VshError):
+            ask_for_port(Address.hybrid("fuzz"), ours.fileno(), time.monotonic() + 5)
+
+
 class LiveTarget:
     """A real vshd, spoken to in nonsense; it must serve the next client, and leave nothing behind."""
 
@@ -398,6 +437,8 @@ TARGETS = {
     "client": fuzz_client,
     "duo": fuzz_duo,
     "flags": fuzz_flags,
+    "config": fuzz_config,
+    "connect": fuzz_connect_answer,
 }
 
 

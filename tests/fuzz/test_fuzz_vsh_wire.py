@@ -4,7 +4,16 @@ import pytest
 
 from tests.fuzz.fuzz_vsh_wire import TARGETS, run_cases
 
-CASES = {"codec": 1500, "frames": 1000, "server": 600, "client": 600, "duo": 60, "flags": 1500}
+CASES = {
+    "codec": 1500,
+    "frames": 1000,
+    "server": 600,
+    "client": 600,
+    "duo": 60,
+    "flags": 1500,
+    "config": 300,
+    "connect": 300,
+}
 LIVE_CASES = 60
 
 

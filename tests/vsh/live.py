@@ -14,7 +14,14 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 30.0
 # Guests start Python so; the daemon must not need more.
 START = "import sys; sys.path.insert(0, {!r}); from vshd.__main__ import main; sys.exit(main())"
-ENVIRONMENT = {"PATH": os.environ["PATH"], "PYTHONPATH": str(CHECKOUT), "VSH_AF_VSOCK": "deny", "TERM": "xterm"}
+ENVIRONMENT = {
+    "PATH": os.environ["PATH"],
+    "PYTHONPATH": str(CHECKOUT),
+    "TERM": "xterm",
+    "VSH_AF_VSOCK": "deny",
+    # Whoever runs the tests may have a configuration.
+    "VSH_CONFIG": "/nonexistent",
+}
 
 
 class Vshd:

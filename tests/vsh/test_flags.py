@@ -102,6 +102,6 @@ def test_leading_assignments(words, environment, argv):
 
 def test_help_names_every_flag():
     short = {"tty": "-t", "notty": "-T", "quiet": "-q", "verbose": "-v", "extended": "--noextended"}
-    hidden = {"owner_id", "container_features", "vmodule", "target_container", "listen_port", "port"}
+    hidden = {"list_hosts", "owner_id", "container_features", "vmodule", "target_container", "listen_port", "port"}
     for name in set(KINDS) - hidden:
         assert short.get(name, f"--{name}") in HELP

@@ -1,0 +1,171 @@
+"""The configuration file, host aliases, and what shells are told for completion."""
+
+import os
+import subprocess
+
+import pytest
+
+from tests.vsh.live import DEADLINE_S, ENVIRONMENT
+from vsh.completion import render_completion
+from vsh.config import apply_config, list_hosts
+from vsh.errors import VshError
+from vsh.flags import parse_flags
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    path = tmp_path / "config.toml"
+    monkeypatch.setenv("VSH_CONFIG", str(path))
+
+    def write(text, mode=0o600):
+        path.write_text(text)
+        path.chmod(mode)
+        return path
+
+    return write
+
+
+def parse(*words):
+    options = parse_flags(list(words))
+    apply_config(options)
+    return options
+
+
+HOSTS = """
+[default]
+keepalive = 60
+user = "everybody"
+
+[host.web]
+vm_name = "tiny"
+user = "alice"
+cwd = "/srv"
+env = ["LANG=C.UTF-8", "A=b"]
+tty = true
+
+[host.cold]
+cid = 7
+
+[host.plain]
+connect_timeout = 2.5
+"""
+
+
+def test_alias_stands_for_a_machine_and_its_flags(write):
+    write(HOSTS)
+    options = parse("--vm_name=web", "--", "ls")
+    assert (options.vm_name, options.user, options.cwd, options.tty) == ("tiny", "alice", "/srv", True)
+    assert options.env == ["LANG=C.UTF-8", "A=b"]
+    assert options.keepalive == 60
+    assert options.command == ["ls"]
+
+
+def test_alias_may_be_a_cid(write):
+    write(HOSTS)
+    options = parse("--vm_name", "cold")
+    assert (options.vm_name, options.cid, options.user) == ("", 7, "everybody")
+
+
+def test_table_of_a_machines_own_name_adds_flags(write):
+    write(HOSTS)
+    options = parse("--vm_name=plain")
+    assert (options.vm_name, options.connect_timeout) == ("plain", 2.5)
+
+
+def test_command_line_wins(write):
+    write(HOSTS)
+    options = parse("--vm_name=web", "--user=bob", "--keepalive=1", "--notty")
+    assert (options.user, options.keepalive, options.cwd) == ("bob", 1, "/srv")
+
+
+def test_default_address_counts_only_without_another(write):
+    write('[default]\nuds = "/run/vm.sock"\n')
+    assert parse("--", "ls").uds == "/run/vm.sock"
+    options = parse("--cid=9")
+    assert (options.cid, options.uds) == (9, "")
+
+
+def test_no_file_is_no_configuration(tmp_path, monkeypatch):
+    monkeypatch.setenv("VSH_CONFIG", str(tmp_path / "none.toml"))
+    assert parse("--cid=3").cid == 3
+    assert list_hosts() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[host.web]\nnonsense = 1\n", "host.web.nonsense: no such key"),
+        ("[default]\nhelp = true\n", "default.help: no such key"),
+        ("[default]\nkeepalive = -1\n", "default.keepalive: ERROR: illegal value '-1'"),
+        ("[default]\nkeepalive = [1]\n", "default.keepalive: [1] is no value"),
+        ("[hosts]\n", "hosts: no such table"),
+        ("host = 1\n", "are tables"),
+        ("[host]\nweb = 1\n", "host.web is no table"),
+        ("[host.web\n", "config.toml: "),
+        ("a = '\x00'\n", "config.toml: "),
+    ],
+)
+def test_mistakes_name_file_and_key(write, text, message):
+    path = write(text)
+    with pytest.raises(VshError) as caught:
+        parse("--vm_name=web")
+    assert str(path) in caught.value.brief
+    assert message in caught.value.brief
+    assert caught.value.status == 64
+
+
+def test_file_that_others_may_write_is_refused(write):
+    write(HOSTS, mode=0o620)
+    with pytest.raises(VshError, match="can be written by others"):
+        parse("--vm_name=web")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_file_of_somebody_else_is_refused(write):
+    os.chown(write(HOSTS), 65534, 65534)
+    with pytest.raises(VshError, match="belongs to uid 65534"):
+        parse("--vm_name=web")
+
+
+def test_alias_works_for_real(vshd, write):
+    path = write(f'[host.here]\nunix = "{vshd.path}"\nenv = ["A=from config"]\n')
+    argv = [*vshd.argv()[:3], "--vm_name=here", "--", "sh", "-c", "echo $A"]
+    env = {**ENVIRONMENT, "VSH_CONFIG": str(path)}
+    done = subprocess.run(argv, env=env, capture_output=True, check=False, timeout=DEADLINE_S)
+    assert (done.returncode, done.stdout) == (0, b"from config\n")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_offers_flags_and_names(shell):
+    script = render_completion(shell)
+    assert "vm_name" in script
+    assert "list_hosts" in script
+
+
+def test_completion_of_bash_completes(vshd, write, tmp_path):
+    path = write("[host.web]\ncid = 3\n[host.wet]\ncid = 4\n[host.dry]\ncid = 5\n")
+    launcher = tmp_path / "bin" / "vsh"
+    launcher.parent.mkdir()
+    launcher.write_text(f'#!/bin/sh\nexec {vshd.argv()[0]} -m vsh "$@"\n')
+    launcher.chmod(0o755)
+    script = (
+        'eval "$(vsh --completion=bash)"; COMP_WORDS=(vsh --vm_name we); COMP_CWORD=2; _vsh; echo "${COMPREPLY[@]}"; '
+        'COMP_WORDS=(vsh --vm_name = w); COMP_CWORD=3; _vsh; echo "${COMPREPLY[@]}"; '
+        'COMP_WORDS=(vsh --conn); COMP_CWORD=1; _vsh; echo "${COMPREPLY[@]}"'
+    )
+    env = {
+        **ENVIRONMENT,
+        "VSH_CONFIG": str(path),
+        "VMKIT_RUNTIME_DIR": str(tmp_path / "none"),
+        "PATH": f"{launcher.parent}:{ENVIRONMENT['PATH']}",
+    }
+    done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, check=True, timeout=DEADLINE_S)
+    assert done.stdout == b"web wet\nweb wet\n--connect_timeout\n", done.stderr
+
+
+def test_completion_for_an_unknown_shell(vshd):
+    done = subprocess.run(
+        [*vshd.argv()[:3], "--completion=tcsh"], env=ENVIRONMENT, capture_output=True, check=False, timeout=DEADLINE_S
+    )
+    assert done.returncode == 65
+    assert b"bash, zsh and fish" in done.stderr

@@ -1,0 +1,47 @@
+"""Scripts that let a shell complete vsh's flags and the names of machines and hosts.
+
+They ask vsh itself (--list_hosts), so that what they offer is what runs now.
+"""
+
+from vsh.flags import KINDS
+
+_BASH = """\
+# vsh completion for bash: eval "$(vsh --completion=bash)"
+_vsh() {
+    local word="${COMP_WORDS[COMP_CWORD]}" previous="${COMP_WORDS[COMP_CWORD-1]}"
+    [ "$previous" = "=" ] && previous="${COMP_WORDS[COMP_CWORD-2]}"
+    [ "$word" = "=" ] && { previous="${COMP_WORDS[COMP_CWORD-1]}"; word=""; }
+    case "$previous" in
+        --vm_name) COMPREPLY=($(compgen -W "$(vsh --list_hosts 2>/dev/null)" -- "$word")) ;;
+        --uds|--unix) compopt -o filenames; COMPREPLY=($(compgen -f -- "$word")) ;;
+        *) case "$word" in
+               -*) COMPREPLY=($(compgen -W "FLAGS" -- "$word")) ;;
+               *) compopt -o bashdefault -o default; COMPREPLY=() ;;
+           esac ;;
+    esac
+}
+complete -F _vsh vsh
+"""
+
+_ZSH = """\
+# vsh completion for zsh: eval "$(vsh --completion=zsh)"
+autoload -Uz bashcompinit && bashcompinit
+"""
+
+_FISH = """\
+# vsh completion for fish: vsh --completion=fish | source
+complete -c vsh -l vm_name -x -a "(vsh --list_hosts 2>/dev/null)" -d "machine or host alias"
+"""
+
+
+def render_completion(shell: str) -> str | None:
+    """The script for a shell; None for one we do not know."""
+    flags = [f"--{name}" for name in KINDS if name not in ("list_hosts", "vmodule")]
+    bash = _BASH.replace("FLAGS", " ".join(flags))
+    if shell == "bash":
+        return bash
+    if shell == "zsh":
+        return _ZSH + bash
+    if shell == "fish":
+        return _FISH + "".join(f"complete -c vsh -l {flag[2:]}\n" for flag in flags if flag != "--vm_name")
+    return None

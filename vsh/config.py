@@ -1,0 +1,136 @@
+"""The user's configuration: defaults for flags, for every session and per host alias, from one small TOML file.
+
+    [default]
+    keepalive = 60
+
+    [host.web]
+    vm_name = "tiny"
+    user = "alice"
+    env = ["LANG=C.UTF-8"]
+
+Keys are the names of flags and have their rules. What the command line says wins over a host's table, and that over
+[default]. Knows nothing of what flags do.
+"""
+
+import os
+import stat
+
+from vsh.errors import VshError
+from vsh.flags import KINDS, Options, set_flag
+
+# A configuration is a few lines.
+SIZE_MAX = 256 * 1024
+STATUS = 64
+ADDRESSES = frozenset(("cid", "vm_name", "uds", "unix"))
+# What makes no sense as a default.
+FORBIDDEN = frozenset(("fd", "help", "version", "completion", "list_hosts"))
+
+Table = dict[str, object]
+
+
+def find_path() -> str:
+    """Where the configuration would be."""
+    chosen = os.environ.get("VSH_CONFIG")
+    if chosen:
+        return chosen
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return os.path.join(base, "vsh", "config.toml")
+
+
+def apply_config(options: Options) -> None:
+    """Fills `options` in where the command line left them alone. Raises VshError naming file and key."""
+    path = find_path()
+    tables = _read(path)
+    if tables is None:
+        return
+    default, hosts = _split(path, tables)
+    host = hosts.get(options.vm_name, {})
+    if ADDRESSES & host.keys():
+        # The alias is not the name of a machine.
+        options.given.discard("vm_name")
+        options.vm_name = ""
+    for where, table in ((f"host.{options.vm_name}", host), ("default", default)):
+        _apply(path, where, table, options)
+
+
+def list_hosts() -> list[str]:
+    """The aliases, for completion."""
+    path = find_path()
+    tables = _read(path)
+    return [] if tables is None else sorted(_split(path, tables)[1])
+
+
+def _apply(path: str, where: str, table: Table, options: Options) -> None:
+    # Only one address counts: a host's is as good as the command line's, and both win over the default.
+    if ADDRESSES & options.given:
+        table = {key: value for key, value in table.items() if key not in ADDRESSES}
+    taken = frozenset(options.given)
+    for key, value in table.items():
+        if key in taken:
+            continue
+        if key not in KINDS or key in FORBIDDEN:
+            raise VshError(f"{path}: {where}.{key}: no such key", hint="keys are the names of flags", status=STATUS)
+        try:
+            for text in _texts(value):
+                set_flag(options, key, text)
+        except VshError as error:
+            raise VshError(f"{path}: {where}.{key}: {error.brief}", status=STATUS) from error
+
+
+def _texts(value: object) -> list[str]:
+    """A TOML value as the words a command line would have."""
+    if isinstance(value, bool):
+        return ["true" if value else "false"]
+    if isinstance(value, int | float | str):
+        return [str(value)]
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return value
+    raise VshError(f"{value!r} is no value of a flag")
+
+
+def _split(path: str, tables: Table) -> tuple[Table, dict[str, Table]]:
+    default = tables.get("default", {})
+    hosts = tables.get("host", {})
+    unknown = sorted(set(tables) - {"default", "host", "container"})
+    if unknown:
+        raise VshError(
+            f"{path}: {unknown[0]}: no such table", hint="there are [default] and [host.NAME]", status=STATUS
+        )
+    if not isinstance(default, dict) or not isinstance(hosts, dict):
+        raise VshError(f"{path}: 'default' and 'host' are tables", status=STATUS)
+    for name, table in hosts.items():
+        if not isinstance(table, dict):
+            raise VshError(f"{path}: host.{name} is no table", status=STATUS)
+    return default, hosts
+
+
+def _read(path: str) -> Table | None:
+    """The file's tables; None when there is no file."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise VshError(f"cannot read {path}: {error.strerror}", status=STATUS) from error
+    with open(fd, "rb") as file:
+        _check_owner(path, os.fstat(fd))
+        data = file.read(SIZE_MAX + 1)
+    if len(data) > SIZE_MAX:
+        raise VshError(f"{path} is larger than {SIZE_MAX} bytes", status=STATUS)
+    # Few have a configuration, and the parser costs more than a short session's start.
+    import tomllib  # noqa: PLC0415
+
+    try:
+        return tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise VshError(f"{path}: {error}", status=STATUS) from error
+
+
+def _check_owner(path: str, status: os.stat_result) -> None:
+    """Whoever may write the file decides where vsh connects to."""
+    if not stat.S_ISREG(status.st_mode):
+        raise VshError(f"{path} is no file", status=STATUS)
+    if status.st_uid not in (0, os.geteuid()):
+        raise VshError(f"{path} belongs to uid {status.st_uid}, not to you", status=STATUS)
+    if status.st_mode & 0o022:
+        raise VshError(f"{path} can be written by others", hint=f"chmod go-w {path}", status=STATUS)
