@@ -90,7 +90,10 @@ def _cannot_reach(address: Address, error: Exception) -> VshError:
 
 def ask_for_port(address: Address, fd: int, deadline_s: float) -> None:
     """The hybrid convention: CONNECT <port>, and OK <port> or a close without a word."""
-    os.write(fd, b"CONNECT %d\n" % address.port)
+    try:
+        os.write(fd, b"CONNECT %d\n" % address.port)
+    except BrokenPipeError:
+        pass  # closed already: there is no answer to read, which is told below
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     line = b""
