@@ -63,17 +63,18 @@ def start_machine(
     on_directory: Callable[[Path], None] | None = None,
     door: VhostDoor | None = None,
     build: Build | None = None,
+    monitor: Monitor | None = None,
 ) -> Started:
     """Builds if needed, starts, waits until ready. on_directory is told where the console log will grow.
 
-    door and build stand for the kernel's vhost-vsock and the image room. Raises VshError kinds; nothing is left behind
-    when it does.
+    door and build stand for the kernel's vhost-vsock and the image room; monitor is one that was started already, whose
+    block the caller is in. Raises VshError kinds; nothing is left behind when it does.
     """
     say = tell or (lambda _text, _fraction: None)
     started_s = time.monotonic()
     vhost_door = door or KernelVhostDoor()
     with contextlib.ExitStack() as stack:
-        monitor = stack.enter_context(start_monitor())
+        monitor = monitor or stack.enter_context(start_monitor())
         choices = choose(spec, say, vhost_door, build or build_named_image)
         # Whoever wants to end this machine must find its monitor from the first moment on.
         record = {**plan_record(spec, choices), "pid": monitor.process.pid}

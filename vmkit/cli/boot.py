@@ -1,0 +1,170 @@
+"""What `vmkit up` does and prints: from a spec to a ready machine and the next command to type."""
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from vmkit.cli.show import open_progress, print_json
+from vmkit.image.build import find_built_image, plan_image
+from vmkit.image.config import load_image
+from vmkit.machine.handover import Monitor
+from vmkit.machine.launch import Layout
+from vmkit.machine.qemu import QemuPlan, plan_qemu
+from vmkit.machine.spec import FIRST_GUEST_CID, MachineSpec
+from vmkit.machine.start import Choices, Started, choose, plan_hardware, start_machine
+from vmkit.machine.vhost import KernelVhostDoor
+from vmkit.run import render_command
+from vsh.address import address_of
+from vsh.registry import Machine as Entry
+
+CONSOLE_POLL_S = 0.05
+READ_BYTES = 65536
+
+
+def boot(spec: MachineSpec, monitor: Monitor | None, *, console: bool, as_json: bool, quiet: bool) -> None:
+    """Starts a machine and tells of it. monitor: one that was started already."""
+    with contextlib.ExitStack() as stack:
+        follow = stack.enter_context(_follow_console()) if console else None
+        tell = stack.enter_context(open_progress(quiet=quiet or console))
+        started = start_machine(spec, tell=tell, on_directory=follow, monitor=monitor)
+    if as_json:
+        print_json(render_json(started))
+    else:
+        _print_started(started, quiet=quiet)
+
+
+def render_json(started: Started) -> dict[str, object]:
+    """What `up --json` answers."""
+    choices = started.choices
+    return {
+        "name": started.name,
+        "cid": started.cid,
+        "image": choices.built.name,
+        "accelerator": choices.accelerator.value,
+        "accelerator_reason": choices.accelerator_reason,
+        "backend": choices.backend.value,
+        "backend_reason": choices.backend_reason,
+        "seconds": round(started.seconds, 3),
+        "directory": str(started.directory),
+        "shell": ["vsh", "--cid", str(started.cid)],
+    }
+
+
+def print_running(entry: Entry, *, as_json: bool) -> None:
+    address_of(entry)
+    if as_json:
+        print_json({**entry.record, "directory": entry.directory, "shell": ["vsh", "--cid", str(entry.cid)]})
+        return
+    print(f"{entry.name} is running already: CID {entry.cid}")
+    _print_next(entry.name, entry.cid)
+
+
+def _print_next(name: str, cid: int) -> None:
+    print(f"a shell:  {_find_command('vsh')} --cid {cid}")
+    print(f"stop it:  {_find_command('vmkit')} down {shlex.quote(name)}")
+
+
+def _find_command(program: str) -> str:
+    """How to type `program` here: its name when PATH finds it, else the path of the one beside this very program."""
+    if shutil.which(program):
+        return program
+    beside = Path(sys.argv[0]).parent / program
+    if not beside.exists():
+        return program
+    try:
+        return shlex.quote(os.path.relpath(beside))
+    except FileNotFoundError:
+        # The working directory is gone.
+        return shlex.quote(str(beside))
+
+
+def _print_started(started: Started, *, quiet: bool) -> None:
+    choices = started.choices
+    print(
+        f"{started.name} is ready: CID {started.cid}, accelerator {choices.accelerator}, "
+        f"backend {choices.backend}, {started.seconds:.1f} s"
+    )
+    if quiet:
+        return
+    if choices.accelerator_reason:
+        print(f"  no KVM: {choices.accelerator_reason}")
+    if choices.backend_reason:
+        print(f"  no vhost: {choices.backend_reason}")
+    _print_next(started.name, started.cid)
+
+
+def print_plan(spec: MachineSpec, *, as_json: bool) -> None:
+    """The image's plan, and QEMU's command when the image is built already (its paths are known only then).
+
+    No machine is started, not even to prove KVM.
+    """
+    image = load_image(spec.image)
+    plan = plan_image(image).render()
+    choices, qemu = _plan_start(spec) if find_built_image(image) is not None else (None, None)
+    if as_json:
+        by_hand = None if qemu is None else qemu.render_by_hand()
+        plug = [] if qemu is None else [{"execute": c.name, "arguments": c.arguments} for c in qemu.plug]
+        print_json({"image": plan, "qemu": by_hand, "plug": plug})
+        return
+    print(plan)
+    if choices is None or qemu is None:
+        print("# QEMU's command is known when the image is built: vmkit build")
+        return
+    print(f"# accelerator {_render_choice(choices.accelerator, choices.accelerator_reason)}")
+    print(f"# backend {_render_choice(choices.backend, choices.backend_reason)}")
+    print("# QEMU, with the guest's console in your terminal (Ctrl-a x ends it) and without the vsock device:")
+    print(render_command(qemu.render_by_hand()))
+    print("# vmkit starts it paused, plugs the device over QMP, and lets it run:")
+    for command in qemu.plug:
+        print(f"#   {command.name} {json.dumps(command.arguments)}")
+
+
+def _render_choice(choice: str, reason: str) -> str:
+    return f"{choice}: {reason}" if reason else choice
+
+
+def _plan_start(spec: MachineSpec) -> tuple[Choices, QemuPlan]:
+    choices = choose(spec, lambda _text, _fraction: None, KernelVhostDoor(), prove=False)
+    name, cid = spec.name or choices.built.name, spec.cid or FIRST_GUEST_CID
+    return choices, plan_qemu(plan_hardware(spec, choices, name, cid))
+
+
+@contextlib.contextmanager
+def _follow_console() -> Iterator[Callable[[Path], None]]:
+    """Copies the console log to stderr as it grows, until the block ends; told the directory when there is one."""
+    stop = threading.Event()
+    threads: list[threading.Thread] = []
+
+    def follow(directory: Path) -> None:
+        thread = threading.Thread(target=_copy_growing, args=(directory / Layout.CONSOLE_LOG, stop), daemon=True)
+        thread.start()
+        threads.append(thread)
+
+    try:
+        yield follow
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(1.0)
+
+
+def _copy_growing(path: Path, stop: threading.Event) -> None:
+    fd = -1
+    while True:
+        last = stop.wait(CONSOLE_POLL_S)
+        with contextlib.suppress(OSError):
+            if fd < 0:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            while data := os.read(fd, READ_BYTES):
+                sys.stderr.buffer.write(data)
+                sys.stderr.buffer.flush()
+        if last:
+            break
+    if fd >= 0:
+        os.close(fd)
