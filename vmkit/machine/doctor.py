@@ -1,7 +1,7 @@
-"""`vmkit doctor`: every need of `up` looked at, told with what will be used instead and what to do. Looks only;
-changes nothing.
+"""`vmkit doctor`: every need of `up` looked at, told with what will be used instead and what to do.
 
-The one thing it starts is the proof of KVM, and only when an image with a kernel has been built.
+The one thing it starts is the proof of KVM, and only when an image with a kernel has been built; the one thing it makes
+is the runtime directory, as the way to know whether that can be made.
 """
 
 import os
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from vmkit.errors import HostError
 from vmkit.image.build import find_built_image
 from vmkit.image.cache import find_cache_dir
 from vmkit.image.config import load_image
@@ -18,12 +19,13 @@ from vmkit.image.origin import find_keyring
 from vmkit.machine import probe
 from vmkit.machine.registry import open_runtime_directory
 from vmkit.machine.spec import DEFAULT_MEMORY_MIB
-from vmkit.machine.vhost import KernelVhostDoor
+from vmkit.machine.vhost import KernelVhostDoor, VhostDoor
 from vmkit.run import run
 from vsh.errors import VshError
 
 # A build keeps packages, a tree and an image: a few hundred MB.
 NEEDED_DISK_MIB = 512
+SLOWER = "TCG will be used, some ten times slower"
 PROGRAMS = {"apt-get": "apt", "dpkg-deb": "dpkg", "zstd": "zstd"}
 
 
@@ -45,23 +47,21 @@ class Check:
     hint: str = ""
 
 
-def examine(image: str = "tiny") -> list[Check]:
-    """Every check, in the order a person would ask."""
-    checks: list[Check] = []
-    for look in (
-        _check_qemu,
-        lambda: _check_kvm(image),
-        _check_vhost,
-        _check_vsock,
-        _check_memory,
-        _check_disk,
-        _check_runtime_directory,
-        _check_keyring,
-        _check_programs,
-        lambda: _check_image(image),
-    ):
-        checks += _guard(look)
-    return checks
+def examine(image: str = "tiny", door: VhostDoor | None = None) -> list[Check]:
+    """Every check, in the order a person would ask. door stands for the kernel's vhost-vsock."""
+    looks: dict[str, Callable[[], Iterator[Check]]] = {
+        "qemu": _check_qemu,
+        "kvm": lambda: _check_kvm(image),
+        "vhost-vsock": lambda: _check_vhost(door or KernelVhostDoor()),
+        "af_vsock": _check_vsock,
+        "memory": _check_memory,
+        "disk": _check_disk,
+        "runtime directory": _check_runtime_directory,
+        "keyring": lambda: _check_keyring(image),
+        "programs": lambda: _check_programs(image),
+        f"image {image}": lambda: _check_image(image),
+    }
+    return [check for name, look in looks.items() for check in _guard(name, look)]
 
 
 def can_start(checks: list[Check]) -> bool:
@@ -69,13 +69,20 @@ def can_start(checks: list[Check]) -> bool:
     return all(check.level is not Level.BROKEN for check in checks)
 
 
-def _guard(look: Callable[[], Iterator[Check]]) -> list[Check]:
-    """A check that fails is itself a finding."""
+def _guard(name: str, look: Callable[[], Iterator[Check]]) -> Iterator[Check]:
+    """A check that fails is itself a finding, after what it found before."""
     try:
-        return list(look())
+        yield from look()
     except VshError as error:
-        name = getattr(look, "__name__", "check").removeprefix("_check_").replace("<lambda>", "image")
-        return [Check(name, Level.BROKEN, error.brief, error.hint)]
+        yield Check(name, Level.BROKEN, error.brief, error.hint)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        yield Check(name, Level.BROKEN, f"{where}{error.strerror or error}")
+
+
+def _need_for_building(image: str) -> Level:
+    """How bad it is to lack what only a build needs: an image that is built starts without."""
+    return Level.BROKEN if find_built_image(load_image(image)) is None else Level.FALLBACK
 
 
 def _check_qemu() -> Iterator[Check]:
@@ -92,21 +99,23 @@ def _check_kvm(image: str) -> Iterator[Check]:
     refusal = probe.check_kvm_device()
     if refusal is not None:
         hint = "join the group kvm" if "opened" in refusal.reason else ""
-        yield Check("kvm", Level.FALLBACK, f"{refusal.reason}: TCG will be used, some ten times slower", hint)
+        yield Check("kvm", Level.FALLBACK, f"{refusal.reason}: {SLOWER}", hint)
         return
     built = find_built_image(load_image(image))
     if built is None:
-        yield Check("kvm", Level.OK, "/dev/kvm is there; whether it works is proven at the first `vmkit up`")
+        yield Check("kvm", Level.OK, f"{probe.KVM_DEVICE} is there; whether it works is proven at the first `vmkit up`")
         return
-    verdict = probe.probe_kvm(probe.find_qemu(), built.kernel, open_runtime_directory())
+    runtime = open_runtime_directory()
+    verdict = probe.probe_kvm(probe.find_qemu(runtime), built.kernel, runtime)
     if verdict.works:
-        yield Check("kvm", Level.OK, f"/dev/kvm works: {verdict.reason}")
+        yield Check("kvm", Level.OK, f"{probe.KVM_DEVICE} works: {verdict.reason}")
     else:
-        yield Check("kvm", Level.FALLBACK, f"{verdict.reason}: TCG will be used, some ten times slower")
+        again = f"it is proven once per boot of this host; to prove it again: rm {runtime / probe.VERDICT_FILE}"
+        yield Check("kvm", Level.FALLBACK, f"{verdict.reason}: {SLOWER}", again)
 
 
-def _check_vhost() -> Iterator[Check]:
-    verdict = probe.probe_vhost(KernelVhostDoor())
+def _check_vhost(door: VhostDoor) -> Iterator[Check]:
+    verdict = probe.probe_vhost(door)
     if verdict.works:
         yield Check("vhost-vsock", Level.OK, verdict.reason)
     else:
@@ -151,15 +160,19 @@ def _check_runtime_directory() -> Iterator[Check]:
     yield Check("runtime directory", Level.OK, str(open_runtime_directory()))
 
 
-def _check_keyring() -> Iterator[Check]:
-    yield Check("keyring", Level.OK, f"{find_keyring()} verifies Debian's packages")
+def _check_keyring(image: str) -> Iterator[Check]:
+    try:
+        yield Check("keyring", Level.OK, f"{find_keyring()} verifies Debian's packages")
+    except HostError as error:
+        yield Check("keyring", _need_for_building(image), error.brief, error.hint)
 
 
-def _check_programs() -> Iterator[Check]:
+def _check_programs(image: str) -> Iterator[Check]:
     for program, package in PROGRAMS.items():
         path = shutil.which(program)
         if path is None:
-            yield Check(program, Level.BROKEN, "not found; images are built with it", f"sudo apt-get install {package}")
+            hint = f"sudo apt-get install {package}"
+            yield Check(program, _need_for_building(image), "not found; images are built with it", hint)
         else:
             yield Check(program, Level.OK, path)
 

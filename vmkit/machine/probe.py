@@ -11,6 +11,7 @@ import os
 import re
 import select
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ MIN_QEMU_VERSION = (6, 0)
 KVM_DEVICE = "/dev/kvm"
 # A stock kernel under a working KVM panics for want of a root within a second; a slow nested one may need several.
 KVM_DEADLINE_S = 10.0
+KILL_DEADLINE_S = 5.0
 MAX_PROBE_OUTPUT_BYTES = 1024 * 1024
 # Shown in one line of `vmkit up`.
 MAX_REASON_CHARACTERS = 120
@@ -206,11 +208,17 @@ def _start(argv: list[str]) -> Iterator[subprocess.Popen[bytes]]:
         )
     except OSError as error:
         raise HostError(f"cannot start QEMU: {error.strerror}", details=render_command(argv)) from error
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    try:
+        yield process
+    finally:
+        # With whatever it has started: a QEMU on PATH may be a script.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        # A process that hangs in a broken KVM may not even die; it is not waited for.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(KILL_DEADLINE_S)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def _read_boot_id() -> str:
@@ -226,7 +234,7 @@ def _read_note(path: Path, key: str) -> dict[str, object] | None:
         with path.open() as file:
             value = json.loads(file.read(MAX_NOTE_BYTES))
         return value if value["key"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

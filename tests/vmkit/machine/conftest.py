@@ -25,6 +25,8 @@ def folders(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (root / name).mkdir(mode=0o700)
         monkeypatch.setenv(f"VMKIT_{name.upper()}_DIR", str(root / name))
     yield root
+    # Wherever the test has pointed it since.
+    monkeypatch.setenv("VMKIT_RUNTIME_DIR", str(root / "runtime"))
     for machine in read_machines():
         stop.kill(machine)
     shutil.rmtree(root)
