@@ -189,7 +189,7 @@ def test_next_command_is_the_path_where_the_name_is_not_found(
     for name in ("vmkit", "vsh"):
         (tmp_path / "bin" / name).write_text("")
     monkeypatch.chdir(tmp_path)
-    from vmkit.cli import up as module  # noqa: PLC0415
+    from vmkit.cli import boot as module  # noqa: PLC0415
 
     monkeypatch.setattr("sys.argv", [str(tmp_path / "bin" / "vmkit")])
     assert module._find_command("vsh") == "bin/vsh"
