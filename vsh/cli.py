@@ -29,6 +29,8 @@ def run(options: Options) -> int:
     """Runs what the options say and returns vsh's exit status. Raises VshError."""
     hold_stdio()
     where = find_address(options)
+    if options.target_container or options.listen_port is not None:
+        where = find_container(where, options)
     has_pty = wants_pty(options)
     request = make_request(options, has_pty=has_pty)
     limits = make_limits(int(options.keepalive * 1000)) if options.extended else None
@@ -59,6 +61,14 @@ def find_address(options: Options) -> Address:
     return address.find_only(options.port)
 
 
+def find_container(vm: Address, options: Options) -> Address:
+    """The connection of a vshd in a container of `vm`. Raises VshError."""
+    from vsh.container import DEFAULT_CONTAINER, open_container  # noqa: PLC0415 - few need it, and it needs threads
+
+    name = options.target_container or DEFAULT_CONTAINER
+    return open_container(vm, name, options.launch, options.listen_port)
+
+
 def wants_pty(options: Options) -> bool:
     """Upstream's rule, a terminal on both ends, unless -t or -T says otherwise."""
     if options.tty or options.notty:
@@ -82,7 +92,7 @@ def make_request(options: Options, *, has_pty: bool) -> SetupConnectionRequest:
     if has_pty and not rows:
         rows, cols = FALLBACK_SIZE
     return SetupConnectionRequest(
-        target=messages.VM_SHELL,
+        target=os.fsencode(options.target_container) or messages.VM_SHELL,
         user=os.fsencode(options.user),
         env=environment,
         argv=argv,

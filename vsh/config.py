@@ -44,6 +44,7 @@ def apply_config(options: Options) -> None:
     if tables is None:
         return
     default, hosts = _split(path, tables)
+    options.launch = _find_launch(path, tables)
     host = hosts.get(options.vm_name, {})
     if ADDRESSES & host.keys():
         # The alias is not the name of a machine.
@@ -75,6 +76,17 @@ def _apply(path: str, where: str, table: Table, options: Options) -> None:
                 set_flag(options, key, text)
         except VshError as error:
             raise VshError(f"{path}: {where}.{key}: {error.brief}", status=STATUS) from error
+
+
+def _find_launch(path: str, tables: Table) -> list[str]:
+    """What starts a vshd in a container: the words of a command."""
+    container = tables.get("container", {})
+    if not isinstance(container, dict) or set(container) - {"launch"}:
+        raise VshError(f"{path}: container is a table with the key launch", status=STATUS)
+    launch = container.get("launch", [])
+    if not isinstance(launch, list) or not all(isinstance(word, str) for word in launch):
+        raise VshError(f"{path}: container.launch is a list of words", status=STATUS)
+    return launch
 
 
 def _texts(value: object) -> list[str]:

@@ -154,8 +154,8 @@ def _cannot_reach_vsock(address: Address, error: OSError) -> VshError:
     return VshError(brief)
 
 
-def listen_vsock(backlog: int) -> "tuple[_socket.socket, int]":
-    """A listening AF_VSOCK socket on a free port of this host, and that port. Raises VshError."""
+def listen_vsock(backlog: int, port: int | None = None) -> "tuple[_socket.socket, int]":
+    """A listening AF_VSOCK socket on a port of this host, a free one by default, and that port. Raises VshError."""
     if os.environ.get("VSH_AF_VSOCK") == "deny":
         raise VshError("cannot listen on vsock: AF_VSOCK is denied by VSH_AF_VSOCK=deny")
     try:
@@ -163,7 +163,7 @@ def listen_vsock(backlog: int) -> "tuple[_socket.socket, int]":
     except OSError as error:
         raise VshError(f"Failed to create socket: {error.strerror}") from error
     try:
-        listener.bind((kinds.UINT32_MAX, kinds.UINT32_MAX))
+        listener.bind((kinds.UINT32_MAX, kinds.UINT32_MAX if port is None else port))
         listener.listen(backlog)
     except OSError as error:
         listener.close()

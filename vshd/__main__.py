@@ -5,11 +5,11 @@ import sys
 
 from vshd import ready
 from vshd.flags import HELP, FlagError, Options, parse_flags
-from vshd.listener import open_listener, parse_allowed_cids, take_passed_listener
+from vshd.listener import connect_to, open_listener, parse_allowed_cids, take_passed_listener
 from vshd.log import Log
 from vshd.signals import SIGCHLD, SIGINT, SIGTERM, Wakeup
 from vshd.version import __version__
-from vshd.vsock import HOST_CID, VsockError, connect
+from vshd.vsock import HOST_CID, VsockError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def serve(options: Options, on_ready: "Callable[[], None] | None" = None) -> int
     log = Log()
     log.open(use_kmsg=options.log_kmsg, use_stderr=options.log_stderr)
     try:
-        if options.forward_to_host_port:
+        if options.forward_to_host_port or options.forward_to:
             return _serve_one(options, log)
         allowed_cids = parse_allowed_cids(options.allow_cid)
         listener = take_passed_listener(allowed_cids) or open_listener(options.listen, allowed_cids)
@@ -68,10 +68,10 @@ def _serve_one(options: Options, log: Log) -> int:
     """Container mode: one session, on a connection to the host."""
     from vshd.session import Session  # noqa: PLC0415  (see serve)
 
-    connection = connect(HOST_CID, options.forward_to_host_port)
+    where = options.forward_to or f"vsock:{HOST_CID}:{options.forward_to_host_port}"
+    fd = connect_to(where)
     log.info("vshd started")
-    who = f"vsock {HOST_CID}:{options.forward_to_host_port}"
-    Session(connection.detach(), who, options, log, Wakeup((SIGCHLD, SIGTERM))).run()
+    Session(fd, where, options, log, Wakeup((SIGCHLD, SIGTERM))).run()
     return 0
 
 

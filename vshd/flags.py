@@ -32,6 +32,7 @@ class Options:
         "allow_user",
         "default_user",
         "extended",
+        "forward_to",
         "forward_to_host_port",
         "handshake_timeout",
         "help",
@@ -54,6 +55,7 @@ class Options:
         self.allow_user: list[str] = []
         self.default_user = "root"
         self.extended = True
+        self.forward_to = ""
         self.forward_to_host_port = 0
         self.handshake_timeout = 30
         self.help = False
@@ -83,6 +85,8 @@ Serves shells and commands to vsh, over vsock.
   --allow_cid=N|any               serve this CID too; may be repeated (2, the host, unless any is given)
   --inherit_env                   targets start from the daemon's environment (false)
   --forward_to_host_port=PORT     do not listen: serve one session on a connection to the host's PORT
+  --forward_to=vsock:CID:PORT|unix:PATH
+                                  the same, with a connection to there
   --handshake_timeout=SECONDS     how long a client may take to say what it wants (30)
   --keepalive=SECONDS             give a silent client up after this long (120), 0: never
   --max_sessions=N                sessions at once (256)

@@ -91,6 +91,25 @@ def take_passed_listener(allowed_cids: frozenset[int] | None) -> Listener | None
     return Listener(_socket.socket(fileno=LISTEN_FDS_START), "", allowed_cids)
 
 
+def connect_to(where: str) -> int:
+    """A connection to `vsock:CID:PORT` or `unix:PATH`. Raises FlagError, VsockError, OSError."""
+    kind, _, rest = where.partition(":")
+    cid, _, port = rest.partition(":")
+    if kind == "vsock" and cid.isascii() and cid.isdigit() and port.isascii() and port.isdigit():
+        if int(port) >= PORT_MAX:
+            raise vsock.VsockError(f"Port {port} is not a valid port")
+        return vsock.connect(int(cid), int(port)).detach()
+    if kind == "unix" and rest:
+        connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        try:
+            connection.connect(rest)
+        except OSError as error:
+            connection.close()
+            raise OSError(error.errno, f"Failed to connect to vsh client: {error.strerror}") from error
+        return connection.detach()
+    raise FlagError(f"vshd: ERROR: illegal value '{where}' specified for address flag 'forward_to'", 65)
+
+
 def _open_unix(path: str) -> "_socket.socket":
     """A socket that only its owner may reach. A dead one of the same name is replaced, a live one is not."""
     listening = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
