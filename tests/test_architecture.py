@@ -1,0 +1,184 @@
+"""The rooms and the arrows between them, docs/ARCHITECTURE.md as a test; vshd's own budget is in tests/vshd."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+PACKAGES = ("vmkit", "vsh", "vshd")
+SHIPPED = sorted(path for package in PACKAGES for path in (CHECKOUT / package).rglob("*.py"))
+IDS = [str(path.relative_to(CHECKOUT)) for path in SHIPPED]
+
+# What each part of ours may import of ours; the longest name that fits is a part's own. `a.*` is everything below a,
+# `vmkit` and `vshd` alone stand for where their files are.
+ARROWS = {
+    "vshd.wire": ("vshd.wire.*",),
+    "vshd": ("vshd.*",),
+    "vsh": ("vsh.*", "vsh", "vshd.wire.*", "vshd.wire", "vshd.version"),
+    "vmkit.vsock": ("vmkit.vsock.*",),
+    "vmkit.errors": ("vsh.errors",),
+    "vmkit.run": ("vmkit.errors",),
+    "vmkit.image": ("vmkit.image.*", "vmkit.image", "vmkit.errors", "vmkit.run", "vsh.errors", "vmkit", "vshd"),
+    "vmkit.machine": (
+        "vmkit.machine.*",
+        "vmkit.machine",
+        "vmkit.image.*",
+        "vmkit.errors",
+        "vmkit.run",
+        "vsh.*",
+        "vmkit",
+    ),
+    "vmkit": ("vmkit.*", "vsh.*", "vshd.version"),
+}
+# Each third-party package has one place where it is known.
+THIRD_PARTY = {
+    "click": ("vmkit.cli", "vmkit.__main__"),
+    "rich": ("vmkit.cli.show",),
+    "qemu": ("vmkit.machine.qmp",),
+    "jinja2": ("vmkit.image.template",),
+}
+# run.py is the door; the others start what lives long, and own its life.
+STARTS_PROGRAMS = {
+    "vmkit/run.py",
+    "vmkit/machine/child.py",
+    "vmkit/machine/handover.py",
+    "vmkit/machine/probe.py",
+}
+OPENS_AF_VSOCK = {"vsh/transport.py", "vshd/vsock.py"}
+# These tell a socket's family when they see one.
+KNOWS_AF_VSOCK = OPENS_AF_VSOCK | {"vshd/listener.py", "vsh/container.py"}
+DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc", "tools", "shared"}
+
+
+@cache
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(CHECKOUT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Every imported module, wherever in the file; `from a import b` counts as a.b where that is a module of ours."""
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            assert node.module is not None
+            for alias in node.names:
+                inner = CHECKOUT / node.module.replace(".", "/") / alias.name
+                yield f"{node.module}.{alias.name}" if inner.with_suffix(".py").exists() else node.module
+
+
+def is_within(name: str, prefixes: tuple[str, ...]) -> bool:
+    return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
+
+
+def arrows_of(module: str) -> tuple[str, ...]:
+    return ARROWS[max((prefix for prefix in ARROWS if is_within(module, (prefix,))), key=len)]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=IDS)
+def test_imports_follow_the_arrows(path: Path) -> None:
+    module = module_name(path)
+    for name in imports_of(path):
+        first = name.split(".")[0]
+        if first in PACKAGES:
+            assert any(fnmatch(name, arrow) for arrow in arrows_of(module)), f"{module} imports {name}"
+        elif first not in sys.stdlib_module_names:
+            assert is_within(module, THIRD_PARTY.get(first, ())), f"{module} imports {name}"
+
+
+def test_nobody_below_knows_the_command_line() -> None:
+    for path in SHIPPED:
+        if not is_within(module_name(path), ("vmkit.cli", "vmkit.__main__")):
+            assert not any(is_within(name, ("vmkit.cli", "vmkit.__main__")) for name in imports_of(path)), path
+
+
+def test_programs_are_started_in_few_places() -> None:
+    found = set()
+    for path, name in zip(SHIPPED, IDS, strict=True):
+        if not name.startswith("vmkit/"):
+            continue
+        for node in ast.walk(parse(path)):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if called.startswith(("subprocess.", "os.exec", "os.spawn", "os.posix_spawn", "os.fork", "os.system")) or (
+                "create_subprocess" in called
+            ):
+                found.add(name)
+    assert found == STARTS_PROGRAMS
+
+
+def is_af_vsock(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute | ast.Name) and ast.unparse(node).split(".")[-1] == "AF_VSOCK"
+
+
+def test_af_vsock_is_opened_where_it_may_be_denied() -> None:
+    """On a machine that is itself a guest, a vsock socket leads to somebody else's host."""
+    opens, knows = set(), set()
+    for path, name in zip(SHIPPED, IDS, strict=True):
+        for node in ast.walk(parse(path)):
+            knows |= {name} if is_af_vsock(node) else set()
+            opens |= {name} if isinstance(node, ast.Call) and any(map(is_af_vsock, node.args)) else set()
+    assert opens <= OPENS_AF_VSOCK
+    assert knows <= KNOWS_AF_VSOCK
+    for name in OPENS_AF_VSOCK:
+        assert '"VSH_AF_VSOCK") == "deny"' in (CHECKOUT / name).read_text()
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=IDS)
+def test_module_says_what_it_is_for(path: Path) -> None:
+    docstring = ast.get_docstring(parse(path))
+    assert docstring is not None
+    assert docstring.split()[0][0].isalpha() or docstring[0] in "`'\"vR"
+
+
+@pytest.mark.parametrize("path", [path for path in SHIPPED if path.name == "__init__.py"], ids=module_name)
+def test_package_file_holds_no_logic(path: Path) -> None:
+    body = parse(path).body
+    if module_name(path) == "vmkit":
+        # vmkit.Machine is loaded when it is used: the monitor and the device are of this package, and must stay small.
+        assert [node.name for node in body if isinstance(node, ast.FunctionDef)] == ["__getattr__"]
+        return
+    assert all(isinstance(node, ast.Expr | ast.Import | ast.ImportFrom) for node in body)
+
+
+def test_no_module_is_a_drawer() -> None:
+    names = {part for path in SHIPPED for part in path.relative_to(CHECKOUT).with_suffix("").parts}
+    assert not names & DRAWERS
+
+
+@pytest.mark.parametrize("name", ["vsh/errors.py", "vmkit/errors.py"])
+def test_every_kind_of_error_says_when_it_is_raised(name: str) -> None:
+    for node in ast.walk(parse(CHECKOUT / name)):
+        if isinstance(node, ast.ClassDef):
+            assert ast.get_docstring(node), node.name
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=IDS)
+def test_errors_for_people_are_of_the_one_vocabulary(path: Path) -> None:
+    """Every class of an exception is VshError's kin, or is caught in the room that raises it, and says so."""
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.ClassDef) and any(
+            ast.unparse(base).endswith(("Error", "Exception", "Exit")) for base in node.bases
+        ):
+            assert ast.get_docstring(node), f"{node.name} says nothing of when it is raised"
+
+
+def test_only_the_programs_exit_and_print_errors() -> None:
+    for path, name in zip(SHIPPED, IDS, strict=True):
+        if not name.startswith("vmkit/") or name.startswith("vmkit/cli/") or path.name == "__main__.py":
+            continue
+        main = name == "vmkit/machine/monitor.py"
+        for node in ast.walk(parse(path)):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            assert called != "print", name
+            assert main or called != "sys.exit", name
