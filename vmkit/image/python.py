@@ -29,7 +29,8 @@ with open(sys.argv[1], encoding="utf-8") as jobs:
 for source, output, name in zip(lines[0::3], lines[1::3], lines[2::3]):
     with open(source, "rb") as file:
         text = file.read()
-    code = compile(text, name, "exec", dont_inherit=True)
+    # Without docstrings: the guest reads and unmarshals each of these at every boot.
+    code = compile(text, name, "exec", dont_inherit=True, optimize=2)
     # PEP 552: flag bit 0 is "hash-based"; bit 1, "check the source", stays clear.
     with open(output, "wb") as file:
         file.write(util.MAGIC_NUMBER + (1).to_bytes(4, "little") + util.source_hash(text) + marshal.dumps(code))
@@ -167,7 +168,8 @@ class GuestPython:
         argv: list[str | Path] = [loader, "--inhibit-cache", "--library-path", root / _LIBRARIES, root / self.program]
         # A fixed hash seed: the order of a set constant in a .pyc must not change from build to build.
         environ = {"PYTHONHASHSEED": "0", "PYTHONHOME": str(root / "usr"), "LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"}
-        return run([*argv, "-s", "-S", "-B", "-c", script, *words], timeout_s=_COMPILE_TIMEOUT_S, env=environ)
+        # No column tables either: a traceback in the guest still has its lines.
+        return run([*argv, "-s", "-S", "-B", "-X", "no_debug_ranges", "-c", script, *words], timeout_s=_COMPILE_TIMEOUT_S, env=environ)
 
 
 def _module_name(relative: str) -> str:
