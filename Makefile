@@ -46,6 +46,12 @@ lint: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python -m tests.bench.first_light all
+	$(BIN)/python -m tests.bench.vsh
+
+CASES ?= 1000000
+fuzz: $(VENV)/.test
+	$(BIN)/python -m tests.fuzz.fuzz_vsh_wire --cases $(CASES)
+	$(BIN)/python -m tests.fuzz.fuzz_vsock_device --cases $(CASES)
 
 # apt is asked only when a package is missing, so a second run needs neither root nor a network.
 packages test-packages:
