@@ -26,8 +26,8 @@ def main(argv: list[str] | None = None) -> int:
         if options.version:
             print(f"vsh {__version__}")
             return 0
-        if options.completion or options.list_hosts:
-            return _help_shell(options)
+        if options.completion or options.list_hosts or options.launcher:
+            return _print_help(options)
         apply_config(options)
         is_debug, is_quiet = options.debug, options.quiet
         return cli.run(options)
@@ -42,10 +42,13 @@ def main(argv: list[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _help_shell(options: Options) -> int:
-    """What completion scripts are, and what they ask."""
-    from vsh import completion, registry  # noqa: PLC0415
+def _print_help(options: Options) -> int:
+    """What is asked for once, or by completion scripts: no session."""
+    from vsh import completion, launcher, registry  # noqa: PLC0415
 
+    if options.launcher:
+        print(launcher.render_launcher(), end="")
+        return 0
     if options.list_hosts:
         names = {machine.name for machine in registry.read_machines()} | set(list_hosts())
         print("\n".join(sorted(names)))

@@ -17,7 +17,10 @@ from vsh.terminal import RawTerminal, find_size, is_terminal
 from vshd.wire import messages
 from vshd.wire.messages import SetupConnectionRequest
 
-UINT32_MAX = (1 << 32) - 1
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 # What a guest's programs need to draw on this terminal, beside TERM.
 TERMINAL_VARIABLES = (b"LANG", b"LC_ALL", b"LC_CTYPE", b"COLORTERM")
 # Without a terminal to ask, the size of every terminal's ancestor.
@@ -36,11 +39,19 @@ def run(options: Options) -> int:
     limits = make_limits(int(options.keepalive * 1000)) if options.extended else None
     deadline_s = deadline_after(options.timeout or None)
     connect_s = min(filter(None, (options.timeout, options.connect_timeout)), default=0.0)
-    session = open_session(where, request, limits=limits, timeout_s=connect_s)
+    session = open_session(where, request, limits=limits, timeout_s=connect_s, see=_make_trace(options))
     if options.verbose or options.debug:
         mode = "extended" if session.connection.is_extended else "legacy"
         print(f"vsh: {where.name}: pid {session.pid}, {mode} mode", file=sys.stderr)
     return Shell(session, options, has_pty=has_pty).run(deadline_s)
+
+
+def _make_trace(options: Options) -> "Callable[[str, memoryview], None] | None":
+    if not options.debug:
+        return None
+    from vsh.trace import Trace  # noqa: PLC0415
+
+    return Trace().see
 
 
 def find_address(options: Options) -> Address:
@@ -119,7 +130,7 @@ class Shell:
         source: Source = FdSource(0)
         if self.terminal is not None:
             source = TypedSource(source, self)
-        sinks: dict[int, Sink] = {messages.STDOUT: FdSink(1), messages.STDERR: FdSink(2)}
+        sinks: dict[int, Sink] = {messages.STDOUT: FdSink(1), messages.STDERR: FdSink(2, is_shared=True)}
         self.pump = Pump(session, source, sinks, has_pty=has_pty)
         self.wakeup = signals.Wakeup((*signals.FORWARDED, signals.SIGWINCH, signals.SIGTSTP))
         self.pump.wakeup_fd = self.wakeup.fd

@@ -44,6 +44,7 @@ KINDS = {
     "extended": "flag",
     "completion": "string",
     "list_hosts": "flag",
+    "launcher": "flag",
     "help": "flag",
     "version": "flag",
     # Logging flags every libbrillo program accepts.
@@ -76,6 +77,7 @@ how:
   --noextended          speak ChromeOS's protocol only
   -q, -v, --debug       say less, more, everything
   --completion=SHELL    print a completion script for bash, zsh or fish
+  --launcher            print a launcher that starts faster than pip's
   --version, --help
 
 In a terminal: ~. disconnects, ~^Z suspends, ~? lists all escapes.
@@ -112,6 +114,7 @@ class Options:
         self.extended = True
         self.completion = ""
         self.list_hosts = False
+        self.launcher = False
         self.help = False
         self.version = False
         self.vmodule = ""

@@ -21,6 +21,10 @@ from vshd.wire.frames import LEGACY_MAX_PAYLOAD
 from vshd.wire.messages import Extended, SetupConnectionRequest
 from vshd.wire.silence import Silence
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 FOREVER_S = 1e9
 
 EXIT_STATUS = {messages.NOT_FOUND: 127, messages.NOT_EXECUTABLE: 126, messages.TOO_LONG: 126}
@@ -29,11 +33,15 @@ EXIT_STATUS = {messages.NOT_FOUND: 127, messages.NOT_EXECUTABLE: 126, messages.T
 class Session:
     """Invariant: `fd` is open, and the connection past its handshake, until close()."""
 
-    def __init__(self, fd: int, connection: ClientConnection, name: str) -> None:
+    def __init__(
+        self, fd: int, connection: ClientConnection, name: str, see: "Callable[[str, memoryview], None] | None" = None
+    ) -> None:
+        """see: is shown all bytes that travel, with their direction."""
         self.fd = fd
         self.connection = connection
         self.name = name
         self.pid = 0
+        self._see = see
         self.buffers = Buffers()
         self._received = 0
         self._early: list[Event] = []
@@ -65,6 +73,8 @@ class Session:
         if size and self._silence is not None:
             self._silence.heard(time.monotonic())
         self._received = size
+        if self._see is not None:
+            self._see("<", self.buffers.current[:size])
         return self.connection.receive_data(self.buffers.current[:size]) if size else self.connection.receive_end()
 
     @property
@@ -89,7 +99,10 @@ class Session:
             self._silence.said(time.monotonic())
         try:
             while output.size:
-                output.sent(os.writev(self.fd, output.buffers()))
+                size = os.writev(self.fd, output.buffers())
+                if self._see is not None:
+                    self._see(">", memoryview(b"".join(output.buffers())[:size]))
+                output.sent(size)
         except BlockingIOError:
             return
         except OSError:
@@ -124,21 +137,28 @@ def make_limits(silence_ms: int | None = None) -> Extended:
 
 
 def open_session(
-    address: Address, request: SetupConnectionRequest, *, limits: Extended | None, timeout_s: float
+    address: Address,
+    request: SetupConnectionRequest,
+    *,
+    limits: Extended | None,
+    timeout_s: float,
+    see: "Callable[[str, memoryview], None] | None" = None,
 ) -> Session:
     """Connects, asks for `request` and waits until the target runs; limits None: legacy mode. timeout_s 0: no limit.
+
+    see: is shown all bytes that travel, with their direction, ">" or "<".
 
     Raises ExecError when nothing was run because of the command, VshError otherwise.
     """
     deadline_s = time.monotonic() + (timeout_s or FOREVER_S)
     try:
-        return _open(address, request, limits, deadline_s)
+        return _open(address, request, limits, deadline_s, see)
     except _TooLongForLegacy as error:
         # The offer itself may have made the request too long; without it a legacy server may take it.
         request.extended = None
         size = len(request.encode())
         if size <= LEGACY_MAX_PAYLOAD:
-            return _open(address, request, None, deadline_s)
+            return _open(address, request, None, deadline_s, see)
         raise _too_long(size, f"the vshd of {address.name} does not speak the extended protocol") from error
     except LocalProtocolError as error:
         request.extended = None
@@ -157,23 +177,29 @@ def _too_long(size: int, why: str) -> VshError:
     )
 
 
-def _open(address: Address, request: SetupConnectionRequest, limits: Extended | None, deadline_s: float) -> Session:
+def _open(
+    address: Address,
+    request: SetupConnectionRequest,
+    limits: Extended | None,
+    deadline_s: float,
+    see: "Callable[[str, memoryview], None] | None",
+) -> Session:
     connection = ClientConnection(limits)
     connection.send_setup(request)
     fd = open_transport(address, deadline_s)
     try:
-        return _shake_hands(fd, connection, address, deadline_s)
+        return _shake_hands(Session(fd, connection, address.name, see), address, deadline_s)
     except BaseException:
         os.close(fd)
         raise
 
 
-def _shake_hands(fd: int, connection: ClientConnection, address: Address, deadline_s: float) -> Session:
+def _shake_hands(session: Session, address: Address, deadline_s: float) -> Session:
     poll = select.poll()
-    session = Session(fd, connection, address.name)
+    connection = session.connection
     while True:
         session.flush()
-        poll.register(fd, select.POLLIN | (select.POLLOUT if connection.output.size else 0))
+        poll.register(session.fd, select.POLLIN | (select.POLLOUT if connection.output.size else 0))
         if not poll.poll(remaining_ms(deadline_s)):
             raise VshError(
                 f"the vshd of {address.name} does not answer",

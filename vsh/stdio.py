@@ -86,11 +86,13 @@ class FdSource(Source):
 class FdSink(Sink):
     """Invariant: `fd` does not block, or at most PIPE_BUF bytes are written after each poll()."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, is_shared: bool = False) -> None:
+        """is_shared: we write there too (our own messages), so that the stream's end is not the descriptor's."""
         self._origin = fd
         self._limit = 0
         self._socket: _socket.socket | None = None
         self._is_pipe = False
+        self._is_shared = is_shared
         self.fd = self._open(fd)
 
     def write(self, pieces: list[memoryview | bytes]) -> int:
@@ -120,7 +122,7 @@ class FdSink(Sink):
         if stat.S_ISSOCK(mode):
             self._socket = _socket.socket(fileno=os.dup(fd))
             return fd
-        self._is_pipe = stat.S_ISFIFO(mode)
+        self._is_pipe = stat.S_ISFIFO(mode) and not self._is_shared
         opened = _open_anew(fd, os.O_WRONLY)
         if opened == fd:
             self._limit = PIPE_BUF

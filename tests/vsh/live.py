@@ -12,6 +12,8 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 30.0
+# The guest's Python may be another one than the host's.
+VSHD_PYTHON = os.environ.get("VSHD_PYTHON", sys.executable)
 # Guests start Python so; the daemon must not need more.
 START = "import sys; sys.path.insert(0, {!r}); from vshd.__main__ import main; sys.exit(main())"
 ENVIRONMENT = {
@@ -36,7 +38,7 @@ class Vshd:
             notify.settimeout(DEADLINE_S)
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-I", "-S", "-B", "-c", START.format(str(CHECKOUT))),
+                    *(VSHD_PYTHON, "-I", "-S", "-B", "-c", START.format(str(CHECKOUT))),
                     *(f"--listen=unix:{self.path}", "--log_stderr", "--spare_time=0", *flags),
                 ],
                 env={**ENVIRONMENT, "NOTIFY_SOCKET": str(notify_path), **(env or {})},

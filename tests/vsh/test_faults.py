@@ -209,3 +209,12 @@ def test_signal_before_the_session_runs_ends_vsh(tmp_path):
                     client.send_signal(number)
                     assert client.wait(DEADLINE_S) == status
                     assert client.stderr.read() == b""
+
+
+def test_own_words_come_after_the_end_of_the_targets_stderr(vshd, mode):
+    with ended(vshd.start(*mode, "--", "sh", "-c", "exec 2>&-; echo up; exec sleep 82")) as client:
+        read_line(client.stdout)
+        for pid in vshd.children():
+            os.kill(pid, signal.SIGKILL)
+        assert client.wait(DEADLINE_S) == 123
+        assert b"vsh: lost the connection" in client.stderr.read()
