@@ -4,9 +4,8 @@ import os
 import sys
 
 from vsh import cli
-from vsh.config import apply_config, list_hosts
 from vsh.errors import ConnectionLost, VshError
-from vsh.flags import HELP, Options, parse_flags
+from vsh.flags import HELP, Options, find_config_path, parse_flags
 from vshd.version import __version__
 
 INTERRUPTED = 128 + 2
@@ -28,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if options.completion or options.list_hosts or options.launcher:
             return _print_help(options)
-        apply_config(options)
+        _apply_config(options)
         is_debug, is_quiet = options.debug, options.quiet
         return cli.run(options)
     except VshError as error:
@@ -42,15 +41,22 @@ def main(argv: list[str] | None = None) -> int:
         return INTERRUPTED
 
 
+def _apply_config(options: Options) -> None:
+    if os.path.exists(find_config_path()):
+        from vsh.config import apply_config  # noqa: PLC0415 - few have one
+
+        apply_config(options)
+
+
 def _print_help(options: Options) -> int:
     """What is asked for once, or by completion scripts: no session."""
-    from vsh import completion, launcher, registry  # noqa: PLC0415
+    from vsh import completion, config, launcher, registry  # noqa: PLC0415
 
     if options.launcher:
         print(launcher.render_launcher(), end="")
         return 0
     if options.list_hosts:
-        names = {machine.name for machine in registry.read_machines()} | set(list_hosts())
+        names = {machine.name for machine in registry.read_machines()} | set(config.list_hosts())
         print("\n".join(sorted(names)))
         return 0
     script = completion.render_completion(options.completion)

@@ -16,7 +16,7 @@ import os
 import stat
 
 from vsh.errors import VshError
-from vsh.flags import KINDS, Options, set_flag
+from vsh.flags import KINDS, Options, find_config_path, set_flag
 
 # A configuration is a few lines.
 SIZE_MAX = 256 * 1024
@@ -28,18 +28,9 @@ FORBIDDEN = frozenset(("fd", "help", "version", "completion", "launcher", "list_
 Table = dict[str, object]
 
 
-def find_path() -> str:
-    """Where the configuration would be."""
-    chosen = os.environ.get("VSH_CONFIG")
-    if chosen:
-        return chosen
-    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    return os.path.join(base, "vsh", "config.toml")
-
-
 def apply_config(options: Options) -> None:
     """Fills `options` in where the command line left them alone. Raises VshError naming file and key."""
-    path = find_path()
+    path = find_config_path()
     tables = _read(path)
     if tables is None:
         return
@@ -56,7 +47,7 @@ def apply_config(options: Options) -> None:
 
 def list_hosts() -> list[str]:
     """The aliases, for completion."""
-    path = find_path()
+    path = find_config_path()
     tables = _read(path)
     return [] if tables is None else sorted(_split(path, tables)[1])
 

@@ -216,6 +216,15 @@ def _illegal(value: str, kind: str, name: str) -> VshError:
     return VshError(f"ERROR: illegal value '{value}' specified for {kind} flag '{name}'", status=ILLEGAL_VALUE_STATUS)
 
 
+def find_config_path() -> str:
+    """Where the defaults for flags would be (vsh.config)."""
+    chosen = os.environ.get("VSH_CONFIG")
+    if chosen:
+        return chosen
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return os.path.join(base, "vsh", "config.toml")
+
+
 def split_command(words: list[str]) -> tuple[dict[bytes, bytes], list[bytes]]:
     """Leading NAME=VALUE words as variables, and the rest, as the bytes they were typed as.
 

@@ -4,7 +4,6 @@ Raw is what cfmakeraw(3) makes. The way back is taken on every exit of this proc
 """
 
 import atexit
-import os
 import struct
 import termios
 from fcntl import ioctl
@@ -74,10 +73,3 @@ def _make_raw(saved: "list[int | list[bytes | int]]") -> "list[int | list[bytes 
     lflag &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
     cflag = cflag & ~(termios.CSIZE | termios.PARENB) | termios.CS8
     return [iflag, oflag, cflag, lflag, ispeed, ospeed, cc]
-
-
-def is_terminal(fd: int) -> bool:
-    try:
-        return os.isatty(fd)
-    except OSError:
-        return False

@@ -1,0 +1,80 @@
+"""A session with a terminal: raw mode and the way back, window size, escapes."""
+
+import os
+
+from vsh import escapes
+from vsh.errors import ConnectionLost
+from vsh.pump import Source
+from vsh.session import Session
+from vsh.shell import Shell
+from vsh.stdio import FdSource
+from vsh.terminal import RawTerminal, find_size
+
+
+class InteractiveShell(Shell):
+    """Invariant: `terminal` (None without one here) is raw while the session runs and this process is not stopped."""
+
+    has_pty = True
+
+    def __init__(self, session: Session) -> None:
+        self.terminal = RawTerminal(0) if os.isatty(0) else None
+        super().__init__(session)
+
+    def run(self, deadline_s: float | None) -> int:
+        """As Shell.run(); the terminal is restored in every case."""
+        self._enter()
+        try:
+            return super().run(deadline_s)
+        finally:
+            self._leave()
+
+    def make_source(self) -> Source:
+        return FdSource(0) if self.terminal is None else TypedSource(FdSource(0), self)
+
+    def suspend(self) -> None:
+        self._leave()
+        super().suspend()
+        self._enter()
+        self.send_size()
+
+    def send_size(self) -> None:
+        rows, cols = find_size()
+        if rows:
+            self.session.connection.send_resize(rows, cols)
+
+    def obey(self, command: str) -> None:
+        """Does what an escape asked for."""
+        if command == escapes.DISCONNECT:
+            raise ConnectionLost(f"disconnected from {self.session.name}")
+        if command == escapes.SUSPEND:
+            self.suspend()
+        else:
+            os.write(2, escapes.HELP.replace("\n", "\r\n").encode())
+
+    def _enter(self) -> None:
+        if self.terminal is not None:
+            self.terminal.enter()
+
+    def _leave(self) -> None:
+        if self.terminal is not None:
+            self.terminal.leave()
+
+
+class TypedSource(Source):
+    """stdin of a terminal, with the escapes taken out of it."""
+
+    def __init__(self, source: Source, shell: InteractiveShell) -> None:
+        self._source = source
+        self._shell = shell
+        self._filter = escapes.EscapeFilter()
+        self.fd = source.fd
+
+    def read(self, limit: int) -> bytes | None:
+        # One byte of room is kept for an escape character that turns out to be none.
+        data = self._source.read(max(1, limit - 1))
+        if not data:
+            return None if data is None else b""
+        typed, commands = self._filter.feed(bytes(data))
+        for command in commands:
+            self._shell.obey(command)
+        return typed or None
