@@ -37,6 +37,8 @@ def boot(spec: MachineSpec, monitor: Monitor | None, *, console: bool, as_json: 
         print_json(render_json(started))
     else:
         _print_started(started, quiet=quiet)
+    # While the machine can still be undone: one that nobody could be told of must not stay.
+    sys.stdout.flush()
 
 
 def render_json(started: Started) -> dict[str, object]:

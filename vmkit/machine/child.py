@@ -5,6 +5,7 @@ import ctypes
 import os
 import signal
 from collections.abc import Callable, Sequence
+from typing import BinaryIO
 
 from vmkit.errors import HostError
 from vmkit.machine.logs import CappedLog
@@ -39,13 +40,13 @@ def _die_with_parent(parent_pid: int) -> Callable[[], None]:
 class Child:
     """One running program; its output goes to a log with a ceiling, its last lines are kept to explain its end."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, log: CappedLog) -> None:
+    def __init__(self, name: str, process: asyncio.subprocess.Process, output: BinaryIO, log: CappedLog) -> None:
         self.name = name
         self.pid = process.pid
         self._process = process
         self._log = log
         self._recent = b""
-        self._reader = asyncio.create_task(self._read_output(), name=f"{name}-output")
+        self._reader = asyncio.create_task(self._read_output(output), name=f"{name}-output")
 
     @property
     def returncode(self) -> int | None:
@@ -89,13 +90,16 @@ class Child:
         except ValueError:
             return f"signal {-status}"
 
-    async def _read_output(self) -> None:
-        stream = self._process.stdout
-        if stream is None:
-            return
-        while data := await stream.read(READ_BYTES):
-            self._log.write(data)
-            self._recent = (self._recent + data)[-TAIL_BYTES:]
+    async def _read_output(self, output: BinaryIO) -> None:
+        stream = asyncio.StreamReader()
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), output)
+        try:
+            while data := await stream.read(READ_BYTES):
+                self._log.write(data)
+                self._recent = (self._recent + data)[-TAIL_BYTES:]
+        finally:
+            transport.close()
 
 
 async def start_child(
@@ -105,17 +109,23 @@ async def start_child(
 
     Raises HostError when it cannot be started.
     """
+    # A pipe of our own: with one of asyncio's the end of a process is heard only when its output is at the end, too.
+    read_fd, write_fd = os.pipe()
+    output = open(read_fd, "rb", buffering=0)  # noqa: PTH123, SIM115  (the Child closes it)
     try:
         process = await asyncio.create_subprocess_exec(
             *argv,
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
+            stdout=write_fd,
             stderr=asyncio.subprocess.STDOUT,
             pass_fds=tuple(pass_fds),
             preexec_fn=_die_with_parent(os.getpid()),
             start_new_session=True,
         )
     except OSError as error:
+        output.close()
         hint = f"install it: sudo apt-get install {package}" if package else ""
         raise HostError(f"cannot start '{argv[0]}': {os.strerror(error.errno or 0)}", hint=hint) from error
-    return Child(name, process, log)
+    finally:
+        os.close(write_fd)
+    return Child(name, process, output, log)

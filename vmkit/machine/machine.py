@@ -5,6 +5,7 @@ with vmkit.Machine("tiny") as machine:
     print(result.stdout, result.exit)
 """
 
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -121,31 +122,38 @@ class Machine:
 
     def down(self) -> None:
         """Asks the guest to power off and waits until it is gone."""
-        started = self._require()
-        entry = find_machine(name=started.name)
-        if entry is not None:
-            stop.power_off(entry)
-        self._reap()
+        self._require()
+        self._end(stop.power_off)
 
     def kill(self) -> None:
         """Ends it at once; nothing happens when it has ended."""
-        if self._started is None:
-            return
-        entry = find_machine(name=self._started.name)
-        if entry is not None:
-            stop.kill(entry)
-        self._reap()
-
-    def _reap(self) -> None:
         if self._started is not None:
-            self._started.monitor.wait(stop.KILL_DEADLINE_S)
-            self._started = None
+            self._end(stop.kill)
 
-    def _entry(self) -> Entry:
+    def _end(self, end: Callable[[Entry], None]) -> None:
+        started = self._require()
+        entry = self._find_entry()
+        if entry is not None:
+            end(entry)
+        try:
+            started.monitor.wait(stop.KILL_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            # QEMU and the device die with it.
+            started.monitor.kill()
+            started.monitor.wait()
+        self._started = None
+
+    def _find_entry(self) -> Entry | None:
+        """This very machine: when it has ended, another `up` may have taken its name."""
         started = self._require()
         entry = find_machine(name=started.name)
+        return entry if entry is not None and entry.pid == started.monitor.pid else None
+
+    def _entry(self) -> Entry:
+        entry = self._find_entry()
         if entry is None:
-            raise MachineError(f"'{started.name}' is not running any more", hint=f"see why: vmkit logs {started.name}")
+            name = self._require().name
+            raise MachineError(f"'{name}' is not running any more", hint=f"see why: vmkit logs {name}")
         return entry
 
     def _require(self) -> Started:

@@ -221,5 +221,5 @@ def _parse_end(line: bytes) -> Ended | None:
     try:
         value = json.loads(line)
         return Ended(str(value["end"]), str(value["brief"]), bool(value["expected"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,7 +30,15 @@ def folders(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("VMKIT_RUNTIME_DIR", str(root / "runtime"))
     for machine in read_machines():
         stop.kill(machine)
-    shutil.rmtree(root)
+    remove(root)
+
+
+def remove(root: Path) -> None:
+    """A monitor whose `up` was killed may still be removing its own part."""
+    end_s = time.monotonic() + 10
+    while root.exists():
+        shutil.rmtree(root, ignore_errors=True)
+        assert time.monotonic() < end_s, f"{root} is still written to"
 
 
 @pytest.fixture
