@@ -37,6 +37,10 @@ LISTEN_BACKLOG: Final = MAX_CONNECTIONS
 MAX_ACCEPTS: Final = 64
 # No descriptors or memory left on the host: accept nobody for so long.
 ACCEPT_PAUSE_S: Final = 0.2
+# All places taken: programs that closed may hold theirs until the guest has buffers to be told with. So newcomers wait
+# in the backlog, looked at so often, and are refused when this has lasted so long.
+FULL_PERIOD_S: Final = 0.01
+FULL_GRACE_S: Final = 1.0
 
 _READ_MASK: Final = select.EPOLLIN | select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLET
 _READ_WRITE_MASK: Final = _READ_MASK | select.EPOLLOUT
@@ -75,6 +79,7 @@ class HostSide:
         self._dialing = Deadlines(DIAL_TIMEOUT_S)
         self._next_dial_s = 0.0
         self._accept_again_s: float | None = None
+        self._full_since_s: float | None = None
         self.is_device_running = False
         listener.setblocking(False)
         # Whoever bound it may have been less generous; a second listen() only changes the backlog.
@@ -127,6 +132,9 @@ class HostSide:
 
     def _accept(self) -> None:
         for _ in range(MAX_ACCEPTS):
+            if self._is_crowded():
+                self._pause_accepting(FULL_PERIOD_S)
+                return
             try:
                 sock, _address = self._listener.accept()
             except BlockingIOError:
@@ -134,14 +142,24 @@ class HostSide:
             except ConnectionAbortedError:
                 continue
             except OSError as error:
-                self._pause_accepting(error)
+                self._notice("accept", f"cannot accept a host program: {error.strerror}")
+                self._pause_accepting(ACCEPT_PAUSE_S)
                 return
             self._admit(sock)
 
-    def _pause_accepting(self, error: OSError) -> None:
-        self._notice("accept", f"cannot accept a host program: {error.strerror}")
+    def _is_crowded(self) -> bool:
+        """Whether newcomers wait outside, because all places are taken and some may soon be free."""
+        if not self._muxer.is_full:
+            self._full_since_s = None
+            return False
+        now_s = time.monotonic()
+        if self._full_since_s is None:
+            self._full_since_s = now_s
+        return now_s < self._full_since_s + FULL_GRACE_S
+
+    def _pause_accepting(self, pause_s: float) -> None:
         self._epoll.unregister(self._listener)
-        self._accept_again_s = time.monotonic() + ACCEPT_PAUSE_S
+        self._accept_again_s = time.monotonic() + pause_s
 
     def _admit(self, sock: socket.socket) -> None:
         connection = self._muxer.admit()

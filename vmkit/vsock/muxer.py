@@ -66,7 +66,7 @@ class Muxer:
 
     def admit(self, state: State = State.GREETING) -> Connection | None:
         """A new connection, or None when there are max_connections already; dismiss() gives its place back."""
-        if len(self._members) >= self.max_connections:
+        if self.is_full:
             self._notice("refused-full", f"{self.max_connections} connections are open; a further one was refused")
             return None
         is_within_budget = self._promised_bytes + WINDOW_BYTES <= WINDOW_BUDGET_BYTES
@@ -85,6 +85,11 @@ class Muxer:
     def connections(self) -> list[Connection]:
         """All members and all that is CLOSING, for the driver's rounds; a copy, so that it may end some."""
         return list(self._members | dict.fromkeys(self._table.values()))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all places are taken."""
+        return len(self._members) >= self.max_connections
 
     @property
     def member_count(self) -> int:

@@ -301,3 +301,21 @@ def test_waiting_connect_outlives_a_broken_device(bench: Bench) -> None:
     bench.driver.reboot()
     bench.driver.listen(9001)
     assert program.line().startswith(b"OK ")
+
+
+def test_newcomers_wait_for_those_who_are_leaving() -> None:
+    with open_bench(nofile=64 + 20) as bench:
+        bench.driver.boot()
+        leaving = [bench.open_to_guest(9001)[0] for _ in range(20)]
+        # Without buffers of the guest nobody can leave.
+        bench.driver.is_refilling = False
+        bench.wait(lambda: drain_rx(bench))
+        for program in leaving:
+            program.close()
+        coming = [bench.connect() for _ in range(20)]
+        for program in coming:
+            program.send(b"CONNECT 9001\n")
+        bench.settle()
+        assert not any(program.is_ended for program in coming)
+        bench.driver.is_refilling = True
+        bench.wait(lambda: all(program.data.startswith(b"OK ") for program in coming))
