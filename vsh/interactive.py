@@ -69,6 +69,10 @@ class TypedSource(Source):
         self._filter = escapes.EscapeFilter()
         self.fd = source.fd
 
+    @property
+    def is_held(self) -> bool:
+        return self._source.is_held
+
     def read(self, limit: int) -> bytes | None:
         # One byte of room is kept for an escape character that turns out to be none.
         data = self._source.read(max(1, limit - 1))

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Without credit, output that a sink does not take is kept up to here; then the connection is not read any more.
 LEGACY_SINK_CEILING = 1 << 20
+# A terminal whose job is in the background announces nothing when it comes back.
+HELD_LOOK_S = 0.3
 # 16 legacy frames: one writev().
 LEGACY_READ_SIZE = 16 * 4000
 
@@ -35,6 +37,11 @@ class Source:
     def read(self, limit: int) -> "bytes | memoryview | None":
         """At most `limit` bytes, valid until the next call; empty at the end, None when there is nothing now."""
         raise NotImplementedError
+
+    @property
+    def is_held(self) -> bool:
+        """It must not be read for a while; looked at again every HELD_LOOK_S."""
+        return False
 
     def close(self) -> None:
         """Nobody wants any more."""
@@ -119,6 +126,8 @@ class Pump:
             timeout_ms = left_ms if timeout_ms is None else min(left_ms, timeout_ms)
         if self._is_source_ready():
             timeout_ms = 0
+        elif self.source is not None and self.source.is_held:
+            timeout_ms = HELD_LOOK_S * 1000 if timeout_ms is None else min(HELD_LOOK_S * 1000, timeout_ms)
         self._want_all()
         return self._poll.poll(timeout_ms)
 
@@ -130,7 +139,8 @@ class Pump:
         self._want(session.fd, mask if self.exit is None else 0)
         source = self.source
         if source is not None:
-            self._want(source.fd, select.POLLIN if self.exit is None and self._stdin_room() else 0)
+            is_wanted = self.exit is None and not source.is_held and self._stdin_room() > 0
+            self._want(source.fd, select.POLLIN if is_wanted else 0)
         for outlet in self.outlets.values():
             self._want(outlet.sink.fd, select.POLLOUT if outlet.pending.size else 0)
 

@@ -35,8 +35,19 @@ class FdSource(Source):
         self._buffer = memoryview(bytearray(BUFFER_SIZES[0]))
         self._is_pipe = stat.S_ISFIFO(os.fstat(fd).st_mode)
         self.fd = _open_anew(fd, os.O_RDONLY) if self._is_pipe else fd
+        self._is_terminal = os.isatty(fd)
+        self._is_held = False
+
+    @property
+    def is_held(self) -> bool:
+        """A terminal that belongs to another job: to read it would stop us."""
+        self._is_held = self._is_held and _is_background(self.fd)
+        return self._is_held
 
     def read(self, limit: int) -> memoryview | None:
+        if self._is_terminal and _is_background(self.fd):
+            self._is_held = True
+            return None
         buffer = self._buffer
         try:
             size = self._read_burst(buffer if limit >= len(buffer) else buffer[:limit])
@@ -127,6 +138,14 @@ class FdSink(Sink):
         if opened == fd:
             self._limit = PIPE_BUF
         return opened
+
+
+def _is_background(fd: int) -> bool:
+    try:
+        return os.tcgetpgrp(fd) != os.getpgrp()
+    except OSError:
+        # Not our controlling terminal: nobody would stop us.
+        return False
 
 
 def _open_anew(fd: int, mode: int) -> int:

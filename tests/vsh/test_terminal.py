@@ -179,3 +179,26 @@ def test_all_output_before_the_exit_arrives(vshd, mode):
     for _ in range(10):
         done = vshd.run(*mode, "-t", "--", "sh", "-c", "seq 1 5000")
         assert done.stdout.split() == [str(number).encode() for number in range(1, 5001)]
+
+
+def test_background_job_is_not_stopped_by_what_is_typed_elsewhere(vshd, mode):
+    """vsh ... & leaves the terminal to the shell, and takes it up again when it comes to the foreground."""
+    script = "echo st''arted; read x; echo [$x]"
+    words = [sys.executable, "-m", "vsh", f"--unix={vshd.path}", *mode, "-T", "--", "sh", "-c", script]
+    typist = Typist(None, shell=["bash", "--norc", "-i"])
+    try:
+        typist.type(f"PS1='%%'; {shlex.join(words)} &\r".encode())
+        typist.expect(b"started\r\n")
+        typist.type(b"echo sh''ell $(jobs | grep -c Running)\r")
+        typist.expect(b"shell 1\r\n")
+        typist.type(b"\r\r")
+        typist.type(b"echo sti''ll $(jobs | grep -c Running)\r")
+        typist.expect(b"still 1\r\n")
+        typist.type(b"fg\r")
+        typist.expect(b"read x")
+        typist.type(b"hello\r")
+        typist.expect(b"[hello]\r\n")
+        typist.type(b"exit\r")
+        typist.wait()
+    finally:
+        typist.close()
