@@ -1,7 +1,9 @@
 """The device process from its first to its last moment: starts, waits, pauses, resets, and the end of its front-end."""
 
 import array
+import contextlib
 import os
+import resource
 import signal
 import socket
 import stat
@@ -372,3 +374,50 @@ def test_device_says_when_there_is_no_room_for_connections(directory: Path) -> N
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=WAIT_S, check=False)
     assert done.returncode == 1
     assert "open files" in done.stderr
+
+
+def test_host_without_descriptors_pauses_the_door_and_refuses_the_guest(bench: Bench) -> None:
+    program, guest = bench.open_to_guest(9001)
+    listener = bench.listen(7777)
+    pid = bench.process.pid
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (5, hard))
+    waiting = bench.connect()
+    waiting.send(b"CONNECT 9001\n")
+    refused = bench.driver.dial(7777)
+    bench.wait(lambda: refused.is_reset)
+    bench.wait_log("cannot accept a host program")
+    guest.send(b"who is inside goes on")
+    bench.wait(lambda: program.data == b"who is inside goes on")
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+    assert waiting.line().startswith(b"OK ")
+    again = bench.driver.dial(7777)
+    bench.accept(listener)
+    bench.wait(lambda: again.is_open)
+
+
+def test_log_that_nobody_reads_does_not_stop_the_device(directory: Path) -> None:
+    front, back = socket.socketpair()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(directory / "v"))
+    listener.listen()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)
+    command = [sys.executable, "-m", "vmkit.vsock", "--guest-cid", "3", "--uds-path", str(directory / "v")]
+    command += ["--vhost-user-fd", str(back.fileno()), "--listen-fd", str(listener.fileno())]
+    fds = (back.fileno(), listener.fileno())
+    with subprocess.Popen(command, cwd=ROOT, stderr=writer, pass_fds=fds) as process:
+        back.close()
+        listener.close()
+        driver = fd.FakeDriver(front)
+        driver.boot()
+        driver.send_packet(driver.header(1, 2, pk.OP_REQUEST, src_cid=9))
+        driver.sync()
+        driver.close()
+        assert process.wait(WAIT_S) == 0
+    os.close(reader)
+    os.close(writer)
