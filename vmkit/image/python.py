@@ -169,7 +169,11 @@ class GuestPython:
         # A fixed hash seed: the order of a set constant in a .pyc must not change from build to build.
         environ = {"PYTHONHASHSEED": "0", "PYTHONHOME": str(root / "usr"), "LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"}
         # No column tables either: a traceback in the guest still has its lines.
-        return run([*argv, "-s", "-S", "-B", "-X", "no_debug_ranges", "-c", script, *words], timeout_s=_COMPILE_TIMEOUT_S, env=environ)
+        return run(
+            [*argv, "-s", "-S", "-B", "-X", "no_debug_ranges", "-c", script, *words],
+            timeout_s=_COMPILE_TIMEOUT_S,
+            env=environ,
+        )
 
 
 def _module_name(relative: str) -> str:
