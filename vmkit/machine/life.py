@@ -10,12 +10,16 @@ import traceback
 from collections.abc import Coroutine
 from typing import cast
 
-from vmkit.errors import VmkitError
+from vmkit.errors import MachineError, VmkitError
 from vmkit.machine.end import End
 from vsh.errors import VshError
 
 # A QMP that breaks off is most often QEMU's exit, which is seen a moment later and is the better explanation.
 CAUSE_DEADLINE_S = 1.0
+
+
+class RefusedError(MachineError):
+    """QEMU lives, and has refused a command: its end is not the cause, and need not be waited for."""
 
 
 class EndedError(VmkitError):
@@ -55,7 +59,7 @@ class Life:
         task = asyncio.ensure_future(work)
         both: set[asyncio.Future[object]] = {task, cast("asyncio.Future[object]", self.end)}
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if not self.end.done() and task.exception() is not None:
+        if not self.end.done() and not isinstance(task.exception(), RefusedError | None):
             await asyncio.wait({self.end}, timeout=CAUSE_DEADLINE_S)
         if self.end.done():
             task.cancel()

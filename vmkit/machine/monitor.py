@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, BinaryIO
 
 from vmkit.errors import VmkitError
@@ -53,8 +53,15 @@ _QUIET_EVENTS = frozenset({"RTC_CHANGE", "NIC_RX_FILTER_CHANGED", "VSERPORT_CHAN
 class Monitor:
     """One machine's monitor. Invariant: everything that was opened is on `_stack`; what is None was not reached."""
 
-    def __init__(self, plan: LaunchPlan, report_sock: socket.socket, vhost_fd: int | None) -> None:
+    def __init__(
+        self,
+        plan: LaunchPlan,
+        report_sock: socket.socket,
+        vhost_fd: int | None,
+        open_ready: Callable[[LaunchPlan], ReadyListener] = open_ready_listener,
+    ) -> None:
         self._plan = plan
+        self._open_ready = open_ready
         self._report_sock = report_sock
         self._vhost_fd = vhost_fd
         self._life = Life()
@@ -93,7 +100,7 @@ class Monitor:
         self._life.spawn(self._watch_parent())
         self._life.spawn(self._control.serve(self._listen_unix(Layout.CONTROL)))
         self._stack.push_async_callback(self._control.close)
-        ready = open_ready_listener(self._plan)
+        ready = self._open_ready(self._plan)
         self._stack.callback(ready.close)
         console_sock = self._open_console()
         qmp_sock, qmp_fd = socket.socketpair()
@@ -161,7 +168,8 @@ class Monitor:
     async def _start_qemu(self, console_fd: int, qmp_fd: int, ready_port: int) -> Child:
         argv = self._plan.qemu.render_argv(console_fd=console_fd, qmp_fd=qmp_fd, ready_port=ready_port)
         text = "\n".join((render_command(argv), BY_HAND_NOTE, render_command(self._plan.qemu.render_by_hand()), ""))
-        (self._plan.directory / Layout.ARGV).write_bytes(os.fsencode(text))
+        with contextlib.suppress(OSError):
+            (self._plan.directory / Layout.ARGV).write_bytes(os.fsencode(text))
         log = self._open_log(Layout.QEMU_LOG)
         qemu = await start_child("qemu", argv, log=log, pass_fds=(console_fd, qmp_fd), package="qemu-system-x86")
         self._events.add("qemu-started", {"pid": qemu.pid})
@@ -220,9 +228,10 @@ class Monitor:
         if self._life.end.done():
             # Too late: what is being torn down must not be called ready.
             return
+        # Where this cannot be written, vsh would not find what `up` calls ready: that fails, then.
+        self._write_record("ready", must=True)
         self._life.is_ready = True
         self._events.add("ready")
-        self._write_record("ready")
         self._report(Stage.READY)
 
     async def _drain_console(self) -> None:
@@ -286,12 +295,12 @@ class Monitor:
             parts.append("the console's last lines:\n" + console)
         return "\n".join(parts)
 
-    def _write_record(self, state: str) -> None:
+    def _write_record(self, state: str, *, must: bool = False) -> None:
         record = dict(self._plan.record, state="stopping" if self._life.is_asked else state, pid=os.getpid())
         if self._qemu is not None:
             record["qemu_pid"] = self._qemu.pid
         # On a full disk the old record stays, and is still whole.
-        with contextlib.suppress(OSError):
+        with contextlib.nullcontext() if must else contextlib.suppress(OSError):
             write_record(self._plan.directory, record)
 
 

@@ -12,6 +12,7 @@ from qemu.qmp import ExecuteError, QMPClient, QMPError
 from qemu.qmp.message import Message
 
 from vmkit.errors import MachineError
+from vmkit.machine.life import RefusedError
 from vmkit.machine.logs import CappedLog
 from vmkit.machine.qemu import VSOCK_DEVICE_ID, VSOCK_FD_NAME, QmpCommand
 
@@ -61,7 +62,7 @@ class Qmp:
         try:
             return await asyncio.wait_for(self._client.execute(name, arguments), COMMAND_DEADLINE_S)
         except ExecuteError as error:
-            raise MachineError(f"QEMU refused '{name}': {error}") from error
+            raise RefusedError(f"QEMU refused '{name}': {error}") from error
         except (QMPError, OSError, TimeoutError) as error:
             raise MachineError(f"QEMU did not answer '{name}'", details=str(error)) from error
 

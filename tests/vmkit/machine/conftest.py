@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -43,7 +44,8 @@ def remove(root: Path) -> None:
 
 @pytest.fixture
 def fake_qemu(monkeypatch: pytest.MonkeyPatch, folders: Path) -> Path:
-    monkeypatch.setenv("PATH", f"{FAKES}:{os.environ['PATH']}")
+    # The fake's interpreter is ours: another python3 on PATH may be a script that takes its time.
+    monkeypatch.setenv("PATH", f"{FAKES}:{Path(sys.executable).parent}:{os.environ['PATH']}")
     return folders
 
 
@@ -51,11 +53,11 @@ Boot = Callable[..., Started]
 
 
 @pytest.fixture
-def boot(fake_qemu: Path) -> Iterator[Boot]:
-    """boot(scenario, **spec) starts a machine whose QEMU plays that scenario."""
+def image(fake_qemu: Path) -> BuiltImage:
+    """An image of empty files."""
     for name in ("kernel", "initrd", "manifest.json"):
         (fake_qemu / "cache" / name).write_bytes(b"")
-    image = BuiltImage(
+    return BuiltImage(
         name="tiny",
         kernel=fake_qemu / "cache" / "kernel",
         initrd=fake_qemu / "cache" / "initrd",
@@ -65,6 +67,11 @@ def boot(fake_qemu: Path) -> Iterator[Boot]:
         digest="0" * 64,
         cached=True,
     )
+
+
+@pytest.fixture
+def boot(image: BuiltImage) -> Iterator[Boot]:
+    """boot(scenario, **spec) starts a machine whose QEMU plays that scenario."""
     started: list[Started] = []
 
     def start(scenario: str, *, accelerator: Accelerator | None = Accelerator.TCG, **fields: object) -> Started:

@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 
 from vmkit.errors import HostError, MachineError
+from vmkit.image.build import BuiltImage
 from vmkit.machine import probe, stop
 from vmkit.machine.registry import find_state_directory
-from vmkit.machine.spec import Accelerator, Backend
+from vmkit.machine.spec import Accelerator, Backend, MachineSpec
+from vmkit.machine.start import choose
+from vmkit.machine.vhost import KernelVhostDoor
 from vsh.registry import find_machine, read_machines
 
 Boot = Callable[..., object]
@@ -267,29 +270,61 @@ def test_interrupt_at_every_stage_leaves_nothing(
     until(lambda: read_machines() == [])
 
 
-def test_accelerator_auto_uses_kvm_that_was_proven(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "KVM_DEVICE", "/dev/null")
-    monkeypatch.setenv("FAKE_KVM", "works")
-    assert boot("ready", accelerator=None).choices.accelerator is Accelerator.KVM
-
-
 @pytest.mark.parametrize(
-    ("scenario", "reason"), [("dies", "KVM internal error"), ("refuses", "failed to initialize kvm")]
+    ("scenario", "accelerator", "reason"),
+    [
+        ("works", Accelerator.KVM, ""),
+        ("dies", Accelerator.TCG, "KVM internal error"),
+        ("refuses", Accelerator.TCG, "failed to initialize kvm"),
+    ],
 )
-def test_accelerator_auto_falls_back_and_says_why(
-    boot: Boot, monkeypatch: pytest.MonkeyPatch, scenario: str, reason: str
+def test_accelerator_auto_is_the_proven_one(
+    image: BuiltImage, monkeypatch: pytest.MonkeyPatch, scenario: str, accelerator: Accelerator, reason: str
 ) -> None:
     monkeypatch.setattr(probe, "KVM_DEVICE", "/dev/null")
     monkeypatch.setenv("FAKE_KVM", scenario)
-    choices = boot("ready", accelerator=None).choices
-    assert choices.accelerator is Accelerator.TCG
+    choices = choose(MachineSpec(), lambda _text, _fraction: None, KernelVhostDoor(), lambda _image, _tell: image)
+    assert choices.accelerator is accelerator
     assert reason in choices.accelerator_reason
 
 
-def test_kvm_verdict_is_remembered(boot: Boot, monkeypatch: pytest.MonkeyPatch, folders: Path) -> None:
-    monkeypatch.setattr(probe, "KVM_DEVICE", "/dev/null")
-    monkeypatch.setenv("FAKE_KVM", "dies")
-    boot("ready", accelerator=None)
-    monkeypatch.setenv("FAKE_KVM", "works")
-    assert boot("ready", accelerator=None).choices.accelerator is Accelerator.TCG
-    assert json.loads((folders / "runtime" / "kvm-verdict.json").read_text())["works"] is False
+def test_ready_that_comes_too_late_is_no_success(boot: Boot, folders: Path) -> None:
+    """The deadline has passed, QEMU is being ended, and says READY with its last breath."""
+    with pytest.raises(MachineError, match="the guest was not ready within 1 s"):
+        boot("ready-when-terminated", timeout_s=1.0)
+    assert entries(folders) == []
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from vmkit.image.build import BuiltImage
+from vmkit.machine import stop
+from vmkit.machine.spec import Accelerator, Backend, MachineSpec
+from vmkit.machine.start import start_machine
+from vsh.errors import VshError
+from vsh.registry import find_machine
+kernel = Path(sys.argv[1])
+image = BuiltImage("tiny", kernel, kernel, kernel, (), "root", "0" * 64, True)
+spec = MachineSpec(append="fake=ready", accelerator=Accelerator.TCG, backend=Backend.USER, timeout_s=30)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+try:
+    start_machine(spec, build=lambda i, t: image)
+    print(find_machine(name="tiny").state)
+    stop.kill(find_machine(name="tiny"))
+except VshError as error:
+    print(error.brief)
+"""
+
+
+@pytest.mark.parametrize(
+    ("limit_bytes", "said"), [(700, "ready"), (350, "'tiny' did not start: "), (0, "cannot write to the runtime dir")]
+)
+def test_full_disk_costs_logs_or_the_start_and_is_told(
+    image: BuiltImage, folders: Path, limit_bytes: int, said: str
+) -> None:
+    """A limit to the size of files meets everything as a full disk does; machine.json has about 400 bytes."""
+    argv = [sys.executable, "-c", FULL_DISK, str(image.kernel), str(limit_bytes)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith(said), done.stdout + done.stderr
+    assert entries(folders) == []
