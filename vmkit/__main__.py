@@ -35,6 +35,7 @@ def main() -> int:
         # What was ignored when we were started stays so: nohup, a job in the background of a script.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _raise_stopped)
+    status = 0
     try:
         status = _run()
         # Here, and not when the interpreter ends: what cannot be written then is told by it, not by us.
@@ -50,7 +51,8 @@ def main() -> int:
         return 128 + signal.SIGPIPE
     except OSError as error:
         sys.stdout = io.StringIO()
-        return _tell(VshError(f"cannot write the answer: {error.strerror}"))
+        # A verb that could not write either has told so already.
+        return status or _tell(VshError(f"cannot write the answer: {error.strerror}"))
     return status
 
 

@@ -136,7 +136,15 @@ def test_reader_that_has_gone_is_no_error_to_talk_about(program: Program, words:
 
 
 @pytest.mark.parametrize("words", [("list", "--json"), ("images",)])
-def test_answer_that_cannot_be_written_is_an_error(program: Program, words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("term", ["xterm", None])
+def test_answer_that_cannot_be_written_is_an_error(
+    program: Program, words: tuple[str, ...], term: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line, whether the table is written at once or when the program ends."""
+    for name in ("TERM", "LANG", "LC_ALL", "PYTHONIOENCODING"):
+        monkeypatch.delenv(name, raising=False)
+    if term is not None:
+        monkeypatch.setenv("TERM", term)
     with Path("/dev/full").open("wb") as full:
         done = program(*words, stdout=full)
     assert done.returncode == 1
