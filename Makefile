@@ -70,6 +70,8 @@ $(VENV)/.run: requirements/run.lock pyproject.toml | packages
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install --require-hashes -r requirements/run.lock
 	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@# pip's own script imports half of the standard library before the first line of vsh.
+	@$(BIN)/python -m vsh --launcher > $(BIN)/vsh.new && chmod +x $(BIN)/vsh.new && mv $(BIN)/vsh.new $(BIN)/vsh
 	@touch $@
 
 $(VENV)/.test: requirements/test.lock $(VENV)/.run | test-packages
