@@ -61,7 +61,7 @@ class HostSide:
     ) -> None:
         """`listener` is the listening UNIX socket.
 
-        Uds_path names it, and `<uds_path>_<port>` those that the guest may reach.
+        uds_path names it, and `<uds_path>_<port>` those that the guest may reach.
         """
         self._epoll = epoll
         self._listener = listener

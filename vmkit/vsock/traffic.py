@@ -45,7 +45,7 @@ class Hooks(Protocol):
 
 
 class Traffic:
-    """Both directions.
+    """Both directions of all connections.
 
     Invariant between calls: no link holds views of the guest's memory, and what was pushed is published.
     """

@@ -127,6 +127,7 @@ class Vring:
         "_has_indirect",
         "_last_avail",
         "_memory",
+        "_published",
         "_used16",
         "_used32",
         "signalled",
@@ -151,7 +152,7 @@ class Vring:
         self._used32 = layout.used[4 : 4 + 8 * size].cast("I")
         self._event_slot = 2 + 4 * size
         self._last_avail = base & _MASK16
-        self.used_idx = self._used16[1]
+        self.used_idx = self._published = self._used16[1]
         self.signalled = self.used_idx
         # Chains that were read ahead and not given back.
         self.waiting: deque[Chain] = deque()
@@ -269,9 +270,9 @@ class Vring:
 
         The elements are written, the index comes last.
         """
-        if self._used16[1] == self.used_idx:
+        if self._published == self.used_idx:
             return False
-        self._used16[1] = self.used_idx
+        self._published = self._used16[1] = self.used_idx
         full_fence()
         return self.is_interrupt_due()
 
