@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vmkit.errors import BuildError, VmkitError
+from vmkit.errors import BuildError, HostError, VmkitError
 from vmkit.image.apt import Apt, Archive, archive_key
 
 # A build with everything to fetch on a slow line; whoever waits is told so.
@@ -35,13 +35,19 @@ _FULL = {
 def find_cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
     """$VMKIT_CACHE_DIR, else $XDG_CACHE_HOME/vmkit, else ~/.cache/vmkit.
 
-    Relative values of XDG_CACHE_HOME are ignored, as its specification asks.
+    Relative values of XDG_CACHE_HOME are ignored, as its specification asks. Raises HostError for a user without a home.
     """
     named = environ.get("VMKIT_CACHE_DIR")
     if named:
         return Path(named).absolute()
     base = environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "vmkit"
+    if base.startswith("/"):
+        return Path(base) / "vmkit"
+    try:
+        return Path.home() / ".cache" / "vmkit"
+    except RuntimeError as error:
+        hint = "set HOME, or VMKIT_CACHE_DIR to a directory of your own"
+        raise HostError("there is no home directory to keep images in", hint=hint) from error
 
 
 class Cache:

@@ -65,3 +65,17 @@ def test_build_of_an_unknown_image_is_told(vmkit: Vmkit) -> None:
     done = vmkit("build", "nonsense")
     assert done.status == 64
     assert done.err.startswith("vmkit: ")
+
+
+@pytest.mark.parametrize(("verb", "status"), [("doctor", 1), ("images", 1), ("build", 1)])
+def test_user_without_a_home_is_told(
+    vmkit: Vmkit, fake_qemu: Path, monkeypatch: pytest.MonkeyPatch, verb: str, status: int
+) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME", "VMKIT_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)
+    done = vmkit(verb)
+    assert done.status == status
+    assert "there is no home directory to keep images in" in done.out + done.err
+    assert "VMKIT_CACHE_DIR" in done.out + done.err
+    assert "internal error" not in done.err
