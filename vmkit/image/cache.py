@@ -35,7 +35,7 @@ _FULL = {
 def find_cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
     """$VMKIT_CACHE_DIR, else $XDG_CACHE_HOME/vmkit, else ~/.cache/vmkit.
 
-    Relative values of XDG_CACHE_HOME are ignored, as its specification asks. Raises HostError for a user without a home.
+    Relative values of XDG_CACHE_HOME are ignored, as its specification asks. Raises HostError where there is no home.
     """
     named = environ.get("VMKIT_CACHE_DIR")
     if named:
