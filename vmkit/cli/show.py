@@ -22,7 +22,8 @@ def open_progress(*, quiet: bool) -> Iterator[Tell]:
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
 
     console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
+    spinner = SpinnerColumn("dots" if "utf" in console.encoding else "line")
+    columns = (spinner, TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("looking at this host", total=None)
 

@@ -15,6 +15,10 @@ class Seconds(click.FloatRange):
 
     name = "seconds"
 
+    def _describe_range(self) -> str:
+        # A week is no news to who reads the help.
+        return ""
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         seconds = float(super().convert(value, param, ctx))
         if math.isnan(seconds):
