@@ -26,6 +26,9 @@ CHUNK_SIZES = (1 << 13, 1 << 16)
 LEGACY_READ_SIZE = 16 * 4000
 # A read of this much is bulk: stdio writes 4096 at a time, a terminal gives 4095.
 BURST_SIZE = 4000
+# A receive of this much is bulk, and so many may follow one another; then signals and output have their turn.
+BULK_PIECE = 1 << 14
+RECEIVES_AT_ONCE = 8
 # Without credit, stdin for a target that does not read is kept up to here; then the connection is not read any more.
 LEGACY_STDIN_CEILING = 1 << 20
 # A pipe starts with 64 KiB; one that is filled at once gets this, so that fewer and larger frames leave.
@@ -171,22 +174,32 @@ class Relay:
     # The connection.
 
     def _receive(self) -> None:
+        """Reads the connection; and while it brings bulk, goes on without a round of the loop for each piece."""
+        for _ in range(RECEIVES_AT_ONCE):
+            if self._receive_once() < BULK_PIECE or self.lost:
+                return
+            if not self.connection.is_extended and self.pending.size >= LEGACY_STDIN_CEILING:
+                return
+
+    def _receive_once(self) -> int:
+        """How much came."""
         try:
             size = os.readv(self.fd, [self._buffers.current])
         except BlockingIOError:
-            return
+            return 0
         except OSError:
             size = 0
         if self._silence is not None and size:
             self._silence.heard(time.monotonic())
         if not size:
             self._handle(self.connection.receive_end())
-            return
+            return 0
         self._handle(self.connection.receive_data(self._buffers.current[:size]))
         if self.pending.is_borrowing and not self._buffers.hold():
             self.pending.keep()
             self._buffers.release()
         self._buffers.received(size)
+        return size
 
     def _flush(self) -> None:
         output = self.connection.output
@@ -209,23 +222,26 @@ class Relay:
         if data:
             self._take_stdin(data)
         for event in events:
-            if isinstance(event, EndOfStream):
-                self._end_stdin()
-            elif isinstance(event, Signalled):
-                processes.signal_target(self.target.pid, event.number, self._terminal())
-            elif isinstance(event, Resized):
-                if self.target.has_pty:
-                    set_window_size(self._terminal(), event.rows, event.cols)
-            elif isinstance(event, StreamClosed):
-                self._close_source(event.stream)
-            elif isinstance(event, Held) and self._silence is not None:
-                self._silence.hold()
-            elif isinstance(event, Failed):
-                self.lost = event.description
-            elif isinstance(event, Broken):
-                self.lost = event.reason
-                if not event.is_end:
-                    self.connection.send_failure(event.reason, Failure(messages.PROTOCOL))
+            if not isinstance(event, Data):
+                self._obey(event)
+
+    def _obey(self, event: Event) -> None:
+        if isinstance(event, EndOfStream):
+            self._end_stdin()
+        elif isinstance(event, Signalled):
+            processes.signal_target(self.target.pid, event.number, self._terminal())
+        elif isinstance(event, Resized) and self.target.has_pty:
+            set_window_size(self._terminal(), event.rows, event.cols)
+        elif isinstance(event, StreamClosed):
+            self._close_source(event.stream)
+        elif isinstance(event, Held) and self._silence is not None:
+            self._silence.hold()
+        elif isinstance(event, Failed):
+            self.lost = event.description
+        elif isinstance(event, Broken):
+            self.lost = event.reason
+            if not event.is_end:
+                self.connection.send_failure(event.reason, Failure(messages.PROTOCOL))
 
     def _terminal(self) -> int:
         return self.target.stdout if self.target.has_pty else -1

@@ -35,6 +35,10 @@ SILENCE_MS = 120_000
 REQUEST_MAX = 8 << 20
 
 
+# States in which bytes are not looked at: the connection is over, or a request waits for its answer.
+_DEAF = (state.OVER, state.BROKEN, state.PREPARING)
+
+
 def default_limits() -> Extended:
     """What we announce unless told otherwise."""
     return Extended(version=VERSION, max_data=MAX_DATA, window=WINDOW, silence_ms=SILENCE_MS)
@@ -92,10 +96,7 @@ class Connection:
         events: list[Event] = []
         self._events = events
         try:
-            while not self.is_finished:
-                if self.state == state.PREPARING:
-                    self._early = bytes(view[position:])
-                    break
+            while position < len(view) and self.state not in _DEAF:
                 position, piece = self._reader.receive(view, position)
                 if piece is None:
                     break
@@ -105,6 +106,8 @@ class Connection:
                     self._receive_payload(piece)
         except RemoteProtocolError as error:
             self._break(str(error), is_end=False)
+        if self.state == state.PREPARING:
+            self._early = bytes(view[position:])
         return events
 
     def receive_end(self) -> list[Event]:
