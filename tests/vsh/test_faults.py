@@ -143,11 +143,12 @@ def test_session_that_has_nothing_to_say_is_kept_alive(vshd):
 def test_suspended_client_keeps_its_session(start_vshd):
     """TSTP announces itself; a server with little patience waits until the client is back."""
     vshd = start_vshd("--keepalive=1")
-    with ended(vshd.start("--", "sh", "-c", "echo $$; read x; echo [$x]", stdin=subprocess.PIPE)) as client:
+    # In a group of its own, as a shell's job is: the kernel never stops an orphaned group (setpgid(2), POSIX).
+    start = vshd.start("--", "sh", "-c", "echo $$; read x; echo [$x]", stdin=subprocess.PIPE, process_group=0)
+    with ended(start) as client:
         read_line(client.stdout)
         client.send_signal(signal.SIGTSTP)
-        _, status = os.waitpid(client.pid, os.WUNTRACED)
-        assert os.WIFSTOPPED(status)
+        wait_until(lambda: os.waitpid(client.pid, os.WUNTRACED | os.WNOHANG)[0] == client.pid, "it stops")
         time.sleep(2.5)
         client.send_signal(signal.SIGCONT)
         client.stdin.write(b"back\n")
