@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from vmkit.machine import control as control_module
 from vmkit.machine.control import MAX_ASKERS, MAX_LINE_BYTES, ControlServer, parse_request, render_end
 from vmkit.machine.end import End
 
@@ -146,7 +147,9 @@ def test_askers_have_a_ceiling(path: Path) -> None:
     play(path, scene)
 
 
-def test_asker_that_never_reads_waits_and_holds_up_nobody(path: Path) -> None:
+def test_asker_that_never_reads_waits_and_holds_up_nobody(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_module, "LAST_WORDS_DEADLINE_S", 0.05)
+
     async def scene(room: Room) -> None:
         _, flood = await asyncio.open_unix_connection(path)
         while flood.transport.get_write_buffer_size() < 500_000:

@@ -209,20 +209,6 @@ def test_guest_that_ignores_power_off_is_ended(boot: Boot, folders: Path) -> Non
     assert any("did not power off" in line for line in said)
 
 
-def test_dead_device_process_is_replaced(boot: Boot) -> None:
-    """The fake QEMU cannot unplug, so the attempt ends the machine with the device named; the real one is in
-    tests/guest.
-    """
-    started = boot("ready")
-    machine = find_machine(name="tiny")
-    assert machine is not None
-    events = (Path(machine.directory) / "events.jsonl").read_text().splitlines()
-    device = next(json.loads(line)["pid"] for line in events if "device-started" in line)
-    os.kill(device, signal.SIGKILL)
-    assert started.monitor.wait(30) == 1
-    assert "could not be replaced" in (find_state_directory() / "tiny" / "events.jsonl").read_text()
-
-
 INTERRUPTED = """
 import signal, sys
 from pathlib import Path

@@ -129,7 +129,10 @@ def test_machine_that_has_ended_meanwhile_is_down(boot: Boot) -> None:
     stop.power_off(entry)
 
 
-def test_down_of_a_machine_that_is_starting_calls_the_start_off(boot: Boot, folders: Path) -> None:
+def test_down_of_a_machine_that_is_starting_calls_the_start_off(
+    boot: Boot, folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stop, "NO_ANSWER_GRACE_S", 0.1)
     caught: list[MachineError] = []
 
     def start() -> None:
