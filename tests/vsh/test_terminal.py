@@ -198,6 +198,7 @@ def test_background_job_is_not_stopped_by_what_is_typed_elsewhere(vshd, mode):
         typist.expect(b"read x")
         typist.type(b"hello\r")
         typist.expect(b"[hello]\r\n")
+        typist.expect(b"%%")
         typist.type(b"exit\r")
         typist.wait()
     finally:
