@@ -78,8 +78,7 @@ def test_ready_from_an_unprivileged_guest_user_counts_for_nothing(up: Run, tmp_p
     image = recipe(
         tmp_path,
         "faker",
-        f'[files]\n"/fake.py" = {{ content = "{script}", mode = 0o644 }}\n'
-        f'[hook]\ncontent = "#!/bin/sh\\n{hook}\\n"\n',
+        f'[files]\n"/fake.py" = {{ content = "{script}", mode = 0o644 }}\n[hook]\ncontent = "#!/bin/sh\\n{hook}\\n"\n',
     )
     done = up(image, "--timeout", "25")
     assert done.returncode == 1
