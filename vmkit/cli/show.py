@@ -23,7 +23,7 @@ def open_progress(*, quiet: bool) -> Iterator[Tell]:
 
     console = Console(stderr=True)
     spinner = SpinnerColumn("dots" if "utf" in console.encoding else "line")
-    columns = (spinner, TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
+    columns = (spinner, TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("looking at this host", total=None)
 
@@ -61,7 +61,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(column, no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    console = Console(highlight=False)
+    # What is shown is text: brackets and colons in it are no markup and no emoji.
+    console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         # A pipe has no width to fit into: nothing is cut there.
         console.width = 1000
