@@ -9,6 +9,7 @@ from vsh.flags import HELP, Options, find_config_path, parse_flags
 from vshd.version import __version__
 
 INTERRUPTED = 128 + 2
+PIPE_BROKEN = 128 + 13
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
         options = parse_flags(words)
         is_debug, is_quiet = options.debug, options.quiet
         if options.help:
-            print(HELP, end="")
+            print(HELP, end="", flush=True)
             return 0
         if options.version:
             print(f"vsh {__version__}")
@@ -32,13 +33,29 @@ def main(argv: list[str] | None = None) -> int:
         return cli.run(options)
     except VshError as error:
         if is_debug:
-            raise
+            sys.excepthook(*sys.exc_info())
         if error.brief and not (is_quiet and isinstance(error, ConnectionLost)):
-            # One write: lines of several programs must not mix.
-            os.write(2, (error.render("vsh") + "\n").encode("utf-8", "surrogateescape"))
+            _say(error.render("vsh"))
         return error.status
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:
+        # Of --help or --completion: nobody reads our own output any more.
+        os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
+        return PIPE_BROKEN
+    except Exception as error:
+        if is_debug:
+            sys.excepthook(*sys.exc_info())
+        _say(f"vsh: internal error: {type(error).__name__}: {error}\nhint: --debug shows where; please report it")
+        return 1
+
+
+def _say(text: str) -> None:
+    """In one write: lines of several programs must not mix. Where nobody reads, the exit status has to do."""
+    try:
+        os.write(2, (text + "\n").encode("utf-8", "surrogateescape"))
+    except OSError:
+        pass
 
 
 def _apply_config(options: Options) -> None:
@@ -62,7 +79,7 @@ def _print_help(options: Options) -> int:
     script = completion.render_completion(options.completion)
     if script is None:
         raise VshError(f"there is no completion for '{options.completion}'", hint="bash, zsh and fish", status=65)
-    print(script, end="")
+    print(script, end="", flush=True)
     return 0
 
 

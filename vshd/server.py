@@ -207,7 +207,7 @@ class Server:
                 Session(*connection, self.options, self.log, wakeup, self._report).run()
             status = 0
         except BaseException as error:  # whatever it is, it must be seen, and end here
-            self.log.error(f"a session: {type(error).__name__}: {error}")
+            self.log.error(f"a session: {type(error).__name__}: {error}{_find_place(error)}")
         finally:
             os._exit(status)
 
@@ -239,6 +239,14 @@ class Server:
                 os.kill(pid, number)
             except ProcessLookupError:
                 pass
+
+
+def _find_place(error: BaseException) -> str:
+    """Where it happened: a log line is all that a failure in a guest leaves."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else f" ({os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno})"
 
 
 def _refuse(fd: int, description: str) -> None:

@@ -128,6 +128,8 @@ class Session:
 
     def _take_connect_line(self, deadline_s: float) -> bytes:
         """Answers a first line `CONNECT <port>` of a hybrid-vsock client, and returns what else was read."""
+        if not self.who.startswith("unix"):
+            return b""
         data = self._receive(CONNECT_LINE_MAX, deadline_s)
         while b"CONNECT "[: len(data)] == data[:8] and b"\n" not in data:
             if len(data) >= CONNECT_LINE_MAX:

@@ -68,3 +68,16 @@ def test_launcher_launches(vshd, tmp_path):
         timeout=DEADLINE_S,
     )
     assert (done.returncode, done.stdout) == (0, b"hi\n"), done.stderr
+
+
+def test_help_for_nobody_is_no_traceback(vshd):
+    script = '"$@" --help 2>&1 >/dev/full; "$@" --help | true; "$@" --nonsense 2>&-; echo $?'
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", *vshd.argv()[:3]],
+        env=ENVIRONMENT,
+        capture_output=True,
+        check=False,
+        timeout=DEADLINE_S,
+    )
+    assert b"Traceback" not in done.stdout + done.stderr
+    assert done.stdout.endswith(b"64\n")
