@@ -103,7 +103,7 @@ def address_of(machine: Machine, port: int = VSHD_PORT) -> Address:
     name = f"machine '{machine.name}'"
     if machine.state != "ready":
         raise VshError(
-            f"{name} is not ready: it is {machine.state or 'in an unknown state'}", hint=f"vmkit wait {machine.name}"
+            f"{name} is not ready: it is {machine.state or 'in an unknown state'}", hint=f"vmkit status {machine.name}"
         )
     if machine.vsock is not None:
         return Address(HYBRID, name=name, path=machine.vsock, cid=machine.cid, port=port, is_ours=True)

@@ -108,7 +108,7 @@ def test_machine_that_is_not_ready(registry, state):
     registry("tiny", 3, state=state)
     with pytest.raises(VshError, match=f"machine 'tiny' is not ready: it is {state}") as caught:
         address.find_by_cid(3)
-    assert caught.value.hint == "vmkit wait tiny"
+    assert caught.value.hint == "vmkit status tiny"
 
 
 def test_runtime_directory_open_to_others_is_refused(registry):

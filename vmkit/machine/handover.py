@@ -59,11 +59,10 @@ class Monitor:
             raise
 
     def read_log(self, plan: LaunchPlan) -> str:
-        """The last it said, wherever it said it: before it had a plan, in the machine's directory, in the evidence."""
+        """The last it said, before it had a plan and after. (The evidence may be an earlier machine's.)"""
         text = _read_tail(self.early_log.fileno())
-        for folder in (plan.directory, plan.evidence):
-            with contextlib.suppress(OSError), (folder / Layout.MONITOR_LOG).open("rb") as file:
-                text += _read_tail(file.fileno())
+        with contextlib.suppress(OSError), (plan.directory / Layout.MONITOR_LOG).open("rb") as file:
+            text += _read_tail(file.fileno())
         return text
 
 

@@ -127,6 +127,11 @@ def test_of_a_long_log_the_end_is_told(pair: tuple[socket.socket, socket.socket]
     assert text.endswith("the cause")
 
 
+def test_log_of_an_earlier_machine_is_not_quoted(pair: tuple[socket.socket, socket.socket], tmp_path: Path) -> None:
+    (tmp_path / "monitor.log").write_text("of last week")
+    assert make_monitor(pair[0]).read_log(replace(PLAN, evidence=tmp_path)) == ""
+
+
 def await_ready(monitor: Monitor) -> list[str]:
     said: list[str] = []
     start._await_ready(PLAN, monitor, lambda text, _fraction: said.append(text))

@@ -83,6 +83,7 @@ def test_start_says_why_it_failed(boot: Boot, folders: Path, scenario: str, said
     kept = find_state_directory() / "tiny"
     events = [json.loads(line) for line in (kept / "events.jsonl").read_text().splitlines()]
     assert events[-1]["event"] == "end"
+    assert (kept / "monitor.log").read_text() == ""
     assert (kept / "argv.txt").read_text().startswith(str(Path(__file__).parents[2] / "fakes"))
 
 
