@@ -23,7 +23,7 @@ from vmkit.vsock.device import Device
 from vmkit.vsock.hostside import HostSide
 from vmkit.vsock.muxer import MAX_CONNECTIONS, Muxer
 from vmkit.vsock.notices import Notices
-from vmkit.vsock.traffic import MAX_TX_CHAINS, Traffic
+from vmkit.vsock.traffic import HOLD_TIME_S, MAX_TX_CHAINS, Traffic
 from vmkit.vsock.vring import RingError
 
 # The timed net under lost wake-ups.
@@ -114,6 +114,8 @@ class Backend:
             timeout_s = 0
         events = self._epoll.poll(timeout_s)
         self._is_netted = not events and timeout_s != 0
+        if self._is_netted and self._traffic.is_holding and self._device.is_running:
+            self._traffic.release_held()
         for fd, mask in events:
             # A kick says only that there is something; the rings say what.
             if fd in self._kicks or self._host.handle(fd, mask):
@@ -132,6 +134,8 @@ class Backend:
         except RingError as error:
             self._break_device(error)
         timeout_s = self._net_s if self._device.is_running else None
+        if timeout_s is not None and self._traffic.is_holding:
+            timeout_s = HOLD_TIME_S
         for time_s in (self._next_expiry_s, self._drain_until_s):
             if time_s is not None:
                 wait_s = max(0.0, time_s - time.monotonic())
@@ -236,9 +240,12 @@ class Backend:
     def _take_last_packets(self) -> None:
         """What the guest had put into its ring before this moment comes before what the front-end says now."""
         try:
+            if not self._device.is_running:
+                return
             for _ in range(MAX_ROUNDS):
-                if not (self._device.is_running and self._traffic.has_tx() and self._traffic.process_tx()):
-                    return
+                if not self._traffic.process_tx():
+                    break
+            self._traffic.release_held()
         except RingError as error:
             self._break_device(error)
 

@@ -127,9 +127,9 @@ class Vring:
         "_has_indirect",
         "_last_avail",
         "_memory",
-        "_published",
         "_used16",
         "_used32",
+        "published_idx",
         "signalled",
         "size",
         "used_idx",
@@ -152,8 +152,8 @@ class Vring:
         self._used32 = layout.used[4 : 4 + 8 * size].cast("I")
         self._event_slot = 2 + 4 * size
         self._last_avail = base & _MASK16
-        self.used_idx = self._published = self._used16[1]
-        self.signalled = self.used_idx
+        # Written by push_used(), shown to the driver by publish(), and the last one it got an interrupt for.
+        self.used_idx = self.published_idx = self.signalled = self._used16[1]
         # Chains that were read ahead and not given back.
         self.waiting: deque[Chain] = deque()
 
@@ -265,14 +265,19 @@ class Vring:
         self._used32[2 * slot + 1] = written_bytes
         self.used_idx = (self.used_idx + 1) & _MASK16
 
+    @property
+    def held_count(self) -> int:
+        """How many chains were pushed and not published."""
+        return (self.used_idx - self.published_idx) & _MASK16
+
     def publish(self) -> bool:
         """Shows the driver what was pushed; True when it wants an interrupt for it.
 
         The elements are written, the index comes last.
         """
-        if self._published == self.used_idx:
+        if self.published_idx == self.used_idx:
             return False
-        self._published = self._used16[1] = self.used_idx
+        self.published_idx = self._used16[1] = self.used_idx
         full_fence()
         return self.is_interrupt_due()
 
@@ -282,18 +287,19 @@ class Vring:
         The distance runs from the last interrupt, not from the last question: what the driver asked for while we looked
         is still found the next time.
         """
-        behind = (self.used_idx - self.signalled) & _MASK16
+        published = self.published_idx
+        behind = (published - self.signalled) & _MASK16
         if not behind:
             return False
         if self._has_event_idx:
             used_event = self._avail[2 + self.size]
-            is_due = (self.used_idx - used_event - 1) & _MASK16 < behind
+            is_due = (published - used_event - 1) & _MASK16 < behind
         else:
             is_due = not self._avail[0] & AVAIL_F_NO_INTERRUPT
         if is_due:
-            self.signalled = self.used_idx
+            self.signalled = published
         elif behind > _MAX_UNSIGNALLED:
-            self.signalled = (self.used_idx - _MAX_UNSIGNALLED) & _MASK16
+            self.signalled = (published - _MAX_UNSIGNALLED) & _MASK16
         return is_due
 
     # Being woken.

@@ -224,6 +224,41 @@ def test_credit_request_is_answered(bench: Bench) -> None:
     assert bench.driver.received[-1].buf_alloc == 262144
 
 
+def count_busy(bench: Bench) -> int:
+    """Tx buffers that the device has not given back."""
+    bench.driver.tx.take_used()
+    return fd.RING_SIZE - len(bench.driver.tx.free)
+
+
+def test_buffers_of_credit_updates_come_back_without_other_packets(bench: Bench) -> None:
+    _program, guest = bench.open_to_guest(9001)
+    for count in (1, 5, 60):
+        for _ in range(count):
+            guest.say(pk.OP_CREDIT_UPDATE)
+        bench.wait(lambda: count_busy(bench) == 0)
+
+
+def test_buffers_of_credit_updates_come_back_with_the_next_packet(bench: Bench) -> None:
+    program, guest = bench.open_to_guest(9001)
+    interrupts = bench.driver.tx.interrupts
+    for _ in range(50):
+        guest.say(pk.OP_CREDIT_UPDATE)
+        guest.send(b"x")
+        size = len(program.data) + 1
+        bench.wait(lambda size=size: len(program.data) == size)
+    bench.wait(lambda: count_busy(bench) == 0)
+    assert bench.driver.tx.interrupts - interrupts < 100
+
+
+def test_nothing_is_held_over_a_stop(bench: Bench) -> None:
+    _program, guest = bench.open_to_guest(9001)
+    for _ in range(3):
+        guest.say(pk.OP_CREDIT_UPDATE)
+    _rx_base, tx_base = bench.driver.stop()
+    assert tx_base == bench.driver.tx.avail_idx
+    assert count_busy(bench) == 0
+
+
 CUTS = {
     "single": {"rx_cut": fd.RX_SINGLE},
     "split": {"rx_cut": fd.RX_SPLIT, "rx_buffers": 60},
