@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.vsh.live import Vshd
+from tests.vsh.live import Vshd, wait_until
 from tests.vshd.transcripts import SESSIONS
 from vsh.address import Address
 from vsh.config import apply_config
@@ -419,15 +419,16 @@ class LiveTarget:
                 connection.shutdown(socket.SHUT_WR)
 
     def close(self):
-        deadline = time.monotonic() + 20
-        while self.server.children() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert not self.server.children(), "sessions are left behind"
-        done = self.server.run("--", "echo", "still")
-        assert done.stdout == b"still\n"
-        assert "Error:" not in self.server.log, self.server.log
-        assert self.server.stop() == 0
-        self._folder.cleanup()
+        """It must be as healthy as before; stopped in every case."""
+        try:
+            wait_until(lambda: not self.server.children(), "no session is left behind")
+            done = self.server.run("--", "echo", "still")
+            assert done.stdout == b"still\n"
+            assert "Error:" not in self.server.log, self.server.log
+        finally:
+            status = self.server.stop()
+            self._folder.cleanup()
+        assert status == 0
 
 
 TARGETS = {
@@ -444,15 +445,17 @@ TARGETS = {
 
 def run_cases(name, cases, seed):
     """Runs `cases` cases of one target; a failure names the command that repeats it."""
-    target = LiveTarget() if name == "live" else TARGETS[name]
-    for number in range(seed, seed + cases):
-        try:
-            target(random.Random(number))
-        except BaseException as error:
-            error.add_note(f"python -m tests.fuzz.fuzz_vsh_wire --target {name} --cases 1 --seed {number}")
-            raise
-    if isinstance(target, LiveTarget):
-        target.close()
+    with contextlib.ExitStack() as stack:
+        target = TARGETS.get(name)
+        if target is None:
+            target = LiveTarget()
+            stack.callback(target.close)
+        for number in range(seed, seed + cases):
+            try:
+                target(random.Random(number))
+            except BaseException as error:
+                error.add_note(f"python -m tests.fuzz.fuzz_vsh_wire --target {name} --cases 1 --seed {number}")
+                raise
 
 
 def main():
