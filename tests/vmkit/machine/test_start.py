@@ -17,11 +17,11 @@ from vmkit.image.build import BuiltImage
 from vmkit.machine import probe, stop
 from vmkit.machine.registry import find_state_directory
 from vmkit.machine.spec import Accelerator, Backend, MachineSpec
-from vmkit.machine.start import choose
+from vmkit.machine.start import Started, choose
 from vmkit.machine.vhost import KernelVhostDoor
 from vsh.registry import find_machine, read_machines
 
-Boot = Callable[..., object]
+Boot = Callable[..., Started]
 
 
 def entries(root: Path) -> list[str]:
@@ -53,6 +53,30 @@ def test_start_returns_when_the_guest_says_ready(boot: Boot, folders: Path) -> N
     assert machine.vsock == str(folders / "runtime/machines/tiny/vsock.sock")
     assert Path(machine.vsock).stat().st_mode & 0o777 == 0o600
     assert Path(machine.directory).stat().st_mode & 0o777 == 0o700
+
+
+def test_children_have_nothing_of_the_monitors(boot: Boot, folders: Path) -> None:
+    """Not its lock, nor its logs, nor the sockets it listens on, but for the device's own."""
+    started = boot("ready")
+    entry = find_machine(name="tiny")
+    assert entry is not None
+    device = next(
+        json.loads(line)["pid"]
+        for line in (started.directory / "events.jsonl").read_text().splitlines()
+        if "device-started" in line
+    )
+    monitor = open_files(entry.pid)
+    assert str(started.directory / "lock") in monitor
+    for pid, shared in ((int(str(entry.record["qemu_pid"])), 0), (device, 1)):
+        files = open_files(pid)
+        assert not any(name.startswith(str(folders)) for name in files), files
+        # Output goes through a pipe that both ends have; of sockets, the one of host programs is the device's as well.
+        common = [name for name in files & monitor if name.startswith("socket:")]
+        assert len(common) == shared, common
+
+
+def open_files(pid: int) -> set[str]:
+    return {str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()}
 
 
 def test_second_start_takes_the_next_name_and_cid(boot: Boot) -> None:
