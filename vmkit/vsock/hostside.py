@@ -35,6 +35,8 @@ REDIAL_PERIOD_S: Final = 0.01
 LISTEN_BACKLOG: Final = MAX_CONNECTIONS
 # Programs accepted in one turn of the loop, so that a crowd at the door does not stop the traffic.
 MAX_ACCEPTS: Final = 64
+# Programs that come closer together than this are a crowd.
+ALONE_S: Final = 0.0002
 # No descriptors or memory left on the host: accept nobody for so long.
 ACCEPT_PAUSE_S: Final = 0.2
 # All places taken: programs that closed may hold theirs until the guest has buffers to be told with. So newcomers wait
@@ -80,6 +82,8 @@ class HostSide:
         self._next_dial_s = 0.0
         self._accept_again_s: float | None = None
         self._full_since_s: float | None = None
+        self._accept_count = 1
+        self._accepted_s = 0.0
         self.is_device_running = False
         listener.setblocking(False)
         # Whoever bound it may have been less generous; a second listen() only changes the backlog.
@@ -131,7 +135,11 @@ class HostSide:
     # Programs that come to us.
 
     def _accept(self) -> None:
-        for _ in range(MAX_ACCEPTS):
+        now_s = time.monotonic()
+        # After a pause somebody comes alone, and to find nobody behind him costs as much as he does.
+        self._accept_count = 1 if now_s > self._accepted_s + ALONE_S else min(MAX_ACCEPTS, 2 * self._accept_count)
+        self._accepted_s = now_s
+        for _ in range(self._accept_count):
             if self._is_crowded():
                 self._pause_accepting(FULL_PERIOD_S)
                 return

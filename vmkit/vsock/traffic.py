@@ -139,6 +139,7 @@ class Traffic:
             case Event.GUEST_DEAF:
                 _shut(link, socket.SHUT_RD)
                 self._end(link, SHUTDOWN_SEND)
+                self.enqueue(link)
             case Event.GONE:
                 self._touch(link)
             case Event.DATA | Event.RESET:
@@ -166,6 +167,7 @@ class Traffic:
                 self.enqueue(link)
             if link.is_deaf and connection.is_open():
                 self._end(link, SHUTDOWN_RECEIVE)
+                self.enqueue(link)
         state = connection.state
         if pending_bytes:
             self._hooks.watch_writes(link)
@@ -228,21 +230,29 @@ class Traffic:
         return ring.used_idx != first_idx
 
     def _serve(self, ring: Vring, link: Link) -> bool:
-        """One link's turn: its packets without payload, then one batch of bytes; True when it wants another turn."""
+        """One link's turn: the packets it owes, one batch of bytes, and what these led to; True for another turn."""
         connection = link.connection
-        while connection.has_packet():
-            if not ring.peek(1):
-                return True
-            self._put(ring, connection.next_packet())
+        if connection.has_packet() and not self._put_owed(ring, connection):
+            return True
         if not link.is_readable:
             return False
+        wants_turn = False
         if connection.is_flowing():
-            return self._send_batch(ring, link)
-        if link.is_hung_up and connection.state is State.OPEN:
+            wants_turn = self._send_batch(ring, link)
+        elif link.is_hung_up and connection.is_open():
             # The program's end was told before; now its close follows.
             self._end(link, SHUTDOWN_BOTH)
+        if connection.has_packet() and not self._put_owed(ring, connection):
             return True
-        return False
+        return wants_turn
+
+    def _put_owed(self, ring: Vring, connection: Connection) -> bool:
+        """A connection's packets without payload; False when the guest has too few buffers for them."""
+        while connection.has_packet():
+            if not ring.peek(1):
+                return False
+            self._put(ring, connection.next_packet())
+        return True
 
     def _send_batch(self, ring: Vring, link: Link) -> bool:
         """Reads from the socket into buffers of the guest; True when the link wants another turn."""
@@ -252,7 +262,7 @@ class Traffic:
             if link.is_at_end():
                 # An end needs no credit.
                 self._end(link, SHUTDOWN_BOTH if link.is_hung_up else SHUTDOWN_SEND)
-                return True
+                return False
             if not link.is_starved:
                 link.is_starved = True
                 link.starved_rounds = 0
@@ -272,7 +282,7 @@ class Traffic:
             return False
         if size_bytes == 0:
             self._end(link, SHUTDOWN_BOTH if link.is_hung_up else SHUTDOWN_SEND)
-            return True
+            return False
         if size_bytes == room:
             link.batch = min(MAX_BATCH, link.batch * 2)
         connection.send.spend(size_bytes)
@@ -290,12 +300,11 @@ class Traffic:
         self.enqueue(link)
 
     def _end(self, link: Link, flags: int) -> None:
-        """Tells the guest what the host program will not do any more; when that is everything, the socket goes."""
+        """What the host program will not do any more, owed to the guest; when that is everything, the socket goes."""
         connection = link.connection
         if not connection.is_open():
             return
-        if connection.end(flags):
-            self.enqueue(link)
+        connection.end(flags)
         if not connection.is_open():
             self._hooks.retire(link)
 
