@@ -22,6 +22,7 @@ from vmkit.image.python import GuestPython
 from vmkit.image.settings import HOOK_PATH, Source
 from vmkit.image.template import Renderer
 from vmkit.image.tree import COMPLETE_PATH, Kind, Node, Tree, directory_node, file_node, symlink_node
+from vmkit.image.wall import LOOPBACK_MODULE, MODPROBE_RULE, MODPROBE_RULE_PATH
 from vmkit.run import run
 
 _BUSYBOX = "usr/bin/busybox"
@@ -70,7 +71,9 @@ class _Assembly:
                     self._unpack(step)
                 case TakeKernel():
                     deb = self._debs[step.package]
-                    self._kernel = take_kernel(deb, self._tree, step.modules, step.kernel_format)
+                    self._kernel = take_kernel(
+                        deb, self._tree, step.modules, step.kernel_format, step.available, self._bar_loopback()
+                    )
                 case TakePython():
                     self._take_python(step)
                 case LinkApplets():
@@ -121,6 +124,13 @@ class _Assembly:
         python.check_imports(step.modules)
         self._python = python
 
+    def _bar_loopback(self) -> tuple[str, ...]:
+        """The wall's transport layer, for both modprobes: the rule is kmod's, busybox goes by modules.dep alone."""
+        if not self._spec.wall.transport:
+            return ()
+        self._tree.add(MODPROBE_RULE_PATH, file_node(MODPROBE_RULE.encode()))
+        return (LOOPBACK_MODULE,)
+
     def _link_applets(self) -> None:
         node = self._tree.find(_BUSYBOX)
         if node is None:
@@ -166,6 +176,7 @@ class _Assembly:
             "python": f"/{self._python.program}" if self._python else "",
             "hook": HOOK_PATH if self._spec.hook else "",
             "default_user": self._spec.default_user,
+            "wall": self._spec.wall,
         }
         return known | dict(self._spec.variables)
 

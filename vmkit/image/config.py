@@ -13,6 +13,7 @@ from typing import Any
 from vmkit.errors import ConfigError
 from vmkit.image import resources
 from vmkit.image.settings import IMAGE_NAME, SETTINGS, FileSpec, Place, Variable, find_line
+from vmkit.image.wall import LOOPBACK_MODULE, WallSpec
 
 # A recipe is a page of text; a gigabyte named by mistake must not be read.
 RECIPE_LIMIT_BYTES = 1 << 20
@@ -35,6 +36,7 @@ class ImageSpec:
     kernel_format: str
     kernel_args: tuple[str, ...]
     modules: tuple[str, ...]
+    modules_available: tuple[str, ...]
     packages: tuple[str, ...]
     extract: tuple[tuple[str, tuple[str, ...]], ...]
     python_modules: tuple[str, ...]
@@ -42,6 +44,7 @@ class ImageSpec:
     hook: FileSpec | None
     variables: tuple[tuple[str, Variable], ...]
     template_dirs: tuple[Path, ...]
+    wall: WallSpec
     default_user: str
     compression: str
 
@@ -68,14 +71,14 @@ def load_image(name_or_path: str) -> ImageSpec:
     return _load(_find_shipped(name_or_path), name_or_path)
 
 
-def find_mention(spec: ImageSpec, word: str) -> str:
-    """`file:line` of the recipe that names word, for an error found long after the recipe was read."""
+def find_mention(spec: ImageSpec, *spellings: str) -> str:
+    """`file:line` of the recipe that names a word, for an error found long after the recipe was read."""
     for path in _find_layer_paths(spec.origin):
         text = _read_text(path)
-        at = text.find(f'"{word}"')
-        at = at if at >= 0 else text.find(word)
-        if at >= 0:
-            return f"{path}:{text.count(chr(10), 0, at) + 1}"
+        for word in (*(f'"{spelling}"' for spelling in spellings), *spellings):
+            at = text.find(word)
+            if at >= 0:
+                return f"{path}:{text.count(chr(10), 0, at) + 1}"
     return str(spec.origin)
 
 
@@ -106,7 +109,8 @@ def _load(path: Path, name: str) -> ImageSpec:
     variables: dict[str, Variable] = values.pop("variables")
     extract: dict[str, tuple[str, ...]] = values.pop("extract")
     templates: tuple[Path, ...] = values.pop("templates")
-    return ImageSpec(
+    wall = WallSpec(**values.pop("wall"))
+    spec = ImageSpec(
         name=name,
         origin=path,
         files=tuple(files[guest_path] for guest_path in sorted(files)),
@@ -114,9 +118,22 @@ def _load(path: Path, name: str) -> ImageSpec:
         extract=tuple(sorted(extract.items())),
         # The user's templates are looked at first, the shipped ones last.
         template_dirs=(*reversed(templates), resources.find_templates_dir()),
+        wall=wall,
         # SETTINGS' parsers made each value; a test holds the two together.
         **values,
     )
+    _check_wall(spec)
+    return spec
+
+
+def _check_wall(spec: ImageSpec) -> None:
+    if spec.wall.transport and LOOPBACK_MODULE in spec.modules:
+        where = find_mention(spec, LOOPBACK_MODULE, LOOPBACK_MODULE.replace("_", "-"))
+        raise ConfigError(
+            f"{where}: modules: {LOOPBACK_MODULE} is not loaded while the wall's transport layer is on",
+            hint="with it any user of the guest could speak to vshd as if it were the host; "
+            "`modules_available` ships it without loading it, `[wall] transport = false` allows it",
+        )
 
 
 def _find_layer_paths(path: Path) -> list[Path]:

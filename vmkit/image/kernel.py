@@ -34,13 +34,21 @@ class Kernel:
     modules: tuple[str, ...]
 
 
-def take_kernel(deb: Path, tree: Tree, wanted: tuple[str, ...], kernel_format: str) -> Kernel:
-    """Reads a kernel package; puts the wanted modules, and those they depend on, into the tree.
+def take_kernel(
+    deb: Path,
+    tree: Tree,
+    wanted: tuple[str, ...],
+    kernel_format: str,
+    available: tuple[str, ...] = (),
+    barred: tuple[str, ...] = (),
+) -> Kernel:
+    """Reads a kernel package; puts the wanted and the available modules, and those they depend on, into the tree.
 
     kernel_format: `vmlinuz` is Debian's boot image as it is, `vmlinux` the ELF file inside it, which starts sooner,
     `auto` the latter where it can be had (see vmkit.image.vmlinux).
 
-    A wanted module that is built into this kernel needs nothing. Raises BuildError naming one that does not exist.
+    Only the wanted ones are the Kernel's `modules`, which load at boot. A barred one is a file that modprobe is not
+    told of. A module that is built into this kernel needs nothing. Raises BuildError naming one that does not exist.
     """
     images: dict[str, bytes] = {}
     files: dict[str, tuple[str, Node]] = {}
@@ -64,8 +72,11 @@ def take_kernel(deb: Path, tree: Tree, wanted: tuple[str, ...], kernel_format: s
     modules = _ModuleSet(version, files, builtin)
     for name in wanted:
         modules.want(name)
-    modules.write(tree)
-    return Kernel(version, image, tuple(modules.ordered))
+    loaded = tuple(modules.ordered)
+    for name in available:
+        modules.want(name)
+    modules.write(tree, barred)
+    return Kernel(version, image, loaded)
 
 
 def _module_name(path: str) -> str:
@@ -97,13 +108,18 @@ class _ModuleSet:
         plain = path[: path.rindex(".ko")] + ".ko"
         self.ordered[name] = (plain, data, tuple(word for word in depends if word in self.ordered))
 
-    def write(self, tree: Tree) -> None:
-        """The modules, and the modules.dep that modprobe reads: `path: needed paths`, nearest first (depmod(8))."""
+    def write(self, tree: Tree, barred: tuple[str, ...]) -> None:
+        """The modules, and the modules.dep that modprobe reads: `path: needed paths`, nearest first (depmod(8)).
+
+        A barred module has no line there: busybox's modprobe knows no other way to be told that it must not.
+        """
         root = f"usr/lib/modules/{self._version}"
         lines = []
         for plain, data, _ in self.ordered.values():
             tree.add(plain, file_node(data))
         for name, (plain, _, _) in self.ordered.items():
+            if name in barred:
+                continue
             needed = [self.ordered[other][0].removeprefix(root + "/") for other in self._closure(name)]
             lines.append(f"{plain.removeprefix(root + '/')}: {' '.join(needed)}".rstrip() + "\n")
         tree.add(f"{root}/modules.dep", file_node("".join(lines).encode()))

@@ -27,15 +27,17 @@ class Unpack:
 
 @dataclass(frozen=True, slots=True)
 class TakeKernel:
-    """Take the boot image and the listed modules."""
+    """Take the boot image and the listed modules: to be loaded at boot, and to be there for modprobe."""
 
     package: str
     kernel_format: str
     modules: tuple[str, ...]
+    available: tuple[str, ...]
 
     def __str__(self) -> str:
-        modules = " ".join(self.modules)
-        return f"take the kernel ({self.kernel_format}) of {self.package} and its modules: {modules or 'none'}"
+        modules = " ".join(self.modules) or "none"
+        available = f"; for modprobe: {' '.join(self.available)}" if self.available else ""
+        return f"take the kernel ({self.kernel_format}) of {self.package} and its modules: {modules}{available}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,8 @@ def make_plan(spec: ImageSpec, request: Request, inputs: Inputs, lock: Lock | No
     """The steps for a recipe; without a lock, as far as they are known."""
     steps: list[Step] = [Unpack(name, ()) for name in (lock.closure if lock else spec.packages)]
     steps += [Unpack(name, patterns) for name, patterns in spec.extract]
-    steps.append(TakeKernel(lock.kernel if lock else spec.kernel, spec.kernel_format, spec.modules))
+    kernel = lock.kernel if lock else spec.kernel
+    steps.append(TakeKernel(kernel, spec.kernel_format, spec.modules, spec.modules_available))
     if spec.python_modules:
         steps.append(TakePython(lock.python if lock else "3", spec.python_modules))
     steps.append(LinkApplets())
@@ -123,6 +126,8 @@ def _digest(spec: ImageSpec, inputs: Inputs, lock: Lock) -> str:
         "kernel_format": spec.kernel_format,
         "kernel_args": spec.kernel_args,
         "modules": spec.modules,
+        "modules_available": spec.modules_available,
+        "wall": asdict(spec.wall),
         "extract": spec.extract,
         "python_modules": spec.python_modules,
         "files": [_describe(file) for file in spec.files],

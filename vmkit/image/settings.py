@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from vmkit.errors import ConfigError
 from vmkit.image.tree import PATH_LIMIT_BYTES
+from vmkit.image.wall import CID_ANY, CID_HOST, CONNECT_CIDS_LIMIT, WALL_KEYS, KernelLayer
 
 IMAGE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 # Debian Policy 5.6.1.
@@ -145,13 +146,7 @@ def _words(pattern: re.Pattern[str], what: str) -> Callable[[Place, Any], tuple[
 
 
 def _modules(place: Place, value: Any) -> tuple[str, ...]:
-    names = tuple(name.replace("-", "_") for name in _words(_MODULE, "a kernel module's name")(place, value))
-    if "vsock_loopback" in names:
-        place.fail(
-            "vsock_loopback is never loaded",
-            "with it any user of the guest could speak to vshd as if it were the host",
-        )
-    return names
+    return tuple(name.replace("-", "_") for name in _words(_MODULE, "a kernel module's name")(place, value))
 
 
 def _kernel_args(place: Place, value: Any) -> tuple[str, ...]:
@@ -261,6 +256,46 @@ def _number(place: Place, table: Mapping[str, Any], key: str, default: int, limi
     return value
 
 
+def _wall(place: Place, value: Any) -> dict[str, Any]:
+    """The keys that are there, checked; vmkit.image.wall.WallSpec has the others' defaults."""
+    wall: dict[str, Any] = {}
+    for key, item in _table(place, value).items():
+        here = place.at(key)
+        if key not in WALL_KEYS:
+            raise here.unknown_key(WALL_KEYS)
+        if key == "connect_cids":
+            wall[key] = _connect_cids(here, item)
+        elif key == "kernel":
+            wall[key] = _kernel_layer(here, item)
+        elif isinstance(item, bool):
+            wall[key] = item
+        else:
+            here.fail(f"must be true/false, not {_type_name(item)}")
+    return wall
+
+
+def _kernel_layer(place: Place, value: Any) -> KernelLayer:
+    if isinstance(value, bool):
+        return KernelLayer.ON if value else KernelLayer.OFF
+    if value != KernelLayer.REQUIRED.value:
+        place.fail('must be true, false or "required"')
+    return KernelLayer.REQUIRED
+
+
+def _connect_cids(place: Place, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or any(isinstance(cid, bool) or not isinstance(cid, int) for cid in value):
+        place.fail("must be a list of numbers")
+    if len(value) > CONNECT_CIDS_LIMIT:
+        place.fail(f"more than {CONNECT_CIDS_LIMIT} CIDs", "an image open to all CIDs says `kernel = false`")
+    for cid in value:
+        if not CID_HOST < cid < CID_ANY:
+            place.fail(
+                f"{cid} is not a guest's CID ({CID_HOST + 1} to {CID_ANY - 1})",
+                "2, the host, is always allowed, and 1 is the loopback that the wall is against",
+            )
+    return tuple(dict.fromkeys(value))
+
+
 HOOK_PATH = "/etc/vmkit/hook"
 
 
@@ -287,6 +322,7 @@ SETTINGS: dict[str, Setting] = {
     "kernel_format": Setting(_word(_KERNEL_FORMATS, "one of auto, vmlinux, vmlinuz"), "auto", _replace),
     "kernel_args": Setting(_kernel_args, (), _append),
     "modules": Setting(_modules, (), _append),
+    "modules_available": Setting(_modules, (), _append),
     "packages": Setting(_words(_PACKAGE, "a Debian package's name"), (), _append),
     "extract": Setting(_extract, {}, _join),
     "python_modules": Setting(_words(_PYTHON_MODULE, "a Python module's name"), (), _append),
@@ -294,6 +330,7 @@ SETTINGS: dict[str, Setting] = {
     "hook": Setting(_hook, None, _replace),
     "variables": Setting(_variables, {}, _join),
     "templates": Setting(_host_paths, (), _append),
+    "wall": Setting(_wall, {}, _join),
     "default_user": Setting(_word(_USER, "a user's name"), "root", _replace),
     "compression": Setting(_word(_COMPRESSIONS, "one of none, gzip, lz4, zstd"), "none", _replace),
 }

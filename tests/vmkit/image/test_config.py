@@ -8,6 +8,7 @@ import pytest
 from vmkit.errors import ConfigError
 from vmkit.image.config import ImageSpec, find_mention, list_images, load_image
 from vmkit.image.settings import HOOK_PATH, SETTINGS, FileSpec, Source, find_line
+from vmkit.image.wall import KernelLayer, WallSpec
 
 WriteRecipe = Callable[..., Path]
 
@@ -66,6 +67,22 @@ ports = [1, 2]
     assert mine.hook == FileSpec(HOOK_PATH, Source.SOURCE, str(tmp_path / "setup.sh"), 0o755, 0, 0)
 
 
+def test_wall_is_up_unless_told_and_its_keys_join(write_recipe: WriteRecipe) -> None:
+    assert load_image("tiny").wall == WallSpec(
+        transport=True, daemon=True, kernel=KernelLayer.ON, lock_modules=False, connect_cids=(), legacy_clients=False
+    )
+    write_recipe('extends = "tiny"\n[wall]\ndaemon = false\nconnect_cids = [5]\nkernel = false\n', "base")
+    text = 'extends = "./base.toml"\nmodules_available = ["vsock-loopback"]\n[wall]\nconnect_cids = [4, 3, 4]\n'
+    mine = load_image(str(write_recipe(text + 'kernel = "required"\nlock_modules = true\n')))
+    assert mine.modules_available == ("vsock_loopback",)
+    assert mine.wall == WallSpec(daemon=False, kernel=KernelLayer.REQUIRED, lock_modules=True, connect_cids=(4, 3))
+
+
+def test_loopback_may_be_loaded_where_the_transport_layer_is_off(write_recipe: WriteRecipe) -> None:
+    text = 'extends = "tiny"\nmodules = ["vsock_loopback"]\n[wall]\ntransport = false\n'
+    assert load_image(str(write_recipe(text))).modules[-1] == "vsock_loopback"
+
+
 def test_recipe_extends_a_file_beside_it(write_recipe: WriteRecipe) -> None:
     write_recipe('extends = "tiny"\nkernel_args = ["a"]\ntemplates = "one"\n', "base")
     mine = load_image(str(write_recipe('extends = "./base.toml"\nkernel_args = ["b"]\ntemplates = "two"\n')))
@@ -89,7 +106,17 @@ def test_recipe_that_extends_itself_is_refused(write_recipe: WriteRecipe) -> Non
         ('extends = "tiny"\nmirror = "ftp://x"\n', r"mirror: 'ftp://x' is not an http, https or file URL"),
         ('extends = "tiny"\nkernel_args = ["a b"]\n', r"kernel_args: 'a b' is not one word"),
         ('extends = "tiny"\nkernel_args = ["vmkit.ready=1"]\n', r"kernel_args: words that begin with 'vmkit\.'"),
-        ('extends = "tiny"\nmodules = ["vsock-loopback"]\n', r"modules: vsock_loopback is never loaded"),
+        (
+            'extends = "tiny"\nmodules = ["vsock-loopback"]\n',
+            r"my\.toml:2: modules: vsock_loopback is not loaded",
+        ),
+        ('extends = "tiny"\n[wall]\nkernal = true\n', r"my\.toml:3: unknown key 'wall\.kernal'"),
+        ('extends = "tiny"\n[wall]\ndaemon = 1\n', r"my\.toml:3: wall\.daemon: must be true/false, not a number"),
+        ('extends = "tiny"\n[wall]\nkernel = "no"\n', r'wall\.kernel: must be true, false or "required"'),
+        ('extends = "tiny"\n[wall]\nconnect_cids = 4\n', r"wall\.connect_cids: must be a list of numbers"),
+        ('extends = "tiny"\n[wall]\nconnect_cids = [1]\n', r"wall\.connect_cids: 1 is not a guest's CID"),
+        ('extends = "tiny"\n[wall]\nconnect_cids = [true]\n', r"wall\.connect_cids: must be a list of numbers"),
+        (f'extends = "tiny"\n[wall]\nconnect_cids = {list(range(3, 68))}\n', r"more than 64 CIDs"),
         ('extends = "tiny"\ncompression = "xz"\n', r"compression: 'xz' is not one of none, gzip, lz4, zstd"),
         ('extends = "tiny"\nhook = { symlink = "/x" }\n', r"hook: a hook is a script"),
         ('extends = "tiny"\n[variables]\na = 1\n"b-c" = 1\n', r"my\.toml:4: variables\.b-c: "),

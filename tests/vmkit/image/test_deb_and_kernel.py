@@ -102,6 +102,19 @@ def test_kernel_modules_come_with_what_they_need_in_load_order(make_deb: MakeDeb
     ]
 
 
+def test_available_modules_are_shipped_and_not_loaded_and_barred_ones_unknown_to_modprobe(
+    make_deb: MakeDeb, make_elf: MakeElf
+) -> None:
+    tree = Tree()
+    deb = _kernel_deb(make_deb, make_elf)
+    kernel = take_kernel(deb, tree, ("d",), "vmlinuz", ("vsock_loopback", "b_c"), ("vsock_loopback",))
+    assert kernel.modules == ("d",)
+    assert tree.find(f"{MODULES}/kernel/vsock_loopback.ko") is not None
+    dep = tree.find(f"{MODULES}/modules.dep")
+    assert dep is not None
+    assert dep.data.decode().splitlines() == ["kernel/d.ko:", "kernel/b-c.ko: kernel/d.ko"]
+
+
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [

@@ -7,6 +7,7 @@ import pytest
 
 from vmkit.image.config import load_image
 from vmkit.image.settings import SETTINGS
+from vmkit.image.wall import WALL_KEYS
 
 DOC = Path(__file__).parents[3] / "docs/IMAGES.md"
 
@@ -17,8 +18,13 @@ def doc() -> str:
 
 
 def test_table_has_every_key_once(doc: str) -> None:
-    table = doc[doc.index("## Keys") : doc.index("## Templates")]
+    table = doc[doc.index("## Keys") : doc.index("## The wall")]
     assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == sorted(SETTINGS)
+
+
+def test_wall_table_has_every_key_once(doc: str) -> None:
+    table = doc[doc.index("## The wall") : doc.index("## Templates")]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == sorted(WALL_KEYS)
 
 
 def test_example_is_a_recipe(doc: str, tmp_path: Path) -> None:
