@@ -62,6 +62,17 @@ def build_image(
             return found or _build(cache, spec, request, inputs, tell, refresh)
 
 
+def fetch_packages(spec: ImageSpec, progress: Progress) -> None:
+    """Puts the packages of a recipe into the cache and builds nothing: for a later build without a network.
+
+    Raises what build_image raises.
+    """
+    request = make_request(spec)
+    with open_cache(find_cache_dir()) as cache, cache.locked(f"build-{request.key()}"):
+        lock = read_lock(cache, request) or _resolve(cache, spec, request, progress)
+        fetch(cache, request, lock, progress)
+
+
 def plan_image(spec: ImageSpec) -> Plan:
     """What build_image would do, without doing it: `plan_image(spec).render()` is for a person."""
     request = make_request(spec)

@@ -1,0 +1,59 @@
+# vmkit, vsh and a built guest image in a box: `docker run --rm -it --network=none vmkit` and then `vmkit up && vsh --cid 3`.
+# Nothing in it needs privileges, devices, added capabilities or, once it is built, a network. Stages: `run` to use it, `test` with the checkout and
+# all its tests. No BuildKit is needed. `vmkit docker build` builds it, with progress and errors that say what to do; so does plain `docker build .`.
+ARG BASE=debian:trixie-slim
+
+# What every stage stands on: QEMU, Python, and what builds guest images. Changes when Debian does.
+FROM ${BASE} AS base
+COPY box/install /usr/local/lib/vmkit-box/install
+RUN /usr/local/lib/vmkit-box/install python3 python3-venv qemu-system-x86 zstd debian-archive-keyring ca-certificates tini
+# Compiled Python is checked by hash and not by time, and comes out the same in every build (py_compile reads SOURCE_DATE_EPOCH).
+ENV SOURCE_DATE_EPOCH=0 PYTHONHASHSEED=0 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
+RUN useradd --create-home --uid 1000 --shell /bin/bash vmkit && python3 -m venv /opt/vmkit && mkdir /results && chown vmkit: /results
+ENV PATH=/opt/vmkit/bin:/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin
+
+# Python's packages, by hash. Changes when the locks do.
+FROM base AS dependencies
+COPY requirements/run.lock /tmp/run.lock
+RUN pip install --require-hashes -r /tmp/run.lock && rm /tmp/run.lock
+
+# The guest image's Debian packages. Only the modules that fetch them are here, so that a change elsewhere does not fetch them again.
+FROM dependencies AS packages
+COPY vmkit/__init__.py vmkit/errors.py vmkit/run.py /src/vmkit/
+COPY vmkit/image /src/vmkit/image
+COPY vsh/__init__.py vsh/errors.py /src/vsh/
+COPY vshd/__init__.py /src/vshd/
+COPY images /src/images
+COPY templates /src/templates
+COPY box/fetch /src/fetch
+USER vmkit
+RUN /src/fetch tiny && rm -rf ~/.cache/vmkit/apt ~/.cache/vmkit/flock
+
+# What a user wants.
+FROM dependencies AS run
+COPY --from=packages --chown=vmkit:vmkit /home/vmkit/.cache /home/vmkit/.cache
+COPY LICENSE README.md pyproject.toml /tmp/src/
+COPY images /tmp/src/images
+COPY templates /tmp/src/templates
+COPY vshd /tmp/src/vshd
+COPY vsh /tmp/src/vsh
+COPY vmkit /tmp/src/vmkit
+RUN pip install --no-deps --no-build-isolation /tmp/src && python3 -m vsh --launcher > /opt/vmkit/bin/vsh
+USER vmkit
+WORKDIR /home/vmkit
+RUN vmkit build --quiet tiny && rm -rf ~/.cache/vmkit/flock
+# tini is pid 1: it reaps, and hands signals on.
+ENTRYPOINT ["/usr/bin/tini", "-g", "--"]
+CMD ["/bin/bash"]
+
+# The tests and all they need; the programs are those of the checkout in /home/vmkit/src.
+FROM run AS test
+USER root
+RUN /usr/local/lib/vmkit-box/install gpg gpg-agent lz4 busybox-static make
+COPY requirements/test.lock /tmp/test.lock
+RUN pip install --require-hashes -r /tmp/test.lock && rm /tmp/test.lock
+COPY --chown=vmkit:vmkit . /home/vmkit/src
+RUN chown vmkit: /home/vmkit/src && pip install --no-deps --no-build-isolation --editable /home/vmkit/src \
+ && python3 -m vsh --launcher > /opt/vmkit/bin/vsh
+USER vmkit
+WORKDIR /home/vmkit/src
