@@ -195,7 +195,7 @@ def _render_manifest(spec: ImageSpec, plan: Plan, kernel_version: str, artifacts
                 "version": record.version,
                 "architecture": record.architecture,
                 "sha256": record.sha256,
-                "suite": plan.lock.suite,
+                "suite": plan.lock.suite_of(record),
             }
             for record in plan.lock.records
         ],

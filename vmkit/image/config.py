@@ -33,6 +33,7 @@ class ImageSpec:
     components: tuple[str, ...]
     keyring: Path | None
     kernel: str
+    kernel_suite: str
     kernel_format: str
     kernel_args: tuple[str, ...]
     modules: tuple[str, ...]

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from vmkit.errors import BuildError
@@ -18,7 +18,7 @@ from vmkit.image.config import ImageSpec
 from vmkit.image.origin import choose_mirror, choose_suites, find_keyring
 
 # Part of every lock's key: raise it when the rules of resolving change.
-LOCK_SCHEMA = 1
+LOCK_SCHEMA = 2
 
 _KERNEL_DEPENDENCY = re.compile(r"(linux-image-[0-9][a-z0-9.+-]*)")
 _PYTHON_DEPENDENCY = re.compile(r"python(3\.[0-9]+)-minimal")
@@ -29,20 +29,28 @@ Progress = Callable[[str, float | None], None]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a recipe asks of an archive. Equal requests share a lock."""
+    """What a recipe asks of an archive. Equal questions share a lock.
 
+    suite and mirror are the recipe's own words, suites and host_mirror what they mean on this host: the answer to
+    "auto" is as good on another host, so those do not tell one lock from another.
+    """
+
+    suite: str
     suites: tuple[str, ...]
     mirror: str
+    host_mirror: str
     components: tuple[str, ...]
     keyring: str
     kernel: str
+    kernel_suite: str
     python: bool
     extract: tuple[str, ...]
     packages: tuple[str, ...]
 
     def key(self) -> str:
         """A name for this request's lock, stable between runs and releases of one LOCK_SCHEMA."""
-        text = json.dumps([LOCK_SCHEMA, asdict(self)], sort_keys=True)
+        asked = {key: value for key, value in asdict(self).items() if key not in ("suites", "host_mirror")}
+        text = json.dumps([LOCK_SCHEMA, asked], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -50,15 +58,20 @@ class Request:
 class Lock:
     """The answer.
 
-    Every package with version and hash. kernel names one of them; python is like `3.13`, or empty; closure names those
-    unpacked whole.
+    Every package with version and hash. kernel names one of them, the only one of kernel_suite; python is like `3.13`,
+    or empty; closure names those unpacked whole.
     """
 
     suite: str
     kernel: str
+    kernel_suite: str
     python: str
     closure: tuple[str, ...]
     records: tuple[Record, ...]
+
+    def suite_of(self, record: Record) -> str:
+        """The suite a package is from."""
+        return self.kernel_suite if record.name == self.kernel else self.suite
 
     def find(self, name: str) -> Record:
         for record in self.records:
@@ -70,11 +83,14 @@ class Lock:
 def make_request(spec: ImageSpec) -> Request:
     """What the recipe asks for, with the host's choices filled in."""
     return Request(
+        suite=spec.suite,
         suites=choose_suites(spec.suite),
-        mirror=choose_mirror(spec.mirror),
+        mirror=spec.mirror,
+        host_mirror=choose_mirror(spec.mirror),
         components=spec.components,
         keyring=str(spec.keyring.absolute()) if spec.keyring else "",
         kernel=spec.kernel,
+        kernel_suite=spec.kernel_suite,
         python=bool(spec.python_modules),
         extract=tuple(name for name, _ in spec.extract),
         packages=tuple(sorted(spec.packages)),
@@ -86,7 +102,7 @@ def read_lock(cache: Cache, request: Request) -> Lock | None:
     try:
         raw = json.loads(cache.lock_path(request.key()).read_bytes())
         records = tuple(Record(**record) for record in raw["records"])
-        return Lock(raw["suite"], raw["kernel"], raw["python"], tuple(raw["closure"]), records)
+        return Lock(raw["suite"], raw["kernel"], raw["kernel_suite"], raw["python"], tuple(raw["closure"]), records)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -109,6 +125,8 @@ def resolve(cache: Cache, request: Request, progress: Progress) -> Lock:
                 continue
             progress("resolving packages", None)
             lock = _resolve(apt, request, suite)
+        if request.kernel_suite not in ("", suite):
+            lock = _resolve_kernel(cache, request, lock, progress)
         write_atomically(cache.lock_path(request.key()), json.dumps(asdict(lock), indent=1).encode())
         return lock
     raise AssertionError("a request names at least one suite")
@@ -120,31 +138,51 @@ def fetch(cache: Cache, request: Request, lock: Lock, progress: Progress) -> dic
     if missing:
         total = sum(record.size_bytes for record in missing)
         progress(f"fetching {len(missing)} packages, {total / 1e6:.0f} MB", None)
-        with cache.open_apt(_archive(request, lock.suite)) as apt, cache.temporary_dir() as folder:
+    for suite in sorted({lock.suite_of(record) for record in missing}):
+        records = [record for record in missing if lock.suite_of(record) == suite]
+        with cache.open_apt(_archive(request, suite)) as apt, cache.temporary_dir() as folder:
             if not apt.has_index():
                 apt.update()
-            apt.download(missing, folder)
-            _keep(cache, missing, folder)
+            apt.download(records, folder)
+            _keep(cache, records, folder)
     return {record.name: cache.package_path(record.sha256) for record in lock.records}
 
 
 def _archive(request: Request, suite: str) -> Archive:
     keyring = Path(request.keyring) if request.keyring else find_keyring()
-    return Archive(request.mirror, suite, request.components, keyring)
+    return Archive(request.host_mirror, suite, request.components, keyring)
 
 
 def _resolve(apt: Apt, request: Request, suite: str) -> Lock:
+    """Everything of this suite; the kernel only if it is of this suite, too."""
     closure = apt.resolve(request.packages)
-    python = ""
-    names = [request.kernel, *request.extract, *closure]
+    python, kernel = "", ""
+    own_kernel = request.kernel_suite in ("", suite)
+    names = [*((request.kernel,) if own_kernel else ()), *request.extract, *closure]
     found = apt.show(sorted({*names, *(("python3-minimal",) if request.python else ())}))
-    kernel = _kernel_behind(found[request.kernel])
-    wanted = {kernel, *request.extract, *closure}
+    wanted = {*request.extract, *closure}
+    if own_kernel:
+        kernel = _kernel_behind(found[request.kernel])
+        wanted.add(kernel)
     if request.python:
         python = _python_behind(found["python3-minimal"])
         wanted |= set(python_packages(python))
     records = apt.show(sorted(wanted))
-    return Lock(suite, kernel, python, closure, tuple(records[name] for name in sorted(wanted)))
+    return Lock(suite, kernel, suite, python, closure, tuple(records[name] for name in sorted(wanted)))
+
+
+def _resolve_kernel(cache: Cache, request: Request, lock: Lock, progress: Progress) -> Lock:
+    """The lock with the kernel of another suite in it."""
+    suite = request.kernel_suite
+    archive = _archive(request, suite)
+    progress(f"fetching the package index of {archive}", None)
+    with cache.open_apt(archive) as apt:
+        apt.update()
+        kernel = _kernel_behind(apt.show([request.kernel])[request.kernel])
+        record = apt.show([kernel])[kernel]
+    others = [known for known in lock.records if known.name != kernel]
+    records = tuple(sorted([*others, record], key=lambda known: known.name))
+    return replace(lock, kernel=kernel, kernel_suite=suite, records=records)
 
 
 def python_packages(python: str) -> tuple[str, str, str]:

@@ -99,10 +99,12 @@ class Plan:
         request = self.request
         lines = [f"image {self.name}", f"digest {self.digest or '(known when the packages are resolved)'}"]
         if self.lock is None:
-            where = f"{' or '.join(request.suites)} ({' '.join(request.components)}) at {request.mirror}"
+            where = f"{' or '.join(request.suites)} ({' '.join(request.components)}) at {request.host_mirror}"
             lines.append(f"resolve packages in {where}")
         else:
-            lines += [f"package {record.name} {record.version} ({self.lock.suite})" for record in self.lock.records]
+            lines += [
+                f"package {record.name} {record.version} ({self.lock.suite_of(record)})" for record in self.lock.records
+            ]
         return "\n".join([*lines, *map(str, self.steps)])
 
 
@@ -137,6 +139,7 @@ def _digest(spec: ImageSpec, inputs: Inputs, lock: Lock) -> str:
         "compression": spec.compression,
         "inputs": inputs.hashes,
         "suite": lock.suite,
+        "kernel_suite": lock.kernel_suite,
         "packages": [(record.name, record.version, record.sha256) for record in lock.records],
         "closure": lock.closure,
     }

@@ -319,6 +319,7 @@ SETTINGS: dict[str, Setting] = {
     "components": Setting(_words(_SUITE, "a component's name"), ("main",), _replace),
     "keyring": Setting(_host_path, None, _replace),
     "kernel": Setting(_word(_PACKAGE, "a Debian package's name"), "", _replace),
+    "kernel_suite": Setting(_word(_SUITE, "a suite's name"), "", _replace),
     "kernel_format": Setting(_word(_KERNEL_FORMATS, "one of auto, vmlinux, vmlinuz"), "auto", _replace),
     "kernel_args": Setting(_kernel_args, (), _append),
     "modules": Setting(_modules, (), _append),

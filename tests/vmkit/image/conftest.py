@@ -124,19 +124,30 @@ class ArchiveFixture:
         _write_index(self.root)
         self.sign(self.root / "dists/stable")
 
+    def add_suite(self, suite: str, *debs: Path) -> None:
+        """Puts one more suite in, of these packages alone."""
+        pool = self.root / f"pool-{suite}"
+        pool.mkdir()
+        for deb in debs:
+            shutil.copy(deb, pool)
+        _write_index(self.root, suite, pool.name)
+        self.sign(self.root / "dists" / suite)
 
-def _write_index(root: Path) -> None:
+
+def _write_index(root: Path, suite: str = "stable", pool: str = "pool") -> None:
     stanzas = []
-    for deb in sorted((root / "pool").glob("*.deb")):
+    for deb in sorted((root / pool).glob("*.deb")):
         control = subprocess.run(["dpkg-deb", "-f", str(deb)], check=True, capture_output=True, text=True).stdout
         digest = hashlib.sha256(deb.read_bytes()).hexdigest()
-        stanzas.append(f"{control.strip()}\nFilename: pool/{deb.name}\nSize: {deb.stat().st_size}\nSHA256: {digest}\n")
+        stanzas.append(
+            f"{control.strip()}\nFilename: {pool}/{deb.name}\nSize: {deb.stat().st_size}\nSHA256: {digest}\n"
+        )
     index = "\n".join(stanzas).encode()
-    dist = root / "dists/stable"
+    dist = root / "dists" / suite
     (dist / "main/binary-amd64").mkdir(parents=True, exist_ok=True)
     (dist / "main/binary-amd64/Packages").write_bytes(index)
     line = f" {hashlib.sha256(index).hexdigest()} {len(index)} main/binary-amd64/Packages\n"
-    head = "Origin: Test\nSuite: stable\nCodename: stable\nComponents: main\nArchitectures: amd64\n"
+    head = f"Origin: Test\nSuite: {suite}\nCodename: {suite}\nComponents: main\nArchitectures: amd64\n"
     (dist / "Release").write_text(f"{head}Date: Thu, 01 Jan 2026 00:00:00 UTC\nSHA256:\n{line}")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.vmkit.image.conftest import make_module
 from vmkit.errors import BuildError, ConfigError, HostError
 from vmkit.image.apt import UntrustedError
 from vmkit.image.build import build_image
@@ -49,6 +50,37 @@ def test_packages_are_fetched_once(cache_dir: Path, fake_spec: FakeSpec) -> None
     assert first == second
     assert len(told) == 1
     assert all(path.is_file() for path in first.values())
+
+
+def test_kernel_may_come_from_another_suite(
+    cache_dir: Path, fake_spec: FakeSpec, archive: Any, tmp_path: Path, make_deb: Callable[..., Path]
+) -> None:
+    both = archive.copy(tmp_path / "both")
+    kernel = "linux-image-6.1.0-cloud-amd64"
+    files = {
+        "boot/vmlinuz-6.1.0-cloud-amd64": b"the older kernel",
+        "lib/modules/6.1.0-cloud-amd64/kernel/second.ko": make_module("second"),
+    }
+    both.add_suite(
+        "older",
+        make_deb("linux-image-cloud-amd64", fields=f"Depends: {kernel}\n", version="0.9"),
+        make_deb(kernel, files, version="0.9"),
+    )
+    built = build_image(fake_spec('kernel_suite = "older"\n', at=both))
+    assert built.kernel.read_bytes() == b"the older kernel"
+    manifest = json.loads(built.manifest.read_text())
+    suites = {entry["name"]: entry["suite"] for entry in manifest["packages"]}
+    assert suites == {"busybox-static": "stable", kernel: "older"}
+    assert build_image(fake_spec('kernel_suite = "stable"\n', at=both)).kernel.read_bytes() == b"not a real kernel"
+    with pytest.raises(BuildError, match="has no suite 'oldest'"):
+        build_image(fake_spec('kernel_suite = "oldest"\n', at=both))
+
+
+def test_lock_is_found_whatever_the_host(cache_dir: Path, fake_spec: FakeSpec) -> None:
+    spec = replace(fake_spec(), suite="auto", mirror="")
+    request = make_request(spec)
+    assert replace(request, suites=("other",), host_mirror="http://example.org/debian").key() == request.key()
+    assert replace(request, kernel_suite="older").key() != request.key()
 
 
 def test_damaged_lock_is_made_again(cache_dir: Path, fake_spec: FakeSpec) -> None:

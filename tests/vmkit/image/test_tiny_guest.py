@@ -210,6 +210,15 @@ def test_bookworm_works_too(looking_recipe: Callable[..., Path]) -> None:
     assert "PYTHON (3, 11)" in console
 
 
+def test_older_kernel_boots_with_its_own_modules(looking_recipe: Callable[..., Path]) -> None:
+    """In 6.1 virtio is of modules, stored as .ko and not as .ko.xz; the rest of the guest stays as it is."""
+    console = boot(build_image(load_image(str(looking_recipe('kernel_suite = "bookworm"\n')))))
+    _check_guest(console)
+    assert "PYTHON (3, 13)" in console
+    modules = re.findall(r"^MODULE (\w+) ", console, re.MULTILINE)
+    assert {"virtio_pci", "virtio", "virtio_ring", "vmw_vsock_virtio_transport"} <= set(modules)
+
+
 def test_example_of_the_document_boots(tmp_path: Path) -> None:
     example = re.search(r"```toml\n(.*?)```", DOC.read_text(), re.DOTALL)
     assert example is not None
