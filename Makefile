@@ -51,6 +51,7 @@ bench: $(VENV)/.test
 CASES ?= 1000000
 fuzz: $(VENV)/.test
 	$(BIN)/python -m tests.fuzz.fuzz_vsh_wire --cases $(CASES)
+	$(BIN)/python -m tests.fuzz.fuzz_vsh_token --cases $(CASES)
 	$(BIN)/python -m tests.fuzz.fuzz_vsock_device --cases $(CASES)
 
 # apt is asked only when a package is missing, so a second run needs neither root nor a network.

@@ -25,6 +25,7 @@ MESSAGES = {
         (5, "silence_ms", "uint32", ""),
         (6, "request_size", "uint32", ""),
         (7, "failure", "Failure", ""),
+        (8, "nonce", "bytes", ""),
     ],
     "SetupConnectionRequest": [
         (1, "target", "string", ""),
@@ -63,6 +64,7 @@ MESSAGES = {
         (VENDOR + 1, "close_stream", "int32", "o"),
         (VENDOR + 2, "alive", "bool", "o"),
         (VENDOR + 6, "started", "SetupConnectionResponse", "o"),
+        (VENDOR + 7, "proof", "bytes", "o"),
     ],
     "GuestMessage": [
         (1, "data_message", "DataMessage", "o"),
@@ -75,6 +77,7 @@ MESSAGES = {
         (VENDOR + 3, "hold", "bool", "o"),
         (VENDOR + 4, "signal_number", "uint32", "o"),
         (VENDOR + 5, "request_chunk", "bytes", "o"),
+        (VENDOR + 7, "proof", "bytes", "o"),
     ],
 }
 

@@ -12,9 +12,11 @@ DEFAULT = object()
 class Joined:
     """`seen` are the events of both sides as (side, name, fields), in order."""
 
-    def __init__(self, client=DEFAULT, server=DEFAULT, chunk=None):
-        self.client = ClientConnection(default_limits() if client is DEFAULT else client)
-        self.server = ServerConnection(default_limits() if server is DEFAULT else server)
+    def __init__(self, client=DEFAULT, server=DEFAULT, chunk=None, proofs=(None, None), **server_options):
+        """proofs: of the client and of the server."""
+        self.client = ClientConnection(default_limits() if client is DEFAULT else client, proofs[0])
+        limits = default_limits() if server is DEFAULT else server
+        self.server = ServerConnection(limits, proofs[1], **server_options)
         self.chunk = chunk
         self.seen = []
         self.to_client = b""

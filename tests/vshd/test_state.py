@@ -9,11 +9,12 @@ from vshd.wire import state
 from vshd.wire.errors import LocalProtocolError
 from vshd.wire.messages import Failure, SetupConnectionRequest
 
-STEPS = (state.SEND_SETUP, state.GO_ON, state.REQUEST, state.ACCEPT, state.REFUSE, state.END)
+STEPS = (state.SEND_SETUP, state.CHALLENGE, state.GO_ON, state.REQUEST, state.ACCEPT, state.REFUSE, state.END)
 STATES = (
     state.OPENING,
     state.AWAITING_RESPONSE,
     state.AWAITING_SETUP,
+    state.AWAITING_PROOF,
     state.DEFERRED,
     state.PREPARING,
     state.RUNNING,

@@ -3,7 +3,7 @@
 from vshd.wire import messages, state
 from vshd.wire.connection import MAX_DATA_RANGE, VERSION, Connection, clamp
 from vshd.wire.errors import LocalProtocolError, RemoteProtocolError
-from vshd.wire.events import Established, Exited, Failed, Refused
+from vshd.wire.events import Distrusted, Established, Exited, Failed, Refused
 from vshd.wire.frames import LEGACY_MAX_PAYLOAD
 from vshd.wire.messages import (
     ConnectionStatusMessage,
@@ -15,13 +15,20 @@ from vshd.wire.messages import (
     WindowResizeMessage,
 )
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vshd.wire.proof import Proof
+
 # The stub of a deferred request (2.3): refused by every legacy server, on every path, before anything runs.
 STUB_USER = b":vsh-extended"
 STUB_ARGV = b"/nonexistent/vsh-extended"
+# `nopty` with its default value: a request of no bytes could not be announced.
+EMPTY_REQUEST = bytes((8 << 3, 0))
 
 
 class ClientConnection(Connection):
-    """Invariant: `_deferred` holds the request's bytes exactly while the server has not yet been asked to take them."""
+    """Invariant: `_deferred` holds the request's bytes exactly while the server has not yet been asked to take them; a
+    server that shall prove a token is asked only once it has."""
 
     SEND_STREAMS = (messages.STDIN,)
     RECEIVE_STREAMS = (messages.STDOUT, messages.STDERR)
@@ -29,12 +36,13 @@ class ClientConnection(Connection):
     OUTGOING = GuestMessage
     INCOMING = HostMessage
 
-    def __init__(self, limits: Extended | None) -> None:
-        super().__init__(state.OPENING, limits)
+    def __init__(self, limits: Extended | None, proof: "Proof | None" = None) -> None:
+        """proof: of the machine's token; the server must prove it, too, and legacy mode cannot."""
+        super().__init__(state.OPENING, limits, proof)
         self._deferred = b""
 
     def send_setup(self, request: SetupConnectionRequest) -> None:
-        """Opens the session; a request that does not fit is deferred.
+        """Opens the session; a request that does not fit is deferred, and every one to a server that must prove itself.
 
         Raises LocalProtocolError when it would have to be and we speak legacy mode only.
         """
@@ -42,13 +50,15 @@ class ClientConnection(Connection):
         plain = request.encode()
         request.extended = self.limits
         payload = request.encode()
-        is_deferred = len(payload) > LEGACY_MAX_PAYLOAD
+        is_deferred = len(payload) > LEGACY_MAX_PAYLOAD or self.proof is not None
         if is_deferred and self.limits is None:
             raise LocalProtocolError(f"Serialized message too large: {len(payload)}")
         self._step(state.SEND_SETUP)
         if is_deferred:
-            payload = self._stub(len(plain))
-            self._deferred = plain
+            self._deferred = plain or EMPTY_REQUEST
+            payload = self._stub(len(self._deferred))
+            if self.proof is not None:
+                self.proof.bind(payload)
         self._send_payload(payload)
 
     def send_signal(self, number: int) -> bool:
@@ -82,6 +92,7 @@ class ClientConnection(Connection):
             window=limits.window,
             silence_ms=limits.silence_ms,
             request_size=request_size,
+            nonce=self.proof.nonce if self.proof is not None else b"",
         )
         return SetupConnectionRequest(
             target=messages.VM_SHELL, user=STUB_USER, argv=[STUB_ARGV], nopty=True, extended=offer
@@ -91,27 +102,33 @@ class ClientConnection(Connection):
         if self.state == state.AWAITING_RESPONSE:
             response = SetupConnectionResponse()
             response.merge(payload)
-            self._receive_response(response)
+            self._receive_response(response, payload)
             return
         message = HostMessage()
         message.merge(payload)
         if message.member == messages.STATUS_MESSAGE:
             assert isinstance(message.value, ConnectionStatusMessage)
             self._receive_status(message.value)
+        elif self.state == state.AWAITING_PROOF:
+            self._receive_proof(message)
         elif self.state == state.DEFERRED:
             if message.member == messages.STARTED:
                 assert isinstance(message.value, SetupConnectionResponse)
                 self._receive_verdict(message.value)
         elif message.member == messages.STARTED:
             raise RemoteProtocolError("a second response")
+        elif message.member == messages.PROOF and self.is_extended:
+            raise RemoteProtocolError("a proof at the wrong time")
         else:
             self._receive_common(message)
 
-    def _receive_response(self, response: SetupConnectionResponse) -> None:
+    def _receive_response(self, response: SetupConnectionResponse, payload: bytes) -> None:
         answer = response.extended if self.limits is not None else None
         if answer is not None and 0 < answer.version <= VERSION:
             self._extend(answer)
-        if not self._deferred:
+        if self.proof is not None:
+            self._receive_challenge(response, payload)
+        elif not self._deferred:
             self._receive_verdict(response)
         elif response.status != messages.READY:
             is_too_long = not self.is_extended
@@ -120,6 +137,43 @@ class ClientConnection(Connection):
             raise RemoteProtocolError("a legacy server took the stub of a deferred request")
         else:
             self._send_deferred()
+
+    def _receive_challenge(self, response: SetupConnectionResponse, payload: bytes) -> None:
+        """The server knows of tokens, or is not the one we look for."""
+        proof = self.proof
+        answer = self.peer
+        assert proof is not None
+        if answer is None:
+            self._distrust("it speaks ChromeOS's protocol, which knows no tokens", _text(response.description))
+        elif response.status != messages.READY:
+            self._refuse(response, False)
+        elif not answer.nonce:
+            self._distrust("it has no token")
+        elif len(answer.nonce) != len(proof.nonce):
+            raise RemoteProtocolError(f"a nonce of {len(answer.nonce)} bytes")
+        else:
+            proof.bind(payload)
+            self._step(state.CHALLENGE)
+
+    def _receive_proof(self, message: HostMessage) -> None:
+        if message.member == messages.ALIVE:
+            return
+        if message.member != messages.PROOF:
+            raise RemoteProtocolError("a message before the proof")
+        proof = self.proof
+        assert proof is not None and isinstance(message.value, bytes)
+        if not proof.is_peers(message.value):
+            self._distrust("its proof is wrong")
+            return
+        self._admit_large_frames()
+        self._send(messages.PROOF, proof.make())
+        self._send_deferred()
+
+    def _distrust(self, reason: str, said: str = "") -> None:
+        """Not the machine we look for: it gets not another byte."""
+        self.state = state.BROKEN
+        self._deferred = b""
+        self._events.append(Distrusted(reason, said))
 
     def _send_deferred(self) -> None:
         self._step(state.GO_ON)

@@ -22,6 +22,11 @@ from vshd.wire.output import Output
 from vshd.wire.proto3 import Message, Oneof
 from vshd.wire.streams import ReceiveStream, SendStream
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    # Only who has a token needs it, and brings it along.
+    from vshd.wire.proof import Proof
+
 VERSION = 1
 # What announcements are clamped to (2.1).
 MAX_DATA_RANGE = (LEGACY_MAX_DATA, 1 << 20)
@@ -57,12 +62,13 @@ class Connection:
     OUTGOING: type[Oneof]
     INCOMING: type[Oneof]
 
-    def __init__(self, first_state: str, limits: Extended | None) -> None:
-        """limits: what we announce; None keeps to legacy mode whatever the peer offers."""
+    def __init__(self, first_state: str, limits: Extended | None, proof: "Proof | None" = None) -> None:
+        """limits: what we announce; None keeps to legacy mode whatever the peer offers. proof: demanded, and given."""
         self.state = first_state
         self.output = Output()
         self.limits = limits
         self.peer: Extended | None = None
+        self.proof = proof
         self.max_data = LEGACY_MAX_DATA
         self.max_payload = LEGACY_MAX_PAYLOAD
         self.sending = {stream: SendStream() for stream in self.SEND_STREAMS}
@@ -193,11 +199,17 @@ class Connection:
         self.peer = peer
         self.max_data = clamp(peer.max_data, MAX_DATA_RANGE)
         self.max_payload = self.max_data + FRAME_MARGIN
-        self._reader.max_payload = clamp(self.limits.max_data, MAX_DATA_RANGE) + FRAME_MARGIN
+        if self.proof is None:
+            self._admit_large_frames()
         for sender in self.sending.values():
             sender.credit = clamp(peer.window, WINDOW_RANGE)
         for receiver in self.receiving.values():
             receiver.open_window(clamp(self.limits.window, WINDOW_RANGE))
+
+    def _admit_large_frames(self) -> None:
+        """Takes payloads as large as we announced; of a peer that has to prove itself first, only then."""
+        assert self.limits is not None
+        self._reader.max_payload = clamp(self.limits.max_data, MAX_DATA_RANGE) + FRAME_MARGIN
 
     def _receive_piece(self, piece: DataPiece) -> None:
         stream = self._incoming_stream(piece.stream)

@@ -42,6 +42,20 @@ class Refused(Event):
         self.is_too_long = is_too_long
 
 
+class Distrusted(Event):
+    """The peer did not prove the machine's token, and the connection is over.
+
+    Client: nothing but the stub was sent; `said` are the server's own words, if it had any. Server: the client has been
+    refused, and that may still have to leave.
+    """
+
+    __slots__ = ("reason", "said")
+
+    def __init__(self, reason: str, said: str = "") -> None:
+        self.reason = reason
+        self.said = said
+
+
 class Data(Event):
     """Bytes of a stream; call consumed() when they are gone.
 

@@ -34,6 +34,7 @@ EXITED_DESCRIPTION = b"target process has exited"
 
 # FailureKind
 OTHER, NOT_FOUND, NOT_EXECUTABLE, TOO_LONG, BAD_DIRECTORY, BAD_USER, LIMIT, BAD_REQUEST, SHUTDOWN, PROTOCOL = range(10)
+NOT_TRUSTED = 10
 
 # Our own fields start here: far from upstream's, and outside 19000-19999, which protobuf reserves.
 VENDOR = 52001
@@ -50,6 +51,7 @@ HOLD = VENDOR + 3
 SIGNAL_NUMBER = VENDOR + 4
 REQUEST_CHUNK = VENDOR + 5
 STARTED = VENDOR + 6
+PROOF = VENDOR + 7
 
 
 class Failure(Message):
@@ -68,7 +70,7 @@ class Failure(Message):
 class Extended(Message):
     """ExtendedOffer and ExtendedAnswer: what the sender of it speaks and accepts (2.1)."""
 
-    __slots__ = ("failure", "features", "max_data", "request_size", "silence_ms", "version", "window")
+    __slots__ = ("failure", "features", "max_data", "nonce", "request_size", "silence_ms", "version", "window")
 
     FIELDS = (
         Field(1, "version", UINT32),
@@ -78,6 +80,7 @@ class Extended(Message):
         Field(5, "silence_ms", UINT32),
         Field(6, "request_size", UINT32),
         Field(7, "failure", MESSAGE, Failure),
+        Field(8, "nonce", BYTES),
     )
 
     def __init__(
@@ -90,6 +93,7 @@ class Extended(Message):
         silence_ms: int = 0,
         request_size: int = 0,
         failure: Failure | None = None,
+        nonce: bytes = b"",
     ) -> None:
         self.version = version
         self.features = features
@@ -98,6 +102,7 @@ class Extended(Message):
         self.silence_ms = silence_ms
         self.request_size = request_size
         self.failure = failure
+        self.nonce = nonce
 
 
 class SetupConnectionRequest(Message):
@@ -259,6 +264,7 @@ class HostMessage(Oneof):
         Field(CLOSE_STREAM, "close_stream", INT32),
         Field(ALIVE, "alive", BOOL),
         Field(STARTED, "started", MESSAGE, SetupConnectionResponse),
+        Field(PROOF, "proof", BYTES),
     )
 
 
@@ -278,4 +284,5 @@ class GuestMessage(Oneof):
         Field(HOLD, "hold", BOOL),
         Field(SIGNAL_NUMBER, "signal_number", UINT32),
         Field(REQUEST_CHUNK, "request_chunk", BYTES),
+        Field(PROOF, "proof", BYTES),
     )

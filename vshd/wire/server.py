@@ -3,7 +3,7 @@
 from vshd.wire import messages, state
 from vshd.wire.connection import REQUEST_MAX, VERSION, Connection
 from vshd.wire.errors import RemoteProtocolError
-from vshd.wire.events import Failed, Held, RequestReceived, Resized, Signalled
+from vshd.wire.events import Distrusted, Failed, Held, RequestReceived, Resized, Signalled
 from vshd.wire.messages import (
     ConnectionStatusMessage,
     Extended,
@@ -15,9 +15,14 @@ from vshd.wire.messages import (
     WindowResizeMessage,
 )
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vshd.wire.proof import Proof
+
 
 class ServerConnection(Connection):
-    """Invariant: `_chunks` is the part of a deferred request that has come, never longer than announced."""
+    """Invariant: `_chunks` is the part of a deferred request that has come, never longer than announced; where a token
+    is demanded nothing of it is taken before the client's proof."""
 
     SEND_STREAMS = (messages.STDOUT, messages.STDERR)
     RECEIVE_STREAMS = (messages.STDIN,)
@@ -25,8 +30,12 @@ class ServerConnection(Connection):
     OUTGOING = HostMessage
     INCOMING = GuestMessage
 
-    def __init__(self, limits: Extended | None) -> None:
-        super().__init__(state.AWAITING_SETUP, limits)
+    def __init__(
+        self, limits: Extended | None, proof: "Proof | None" = None, *, allow_legacy_clients: bool = False
+    ) -> None:
+        """proof: of the token that clients must prove. allow_legacy_clients: but for those that offer nothing."""
+        super().__init__(state.AWAITING_SETUP, limits, proof)
+        self._allow_legacy_clients = allow_legacy_clients
         self._chunks = bytearray()
         self._request_size = 0
         self._is_deferred = False
@@ -56,7 +65,7 @@ class ServerConnection(Connection):
         text = description.encode("utf-8", "surrogateescape")
         if self.state in (state.AWAITING_SETUP, state.PREPARING):
             self.refuse(description, failure)
-        elif self.state in (state.RUNNING, state.DEFERRED, state.BROKEN):
+        elif self.state in (state.RUNNING, state.AWAITING_PROOF, state.DEFERRED, state.BROKEN):
             status = ConnectionStatusMessage(messages.FAILED, text)
             if self.is_extended:
                 status.failure = failure
@@ -83,43 +92,89 @@ class ServerConnection(Connection):
             window=limits.window,
             silence_ms=limits.silence_ms,
             failure=failure,
+            nonce=self.proof.nonce if self.proof is not None and failure is None else b"",
         )
 
     def _receive_payload(self, payload: bytes) -> None:
         if self.state == state.AWAITING_SETUP:
             request = SetupConnectionRequest()
             request.merge(payload)
-            self._receive_setup(request)
+            self._receive_setup(request, payload)
             return
         message = GuestMessage()
         message.merge(payload)
         if self.state == state.RUNNING:
             self._receive_message(message)
+        elif message.member == messages.PROOF and self.state == state.AWAITING_PROOF:
+            assert isinstance(message.value, bytes)
+            self._receive_proof(message.value)
         elif message.member == messages.REQUEST_CHUNK and self.state == state.DEFERRED:
             assert isinstance(message.value, bytes)
             self._receive_chunk(message.value)
         elif self._is_deferred and message.member not in (messages.ALIVE, messages.HOLD):
             raise RemoteProtocolError("a message before the session started")
 
-    def _receive_setup(self, request: SetupConnectionRequest) -> None:
+    def _receive_setup(self, request: SetupConnectionRequest, payload: bytes) -> None:
         offer = request.extended
         if self.limits is not None and offer is not None and offer.version > 0:
             self._extend(offer)
+            if self.proof is not None:
+                self._challenge(offer, payload)
+                return
             if offer.request_size:
                 self._defer(offer.request_size)
                 return
+        elif self.proof is not None and not self._allow_legacy_clients:
+            self._distrust("this machine demands its token, which ChromeOS's protocol cannot prove")
+            return
         self._step(state.REQUEST)
         self._events.append(RequestReceived(request))
 
-    def _defer(self, request_size: int) -> None:
+    def _challenge(self, offer: Extended, payload: bytes) -> None:
+        """Proves the token, and waits for the client's proof; what it wants it will say behind that."""
+        proof = self.proof
+        assert proof is not None
+        if not offer.nonce:
+            self._distrust("this machine demands its token, and the client has none")
+        elif len(offer.nonce) != len(proof.nonce) or not offer.request_size:
+            raise RemoteProtocolError("an offer with a nonce that is none, or without a deferred request")
+        elif self._is_small_enough(offer.request_size):
+            response = SetupConnectionResponse(messages.READY, messages.READY_DESCRIPTION, extended=self._answer(None))
+            answer = response.encode()
+            proof.bind(payload)
+            proof.bind(answer)
+            self._step(state.CHALLENGE)
+            self._is_deferred = True
+            self._send_payload(answer)
+            self._send(messages.PROOF, proof.make())
+
+    def _receive_proof(self, claim: bytes) -> None:
+        assert self.proof is not None
+        if not self.proof.is_peers(claim):
+            self._distrust("the client's proof of the token is wrong")
+            return
+        self._step(state.GO_ON)
+        self._admit_large_frames()
+
+    def _distrust(self, reason: str) -> None:
+        self.refuse(reason, Failure(messages.NOT_TRUSTED, subject=b"token"))
+        self._events.append(Distrusted(reason))
+
+    def _is_small_enough(self, request_size: int) -> bool:
+        """Whether a request of this size will be taken; it is refused here when not."""
+        self._request_size = request_size
         if request_size > REQUEST_MAX:
             self.refuse(
                 f"a request of {request_size} bytes is over the limit of {REQUEST_MAX}",
                 Failure(messages.TOO_LONG, subject=b"request"),
             )
             self._events.append(Failed("the request is too long", None))
+            return False
+        return True
+
+    def _defer(self, request_size: int) -> None:
+        if not self._is_small_enough(request_size):
             return
-        self._request_size = request_size
         self._step(state.GO_ON)
         self._is_deferred = True
         response = SetupConnectionResponse(messages.READY, messages.READY_DESCRIPTION, extended=self._answer(None))
@@ -161,6 +216,8 @@ class ServerConnection(Connection):
             self._events.append(Held())
         elif message.member == messages.REQUEST_CHUNK and self.is_extended:
             raise RemoteProtocolError("a part of a request after the session started")
+        elif message.member == messages.PROOF and self.is_extended:
+            raise RemoteProtocolError("a proof at the wrong time")
         else:
             self._receive_common(message)
 

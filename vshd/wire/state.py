@@ -8,6 +8,8 @@ stub is answered with "go on", the request follows in chunks, and a second respo
     server:  AWAITING_SETUP -> PREPARING -> RUNNING -> OVER
                     \\-> DEFERRED --^
 
+With a token (2.9) both sides are AWAITING_PROOF before they are DEFERRED.
+
 OVER is the end both sides agreed on (EXITED, FAILED, a refusal); BROKEN is every other end, and can follow every state
 but OVER. A step that is not in the table raises LocalProtocolError and changes nothing: what the *peer* does wrong is
 found before a step is taken.
@@ -19,6 +21,7 @@ from vshd.wire.errors import LocalProtocolError
 OPENING = "opening"
 AWAITING_RESPONSE = "awaiting the response"
 AWAITING_SETUP = "awaiting the setup"
+AWAITING_PROOF = "awaiting the proof"
 DEFERRED = "deferred"
 PREPARING = "preparing"
 RUNNING = "running"
@@ -27,6 +30,7 @@ BROKEN = "broken"
 
 # Steps.
 SEND_SETUP = "send the setup"
+CHALLENGE = "challenge"
 GO_ON = "go on with the request"
 REQUEST = "take the request"
 ACCEPT = "accept"
@@ -36,8 +40,11 @@ END = "end the session"
 CLIENT = {
     (OPENING, SEND_SETUP): AWAITING_RESPONSE,
     (AWAITING_RESPONSE, GO_ON): DEFERRED,
+    (AWAITING_RESPONSE, CHALLENGE): AWAITING_PROOF,
     (AWAITING_RESPONSE, ACCEPT): RUNNING,
     (AWAITING_RESPONSE, REFUSE): OVER,
+    (AWAITING_PROOF, GO_ON): DEFERRED,
+    (AWAITING_PROOF, END): OVER,
     (DEFERRED, ACCEPT): RUNNING,
     (DEFERRED, REFUSE): OVER,
     (DEFERRED, END): OVER,
@@ -47,7 +54,10 @@ CLIENT = {
 SERVER = {
     (AWAITING_SETUP, GO_ON): DEFERRED,
     (AWAITING_SETUP, REQUEST): PREPARING,
+    (AWAITING_SETUP, CHALLENGE): AWAITING_PROOF,
     (AWAITING_SETUP, REFUSE): OVER,
+    (AWAITING_PROOF, GO_ON): DEFERRED,
+    (AWAITING_PROOF, REFUSE): OVER,
     (DEFERRED, REQUEST): PREPARING,
     (DEFERRED, REFUSE): OVER,
     (DEFERRED, END): OVER,
