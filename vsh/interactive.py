@@ -2,13 +2,17 @@
 
 import os
 
-from vsh import escapes
-from vsh.errors import ConnectionLost
+from vsh import escapes, signals
+from vsh.errors import ConnectionLost, VshError
 from vsh.pump import Source
 from vsh.session import Session
-from vsh.shell import Shell
+from vsh.shell import SIGNALLED, Shell
 from vsh.stdio import FdSource
 from vsh.terminal import RawTerminal, find_size
+
+
+class TerminalGone(VshError):  # noqa: N818 - it names what happened
+    """Nobody is there any more: the session is hung up, as on every lost terminal."""
 
 
 class InteractiveShell(Shell):
@@ -61,7 +65,13 @@ class InteractiveShell(Shell):
 
 
 class TypedSource(Source):
-    """stdin of a terminal, with the escapes taken out of it."""
+    """stdin of a terminal, with the escapes taken out of it.
+
+    A raw terminal has no end of file (Ctrl-D is a byte): its end is that of the terminal, and of the session.
+    """
+
+    # An escape character that was held back and turns out to be none comes with the byte behind it.
+    room_min = 2
 
     def __init__(self, source: Source, shell: InteractiveShell) -> None:
         self._source = source
@@ -74,10 +84,11 @@ class TypedSource(Source):
         return self._source.is_held
 
     def read(self, limit: int) -> bytes | None:
-        # One byte of room is kept for an escape character that turns out to be none.
-        data = self._source.read(max(1, limit - 1))
+        data = self._source.read(limit - 1)
+        if data is None:
+            return None
         if not data:
-            return None if data is None else b""
+            raise TerminalGone("the terminal is gone", status=SIGNALLED + signals.SIGHUP)
         typed, commands = self._filter.feed(bytes(data))
         for command in commands:
             self._shell.obey(command)

@@ -33,6 +33,8 @@ class Source:
     """Where stdin comes from. `fd` is what to poll, -1 when it is always ready."""
 
     fd = -1
+    # read() is not called with less.
+    room_min = 1
 
     def read(self, limit: int) -> "bytes | memoryview | None":
         """At most `limit` bytes, valid until the next call; empty at the end, None when there is nothing now."""
@@ -175,7 +177,8 @@ class Pump:
     def _stdin_room(self) -> int:
         connection = self.session.connection
         # What was read last may still be on its way; until then its buffer must not be used again.
-        return 0 if connection.output.size else connection.send_room(messages.STDIN)
+        room = 0 if connection.output.size else connection.send_room(messages.STDIN)
+        return room if self.source is not None and room >= self.source.room_min else 0
 
     def _is_source_ready(self) -> bool:
         return self.exit is None and self.source is not None and self.source.fd < 0 and self._stdin_room() > 0

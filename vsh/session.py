@@ -14,7 +14,7 @@ from vsh.transport import open_transport, remaining_ms
 from vshd.wire import messages
 from vshd.wire.buffers import Buffers
 from vshd.wire.client import ClientConnection
-from vshd.wire.connection import default_limits
+from vshd.wire.connection import SILENCE_MS_MAX, default_limits
 from vshd.wire.errors import LocalProtocolError
 from vshd.wire.events import Broken, Established, Event, Failed, Refused
 from vshd.wire.frames import LEGACY_MAX_PAYLOAD
@@ -132,7 +132,7 @@ def make_limits(silence_ms: int | None = None) -> Extended:
     """What we announce; silence_ms None: the default."""
     limits = default_limits()
     if silence_ms is not None:
-        limits.silence_ms = silence_ms
+        limits.silence_ms = min(silence_ms, SILENCE_MS_MAX)
     return limits
 
 

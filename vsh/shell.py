@@ -1,12 +1,17 @@
 """One session on this process's stdio: pipes, files, sockets; signals passed on, suspension announced."""
 
 from vsh import signals
+from vsh.errors import VshError
 from vsh.pump import Pump, Sink, Source
 from vsh.session import Session
 from vsh.stdio import FdSink, FdSource
 from vshd.wire import messages
 
 SIGNALLED = 128
+
+
+class Interrupted(VshError):  # noqa: N818 - it names what happened
+    """A signal came after the target's end, while its output waited for a reader: it is for vsh itself then."""
 
 
 class Shell:
@@ -50,4 +55,6 @@ class Shell:
             elif number == signals.SIGTSTP:
                 self.suspend()
             elif number in signals.FORWARDED:
+                if self.pump.exit is not None:
+                    raise Interrupted("", status=SIGNALLED + number)
                 self.session.connection.send_signal(number)

@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 def serve(options: Options, on_ready: "Callable[[], None] | None" = None) -> int:
     """Listens and serves until told to end; on_ready is called once clients are accepted. Raises FlagError."""
     _hold_stdio()
+    _keep_to_ourselves()
     # A target's files are its user's business; the daemon's umask may be pid 1's.
     os.umask(0o022)
     log = Log()
@@ -83,6 +84,20 @@ def _hold_stdio() -> None:
             os.close(fd)
             return
         os.set_inheritable(fd, True)
+
+
+def _keep_to_ourselves() -> None:
+    """No target inherits what whoever started vshd had open; Python's own descriptors are kept from them anyway."""
+    try:
+        names = os.listdir("/proc/self/fd")
+    except OSError:
+        return
+    for fd in map(int, names):
+        if fd > 2:
+            try:
+                os.set_inheritable(fd, False)
+            except OSError:
+                pass  # the one that listdir() had
 
 
 if __name__ == "__main__":

@@ -35,9 +35,11 @@ def choose_account(request: SetupConnectionRequest, options: Options) -> Account
         user = user or options.default_user
         if user != options.default_user and not options.allow_to_switch_user:
             raise _bad_user(f"only {options.default_user} is allowed login on the VM shell", user)
-    if not options.allow_to_switch_user:
-        return Account(user or str(uid), uid, os.getegid(), "/", FALLBACK_SHELL)
-    account = _find_own(uid) if not user else _find_named(user)
+    if options.allow_to_switch_user:
+        account = _find_own(uid) if not user else _find_named(user)
+    else:
+        # Whatever name the client gave, this is who runs.
+        account = Account(_find_name(uid), uid, os.getegid(), "/", FALLBACK_SHELL)
     if options.allow_user and account.name not in options.allow_user:
         raise _bad_user(f"user {account.name} is not allowed to log in", account.name)
     if uid not in (0, account.uid):
@@ -81,6 +83,13 @@ def _find_own(uid: int) -> Account:
         return _from_entry(pwd.getpwuid(uid))
     except KeyError as error:
         raise _bad_user(f"could not find uid: {uid}", str(uid)) from error
+
+
+def _find_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def _find_named(user: str) -> Account:

@@ -81,13 +81,14 @@ def open_listener(where: str, allowed_cids: frozenset[int] | None) -> Listener:
 
 
 def take_passed_listener(allowed_cids: frozenset[int] | None) -> Listener | None:
-    """The socket systemd passed to this process, if it did (sd_listen_fds(3))."""
+    """The socket systemd passed to this process, if it did (sd_listen_fds(3)). Raises FlagError for several."""
     pid = os.environ.pop("LISTEN_PID", "")
     count = os.environ.pop("LISTEN_FDS", "")
     os.environ.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()) or not count.isdigit() or int(count) < 1:
         return None
-    os.set_inheritable(LISTEN_FDS_START, False)
+    if int(count) > 1:
+        raise FlagError(f"vshd: {count} sockets were passed by systemd, and one is served", 1)
     return Listener(_socket.socket(fileno=LISTEN_FDS_START), "", allowed_cids)
 
 

@@ -34,8 +34,6 @@ LEGACY_STDIN_CEILING = 1 << 20
 # A pipe starts with 64 KiB; one that is filled at once gets this, so that fewer and larger frames leave.
 PIPE_SIZE = 1 << 18
 PIPE_SIZE_FIRST = 1 << 16
-# An ended session's last words wait this long for a client that does not read.
-LAST_WORDS_S = 10.0
 CTRL_D = b"\x04"
 
 _ERRORS = select.POLLHUP | select.POLLERR | select.POLLNVAL
@@ -53,6 +51,8 @@ class Relay:
         self.exit: Exit | None = None
         # Why the session ended before the target did; empty while it has not.
         self.lost = ""
+        # Why the client did not get all that the ended target had said; empty if it did.
+        self.undelivered = ""
         self.pending = Output()
         self.is_stdin_ending = False
         self._can_enlarge_stdin = not target.has_pty
@@ -193,6 +193,7 @@ class Relay:
             self._silence.heard(time.monotonic())
         if not size:
             self._handle(self.connection.receive_end())
+            self.lost = self.lost or "the client is gone"
             return 0
         self._handle(self.connection.receive_data(self._buffers.current[:size]))
         if self.pending.is_borrowing and not self._buffers.hold():
@@ -375,7 +376,13 @@ class Relay:
         if self.connection.is_extended:
             self.connection.send_end(messages.STDERR)
         self.connection.send_exit(self.exit.code, signal=self.exit.signal, core_dumped=self.exit.core_dumped)
-        flush(self.fd, self.connection, LAST_WORDS_S)
+        self._flush()
+        # A client that is slow or suspended takes the rest when it can.
+        while self.connection.output.size and not self.lost:
+            for fd, mask in self._wait():
+                self._serve(fd, mask)
+            self._flush()
+        self.undelivered, self.lost = self.lost, ""
 
 
 def _read_burst(fd: int, chunk: memoryview) -> int:
@@ -395,19 +402,3 @@ def _read_burst(fd: int, chunk: memoryview) -> int:
         except OSError:
             pass
     return size
-
-
-def flush(fd: int, connection: ServerConnection, timeout_s: float) -> bool:
-    """Sends all that waits; False when the client takes nothing for timeout_s seconds, or is gone."""
-    output = connection.output
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
-    while output.size:
-        try:
-            output.sent(os.writev(fd, output.buffers()))
-        except BlockingIOError:
-            if not poll.poll(timeout_s * 1000):
-                return False
-        except OSError:
-            return False
-    return True

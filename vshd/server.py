@@ -19,8 +19,9 @@ from vshd.session import Session
 from vshd.signals import SIGCHLD, SIGINT, SIGKILL, SIGTERM, Wakeup
 from vshd.spare import Spare, make_channel, rehearse, wait_for_connection
 from vshd.wire import messages
+from vshd.wire.connection import default_limits
 from vshd.wire.frames import LEGACY_MAX_PAYLOAD, encode_frame
-from vshd.wire.messages import SetupConnectionResponse
+from vshd.wire.messages import Failure, SetupConnectionResponse
 
 # Sessions get TERM and then this long to end their targets (processes.GRACE_S) before they are killed.
 SHUTDOWN_S = 7.0
@@ -168,7 +169,7 @@ class Server:
         self._reap()
         if len(self.sessions) >= self.options.max_sessions:
             self.log.warning(f"{who}: refused: {len(self.sessions)} sessions are open")
-            _refuse(fd, "too many sessions")
+            _refuse(fd, "too many sessions", self.options)
             return
         self._busy_until_s = time.monotonic() + self.options.spare_time
         spare, self._spare = self._spare, None
@@ -179,7 +180,7 @@ class Server:
             pid = os.fork()
         except OSError as error:
             self.log.error(f"{who}: cannot start a session: {error.strerror}")
-            _refuse(fd, "could not start a session")
+            _refuse(fd, "could not start a session", self.options)
             return
         if pid:
             self.sessions[pid] = who
@@ -231,6 +232,8 @@ class Server:
             poll.poll((deadline_s - time.monotonic()) * 1000 + 1)
             self._take_signals()
         self._signal_sessions(SIGKILL)
+        for target in self._targets.values():
+            kill_session(target)
         self.log.info("vshd ended")
 
     def _signal_sessions(self, number: int) -> None:
@@ -249,9 +252,13 @@ def _find_place(error: BaseException) -> str:
     return "" if trace is None else f" ({os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno})"
 
 
-def _refuse(fd: int, description: str) -> None:
+def _refuse(fd: int, description: str, options: Options) -> None:
     """The one answer the server gives itself: as much of it as goes at once."""
+    # The request was not read: if it held no offer, its sender skips the answer to one.
     response = SetupConnectionResponse(messages.FAILED, description.encode())
+    if options.extended:
+        response.extended = default_limits()
+        response.extended.failure = Failure(messages.LIMIT)
     try:
         os.set_blocking(fd, False)
         os.write(fd, encode_frame(response.encode(), LEGACY_MAX_PAYLOAD))

@@ -14,11 +14,11 @@ from vshd.limits import apply_limits
 from vshd.log import Log
 from vshd.processes import Exit, end_session, reap
 from vshd.refusal import RefusalError
-from vshd.relay import LAST_WORDS_S, Relay, flush
+from vshd.relay import Relay
 from vshd.signals import SIGTERM, Wakeup
 from vshd.target import Target, build_environment, enter_directory, start_target
 from vshd.wire import messages
-from vshd.wire.connection import default_limits
+from vshd.wire.connection import SILENCE_MS_MAX, default_limits
 from vshd.wire.events import Broken, RequestReceived
 from vshd.wire.messages import Extended, Failure, SetupConnectionRequest
 from vshd.wire.server import ServerConnection
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 RECEIVE_SIZE = 1 << 13
 # `CONNECT 4294967295\n` has 19 bytes.
 CONNECT_LINE_MAX = 32
+# A refusal waits this long for a client that does not read.
+LAST_WORDS_S = 10.0
 # What an audit line shows of a command.
 COMMAND_SHOWN_MAX = 200
 
@@ -76,7 +78,8 @@ class Session:
             account = choose_account(request, self.options)
             self.who = f"{self.who} user {account.name}"
             apply_limits(self.options)
-            switch_to(account)
+            if self.options.allow_to_switch_user:
+                switch_to(account)
             notice = self._enter_directory(request, account)
             environment = build_environment(request, account, inherit=self.options.inherit_env)
             target = start_target(request, account, environment)
@@ -97,12 +100,14 @@ class Session:
         relay = Relay(self.fd, self.connection, target, self._wakeup)
         relay.run()
         if relay.lost:
-            flush(self.fd, self.connection, 0)
+            _flush(self.fd, self.connection, 0)
             os.close(self.fd)
         relay.close()
         if relay.lost:
             end_session(target.pid, has_terminal=target.has_pty)
         reap(target.pid)
+        if relay.undelivered:
+            return f"{relay.exit}, not all of it told: {relay.undelivered}"
         return relay.lost or relay.exit or Exit(0)
 
     # The handshake.
@@ -117,10 +122,10 @@ class Session:
                     return event.request
                 if isinstance(event, Broken):
                     self.connection.send_failure(event.reason, Failure(messages.PROTOCOL))
-                    flush(self.fd, self.connection, 0)
+                    _flush(self.fd, self.connection, 0)
                     raise HandshakeError(event.reason)
             # A deferred request is answered with "go on", or refused for its size.
-            if not flush(self.fd, self.connection, max(0.0, deadline_s - time.monotonic())):
+            if not _flush(self.fd, self.connection, max(0.0, deadline_s - time.monotonic())):
                 raise HandshakeError("the client does not read")
             if self.connection.is_finished:
                 raise HandshakeError("the request is too long")
@@ -191,7 +196,7 @@ class Session:
             self.connection.accept(os.getpid())
             self._say(request, refusal.description)
             self.connection.send_exit(EXIT_NOT_FOUND if kind == messages.NOT_FOUND else EXIT_NOT_EXECUTABLE)
-        flush(self.fd, self.connection, LAST_WORDS_S)
+        _flush(self.fd, self.connection, LAST_WORDS_S)
 
     def _say(self, request: SetupConnectionRequest, text: str) -> None:
         """A line of ours among the target's output."""
@@ -207,7 +212,7 @@ def _make_limits(options: Options) -> Extended | None:
     if not options.extended:
         return None
     limits = default_limits()
-    limits.silence_ms = options.keepalive * 1000
+    limits.silence_ms = min(options.keepalive * 1000, SILENCE_MS_MAX)
     return limits
 
 
@@ -215,3 +220,19 @@ def _describe(request: SetupConnectionRequest) -> str:
     if not request.argv:
         return "login shell"
     return os.fsdecode(b" ".join(request.argv))[:COMMAND_SHOWN_MAX]
+
+
+def _flush(fd: int, connection: ServerConnection, timeout_s: float) -> bool:
+    """Sends all that waits; False when the client takes nothing for timeout_s seconds, or is gone."""
+    output = connection.output
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    while output.size:
+        try:
+            output.sent(os.writev(fd, output.buffers()))
+        except BlockingIOError:
+            if not poll.poll(timeout_s * 1000):
+                return False
+        except OSError:
+            return False
+    return True

@@ -160,13 +160,14 @@ def _start_with_pty(
 ) -> Target:
     try:
         master, slave = os.openpty()
+        terminal = os.ttyname(slave)
     except OSError as error:
         raise RefusalError("could not allocate pty", messages.LIMIT, error=error.errno or 0) from error
     # Before the program starts: it may ask at once.
     set_window_size(master, request.window_rows, request.window_cols)
     # The first terminal a session leader opens becomes its controlling terminal.
     actions: Actions = [
-        (os.POSIX_SPAWN_OPEN, 0, os.ttyname(slave), os.O_RDWR, 0),
+        (os.POSIX_SPAWN_OPEN, 0, terminal, os.O_RDWR, 0),
         (os.POSIX_SPAWN_DUP2, 0, 1),
         (os.POSIX_SPAWN_DUP2, 0, 2),
     ]

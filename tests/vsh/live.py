@@ -29,7 +29,7 @@ ENVIRONMENT = {
 class Vshd:
     """A running vshd. `log` is what it has said so far."""
 
-    def __init__(self, folder, flags=(), env=None):
+    def __init__(self, folder, flags=(), env=None, pass_fds=()):
         self.path = folder / "vshd.sock"
         self.log_path = folder / "vshd.log"
         notify_path = folder / "notify.sock"
@@ -45,6 +45,7 @@ class Vshd:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                pass_fds=pass_fds,
             )
             assert notify.recv(100) == b"READY=1\n"
 

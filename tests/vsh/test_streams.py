@@ -156,3 +156,15 @@ def test_stdin_of_the_shell_is_left_as_it_was(vshd, mode):
     assert os.get_blocking(reading)
     os.close(reading)
     os.close(writing)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_after_the_targets_end_ends_vsh(vshd, mode, number):
+    """Nobody reads the rest of its output: there is no target any more that the signal could be for."""
+    with ended(vshd.start(*mode, "--", "sh", "-c", "echo up; head -c 700000 /dev/zero")) as client:
+        assert read_line(client.stdout) == "up"
+        wait_until(lambda: not vshd.children(), "the session has ended")
+        # vsh may learn of the end a moment later: then the first one was for the target.
+        wait_until(lambda: client.send_signal(number) or client.poll() is not None, "vsh ends")
+        assert client.returncode == 128 + number
+        assert client.stderr.read() == b""

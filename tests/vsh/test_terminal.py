@@ -153,6 +153,16 @@ def test_lost_terminal_hangs_the_session_up(vshd, mode, tmp_path):
         assert (tmp_path / "hup").read_text() == "hup\n"
 
 
+def test_closed_window_ends_vsh_whatever_the_target_does(vshd, mode):
+    """HUP alone is the target's to ignore; the end of the terminal is not."""
+    with typing(vshd, *mode, "--", "sh", "-c", "trap '' HUP; echo $$; while :; do sleep 1; done") as typist:
+        pid = int(typist.expect(b"\r\n"))
+        wait_until(typist.is_raw, "vsh is in raw mode")
+        typist.hang_up()
+        assert typist.wait() == 128 + signal.SIGHUP
+        wait_for_end(pid)
+
+
 def test_t_asks_for_a_terminal_without_one(vshd, mode):
     done = vshd.run(*mode, "-t", "--", "sh", "-c", "tty >/dev/null && stty size")
     assert (done.returncode, done.stdout) == (0, b"24 80\r\n")

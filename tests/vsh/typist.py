@@ -61,12 +61,18 @@ class Typist:
     def is_raw(self):
         return not termios.tcgetattr(self.slave)[3] & (termios.ICANON | termios.ECHO)
 
+    def hang_up(self):
+        """The window is closed."""
+        os.close(self.master)
+        self.master = -1
+
     def close(self):
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        os.close(self.master)
-        os.close(self.slave)
+        for fd in (self.master, self.slave):
+            if fd >= 0:
+                os.close(fd)
 
 
 @contextlib.contextmanager

@@ -37,6 +37,8 @@ MAX_DATA = 1 << 18
 WINDOW = 1 << 20
 # Long enough for a guest under emulation on a busy machine, short enough for a person who waits.
 SILENCE_MS = 120_000
+# What the field holds: 49 days.
+SILENCE_MS_MAX = (1 << 32) - 1
 REQUEST_MAX = 8 << 20
 
 

@@ -6,6 +6,10 @@ sub-messages merge, a field of the wrong wire type counts as unknown. Knows no m
 
 from vshd.wire.errors import RemoteProtocolError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 # Field kinds.
 INT32, SINT32, UINT32, UINT64, BOOL, BYTES, BYTES_LIST, BYTES_MAP, MESSAGE = range(9)
 
@@ -16,6 +20,8 @@ VARINT_BYTES_MAX = 10
 TAG_MAX = (1 << 32) - 1
 # As deep as protobuf itself goes into unknown groups.
 GROUP_DEPTH_MAX = 100
+# Every field becomes an object. Linux takes at most 700,000 words and variables: 9 bytes each of 6 MiB (execve(2)).
+FIELDS_MAX = 1 << 20
 
 _UINT32 = (1 << 32) - 1
 _UINT64 = (1 << 64) - 1
@@ -154,25 +160,30 @@ def read_varint(data: bytes, position: int) -> tuple[int, int]:
     raise RemoteProtocolError("a message holds a number of more than 10 bytes")
 
 
-def read_fields(data: bytes) -> "list[tuple[int, int, int | bytes]]":
-    """Every field of a message as (number, wire type, value); groups are skipped."""
-    fields: list[tuple[int, int, int | bytes]] = []
+def read_fields(data: bytes) -> "Iterator[tuple[int, int, int | bytes]]":
+    """Every field of a message as (number, wire type, value); groups are skipped.
+
+    Raises RemoteProtocolError in the course of it.
+    """
     position = 0
+    count = 0
     while position < len(data):
+        count += 1
+        if count > FIELDS_MAX:
+            raise RemoteProtocolError(f"a message holds more than {FIELDS_MAX} fields")
         number, wire_type, position = _read_tag(data, position)
         if wire_type == VARINT:
             value, position = read_varint(data, position)
-            fields.append((number, wire_type, value))
+            yield number, wire_type, value
         elif wire_type == LENGTH:
             size, position = read_varint(data, position)
             end = position + size
             if end > len(data):
                 raise RemoteProtocolError("a message ends inside a field")
-            fields.append((number, wire_type, data[position:end]))
+            yield number, wire_type, data[position:end]
             position = end
         else:
             position = _skip(data, position, number, wire_type)
-    return fields
 
 
 def _read_tag(data: bytes, position: int) -> tuple[int, int, int]:
