@@ -1,0 +1,209 @@
+"""What every attempt must end in: the rules of the wall as one pure function, and the table made from it.
+
+The suite compares each attempt of each guest with `expect`; docs/SECURITY.md holds `render_table`. A rule names the
+layer or the part of the kernel that decides, in the order in which the kernel asks them.
+"""
+
+from tests.guest.wall.inside import attacker
+from tests.guest.wall.scene import ALL, MATRIX, Layers, Outcome, Scene
+
+# What an attacker came for. `harmless` steps are tried and shown, but give nothing that could be used.
+INTRUSIONS = frozenset({"served", "connected", "answered", "bound"})
+LOCAL_CIDS = ("1", "own")
+SERVICES = {
+    ("stream", attacker.VSHD_PORT): "served",
+    ("stream", attacker.STREAM_PORT): "connected",
+    ("stream", attacker.LOW_PORT): "connected",
+    ("seqpacket", attacker.SEQPACKET_PORT): "connected",
+}
+
+
+def expect(scene: Scene, outcome: Outcome) -> frozenset[str]:
+    """The results that `outcome`'s attempt may have in this scene; nearly always one."""
+    if outcome.attempt == "bind":
+        result = _expect_bind(scene, outcome)
+    elif outcome.attempt in CLIMBS:
+        return CLIMBS[outcome.attempt](scene, outcome)
+    else:
+        result = _expect_connect(scene, outcome)
+    if outcome.attempt == "io-uring" and result == "ECONNRESET":
+        # The ring may ask for a refused connect twice.
+        return frozenset({result, "EALREADY"})
+    return frozenset({result})
+
+
+def is_intrusion(outcome: Outcome) -> bool:
+    """Whether somebody who is not root of the guest got what the host alone, or root, should have."""
+    if outcome.who == "root":
+        return False
+    if outcome.attempt in CLIMBS:
+        return outcome.attempt not in INFORMATION and outcome.result.startswith("done")
+    return outcome.result in INTRUSIONS
+
+
+def is_loopback_up(scene: Scene, phase: str) -> bool:
+    """Whether vsock_loopback is loaded: modprobe obeys the transport layer, and before it was asked nobody has."""
+    return phase == "loopback" and not scene.layers.transport
+
+
+def _expect_bind(scene: Scene, outcome: Outcome) -> str:
+    if outcome.type == "datagram":
+        return "ENODEV"  # no transport of a guest has datagrams: socket() fails
+    if outcome.port < 1024:
+        return "bound" if outcome.who == "root" else "EACCES"
+    if scene.layers.kernel and outcome.who != "root":
+        return "EPERM"
+    if outcome.cid == "1" and not is_loopback_up(scene, outcome.phase):
+        return "EADDRNOTAVAIL"
+    # The daemon layer is there before the hook, and so before any user.
+    is_vshd_there = outcome.phase != "boot" or scene.layers.daemon
+    return "EADDRINUSE" if is_vshd_there else "bound"
+
+
+def _expect_connect(scene: Scene, outcome: Outcome) -> str:
+    is_loopback = is_loopback_up(scene, outcome.phase)
+    if outcome.type == "datagram":
+        return "ENODEV"
+    if outcome.source == "low" and outcome.who != "root":
+        return "EACCES"
+    if outcome.attempt == "from-local" and not is_loopback:
+        return "EADDRNOTAVAIL"
+    if outcome.attempt == "other-family":
+        return "EINVAL"
+    if scene.layers.kernel and outcome.cid != "2":
+        return "EPERM"
+    if is_loopback and outcome.cid in LOCAL_CIDS:
+        return _expect_service(scene, outcome)
+    return _expect_host(scene, outcome)
+
+
+def _expect_service(scene: Scene, outcome: Outcome) -> str:
+    """Over the loopback: what the service itself does."""
+    if outcome.attempt == "second-connect" and scene.kernel == "6.1":
+        return "ECONNRESET"  # the socket still holds the first one's error
+    result = SERVICES.get((outcome.type, outcome.port), "ECONNRESET")
+    return "closed" if result == "served" and scene.layers.daemon else result
+
+
+def _expect_host(scene: Scene, outcome: Outcome) -> str:
+    """Through the device: the host's side drops (vhost) or resets (our device) what is not meant for it."""
+    if outcome.type == "seqpacket" and scene.backend == "user":
+        return "ESOCKTNOSUPPORT"  # our device does not offer it
+    if outcome.cid == "own":
+        return "ENODEV"
+    if outcome.cid == "2" or scene.backend == "user":
+        return "ECONNRESET"
+    return "ETIMEDOUT"
+
+
+def _always(*results: str):  # type: ignore[no-untyped-def]
+    return lambda _scene, _outcome: frozenset(results)
+
+
+def _expect_module(scene: Scene, outcome: Outcome) -> frozenset[str]:
+    if outcome.who != "root":
+        return frozenset({"EPERM"})
+    # insmod is not modprobe: root gets past the transport layer, and the second time the module is there.
+    return frozenset({"done", "EEXIST"})
+
+
+def _expect_unpin(scene: Scene, outcome: Outcome) -> frozenset[str]:
+    if not scene.layers.kernel:
+        return frozenset({"none"})
+    return frozenset({"done", "none"}) if outcome.who == "root" else frozenset({"EACCES"})
+
+
+def _expect_unmount(scene: Scene, outcome: Outcome) -> frozenset[str]:
+    if not scene.layers.kernel:
+        return frozenset({"none"})
+    # A namespace of one's own holds the mounts it was given locked together.
+    return frozenset({"root": {"done"}, "user": {"EPERM"}, "namespace": {"EINVAL"}}[outcome.who])
+
+
+# Steps that only tell what is there.
+INFORMATION = frozenset({"list vsock sockets"})
+CLIMBS = {
+    "find leaked descriptors": _always("none"),
+    "trace vshd": _always("EPERM"),
+    "write vshd's memory": _always("EACCES"),
+    "list vshd's files": _always("EACCES"),
+    "read vshd's environment": _always("EACCES"),
+    "take vshd's descriptors": _always("EPERM"),
+    "signal vshd": _always("EPERM"),
+    "load vsock_loopback": _expect_module,
+    "make the kernel load it": _always("none"),
+    "list vsock sockets": _always("ENOENT"),
+    "set the modprobe program": _always("EACCES"),
+    "set modules_disabled": _always("EACCES"),
+    "load a BPF program": _always("EPERM"),
+    "remove the pins": _expect_unpin,
+    "unmount the pins": _expect_unmount,
+    "open memory": _always("EACCES"),
+    "open the consoles": _always("EACCES"),
+    "read the firmware's tables": _always("EACCES"),
+    "open the PCI devices": _always("EACCES"),
+    "mount over /run": _always("EPERM"),
+    "find writable files": _always("none"),
+    "find setuid programs": _always("none"),
+}
+
+
+# The table of docs/SECURITY.md. Each row is a representative of attempts that end alike; the columns are MATRIX.
+
+
+def _attempt(name: str, **fields: str | int) -> Outcome:
+    values: dict[str, str | int | float] = {
+        "attempt": name, "who": "user", "uid": attacker.USER_ID, "phase": "loopback", "type": "stream", "cid": "1",
+        "port": attacker.VSHD_PORT, "source": "auto", "result": "", "seconds": 0.0,
+    }  # fmt: skip
+    return Outcome(**(values | fields))  # type: ignore[arg-type]
+
+
+ROWS = (
+    ("a user connects to CID 1, vshd's port", _attempt("connect")),
+    ("a user connects to the guest's own CID, vshd's port", _attempt("connect", cid="own")),
+    ("the same, as root of a user namespace", _attempt("connect", who="namespace", cid="own")),
+    ("the same, by io_uring", _attempt("io-uring", cid="own")),
+    ("a user connects to another service of the guest", _attempt("connect", port=attacker.STREAM_PORT)),
+    (
+        "a user connects to a seqpacket service of the guest",
+        _attempt("connect", type="seqpacket", port=attacker.SEQPACKET_PORT),
+    ),
+    ("root of the guest connects to CID 1, vshd's port", _attempt("connect", who="root")),
+    ("a user takes vshd's port before vshd has it", _attempt("bind", phase="boot", cid="any")),
+    ("a user takes vshd's port while vshd has it", _attempt("bind", cid="any")),
+    ("a user connects to another guest's CID", _attempt("connect", cid="4")),
+    ("a user connects to CID 0 or 2^32-1", _attempt("connect", cid="0")),
+    ("a user speaks to the host's ready port", _attempt("connect", cid="2", port=7777)),
+    ("a user does so from a port below 1024", _attempt("connect", cid="2", port=7777, source="low")),
+    ("a user opens a datagram socket", _attempt("connect", type="datagram")),
+    ("a user loads `vsock_loopback`", _attempt("load vsock_loopback")),
+    ("a user removes the kernel layer's pins", _attempt("remove the pins")),
+    ("a user traces vshd, or takes its descriptors", _attempt("trace vshd")),
+)
+
+
+def render_table(backend: str = "user") -> str:
+    """The Markdown table: attempts in rows, layers in columns. What gets through is in bold."""
+    lines = [
+        "| attempt, after root's `modprobe vsock_loopback` | " + " | ".join(_title(layers) for layers in MATRIX) + " |"
+    ]
+    lines.append("| --- |" + " --- |" * len(MATRIX))
+    for text, attempt in ROWS:
+        cells = [_cell(Scene(layers, backend=backend), attempt) for layers in MATRIX]
+        lines.append(f"| {text} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _title(layers: Layers) -> str:
+    return {str(ALL): "all", "none": "no layer"}.get(str(layers), f"{layers} alone")
+
+
+def _cell(scene: Scene, attempt: Outcome) -> str:
+    results = sorted(expect(scene, attempt))
+    words = [f"**{result}**" if result in INTRUSIONS else result for result in results]
+    return " or ".join(words)
+
+
+if __name__ == "__main__":
+    print(render_table(), end="")

@@ -1,0 +1,120 @@
+"""Where an attack takes place: which layers are up, on which image, kernel and backend, and a guest made of that.
+
+A scene is a value; `render_recipe` turns it into a recipe with the attacker in it, `open_scene` boots it.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmkit.machine.machine import Machine
+
+INSIDE = Path(__file__).parent / "inside"
+IN_GUEST = "/srv/wall"
+RECORDS = "/run/wall"
+# 6.1 is Debian 12's kernel, 6.12 Debian 13's.
+KERNEL_SUITES = {"6.12": "trixie", "6.1": "bookworm"}
+CID = 40
+USER_READY_PORT = 7777
+ATTACK_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """The layers of an image's [wall]."""
+
+    transport: bool = True
+    daemon: bool = True
+    kernel: bool = True
+
+    def __str__(self) -> str:
+        names = [name for name in self.__slots__ if getattr(self, name)]
+        return {0: "none", len(self.__slots__): "all"}.get(len(names), "+".join(names))
+
+
+ALL = Layers()
+NONE = Layers(transport=False, daemon=False, kernel=False)
+TRANSPORT = Layers(daemon=False, kernel=False)
+DAEMON = Layers(transport=False, kernel=False)
+KERNEL = Layers(transport=False, daemon=False)
+MATRIX = (NONE, TRANSPORT, DAEMON, KERNEL, ALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One guest under attack."""
+
+    layers: Layers
+    image: str = "tiny"
+    kernel: str = "6.12"
+    backend: str = "user"
+
+    def __str__(self) -> str:
+        return f"{self.image}-{self.kernel}-{self.backend}-{self.layers}"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One attempt and how it ended, as the attacker prints it. seconds: how long it took."""
+
+    attempt: str
+    who: str
+    uid: int
+    phase: str
+    type: str
+    cid: str
+    port: int
+    source: str
+    result: str
+    seconds: float
+
+
+def render_recipe(scene: Scene) -> str:
+    """The scene's image with the attacker, its hook, and vsock_loopback on the disk for whoever can load it."""
+    layers = "\n".join(f"{name} = {str(getattr(scene.layers, name)).lower()}" for name in Layers.__slots__)
+    files = "\n".join(f'"{IN_GUEST}/{path.name}" = {{ source = "{path}" }}' for path in sorted(INSIDE.glob("*.py")))
+    return f"""\
+extends = "{scene.image}"
+description = "an image under attack: {scene}"
+suite = "trixie"
+kernel_suite = "{KERNEL_SUITES[scene.kernel]}"
+modules_available = ["vsock_loopback"]
+
+[wall]
+{layers}
+
+[hook]
+content = '''
+#!/bin/sh
+exec python3 -I -S {IN_GUEST}/attacker.py boot {RECORDS}
+'''
+
+[files]
+{files}
+"""
+
+
+@contextmanager
+def open_scene(scene: Scene, folder: Path) -> Iterator[Machine]:
+    """A ready guest of the scene, killed at the end."""
+    recipe = folder / f"wall-{scene.image}-{str(scene.layers).replace('+', '-')}-{scene.kernel}.toml"
+    recipe.write_text(render_recipe(scene))
+    with Machine(str(recipe), name="wall", cid=CID, accelerator="tcg", backend=scene.backend) as machine:
+        yield machine
+
+
+def attack(machine: Machine, who: str, *words: str) -> list[Outcome]:
+    """Runs one order of the attacker in the guest as `who`."""
+    user = "root" if who == "root" else "user"
+    result = machine.run(
+        ["python3", "-I", "-S", f"{IN_GUEST}/attacker.py", words[0], who, *words[1:]],
+        user=user, timeout_s=ATTACK_TIMEOUT_S,
+    )  # fmt: skip
+    assert result.exit == 0, result.stderr.decode()
+    return read_outcomes(result.stdout.decode())
+
+
+def read_outcomes(text: str) -> list[Outcome]:
+    return [Outcome(**json.loads(line)) for line in text.splitlines()]
