@@ -15,9 +15,10 @@ UNIX, HYBRID, VSOCK, DESCRIPTOR = "unix", "hybrid", "vsock", "fd"
 
 class Address:
     """How to reach a vshd: kind UNIX (path), HYBRID (path, and a port asked for with CONNECT), VSOCK (cid, port) or
-    DESCRIPTOR (fd). `name` is what people call it; `is_ours` that the registry knows it."""
+    DESCRIPTOR (fd). `name` is what people call it; `is_ours` that the registry knows it.
+    `token_file`: where the token is that it has to prove, and that we shall; empty: none."""
 
-    __slots__ = ("cid", "fd", "is_ours", "kind", "name", "path", "port")
+    __slots__ = ("cid", "fd", "is_ours", "kind", "name", "path", "port", "token_file")
 
     def __init__(
         self,
@@ -29,6 +30,7 @@ class Address:
         port: int = VSHD_PORT,
         fd: int = -1,
         is_ours: bool = False,
+        token_file: str = "",
     ) -> None:
         self.kind = kind
         self.name = name
@@ -37,6 +39,7 @@ class Address:
         self.port = port
         self.fd = fd
         self.is_ours = is_ours
+        self.token_file = token_file
 
     @classmethod
     def unix(cls, path: str) -> "Address":
@@ -105,9 +108,16 @@ def address_of(machine: Machine, port: int = VSHD_PORT) -> Address:
         raise VshError(
             f"{name} is not ready: it is {machine.state or 'in an unknown state'}", hint=f"vmkit status {machine.name}"
         )
-    if machine.vsock is not None:
-        return Address(HYBRID, name=name, path=machine.vsock, cid=machine.cid, port=port, is_ours=True)
-    return Address(VSOCK, name=name, cid=machine.cid, port=port, is_ours=True)
+    kind = VSOCK if machine.vsock is None else HYBRID
+    return Address(
+        kind,
+        name=name,
+        path=machine.vsock or "",
+        cid=machine.cid,
+        port=port,
+        is_ours=True,
+        token_file=machine.token_file,
+    )
 
 
 def _known(machines: list[Machine]) -> str:

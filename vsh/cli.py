@@ -28,6 +28,7 @@ def run(options: Options) -> int:
     """Runs what the options say and returns vsh's exit status. Raises VshError."""
     hold_stdio()
     where = find_address(options)
+    where.token_file = options.token_file or where.token_file
     if options.target_container or options.listen_port is not None:
         where = find_container(where, options)
     has_pty = wants_pty(options)

@@ -26,6 +26,7 @@ KINDS = {
     "unix": "string",
     "fd": "uint32",
     "port": "uint32",
+    "token_file": "string",
     "owner_id": "string",
     "user": "string",
     "cwd": "string",
@@ -62,6 +63,7 @@ where (the only running machine, when there is one):
   --uds=PATH            a VM whose vsock is a UNIX socket (CONNECT convention)
   --unix=PATH           a vshd that listens on a UNIX socket
   --fd=N                a connection that is already open
+  --token_file=FILE     the token that the machine demands, where vmkit did not start it
 
 what:
   --user=NAME           run as this user (the server's default)
@@ -96,6 +98,7 @@ class Options:
         self.unix = ""
         self.fd: int | None = None
         self.port = 9001
+        self.token_file = ""
         self.owner_id = ""
         self.user = ""
         self.cwd = ""

@@ -14,6 +14,7 @@ from vsh.errors import VshError
 MACHINES = "machines"
 RECORD = "machine.json"
 LOCK = "lock"
+TOKEN = "token"  # noqa: S105 - a file's name
 # A record is a few hundred bytes.
 MAX_RECORD_BYTES = 64 * 1024
 
@@ -21,7 +22,7 @@ MAX_RECORD_BYTES = 64 * 1024
 class Machine:
     """One entry of the registry, as its record told it at one moment. state: starting, ready or stopping."""
 
-    __slots__ = ("backend", "cid", "directory", "name", "pid", "record", "state", "vsock")
+    __slots__ = ("backend", "cid", "directory", "name", "pid", "record", "state", "token_file", "vsock")
 
     def __init__(self, directory: str, record: dict[str, object]) -> None:
         self.directory = directory
@@ -33,6 +34,8 @@ class Machine:
         self.pid = int(str(record.get("pid", 0)))
         vsock = record.get("vsock")
         self.vsock = str(vsock) if vsock else None
+        # Where the machine's token is, should it demand one.
+        self.token_file = os.path.join(directory, TOKEN) if record.get("token") else ""
 
 
 def find_runtime_directory() -> str:

@@ -16,7 +16,7 @@ from vshd.wire.buffers import Buffers
 from vshd.wire.client import ClientConnection
 from vshd.wire.connection import SILENCE_MS_MAX, default_limits
 from vshd.wire.errors import LocalProtocolError
-from vshd.wire.events import Broken, Established, Event, Failed, Refused
+from vshd.wire.events import Broken, Distrusted, Established, Event, Failed, Refused
 from vshd.wire.frames import LEGACY_MAX_PAYLOAD
 from vshd.wire.messages import Extended, SetupConnectionRequest
 from vshd.wire.silence import Silence
@@ -24,6 +24,8 @@ from vshd.wire.silence import Silence
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from vshd.wire.proof import Proof
 
 FOREVER_S = 1e9
 
@@ -184,7 +186,7 @@ def _open(
     deadline_s: float,
     see: "Callable[[str, memoryview], None] | None",
 ) -> Session:
-    connection = ClientConnection(limits)
+    connection = ClientConnection(limits, _make_proof(address, limits))
     connection.send_setup(request)
     fd = open_transport(address, deadline_s)
     try:
@@ -192,6 +194,21 @@ def _open(
     except BaseException:
         os.close(fd)
         raise
+
+
+def _make_proof(address: Address, limits: Extended | None) -> "Proof | None":
+    """Our part where the machine has a token."""
+    if not address.token_file:
+        return None
+    if limits is None:
+        raise VshError(
+            f"{address.name} demands its token, which ChromeOS's protocol cannot prove",
+            hint="leave --noextended out",
+        )
+    # Most machines have none.
+    from vsh.token import make_proof  # noqa: PLC0415
+
+    return make_proof(address.token_file)
 
 
 def _shake_hands(session: Session, address: Address, deadline_s: float) -> Session:
@@ -211,7 +228,15 @@ def _shake_hands(session: Session, address: Address, deadline_s: float) -> Sessi
                 session.start(event.pid, events[index + 1 :])
                 return session
             if isinstance(event, Refused):
-                raise _refusal(event)
+                raise _refusal(event, address)
+            if isinstance(event, Distrusted):
+                raise VshError(
+                    f"{address.name} did not prove that it is the machine that vmkit started: {event.reason}",
+                    details=f"it said: {event.said}" if event.said else "",
+                    hint="nothing was sent to it; vmkit list shows what runs",
+                )
+            if isinstance(event, Failed):
+                raise _refusal(Refused(event.description, event.failure), address)
             if isinstance(event, Broken):
                 raise VshError(
                     f"the vshd of {address.name} closed the connection without an answer",
@@ -220,13 +245,25 @@ def _shake_hands(session: Session, address: Address, deadline_s: float) -> Sessi
                 )
 
 
-def _refusal(event: Refused) -> Exception:
+def _refusal(event: Refused, address: Address) -> Exception:
     if event.is_too_long:
         return _TooLongForLegacy()
     text = f"Server was unable to set up connection: {event.description}"
     if event.failure is None:
         return VshError(text)
     kind = event.failure.kind
+    if kind == messages.NOT_TRUSTED:
+        return _distrusted(event, address)
     if kind in EXIT_STATUS:
         return ExecError(event.description, kind=kind, error=event.failure.error, status=EXIT_STATUS[kind])
     return ExecError(text, kind=kind, error=event.failure.error)
+
+
+def _distrusted(event: Refused, address: Address) -> VshError:
+    if address.token_file:
+        brief = f"the token of {address.name} was refused: is this the machine that vmkit started?"
+        hint = f"the token is that of {address.token_file}"
+    else:
+        brief = f"{address.name} demands its token"
+        hint = "it belongs to who started the machine; for a machine that is not in your registry: --token_file"
+    return VshError(brief, details=f"it said: {event.description}", hint=hint)

@@ -4,12 +4,14 @@ import os
 import sys
 
 from vshd import ready
+from vshd.firmware import find_token
 from vshd.flags import HELP, FlagError, Options, parse_flags
-from vshd.listener import connect_to, open_listener, parse_allowed_cids, take_passed_listener
+from vshd.listener import Listener, connect_to, open_listener, parse_allowed_cids, take_passed_listener
 from vshd.log import Log
 from vshd.signals import SIGCHLD, SIGINT, SIGTERM, Wakeup
 from vshd.version import __version__
 from vshd.vsock import HOST_CID, VsockError
+from vshd.wire.errors import TokenError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ def serve(options: Options, on_ready: "Callable[[], None] | None" = None) -> int
             return _serve_one(options, log)
         allowed_cids = parse_allowed_cids(options.allow_cid)
         listener = take_passed_listener(allowed_cids) or open_listener(options.listen, allowed_cids)
+        # Before anybody is told that we are ready: where a token must be and is not, nobody is served.
+        token = _find_token(options, listener)
         # From here on a SIGTERM waits until the server takes it.
         wakeup = Wakeup((SIGCHLD, SIGTERM, SIGINT))
         log.info("vshd started")
@@ -56,13 +60,25 @@ def serve(options: Options, on_ready: "Callable[[], None] | None" = None) -> int
         # Imported here: half of the daemon's start under emulation, and the socket already queues who connects.
         from vshd.server import Server  # noqa: PLC0415
 
-        Server(listener, options, log, wakeup).run()
+        Server(listener, options, log, wakeup, token).run()
         return 0
-    except (VsockError, OSError) as error:
+    except (VsockError, TokenError, OSError) as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         log.error(text)
         print(f"vshd: {text}", file=sys.stderr)
         return 1
+
+
+def _find_token(options: Options, listener: Listener) -> bytes | None:
+    """What clients must prove. Raises TokenError, OSError, and leaves no socket behind."""
+    try:
+        token = find_token(options.token_from, is_vsock=listener.is_vsock)
+        if token is not None and not options.extended and not options.allow_legacy_clients:
+            raise TokenError("there is a token, and with --noextended no client can prove it")
+    except BaseException:
+        listener.close()
+        raise
+    return token
 
 
 def _serve_one(options: Options, log: Log) -> int:

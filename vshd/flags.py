@@ -28,6 +28,7 @@ class Options:
 
     __slots__ = (
         "allow_cid",
+        "allow_legacy_clients",
         "allow_to_switch_user",
         "allow_user",
         "default_user",
@@ -46,11 +47,13 @@ class Options:
         "max_sessions",
         "ready",
         "spare_time",
+        "token_from",
         "version",
     )
 
     def __init__(self) -> None:
         self.allow_cid: list[str] = []
+        self.allow_legacy_clients = False
         self.allow_to_switch_user = True
         self.allow_user: list[str] = []
         self.default_user = "root"
@@ -69,6 +72,7 @@ class Options:
         self.max_sessions = 256
         self.ready = ""
         self.spare_time = 5
+        self.token_from = "auto"  # noqa: S105 - where it is, not what
         self.version = False
 
 
@@ -83,6 +87,10 @@ Serves shells and commands to vsh, over vsock.
   --allow_to_switch_user          other users may be asked for (true)
   --allow_user=NAME               only these users; may be repeated
   --allow_cid=N|any               serve this CID too; may be repeated (2, the host, unless any is given)
+  --token_from=auto|smbios|none|file:PATH
+                                  the machine's token, which clients must prove: the firmware's where it has one
+                                  and vshd listens on vsock (auto), in any case, none, a file's
+  --allow_legacy_clients          serve clients of ChromeOS's protocol without a proof (false)
   --inherit_env                   targets start from the daemon's environment (false)
   --forward_to_host_port=PORT     do not listen: serve one session on a connection to the host's PORT
   --forward_to=vsock:CID:PORT|unix:PATH

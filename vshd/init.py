@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 READY_ARGUMENT = "vmkit.ready="
+# Says that there is a token, and where: a guest that cannot find it must not serve without.
+TOKEN_ARGUMENT = "vmkit.token="  # noqa: S105 - a word, not a secret
 # maitred's limit: more deaths of vshd than this in the period mean that starting it again will not help.
 RESPAWN_MAX = 10
 RESPAWN_PERIOD_S = 30.0
@@ -55,13 +57,16 @@ class Init:
         self._vshd = -1
         self._deaths_s: list[float] = []
         self._is_ready = False
+        self._token_from: str | None = None
         self._ready, self._ready_end = os.pipe()
         os.set_blocking(self._ready, False)
         self._wakeup = Wakeup((SIGCHLD, *WAYS_DOWN))
 
     def run(self) -> str:
         """Keeps vshd running; returns the way down that was asked for. Raises InitError."""
-        self._start_vshd(find_ready_port(_read_command_line()))
+        command_line = _read_command_line()
+        self._token_from = find_token_source(command_line)
+        self._start_vshd(find_ready_port(command_line))
         poll = select.poll()
         poll.register(self._wakeup.fd, select.POLLIN)
         while True:
@@ -75,6 +80,8 @@ class Init:
         options = parse_flags(self._argv)
         if ready_port is not None:
             options.ready = f"{HOST_CID}:{ready_port}"
+        if self._token_from is not None:
+            options.token_from = self._token_from
         pid = os.fork()
         if pid:
             self._vshd = pid
@@ -138,6 +145,12 @@ def find_ready_port(command_line: str) -> int | None:
                 raise InitError(f"the kernel argument {word} names no port")
             port = int(text)
     return port
+
+
+def find_token_source(command_line: str) -> str | None:
+    """What `vmkit.token=SOURCE` says, for vshd's --token_from; None without one."""
+    words = [word for word in command_line.split() if word.startswith(TOKEN_ARGUMENT)]
+    return words[-1].removeprefix(TOKEN_ARGUMENT) if words else None
 
 
 def _read_command_line() -> str:

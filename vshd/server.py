@@ -38,14 +38,17 @@ class Server:
     Children write (own pid, target's pid) to the reports pipe: should one be killed, its target can still be ended.
     """
 
-    def __init__(self, listener: Listener, options: Options, log: Log, wakeup: Wakeup) -> None:
-        """wakeup: has SIGCHLD, SIGTERM and SIGINT, perhaps already."""
+    def __init__(
+        self, listener: Listener, options: Options, log: Log, wakeup: Wakeup, token: bytes | None = None
+    ) -> None:
+        """wakeup: has SIGCHLD, SIGTERM and SIGINT, perhaps already. token: what clients must prove to know."""
         self.listener = listener
         self.options = options
         self.log = log
         self.sessions: dict[int, str] = {}
         self.is_stopping = False
         self._wakeup = wakeup
+        self._token = token
         self._targets: dict[int, int] = {}
         self._spare: Spare | None = None
         # While connections come, the next one should find a spare; 0: none is kept.
@@ -205,7 +208,9 @@ class Server:
                 rehearse(self.options)
                 connection = wait_for_connection(source, wakeup)
             if connection is not None:
-                Session(*connection, self.options, self.log, wakeup, self._report).run()
+                session = Session(*connection, self.options, self.log, wakeup, self._report, self._token)
+                self._token = None
+                session.run()
             status = 0
         except BaseException as error:  # whatever it is, it must be seen, and end here
             self.log.error(f"a session: {type(error).__name__}: {error}{_find_place(error)}")

@@ -19,13 +19,15 @@ from vshd.signals import SIGTERM, Wakeup
 from vshd.target import Target, build_environment, enter_directory, start_target
 from vshd.wire import messages
 from vshd.wire.connection import SILENCE_MS_MAX, default_limits
-from vshd.wire.events import Broken, RequestReceived
+from vshd.wire.events import Broken, Distrusted, RequestReceived
 from vshd.wire.messages import Extended, Failure, SetupConnectionRequest
 from vshd.wire.server import ServerConnection
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from vshd.wire.proof import Proof
 
 # Handshake messages are small; a deferred request comes in as many reads as it needs.
 RECEIVE_SIZE = 1 << 13
@@ -55,8 +57,10 @@ class Session:
         log: Log,
         wakeup: Wakeup,
         on_start: "Callable[[int], None] | None" = None,
+        token: bytes | None = None,
     ) -> None:
-        """who: the peer, for the log. wakeup: has SIGCHLD and SIGTERM. on_start is told the target's pid."""
+        """who: the peer, for the log. wakeup: has SIGCHLD and SIGTERM. on_start is told the target's pid. token: what
+        the client must prove to know."""
         os.set_blocking(fd, False)
         self.fd = fd
         self.who = who
@@ -64,7 +68,9 @@ class Session:
         self.log = log
         self._wakeup = wakeup
         self._on_start = on_start
-        self.connection = ServerConnection(_make_limits(options))
+        self.connection = ServerConnection(
+            _make_limits(options), _make_proof(token), allow_legacy_clients=options.allow_legacy_clients
+        )
 
     def run(self) -> None:
         """The whole session; what goes wrong is told to the client, else to the log."""
@@ -73,6 +79,8 @@ class Session:
         except HandshakeError as error:
             self.log.warning(f"{self.who}: {error}")
             return
+        # Nothing that runs as the session's user knows the token.
+        self.connection.proof = None
         command = _describe(request)
         try:
             account = choose_account(request, self.options)
@@ -124,6 +132,9 @@ class Session:
                     self.connection.send_failure(event.reason, Failure(messages.PROTOCOL))
                     _flush(self.fd, self.connection, 0)
                     raise HandshakeError(event.reason)
+                if isinstance(event, Distrusted):
+                    _flush(self.fd, self.connection, LAST_WORDS_S)
+                    raise HandshakeError(f"refused: {event.reason}")
             # A deferred request is answered with "go on", or refused for its size.
             if not _flush(self.fd, self.connection, max(0.0, deadline_s - time.monotonic())):
                 raise HandshakeError("the client does not read")
@@ -214,6 +225,15 @@ def _make_limits(options: Options) -> Extended | None:
     limits = default_limits()
     limits.silence_ms = min(options.keepalive * 1000, SILENCE_MS_MAX)
     return limits
+
+
+def _make_proof(token: bytes | None) -> "Proof | None":
+    if token is None:
+        return None
+    # Only where there is a token.
+    from vshd.wire.proof import NONCE_BYTES, SERVER, Proof  # noqa: PLC0415
+
+    return Proof(SERVER, token, os.urandom(NONCE_BYTES))
 
 
 def _describe(request: SetupConnectionRequest) -> str:

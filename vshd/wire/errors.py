@@ -1,4 +1,8 @@
-"""Whose fault it was: the two failures a protocol core can have."""
+"""Whose fault it was: the failures a protocol core can have."""
+
+
+class TokenError(ValueError):
+    """What was given is no token, or there is none where one must be. The text never quotes it."""
 
 
 class LocalProtocolError(Exception):

@@ -7,6 +7,8 @@ had before. Imported only where there is a token.
 # hmac.compare_digest, without hashlib and OpenSSL behind it: those are a third of a short command's start.
 from _operator import _compare_digest as compare_digest
 
+from vshd.wire.errors import TokenError
+
 # The interpreter's own SHA-256, by its name since Python 3.12 and before; a Python without either has hashlib.
 try:
     from _sha2 import sha256  # type: ignore[import-not-found]
@@ -31,10 +33,6 @@ _CONTEXT = b"vsh token proof 1\0"
 _BLOCK_BYTES = 64
 _INNER = bytes(byte ^ 0x36 for byte in range(256))
 _OUTER = bytes(byte ^ 0x5C for byte in range(256))
-
-
-class TokenError(ValueError):
-    """What was given is no token. The text never quotes it."""
 
 
 class Proof:

@@ -1,0 +1,56 @@
+"""A machine's token, read from the file that vmkit keeps it in; refused where anybody else could have read or made it.
+
+Imported only for machines that demand one.
+"""
+
+import errno
+import os
+import stat
+
+from vsh.errors import VshError
+from vshd.wire.errors import TokenError
+from vshd.wire.proof import CLIENT, NONCE_BYTES, TOKEN_TEXT_BYTES, Proof, parse_token
+
+
+def make_proof(path: str) -> Proof:
+    """Our part in one connection to the machine whose token is in the file `path`. Raises VshError."""
+    return Proof(CLIENT, read_token(path), os.urandom(NONCE_BYTES))
+
+
+def read_token(path: str) -> bytes:
+    """The token in the file `path`. Raises VshError, which never quotes it."""
+    try:
+        # A FIFO must not hold us up, and a symbolic link not lead elsewhere.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ELOOP:
+            raise VshError(f"the token file {path} is a symbolic link", hint="name the file itself") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise VshError(f"cannot read the token file {path}: {reason}") from error
+    try:
+        _check(path, os.fstat(fd))
+        # With room for a newline, and for one byte too many.
+        text = os.read(fd, TOKEN_TEXT_BYTES + 2)
+    finally:
+        os.close(fd)
+    try:
+        return parse_token(text)
+    except TokenError as error:
+        raise VshError(
+            f"the token file {path} holds no token", details=str(error), hint="was it written by vmkit up?"
+        ) from error
+
+
+def _check(path: str, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise VshError(f"the token file {path} is no file")
+    if status.st_uid != os.geteuid():
+        raise VshError(
+            f"the token file {path} belongs to uid {status.st_uid}, not to you",
+            hint="a machine's token is its owner's: run vsh as who ran vmkit up",
+        )
+    if status.st_mode & 0o077:
+        raise VshError(
+            f"the token file {path} is open to others: mode {stat.S_IMODE(status.st_mode):04o}",
+            hint=f"who could read it can use the machine: start it anew; to keep it: chmod 600 {path}",
+        )

@@ -1,0 +1,94 @@
+"""Where the machine's token comes from: the firmware's tables, which root alone can read, or a file.
+
+vmkit gives the token to QEMU as an OEM string (SMBIOS type 11; the layout is DMTF DSP0134, 6.1 and 7.12). The kernel
+shows the tables as they are.
+"""
+
+import os
+import stat
+
+from vshd.wire.errors import TokenError
+
+DMI_TABLE = "/sys/firmware/dmi/tables/DMI"
+# A VM's tables are half a KiB; the specification's first version counts their bytes in 16 bits.
+TABLE_BYTES_MAX = 1 << 16
+OEM_STRINGS = 11
+END_OF_TABLE = 127
+HEADER_BYTES = 4
+# What wire.proof calls TOKEN_PREFIX; where there is none, that module is not needed.
+PREFIX = b"vmkit.token:"
+FILE_PREFIX = "file:"
+FILE_BYTES_MAX = 256
+
+
+def find_token(source: str, *, is_vsock: bool) -> bytes | None:
+    """The token that clients must prove, None for none. Raises TokenError, OSError.
+
+    source: what --token_from says. is_vsock: whether others than the socket's owner may connect.
+    """
+    if source == "none" or (source == "auto" and not is_vsock):
+        return None
+    if source.startswith(FILE_PREFIX):
+        return _parse(_read_own_file(source.removeprefix(FILE_PREFIX)))
+    if source not in ("auto", "smbios"):
+        raise TokenError("what --token_from says is none of auto, smbios, none, file:PATH")
+    try:
+        table = _read_all(os.open(DMI_TABLE, os.O_RDONLY | os.O_CLOEXEC), TABLE_BYTES_MAX)
+    except (FileNotFoundError, PermissionError) as error:
+        if source == "auto":
+            return None
+        raise TokenError(f"cannot read the machine's token: {DMI_TABLE}: {error.strerror}") from error
+    found = [text for text in read_oem_strings(table) if text.startswith(PREFIX)]
+    if len(found) > 1:
+        raise TokenError("the firmware holds several tokens")
+    if not found and source == "smbios":
+        raise TokenError("the firmware holds no token, and there should be one")
+    return _parse(found[0]) if found else None
+
+
+def read_oem_strings(table: bytes) -> list[bytes]:
+    """The strings of every type 11 structure; a table that ends early is read up to there."""
+    found: list[bytes] = []
+    position = 0
+    while position + HEADER_BYTES <= len(table):
+        kind, size = table[position], table[position + 1]
+        if kind == END_OF_TABLE or size < HEADER_BYTES:
+            break
+        # Behind the formatted part: strings, each with its NUL, and one NUL more; two where there are none.
+        start = position + size
+        end = table.find(b"\0\0", start)
+        if end < 0:
+            break
+        if kind == OEM_STRINGS:
+            found += [text for text in table[start:end].split(b"\0") if text]
+        position = end + 2
+    return found
+
+
+def _parse(text: bytes) -> bytes:
+    from vshd.wire.proof import parse_token  # noqa: PLC0415 - few machines have one
+
+    return parse_token(text)
+
+
+def _read_own_file(path: str) -> bytes:
+    """A file that nobody but its owner, who is us, can have read or written."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        os.close(fd)
+        raise TokenError(f"{path} must be a file of this user's own, closed to everyone else (mode 0600)")
+    return _read_all(fd, FILE_BYTES_MAX)
+
+
+def _read_all(fd: int, limit: int) -> bytes:
+    """Everything, if it is not more than `limit`; closes the descriptor."""
+    data = b""
+    try:
+        while piece := os.read(fd, limit + 1 - len(data)):
+            data += piece
+            if len(data) > limit:
+                raise TokenError(f"what should hold the token is larger than {limit} bytes")
+    finally:
+        os.close(fd)
+    return data
