@@ -15,6 +15,7 @@ from vshd.wire.errors import TokenError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import _socket
     from collections.abc import Callable
 
 
@@ -34,8 +35,16 @@ def main(argv: list[str] | None = None) -> int:
         return error.status
 
 
-def serve(options: Options, on_ready: "Callable[[], None] | None" = None) -> int:
-    """Listens and serves until told to end; on_ready is called once clients are accepted. Raises FlagError."""
+def serve(
+    options: Options,
+    on_ready: "Callable[[], None] | None" = None,
+    bound: "_socket.socket | None" = None,
+    facts: bytes = b"",
+) -> int:
+    """Listens and serves until told to end; on_ready is called once clients are accepted. Raises FlagError.
+
+    bound: a socket that has vshd's port already. facts: what the host is told with READY.
+    """
     _hold_stdio()
     _keep_to_ourselves()
     # A target's files are its user's business; the daemon's umask may be pid 1's.
@@ -46,14 +55,14 @@ def serve(options: Options, on_ready: "Callable[[], None] | None" = None) -> int
         if options.forward_to_host_port or options.forward_to:
             return _serve_one(options, log)
         allowed_cids = parse_allowed_cids(options.allow_cid)
-        listener = take_passed_listener(allowed_cids) or open_listener(options.listen, allowed_cids)
+        listener = take_passed_listener(allowed_cids) or open_listener(options.listen, allowed_cids, bound)
         # Before anybody is told that we are ready: where a token must be and is not, nobody is served.
         token = _find_token(options, listener)
         # From here on a SIGTERM waits until the server takes it.
         wakeup = Wakeup((SIGCHLD, SIGTERM, SIGINT))
         log.info("vshd started")
         if options.ready:
-            ready.tell_host(*ready.parse_address(options.ready))
+            ready.tell_host(*ready.parse_address(options.ready), facts)
         ready.tell_systemd()
         if on_ready is not None:
             on_ready()

@@ -12,11 +12,15 @@ import sys
 import time
 
 from vshd.__main__ import serve
+from vshd.duties import Duties, DutyError, describe_wall, lock_modules, raise_kernel_layer, run_hook, take_duties
 from vshd.flags import HOST_CID, FlagError, Options, parse_flags
+from vshd.listener import bind_early, parse_allowed_cids
 from vshd.signals import SIGCHLD, SIGINT, SIGKILL, SIGTERM, SIGUSR1, SIGUSR2, Wakeup
+from vshd.vsock import VsockError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import _socket
     from typing import NoReturn
 
 READY_ARGUMENT = "vmkit.ready="
@@ -38,11 +42,11 @@ class InitError(Exception):
 
 
 def main(argv: list[str] | None = None) -> "NoReturn":
-    """Runs the guest until it is powered off. argv: flags for vshd."""
+    """Runs the guest until it is powered off. argv: flags for vshd, and those of vshd.duties."""
     way = "poweroff"
     try:
         way = Init(sys.argv[1:] if argv is None else argv).run()
-    except (InitError, FlagError, OSError) as error:
+    except (InitError, DutyError, FlagError, VsockError, OSError) as error:
         _report(str(error))
     except BaseException as error:  # pid 1 must not die of anything
         _report(f"{type(error).__name__}: {error}")
@@ -50,10 +54,12 @@ def main(argv: list[str] | None = None) -> "NoReturn":
 
 
 class Init:
-    """Invariant: `_vshd` is the running daemon's pid, -1 between two."""
+    """Invariant: `_vshd` is the running daemon's pid, -1 between two; `_bound` has its port all the time, if anybody
+    has."""
 
     def __init__(self, argv: list[str]) -> None:
-        self._argv = argv
+        self._duties, self._argv = take_duties(argv)
+        self._bound: _socket.socket | None = None
         self._vshd = -1
         self._deaths_s: list[float] = []
         self._is_ready = False
@@ -66,7 +72,8 @@ class Init:
         """Keeps vshd running; returns the way down that was asked for. Raises InitError."""
         command_line = _read_command_line()
         self._token_from = find_token_source(command_line)
-        self._start_vshd(find_ready_port(command_line))
+        ready_port = find_ready_port(command_line)
+        self._start_vshd(ready_port, self._prepare(self._duties, parse_flags(self._argv)))
         poll = select.poll()
         poll.register(self._wakeup.fd, select.POLLIN)
         while True:
@@ -76,7 +83,21 @@ class Init:
                     return WAYS_DOWN[number]
             self._reap()
 
-    def _start_vshd(self, ready_port: int | None) -> None:
+    def _prepare(self, duties: Duties, options: Options) -> bytes:
+        """Everything that comes before vshd; what the host is told of it. Raises what cannot be done."""
+        allowed_cids = parse_allowed_cids(options.allow_cid)
+        kernel = raise_kernel_layer(duties)
+        if kernel.startswith("missing"):
+            _say(f"warning: the wall's kernel layer is {kernel}")
+        if "daemon" in duties.layers:
+            self._bound = bind_early(options.listen)
+        if duties.hook:
+            run_hook(duties.hook)
+        if duties.lock_modules:
+            lock_modules()
+        return describe_wall(duties, kernel, allowed_cids) if duties.layers else b""
+
+    def _start_vshd(self, ready_port: int | None, facts: bytes = b"") -> None:
         options = parse_flags(self._argv)
         if ready_port is not None:
             options.ready = f"{HOST_CID}:{ready_port}"
@@ -86,14 +107,14 @@ class Init:
         if pid:
             self._vshd = pid
             return
-        self._become_vshd(options)
+        self._become_vshd(options, facts)
 
-    def _become_vshd(self, options: Options) -> "NoReturn":
+    def _become_vshd(self, options: Options, facts: bytes) -> "NoReturn":
         status = 1
         try:
             self._wakeup.close()
             os.setsid()
-            status = serve(options, on_ready=self._say_ready)
+            status = serve(options, self._say_ready, self._bound, facts)
         except BaseException as error:  # reported here, or nowhere
             _report(f"vshd: {type(error).__name__}: {error}")
         finally:
@@ -160,8 +181,12 @@ def _read_command_line() -> str:
 
 def _report(text: str) -> None:
     """The one line the host looks for on the console."""
+    _say(f"error: {text}")
+
+
+def _say(text: str) -> None:
     try:
-        os.write(2, f"vmkit-init: error: {text}\n".encode("utf-8", "replace"))
+        os.write(2, f"vmkit-init: {text}\n".encode("utf-8", "replace"))
     except OSError:
         pass
 

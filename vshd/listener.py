@@ -70,14 +70,27 @@ def parse_allowed_cids(words: list[str]) -> frozenset[int] | None:
     return frozenset(cids)
 
 
-def open_listener(where: str, allowed_cids: frozenset[int] | None) -> Listener:
-    """Listens at `vsock:PORT` or `unix:PATH`. Raises FlagError, VsockError, OSError."""
+def bind_early(where: str) -> "_socket.socket | None":
+    """A socket that holds the port of `vsock:PORT` until it listens; None for a UNIX socket. Raises as open_listener.
+
+    While it is open nobody else can have the port.
+    """
     kind, _, rest = where.partition(":")
-    if kind == "vsock" and rest.isascii() and rest.isdigit() and int(rest) < PORT_MAX:
-        return Listener(vsock.open_listener(int(rest), BACKLOG), "", allowed_cids)
     if kind == "unix" and rest:
-        return Listener(_open_unix(rest), rest, allowed_cids)
+        return None
+    if kind == "vsock" and rest.isascii() and rest.isdigit() and int(rest) < PORT_MAX:
+        return vsock.bind_listener(int(rest))
     raise FlagError(f"vshd: ERROR: illegal value '{where}' specified for address flag 'listen'", 65)
+
+
+def open_listener(where: str, allowed_cids: frozenset[int] | None, bound: "_socket.socket | None" = None) -> Listener:
+    """Listens at `vsock:PORT` or `unix:PATH`; bound: what bind_early gave. Raises FlagError, VsockError, OSError."""
+    bound = bound or bind_early(where)
+    if bound is None:
+        path = where.partition(":")[2]
+        return Listener(_open_unix(path), path, allowed_cids)
+    vsock.listen(bound, BACKLOG)
+    return Listener(bound, "", allowed_cids)
 
 
 def take_passed_listener(allowed_cids: frozenset[int] | None) -> Listener | None:

@@ -17,11 +17,11 @@ def parse_address(text: str) -> tuple[int, int]:
     raise FlagError(f"vshd: ERROR: illegal value '{text}' specified for address flag 'ready'", ILLEGAL_VALUE_STATUS)
 
 
-def tell_host(cid: int, port: int) -> None:
-    """Says READY=1 to the host. Raises VsockError."""
+def tell_host(cid: int, port: int, facts: bytes = b"") -> None:
+    """Says READY=1 to the host, last of all it says. facts: lines `NAME=text`. Raises VsockError."""
     connection = vsock.connect(cid, port, from_privileged=True)
     try:
-        connection.sendall(READY)
+        connection.sendall(facts + READY)
     except OSError as error:
         raise vsock.VsockError(f"Failed to say READY to vsock {cid}:{port}: {error.strerror}") from error
     finally:

@@ -7,7 +7,8 @@ calls of it.
 import _socket
 import os
 
-HOST_CID = 2
+LOCAL_CID, HOST_CID = 1, 2
+EPERM = 1
 ANY = 0xFFFFFFFF
 # A port below this can only be bound by root: that is how the host knows who sent READY.
 PRIVILEGED_PORTS = 1024
@@ -19,16 +20,36 @@ class VsockError(Exception):
     """AF_VSOCK cannot be used: what was tried, and why not."""
 
 
-def open_listener(port: int, backlog: int) -> "_socket.socket":
-    """A listening socket on `port`, for every CID of this guest."""
+def bind_listener(port: int) -> "_socket.socket":
+    """A socket bound to `port`, for every CID of this guest; it does not listen yet."""
     listener = _open_socket()
     try:
         listener.bind((ANY, port))
-        listener.listen(backlog)
     except OSError as error:
         listener.close()
         raise VsockError(f"Failed to bind vshd port {port}: {error.strerror}") from error
     return listener
+
+
+def listen(listener: "_socket.socket", backlog: int) -> None:
+    """Lets a bound socket listen."""
+    try:
+        listener.listen(backlog)
+    except OSError as error:
+        raise VsockError(f"Failed to listen: {error.strerror}") from error
+
+
+def is_loopback_refused() -> bool:
+    """True when the kernel forbids to connect to this guest itself, not merely knows no way there."""
+    connection = _open_socket()
+    try:
+        connection.setblocking(False)
+        connection.connect((LOCAL_CID, 1))
+    except OSError as error:
+        return error.errno == EPERM
+    finally:
+        connection.close()
+    return False
 
 
 def connect(cid: int, port: int, *, from_privileged: bool = False) -> "_socket.socket":

@@ -11,18 +11,21 @@ from pathlib import Path
 from typing import assert_never
 
 from vmkit.errors import BuildError, ConfigError
+from vmkit.image.btf import BtfError
 from vmkit.image.config import ImageSpec
 from vmkit.image.deb import extract_deb, extract_patterns
 from vmkit.image.elf import is_elf, read_needed
 from vmkit.image.inputs import Inputs
 from vmkit.image.kernel import Kernel, take_kernel
+from vmkit.image.kernel_wall import LOADER_PATH, find_vshd_port, make_loader
 from vmkit.image.packages import python_packages
 from vmkit.image.plan import LinkApplets, Pack, Plan, PutFile, TakeKernel, TakePython, Unpack
 from vmkit.image.python import GuestPython
 from vmkit.image.settings import HOOK_PATH, Source
 from vmkit.image.template import Renderer
 from vmkit.image.tree import COMPLETE_PATH, Kind, Node, Tree, directory_node, file_node, symlink_node
-from vmkit.image.wall import LOOPBACK_MODULE, MODPROBE_RULE, MODPROBE_RULE_PATH
+from vmkit.image.vmlinux import find_btf
+from vmkit.image.wall import LOOPBACK_MODULE, MODPROBE_RULE, MODPROBE_RULE_PATH, KernelLayer, plan_init_words
 from vmkit.run import run
 
 _BUSYBOX = "usr/bin/busybox"
@@ -33,10 +36,11 @@ _CONSOLE, _NULL = (5, 1), (1, 3)
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """A guest's tree and its kernel, ready to be written."""
+    """A guest's tree and its kernel, ready to be written. wall_trouble: why the kernel layer is not in it, if so."""
 
     tree: Tree
     kernel: Kernel
+    wall_trouble: str
 
 
 def assemble(
@@ -58,6 +62,7 @@ class _Assembly:
         self._python: GuestPython | None = None
         self._renderer: Renderer | None = None
         self._whole: dict[str, Node] = {}
+        self._wall_trouble = ""
 
     def run(self, tell: Callable[[str], None]) -> Assembled:
         for path, device, mode in (("dev/console", _CONSOLE, 0o600), ("dev/null", _NULL, 0o666)):
@@ -76,6 +81,7 @@ class _Assembly:
                     )
                 case TakePython():
                     self._take_python(step)
+                    self._raise_kernel_layer(self._kernel)
                 case LinkApplets():
                     self._link_applets()
                 case PutFile():
@@ -88,7 +94,7 @@ class _Assembly:
         assert self._kernel is not None
         self._check_libraries()
         _check_user(self._spec, self._tree)
-        return Assembled(self._tree, self._kernel)
+        return Assembled(self._tree, self._kernel, self._wall_trouble)
 
     def _check_libraries(self) -> None:
         """Every program's libraries are there: a missing one would only be found by booting.
@@ -130,6 +136,24 @@ class _Assembly:
             return ()
         self._tree.add(MODPROBE_RULE_PATH, file_node(MODPROBE_RULE.encode()))
         return (LOOPBACK_MODULE,)
+
+    def _raise_kernel_layer(self, kernel: Kernel | None) -> None:
+        """Ships the loader of the wall's programs, made for this kernel."""
+        wall = self._spec.wall
+        if wall.kernel is KernelLayer.OFF or kernel is None:
+            return
+        try:
+            port = find_vshd_port(dict(self._spec.variables).get("vshd_flags"))
+            loader = make_loader(find_btf(kernel.image), wall.connect_cids, port)
+        except BtfError as error:
+            if wall.kernel is KernelLayer.REQUIRED:
+                raise BuildError(
+                    f"the wall's kernel layer cannot be made for the kernel {kernel.version}: {error.brief}",
+                    hint="`[wall] kernel = true` builds the image without it",
+                ) from error
+            self._wall_trouble = error.brief
+        else:
+            self._tree.add(LOADER_PATH, file_node(loader, 0o700))
 
     def _link_applets(self) -> None:
         node = self._tree.find(_BUSYBOX)
@@ -177,6 +201,7 @@ class _Assembly:
             "hook": HOOK_PATH if self._spec.hook else "",
             "default_user": self._spec.default_user,
             "wall": self._spec.wall,
+            "init_words": plan_init_words(self._spec.wall, HOOK_PATH if self._spec.hook else ""),
         }
         return known | dict(self._spec.variables)
 

@@ -9,8 +9,9 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vmkit.errors import BuildError, ConfigError
 from vmkit.image.apt import UnknownPackageError
@@ -20,6 +21,9 @@ from vmkit.image.inputs import Inputs, read_inputs
 from vmkit.image.packages import Lock, Progress, Request, fetch, make_request, read_lock, resolve
 from vmkit.image.plan import Plan, make_plan
 from vmkit.run import run
+
+if TYPE_CHECKING:
+    from vmkit.image.assemble import Assembled
 
 MANIFEST_SCHEMA = 1
 _COMPRESS_TIMEOUT_S = 300.0
@@ -169,19 +173,20 @@ def _write_image(
     }
     for name, data in artifacts.items():
         (image / name).write_bytes(data)
-    manifest = _render_manifest(spec, plan, assembled.kernel.version, artifacts)
+    manifest = _render_manifest(spec, plan, assembled, artifacts)
     (image / "manifest.json").write_text(manifest)
     tell(f"built the image {spec.name}", 1.0)
 
 
-def _render_manifest(spec: ImageSpec, plan: Plan, kernel_version: str, artifacts: dict[str, bytes]) -> str:
+def _render_manifest(spec: ImageSpec, plan: Plan, assembled: "Assembled", artifacts: dict[str, bytes]) -> str:
     assert plan.lock is not None
     manifest = {
         "schema": MANIFEST_SCHEMA,
         "name": spec.name,
         "digest": plan.digest,
         "suite": plan.lock.suite,
-        "kernel_version": kernel_version,
+        "kernel_version": assembled.kernel.version,
+        "wall": {**asdict(spec.wall), "kernel_trouble": assembled.wall_trouble},
         "kernel_args": spec.kernel_args,
         "default_user": spec.default_user,
         "python": plan.lock.python,

@@ -1,4 +1,5 @@
-"""What an image build asks an ELF file: the libraries it needs, a module's words about itself, a kernel's PVH entry.
+"""What an image build asks an ELF file: the libraries it needs, a module's words about itself, a kernel's PVH entry
+and its BTF.
 
 Layouts are those of elf.h (Elf64_Ehdr, Elf64_Shdr, Elf64_Dyn); only 64-bit little-endian files are read, others have no
 answers.
@@ -71,17 +72,19 @@ def _align4(size: int) -> int:
     return size + -size % 4
 
 
-def read_modinfo(data: bytes) -> dict[str, str]:
-    """A kernel module's .modinfo as key and value; of a repeated key, such as alias, the last one."""
+def read_section(data: bytes, name: str) -> bytes:
+    """The content of a section, empty when there is none of that name."""
     sections = _read_sections(data)
     if not sections:
-        return {}
+        return b""
     names = _content(data, sections[_EHDR.unpack_from(data)[13]])
-    for section in sections:
-        if _text(names, section.name) == ".modinfo":
-            pairs = (item.partition(b"=") for item in _content(data, section).split(b"\0") if item)
-            return {key.decode("latin-1"): value.decode("latin-1") for key, _, value in pairs}
-    return {}
+    return next((_content(data, section) for section in sections if _text(names, section.name) == name), b"")
+
+
+def read_modinfo(data: bytes) -> dict[str, str]:
+    """A kernel module's .modinfo as key and value; of a repeated key, such as alias, the last one."""
+    pairs = (item.partition(b"=") for item in read_section(data, ".modinfo").split(b"\0") if item)
+    return {key.decode("latin-1"): value.decode("latin-1") for key, _, value in pairs}
 
 
 def _read_sections(data: bytes) -> list[_Section]:

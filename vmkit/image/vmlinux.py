@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vmkit.errors import BuildError, CommandError
-from vmkit.image.elf import has_pvh_entry
+from vmkit.image.elf import has_pvh_entry, is_elf, read_section
 from vmkit.run import run
 
 # Unpacking 60 MB takes a quarter of a second.
@@ -37,16 +37,26 @@ class UnsuitableKernelError(BuildError):
 
 def extract_vmlinux(image: bytes) -> bytes:
     """The ELF kernel of a bzImage. Raises BuildError for one that is packed in an unknown way or has no PVH entry."""
-    payload = _find_payload(image)
-    for magic, unpack in _UNPACKERS.items():
-        if payload.startswith(magic):
-            vmlinux = unpack(payload)
-            break
-    else:
-        raise UnsuitableKernelError(f"the kernel is packed in a way not known here ({payload[:4].hex()})", hint=_HINT)
+    vmlinux = _unpack(image)
     if not has_pvh_entry(vmlinux):
         raise UnsuitableKernelError("the kernel has no PVH entry, so it cannot be started uncompressed", hint=_HINT)
     return vmlinux
+
+
+def find_btf(image: bytes) -> bytes:
+    """The BTF of a kernel, as bzImage or ELF; empty when it has none, or cannot be unpacked here."""
+    try:
+        return read_section(image if is_elf(image) else _unpack(image), ".BTF")
+    except BuildError:
+        return b""
+
+
+def _unpack(image: bytes) -> bytes:
+    payload = _find_payload(image)
+    for magic, unpack in _UNPACKERS.items():
+        if payload.startswith(magic):
+            return unpack(payload)
+    raise UnsuitableKernelError(f"the kernel is packed in a way not known here ({payload[:4].hex()})", hint=_HINT)
 
 
 def find_vmlinux(image: bytes) -> bytes | None:

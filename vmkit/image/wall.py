@@ -40,3 +40,15 @@ class WallSpec:
 
 
 WALL_KEYS = tuple(WallSpec.__dataclass_fields__)
+
+
+def plan_init_words(wall: WallSpec, hook: str) -> tuple[str, ...]:
+    """What /init tells vshd.init: its duties (vshd.duties), and those of vshd's flags that are the wall's."""
+    layers = {"transport": wall.transport, "daemon": wall.daemon, "kernel": wall.kernel is not KernelLayer.OFF}
+    words = [f"--init_hook={hook}"] if hook else []
+    words += [f"--init_wall={','.join(name for name, is_on in layers.items() if is_on)}"]
+    words += ["--init_require_kernel"] if wall.kernel is KernelLayer.REQUIRED else []
+    words += ["--init_lock_modules"] if wall.lock_modules else []
+    words += [] if wall.daemon else ["--allow_cid=any"]
+    words += ["--allow_legacy_clients"] if wall.legacy_clients else []
+    return tuple(words)
