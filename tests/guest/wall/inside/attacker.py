@@ -33,6 +33,8 @@ GREETING = b"wall"
 # SetupConnectionRequest: /vm_shell, user root, argv ["id"], no pty (docs/PROTOCOL.md 1.2).
 HELLO = bytes.fromhex("170000000a092f766d5f7368656c6c1204726f6f742a0269644001")
 READY_STATUS, FAILED_STATUS = b"\x08\x01", b"\x08\x03"
+# Field 2 of HostMessage: a status after a first frame that was no request.
+STATUS_MESSAGE = 0x12
 
 HOST_CID, ANY_CID = 2, 0xFFFFFFFF
 USER_ID = 1000
@@ -189,7 +191,8 @@ def judge(answer: bytes) -> str:
         return "closed"
     if answer.startswith(GREETING):
         return "connected"
-    return {READY_STATUS: "served", FAILED_STATUS: "refused"}.get(answer[4:6], "answered")
+    start = 6 if answer[4:5] == bytes([STATUS_MESSAGE]) else 4
+    return {READY_STATUS: "served", FAILED_STATUS: "refused"}.get(answer[start : start + 2], "answered")
 
 
 def try_binds(own: int) -> list[Attempt]:
