@@ -46,14 +46,15 @@ RUN vmkit build --quiet tiny && rm -rf ~/.cache/vmkit/flock
 ENTRYPOINT ["/usr/bin/tini", "-g", "--"]
 CMD ["/bin/bash"]
 
-# The tests and all they need; the programs are those of the checkout in /home/vmkit/src.
+# The tests and all they need; the programs are those of the checkout in /src.
 FROM run AS test
 USER root
-RUN /usr/local/lib/vmkit-box/install gpg gpg-agent lz4 busybox-static make
+RUN /usr/local/lib/vmkit-box/install gpg gpg-agent lz4 busybox-static cpio man-db make procps util-linux-extra
 COPY requirements/test.lock /tmp/test.lock
 RUN pip install --require-hashes -r /tmp/test.lock && rm /tmp/test.lock
-COPY --chown=vmkit:vmkit . /home/vmkit/src
-RUN chown vmkit: /home/vmkit/src && pip install --no-deps --no-build-isolation --editable /home/vmkit/src \
- && python3 -m vsh --launcher > /opt/vmkit/bin/vsh
-USER vmkit
-WORKDIR /home/vmkit/src
+# Root of the container, without any capability added: half of the tests of vshd are about becoming other users.
+COPY --from=run --chown=root:root /home/vmkit/.cache /root/.cache
+COPY . /src
+WORKDIR /src
+RUN pip install --no-deps --no-build-isolation --editable . && python3 -m vsh --launcher > /opt/vmkit/bin/vsh \
+ && mkdir -p /results/evidence && ln -s /results/evidence test-evidence

@@ -33,6 +33,8 @@ ARROWS = {
         "vsh.*",
         "vmkit",
     ),
+    # Its containers' devices are doctor's verdict, its terminal is vsh's.
+    "vmkit.box": ("vmkit.box.*", "vmkit.machine.doctor", "vmkit.errors", "vsh.terminal"),
     "vmkit": ("vmkit.*", "vsh.*", "vshd.version"),
 }
 # Each third-party package has one place where it is known.
@@ -41,10 +43,15 @@ THIRD_PARTY = {
     "rich": ("vmkit.cli.show",),
     "qemu": ("vmkit.machine.qmp",),
     "jinja2": ("vmkit.image.template",),
+    # The engine's failures are explained in one place; requests is what the SDK speaks HTTP with.
+    "docker": ("vmkit.box.engine", "vmkit.box.context", "vmkit.box.build", "vmkit.box.container"),
+    "requests": ("vmkit.box.engine",),
+    "urllib3": ("vmkit.box.engine",),
 }
 # run.py is the door; the others start what lives long, and own its life.
 STARTS_PROGRAMS = {
     "vmkit/run.py",
+    "vmkit/box/__main__.py",
     "vmkit/machine/child.py",
     "vmkit/machine/handover.py",
     "vmkit/machine/probe.py",

@@ -22,6 +22,7 @@ VERBS = {
     "doctor": "vmkit.cli.doctor:doctor",
     "build": "vmkit.cli.images:build",
     "images": "vmkit.cli.images:images",
+    "docker": "vmkit.cli.docker:docker",
 }
 
 

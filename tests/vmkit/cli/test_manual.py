@@ -25,7 +25,10 @@ def section(heading: str) -> str:
 
 
 def options_of(command: click.Command) -> set[str]:
-    return {name for param in command.params if isinstance(param, click.Option) for name in param.opts}
+    """A verb's options; those of all verbs of a group."""
+    inner = command.commands.values() if isinstance(command, click.Group) and command is not vmkit else ()
+    own = {name for param in command.params if isinstance(param, click.Option) for name in param.opts}
+    return own.union(*map(options_of, inner))
 
 
 def options_in(text: str) -> set[str]:

@@ -1,0 +1,1 @@
+"""The docker room: the project in a container, over the Docker SDK."""

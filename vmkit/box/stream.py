@@ -1,0 +1,96 @@
+"""A container's standard streams on one connection: the engine's framing taken apart, and the terminal's raw bytes.
+
+The framing is the Engine API's (ContainerAttach): without a tty, each piece has a header of 8 bytes: the
+stream's number, three zeroes, the length (32 bits, big-endian).
+"""
+
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from vsh.terminal import RawTerminal, find_size
+
+HEADER = struct.Struct(">BxxxL")
+READ_BYTES = 1 << 16
+STDERR = 2
+
+
+class Demux:
+    """Pieces of the connection in, (stream number, data) out. Holds at most a header, never the data."""
+
+    def __init__(self) -> None:
+        self._header = b""
+        self._stream = 0
+        self._left = 0
+
+    def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+        while data:
+            if self._left:
+                piece, data = data[: self._left], data[self._left :]
+                self._left -= len(piece)
+                yield self._stream, piece
+                continue
+            need = HEADER.size - len(self._header)
+            self._header, data = self._header + data[:need], data[need:]
+            if len(self._header) == HEADER.size:
+                self._stream, self._left = HEADER.unpack(self._header)
+                self._header = b""
+
+
+def pump(connection: socket.socket, *, tty: bool, stdin: int | None, write: Callable[[int, bytes], None]) -> None:
+    """Copies until the container's output ends. stdin: a descriptor to read what is sent, or None to send nothing.
+
+    Without stdin the sending half stays open: that it is, tells the container that we live.
+    """
+    demux = None if tty else Demux()
+    while True:
+        sources: list[socket.socket | int] = [connection] if stdin is None else [connection, stdin]
+        readable, _, _ = select.select(sources, [], [])
+        if connection in readable:
+            data = connection.recv(READ_BYTES)
+            if not data:
+                return
+            for stream, piece in [(1, data)] if demux is None else demux.feed(data):
+                write(stream, piece)
+        if stdin is not None and stdin in readable:
+            typed = os.read(stdin, READ_BYTES)
+            if typed:
+                connection.sendall(typed)
+            else:
+                connection.shutdown(socket.SHUT_WR)
+                stdin = None
+
+
+def write_here(stream: int, data: bytes) -> None:
+    """To our own stdout or stderr, at once."""
+    target = sys.stderr if stream == STDERR else sys.stdout
+    target.flush()
+    target.buffer.write(data)
+    target.buffer.flush()
+
+
+class Terminal:
+    """Our terminal, given to a container for a block: raw, and its size told at first and whenever it changes."""
+
+    def __init__(self, tell_size: Callable[[int, int], None]) -> None:
+        self._raw = RawTerminal(0)
+        self._tell_size = tell_size
+
+    def __enter__(self) -> None:
+        signal.signal(signal.SIGWINCH, self._changed)
+        self._raw.enter()
+        self._changed(0, None)
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGWINCH, signal.SIG_DFL)
+        self._raw.leave()
+
+    def _changed(self, _number: int, _frame: FrameType | None) -> None:
+        rows, columns = find_size()
+        if rows:
+            self._tell_size(rows, columns)
