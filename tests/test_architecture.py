@@ -19,7 +19,8 @@ IDS = [str(path.relative_to(CHECKOUT)) for path in SHIPPED]
 ARROWS = {
     "vshd.wire": ("vshd.wire.*",),
     "vshd": ("vshd.*",),
-    "vsh": ("vsh.*", "vsh", "vshd.wire.*", "vshd.wire", "vshd.version"),
+    # Forwards are the same on both sides: what carries bytes between sockets, and what opens these, is one code.
+    "vsh": ("vsh.*", "vsh", "vshd.wire.*", "vshd.wire", "vshd.version", "vshd.pairs", "vshd.places"),
     "vmkit.vsock": ("vmkit.vsock.*",),
     "vmkit.errors": ("vsh.errors",),
     "vmkit.run": ("vmkit.errors",),
@@ -60,7 +61,7 @@ STARTS_PROGRAMS = {
 LIBRARY = sys.stdlib_module_names | {"_sha2", "_sha256"}
 OPENS_AF_VSOCK = {"vsh/transport.py", "vshd/vsock.py"}
 # These tell a socket's family when they see one.
-KNOWS_AF_VSOCK = OPENS_AF_VSOCK | {"vshd/listener.py", "vsh/container.py"}
+KNOWS_AF_VSOCK = OPENS_AF_VSOCK | {"vshd/listener.py", "vshd/places.py", "vsh/listener.py"}
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc", "tools", "shared"}
 
 

@@ -31,6 +31,19 @@ def run(options: Options) -> int:
     where.token_file = options.token_file or where.token_file
     if options.target_container or options.listen_port is not None:
         where = find_container(where, options)
+    if options.proxy or options.local or options.remote or options.forward_only:
+        from vsh.forward import command  # noqa: PLC0415 - sessions without forwards need none of it
+
+        if options.proxy:
+            return command.run_proxy(options, where)
+        if options.forward_only:
+            return command.run_forwards(options, where)
+        with command.open_forwards(options, where):
+            return _run_session(options, where)
+    return _run_session(options, where)
+
+
+def _run_session(options: Options, where: Address) -> int:
     has_pty = wants_pty(options)
     request = make_request(options, has_pty=has_pty)
     limits = make_limits(int(options.keepalive * 1000)) if options.extended else None

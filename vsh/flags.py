@@ -16,9 +16,11 @@ ILLEGAL_VALUE_STATUS = 65
 UINT32_MAX = (1 << 32) - 1
 UINT64_MAX = (1 << 64) - 1
 
-SHORT = {"t": "tty", "T": "notty", "q": "quiet", "v": "verbose", "h": "help"}
+SHORT = {"t": "tty", "T": "notty", "q": "quiet", "v": "verbose", "h": "help", "N": "forward_only"}
+# Letters with a value, in the same word or the next.
+SHORT_WITH_VALUE = {"L": "local", "R": "remote"}
 
-# name: (kind, the word for it in messages). A kind is a type of value or "flag".
+# name: kind, which is a type of value, "flag", or, for flags that may be repeated, "list" (NAME=VALUE) or "texts".
 KINDS = {
     "cid": "uint64",
     "vm_name": "string",
@@ -34,6 +36,11 @@ KINDS = {
     "timeout": "double",
     "connect_timeout": "double",
     "keepalive": "double",
+    "local": "texts",
+    "remote": "texts",
+    "forward_only": "flag",
+    "proxy": "string",
+    "fdpass": "flag",
     "target_container": "string",
     "listen_port": "uint32",
     "container_features": "string",
@@ -71,6 +78,16 @@ what:
   --env=NAME=VALUE      set a variable; may be repeated
   -t, -T                with, without a terminal (with one when stdin and stdout are)
 
+forwarding (FORWARDING in vsh(1) has all forms):
+  -L [ADDR:]PORT:PORT   connections to a TCP port here go to a vsock port of the guest
+  -L [ADDR:]PORT:HOST:PORT
+                        the same, to a TCP port as the guest reaches it; /PATH: to a UNIX socket of the guest
+  -R [ADDR:]PORT:[HOST:]PORT
+                        connections to a TCP port of the guest go to a TCP port as this host reaches it
+  -N                    forward only: no command
+  --proxy=PLACE         join stdin and stdout to a place of the guest: PORT (vsock), HOST:PORT, /PATH
+  --fdpass              with --proxy: pass the connection as a descriptor over stdout instead
+
 how:
   --timeout=SECONDS     end the command after this long, with status 124; 0: never
   --connect_timeout=SECONDS
@@ -106,6 +123,11 @@ class Options:
         self.timeout = 0.0
         self.connect_timeout = 30.0
         self.keepalive = 120.0
+        self.local: list[str] = []
+        self.remote: list[str] = []
+        self.forward_only = False
+        self.proxy = ""
+        self.fdpass = False
         self.target_container = ""
         self.listen_port: int | None = None
         self.container_features = ""
@@ -154,6 +176,8 @@ def parse_flags(words: list[str]) -> Options:
 
 
 def _split_flag(word: str) -> tuple[str, str | None]:
+    if word[1] in SHORT_WITH_VALUE:
+        return SHORT_WITH_VALUE[word[1]], word[2:].removeprefix("=") or None
     name, equals, value = word.lstrip("-").partition("=")
     if len(name) == 1:
         name = SHORT.get(name, name)
@@ -174,6 +198,11 @@ def set_flag(options: Options, name: str, value: str | None) -> None:
             status=UNKNOWN_FLAG_STATUS,
         )
     options.given.add(name)
+    if kind == "texts":
+        if not value:
+            raise _illegal(value or "", "string", name)
+        getattr(options, name).append(value)
+        return
     if kind == "list":
         if value is None or value.find("=") < 1:
             raise _illegal(value or "", kind, name)

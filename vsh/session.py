@@ -13,12 +13,12 @@ from vsh.errors import ConnectionLost, ExecError, VshError
 from vsh.transport import open_transport, remaining_ms
 from vshd.wire import messages
 from vshd.wire.buffers import Buffers
-from vshd.wire.client import ClientConnection
+from vshd.wire.client import STUB_USER, ClientConnection, make_forward_request
 from vshd.wire.connection import SILENCE_MS_MAX, default_limits
 from vshd.wire.errors import LocalProtocolError
-from vshd.wire.events import Broken, Distrusted, Established, Event, Failed, Refused
+from vshd.wire.events import Broken, Distrusted, Established, Event, Failed, HandedOver, Refused
 from vshd.wire.frames import LEGACY_MAX_PAYLOAD
-from vshd.wire.messages import Extended, SetupConnectionRequest
+from vshd.wire.messages import Extended, Forward, SetupConnectionRequest
 from vshd.wire.silence import Silence
 
 TYPE_CHECKING = False
@@ -43,6 +43,8 @@ class Session:
         self.connection = connection
         self.name = name
         self.pid = 0
+        # Where a forward listens.
+        self.description = ""
         self._see = see
         self.buffers = Buffers()
         self._received = 0
@@ -167,6 +169,30 @@ def open_session(
         raise _too_long(len(request.encode()), "without the extended protocol") from error
 
 
+def open_raw(address: Address, forward: Forward, *, timeout_s: float) -> tuple[int, bytes, str]:
+    """A connection that a forward (docs/PROTOCOL.md 3) was handed: its descriptor, non-blocking; what was read from it
+    already; and what the server said, which is where it listens, or nothing. Raises VshError.
+    """
+    deadline_s = time.monotonic() + (timeout_s or FOREVER_S)
+    try:
+        session = _open(address, make_forward_request(forward), make_limits(), deadline_s, None)
+    except VshError as error:
+        # That user is nobody's: the server has looked for it, and so knows nothing of forwards.
+        if os.fsdecode(STUB_USER) in error.brief:
+            raise _no_forwards(address) from error
+        raise
+    except _TooLongForLegacy as error:
+        raise _no_forwards(address) from error
+    return session.fd, session.connection.take_rest(), session.description
+
+
+def _no_forwards(address: Address) -> VshError:
+    return VshError(
+        f"the vshd of {address.name} knows no forwards: it is older than this vsh, or ChromeOS's",
+        hint="the guest's vsock ports need no vshd: -L PORT:PORT",
+    )
+
+
 class _TooLongForLegacy(Exception):  # noqa: N818 - a turn of the handshake, no failure yet
     """A legacy server has refused the stub of a deferred request."""
 
@@ -227,6 +253,9 @@ def _shake_hands(session: Session, address: Address, deadline_s: float) -> Sessi
             if isinstance(event, Established):
                 session.start(event.pid, events[index + 1 :])
                 return session
+            if isinstance(event, HandedOver):
+                session.description = event.description
+                return session
             if isinstance(event, Refused):
                 raise _refusal(event, address)
             if isinstance(event, Distrusted):
@@ -254,8 +283,9 @@ def _refusal(event: Refused, address: Address) -> Exception:
     kind = event.failure.kind
     if kind == messages.NOT_TRUSTED:
         return _distrusted(event, address)
-    if kind in EXIT_STATUS:
-        return ExecError(event.description, kind=kind, error=event.failure.error, status=EXIT_STATUS[kind])
+    if kind in EXIT_STATUS or kind == messages.UNREACHABLE:
+        status = EXIT_STATUS.get(kind, 1)
+        return ExecError(event.description, kind=kind, error=event.failure.error, status=status)
     return ExecError(text, kind=kind, error=event.failure.error)
 
 

@@ -6,8 +6,11 @@ off, TERM and INT reboot, USR1 halts. pid 1 must not die, so that every failure 
 power-off.
 """
 
+import _socket
+import fcntl
 import os
 import select
+import struct
 import sys
 import time
 
@@ -32,6 +35,9 @@ RESPAWN_PERIOD_S = 30.0
 # How long processes have after TERM, and the kernel after KILL.
 TERM_S = 2.0
 KILL_S = 1.0
+# linux/sockios.h, linux/if.h
+SIOCSIFFLAGS = 0x8914
+IFF_UP = 1
 BUSYBOX = "/bin/busybox"
 
 WAYS_DOWN = {SIGUSR2: "poweroff", SIGTERM: "reboot", SIGINT: "reboot", SIGUSR1: "halt"}
@@ -70,6 +76,7 @@ class Init:
 
     def run(self) -> str:
         """Keeps vshd running; returns the way down that was asked for. Raises InitError."""
+        raise_loopback()
         command_line = _read_command_line()
         self._token_from = find_token_source(command_line)
         ready_port = find_ready_port(command_line)
@@ -172,6 +179,21 @@ def find_token_source(command_line: str) -> str | None:
     """What `vmkit.token=SOURCE` says, for vshd's --token_from; None without one."""
     words = [word for word in command_line.split() if word.startswith(TOKEN_ARGUMENT)]
     return words[-1].removeprefix(TOKEN_ARGUMENT) if words else None
+
+
+def raise_loopback() -> None:
+    """Servers of the guest listen there, and forwards connect to them. A kernel without it has no TCP either."""
+    request = struct.pack("16sH14x", b"lo", IFF_UP)
+    try:
+        with_interfaces = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+    except OSError:
+        return
+    try:
+        fcntl.ioctl(with_interfaces.fileno(), SIOCSIFFLAGS, request)
+    except OSError as error:
+        _report(f"cannot raise the interface lo: {error.strerror}")
+    finally:
+        with_interfaces.close()
 
 
 def _read_command_line() -> str:

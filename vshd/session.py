@@ -20,7 +20,7 @@ from vshd.target import Target, build_environment, enter_directory, start_target
 from vshd.wire import messages
 from vshd.wire.connection import SILENCE_MS_MAX, default_limits
 from vshd.wire.events import Broken, Distrusted, RequestReceived
-from vshd.wire.messages import Extended, Failure, SetupConnectionRequest
+from vshd.wire.messages import Extended, Failure, Forward, SetupConnectionRequest
 from vshd.wire.server import ServerConnection
 
 TYPE_CHECKING = False
@@ -81,6 +81,9 @@ class Session:
             return
         # Nothing that runs as the session's user knows the token.
         self.connection.proof = None
+        if request.forward is not None:
+            # Its own user is the stub of 3.1, for servers that know no forwards.
+            request.user = request.forward.user
         command = _describe(request)
         try:
             account = choose_account(request, self.options)
@@ -88,6 +91,9 @@ class Session:
             apply_limits(self.options)
             if self.options.allow_to_switch_user:
                 switch_to(account)
+            if request.forward is not None:
+                self._forward(request.forward)
+                return
             notice = self._enter_directory(request, account)
             environment = build_environment(request, account, inherit=self.options.inherit_env)
             target = start_target(request, account, environment)
@@ -103,6 +109,21 @@ class Session:
             self._say(request, notice)
         end = self._relay(target)
         self.log.info(f"{self.who}: {command}: {end} after {time.monotonic() - started_s:.3f} s")
+
+    def _forward(self, asked: Forward) -> None:
+        """The connection becomes a forward's. Raises RefusalError."""
+        # Sessions that run commands, nearly all, need not load it.
+        from vshd.forward import open_forward  # noqa: PLC0415
+
+        if not self.connection.is_extended:
+            raise RefusalError("a forward needs extended mode", messages.BAD_REQUEST)
+        forward = open_forward(asked)
+        self.connection.hand_over(os.getpid(), forward.description)
+        if not flush(self.fd, self.connection, LAST_WORDS_S):
+            return
+        started_s = time.monotonic()
+        end = forward.run(self.fd, self.connection.take_rest(), self._wakeup, self.log)
+        self.log.info(f"{self.who}: {_describe_forward(asked)}: {end} after {time.monotonic() - started_s:.3f} s")
 
     def _relay(self, target: Target) -> "Exit | str":
         relay = Relay(self.fd, self.connection, target, self._wakeup)
@@ -236,7 +257,14 @@ def _make_proof(token: bytes | None) -> "Proof | None":
     return Proof(SERVER, token, os.urandom(NONCE_BYTES))
 
 
+def _describe_forward(forward: Forward) -> str:
+    words = b"forward to " + forward.connect if forward.connect else b"forward from " + forward.listen
+    return os.fsdecode(words)[:COMMAND_SHOWN_MAX]
+
+
 def _describe(request: SetupConnectionRequest) -> str:
+    if request.forward is not None:
+        return _describe_forward(request.forward)
     if not request.argv:
         return "login shell"
     return os.fsdecode(b" ".join(request.argv))[:COMMAND_SHOWN_MAX]

@@ -22,7 +22,7 @@ class VsockError(Exception):
 
 def bind_listener(port: int) -> "_socket.socket":
     """A socket bound to `port`, for every CID of this guest; it does not listen yet."""
-    listener = _open_socket()
+    listener = open_socket()
     try:
         listener.bind((ANY, port))
     except OSError as error:
@@ -41,7 +41,7 @@ def listen(listener: "_socket.socket", backlog: int) -> None:
 
 def is_loopback_refused() -> bool:
     """True when the kernel forbids to connect to this guest itself, not merely knows no way there."""
-    connection = _open_socket()
+    connection = open_socket()
     try:
         connection.setblocking(False)
         connection.connect((LOCAL_CID, 1))
@@ -54,7 +54,7 @@ def is_loopback_refused() -> bool:
 
 def connect(cid: int, port: int, *, from_privileged: bool = False) -> "_socket.socket":
     """A connection to `port` of `cid`, from a port below 1024 if wanted."""
-    connection = _open_socket()
+    connection = open_socket()
     try:
         if from_privileged:
             _bind_privileged(connection)
@@ -78,7 +78,8 @@ def _bind_privileged(connection: "_socket.socket") -> None:
     raise OSError(98, "every privileged port is in use")
 
 
-def _open_socket() -> "_socket.socket":
+def open_socket() -> "_socket.socket":
+    """A socket of the family. Raises VsockError."""
     if os.environ.get("VSH_AF_VSOCK") == "deny":
         raise VsockError("AF_VSOCK is denied by VSH_AF_VSOCK=deny")
     try:

@@ -22,6 +22,7 @@ from vsh.address import Address
 from vsh.config import apply_config
 from vsh.errors import VshError
 from vsh.flags import parse_flags, split_command
+from vsh.forward.spec import LOCAL, REMOTE, parse_forward, parse_target
 from vsh.transport import ask_for_port
 from vshd.flags import FlagError
 from vshd.flags import parse_flags as parse_daemon_flags
@@ -37,6 +38,7 @@ from vshd.wire.messages import (
     DataMessage,
     Extended,
     Failure,
+    Forward,
     GuestMessage,
     HostMessage,
     SetupConnectionRequest,
@@ -51,6 +53,7 @@ MESSAGES = (
     DataMessage,
     Extended,
     Failure,
+    Forward,
     GuestMessage,
     HostMessage,
     SetupConnectionRequest,
@@ -388,6 +391,36 @@ def fuzz_config(rng):
             del os.environ["VSH_CONFIG"]
 
 
+def fuzz_forwards(rng):
+    """-L, -R, --proxy: what is understood can be said again, and means the same."""
+    words = (
+        "80",
+        "0",
+        "65536",
+        "4294967295",
+        "localhost",
+        "*",
+        "",
+        "[::1]",
+        "[",
+        "]",
+        "/run/x",
+        "tcp",
+        "unix",
+        "vsock",
+    )
+    text = ":".join(rng.choice(words) for _ in range(rng.randrange(1, 8)))
+    if rng.random() < 0.3:
+        text = "".join(rng.choice(text + ":/[]") for _ in range(rng.randrange(1, 20)))
+    for kind in (LOCAL, REMOTE):
+        with contextlib.suppress(VshError):
+            forward = parse_forward(kind, text)
+            assert parse_forward(kind, f"{forward.listen}:{forward.target}") == forward, text
+    with contextlib.suppress(VshError):
+        target = parse_target(text)
+        assert parse_target(target) == target, text
+
+
 def fuzz_connect_answer(rng):
     """What a hybrid vsock may answer to CONNECT."""
     ours, theirs = socket.socketpair()
@@ -440,6 +473,7 @@ TARGETS = {
     "flags": fuzz_flags,
     "config": fuzz_config,
     "connect": fuzz_connect_answer,
+    "forwards": fuzz_forwards,
 }
 
 

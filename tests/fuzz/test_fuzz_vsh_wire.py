@@ -13,6 +13,7 @@ CASES = {
     "flags": 1500,
     "config": 300,
     "connect": 300,
+    "forwards": 3000,
 }
 LIVE_CASES = 60
 

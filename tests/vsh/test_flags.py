@@ -102,6 +102,7 @@ def test_leading_assignments(words, environment, argv):
 
 def test_help_names_every_flag():
     short = {"tty": "-t", "notty": "-T", "quiet": "-q", "verbose": "-v", "extended": "--noextended"}
+    short |= {"local": "-L", "remote": "-R", "forward_only": "-N"}
     hidden = {"list_hosts", "owner_id", "container_features", "vmodule", "target_container", "listen_port", "port"}
     for name in set(KINDS) - hidden:
         assert short.get(name, f"--{name}") in HELP

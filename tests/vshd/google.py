@@ -27,6 +27,13 @@ MESSAGES = {
         (7, "failure", "Failure", ""),
         (8, "nonce", "bytes", ""),
     ],
+    "Forward": [
+        (1, "connect", "bytes", ""),
+        (2, "listen", "bytes", ""),
+        (3, "back", "bytes", ""),
+        (4, "token", "bytes", ""),
+        (5, "user", "bytes", ""),
+    ],
     "SetupConnectionRequest": [
         (1, "target", "string", ""),
         (2, "user", "string", ""),
@@ -39,6 +46,7 @@ MESSAGES = {
         (9, "cwd", "string", ""),
         (10, "cwd_pid", "int32", ""),
         (VENDOR, "extended", "Extended", ""),
+        (VENDOR + 1, "forward", "Forward", ""),
     ],
     "SetupConnectionResponse": [
         (1, "status", "int32", ""),

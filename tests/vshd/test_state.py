@@ -9,7 +9,16 @@ from vshd.wire import state
 from vshd.wire.errors import LocalProtocolError
 from vshd.wire.messages import Failure, SetupConnectionRequest
 
-STEPS = (state.SEND_SETUP, state.CHALLENGE, state.GO_ON, state.REQUEST, state.ACCEPT, state.REFUSE, state.END)
+STEPS = (
+    state.SEND_SETUP,
+    state.CHALLENGE,
+    state.GO_ON,
+    state.REQUEST,
+    state.ACCEPT,
+    state.HAND_OVER,
+    state.REFUSE,
+    state.END,
+)
 STATES = (
     state.OPENING,
     state.AWAITING_RESPONSE,
@@ -18,6 +27,7 @@ STATES = (
     state.DEFERRED,
     state.PREPARING,
     state.RUNNING,
+    state.RAW,
     state.OVER,
     state.BROKEN,
 )

@@ -3,11 +3,12 @@
 from vshd.wire import messages, state
 from vshd.wire.connection import MAX_DATA_RANGE, VERSION, Connection, clamp
 from vshd.wire.errors import LocalProtocolError, RemoteProtocolError
-from vshd.wire.events import Distrusted, Established, Exited, Failed, Refused
+from vshd.wire.events import Distrusted, Established, Exited, Failed, HandedOver, Refused
 from vshd.wire.frames import LEGACY_MAX_PAYLOAD
 from vshd.wire.messages import (
     ConnectionStatusMessage,
     Extended,
+    Forward,
     GuestMessage,
     HostMessage,
     SetupConnectionRequest,
@@ -26,6 +27,13 @@ STUB_ARGV = b"/nonexistent/vsh-extended"
 EMPTY_REQUEST = bytes((8 << 3, 0))
 
 
+def make_forward_request(forward: Forward) -> SetupConnectionRequest:
+    """A request for a forward (3), which servers that know none refuse as they refuse the stub."""
+    return SetupConnectionRequest(
+        target=messages.VM_SHELL, user=STUB_USER, argv=[STUB_ARGV], nopty=True, forward=forward
+    )
+
+
 class ClientConnection(Connection):
     """Invariant: `_deferred` holds the request's bytes exactly while the server has not yet been asked to take them; a
     server that shall prove a token is asked only once it has."""
@@ -40,6 +48,7 @@ class ClientConnection(Connection):
         """proof: of the machine's token; the server must prove it, too, and legacy mode cannot."""
         super().__init__(state.OPENING, limits, proof)
         self._deferred = b""
+        self._is_forward = False
 
     def send_setup(self, request: SetupConnectionRequest) -> None:
         """Opens the session; a request that does not fit is deferred, and every one to a server that must prove itself.
@@ -54,6 +63,7 @@ class ClientConnection(Connection):
         if is_deferred and self.limits is None:
             raise LocalProtocolError(f"Serialized message too large: {len(payload)}")
         self._step(state.SEND_SETUP)
+        self._is_forward = request.forward is not None
         if is_deferred:
             self._deferred = plain or EMPTY_REQUEST
             payload = self._stub(len(self._deferred))
@@ -184,7 +194,12 @@ class ClientConnection(Connection):
         self._deferred = b""
 
     def _receive_verdict(self, response: SetupConnectionResponse) -> None:
-        if response.status == messages.READY:
+        if response.status == messages.READY and self._is_forward:
+            if not self.is_extended:
+                raise RemoteProtocolError("a legacy server took a forward for a command")
+            self._step(state.HAND_OVER)
+            self._events.append(HandedOver(_text(response.description)))
+        elif response.status == messages.READY:
             self._step(state.ACCEPT)
             self._events.append(Established(response.pid, self.is_extended))
         else:

@@ -43,7 +43,7 @@ REQUEST_MAX = 8 << 20
 
 
 # States in which bytes are not looked at: the connection is over, or a request waits for its answer.
-_DEAF = (state.OVER, state.BROKEN, state.PREPARING)
+_DEAF = (state.OVER, state.BROKEN, state.PREPARING, state.RAW)
 
 
 def default_limits() -> Extended:
@@ -114,9 +114,14 @@ class Connection:
                     self._receive_payload(piece)
         except RemoteProtocolError as error:
             self._break(str(error), is_end=False)
-        if self.state == state.PREPARING:
+        if self.state in (state.PREPARING, state.RAW):
             self._early = bytes(view[position:])
         return events
+
+    def take_rest(self) -> bytes:
+        """What was received behind the handshake of a forward; the driver has the connection from here on."""
+        rest, self._early = self._early, b""
+        return rest
 
     def receive_end(self) -> list[Event]:
         """The transport ended."""

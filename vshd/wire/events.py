@@ -28,6 +28,18 @@ class Established(Event):
         self.is_extended = is_extended
 
 
+class HandedOver(Event):
+    """Client: the forward stands; the connection's bytes from here on are in take_rest() and behind it.
+
+    `description`: where the server listens, empty when it has connected.
+    """
+
+    __slots__ = ("description",)
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+
+
 class Refused(Event):
     """Client: nothing was run.
 

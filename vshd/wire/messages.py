@@ -34,7 +34,7 @@ EXITED_DESCRIPTION = b"target process has exited"
 
 # FailureKind
 OTHER, NOT_FOUND, NOT_EXECUTABLE, TOO_LONG, BAD_DIRECTORY, BAD_USER, LIMIT, BAD_REQUEST, SHUTDOWN, PROTOCOL = range(10)
-NOT_TRUSTED = 10
+NOT_TRUSTED, UNREACHABLE = 10, 11
 
 # Our own fields start here: far from upstream's, and outside 19000-19999, which protobuf reserves.
 VENDOR = 52001
@@ -105,6 +105,29 @@ class Extended(Message):
         self.nonce = nonce
 
 
+class Forward(Message):
+    """Asks for a forward instead of a command (3): where to connect to, or where to listen and whom to bring it."""
+
+    __slots__ = ("back", "connect", "listen", "token", "user")
+
+    FIELDS = (
+        Field(1, "connect", BYTES),
+        Field(2, "listen", BYTES),
+        Field(3, "back", BYTES),
+        Field(4, "token", BYTES),
+        Field(5, "user", BYTES),
+    )
+
+    def __init__(
+        self, *, connect: bytes = b"", listen: bytes = b"", back: bytes = b"", token: bytes = b"", user: bytes = b""
+    ) -> None:
+        self.connect = connect
+        self.listen = listen
+        self.back = back
+        self.token = token
+        self.user = user
+
+
 class SetupConnectionRequest(Message):
     """The client's first message: what to run, as whom, where, and how."""
 
@@ -115,6 +138,7 @@ class SetupConnectionRequest(Message):
         "cwd_pid",
         "env",
         "extended",
+        "forward",
         "nopty",
         "target",
         "user",
@@ -134,6 +158,7 @@ class SetupConnectionRequest(Message):
         Field(9, "cwd", BYTES),
         Field(10, "cwd_pid", INT32),
         Field(VENDOR, "extended", MESSAGE, Extended),
+        Field(VENDOR + 1, "forward", MESSAGE, Forward),
     )
 
     def __init__(
@@ -149,6 +174,7 @@ class SetupConnectionRequest(Message):
         cwd: bytes = b"",
         cwd_pid: int = 0,
         extended: Extended | None = None,
+        forward: Forward | None = None,
     ) -> None:
         self.target = target
         self.user = user
@@ -161,6 +187,7 @@ class SetupConnectionRequest(Message):
         self.cwd = cwd
         self.cwd_pid = cwd_pid
         self.extended = extended
+        self.forward = forward
 
 
 class SetupConnectionResponse(Message):

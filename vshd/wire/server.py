@@ -45,6 +45,11 @@ class ServerConnection(Connection):
         self._step(state.ACCEPT)
         self._respond(SetupConnectionResponse(messages.READY, messages.READY_DESCRIPTION, pid))
 
+    def hand_over(self, pid: int, description: bytes) -> None:
+        """The forward stands: what follows the response in either direction are the bytes it carries."""
+        self._step(state.HAND_OVER)
+        self._respond(SetupConnectionResponse(messages.READY, description, pid))
+
     def refuse(self, description: str, failure: Failure) -> None:
         """Nothing was run, and the session ends."""
         self._step(state.REFUSE)

@@ -9,6 +9,7 @@ stub is answered with "go on", the request follows in chunks, and a second respo
                     \\-> DEFERRED --^
 
 With a token (2.9) both sides are AWAITING_PROOF before they are DEFERRED.
+A forward (3) ends in RAW instead of RUNNING: from there on the connection's bytes are somebody else's.
 
 OVER is the end both sides agreed on (EXITED, FAILED, a refusal); BROKEN is every other end, and can follow every state
 but OVER. A step that is not in the table raises LocalProtocolError and changes nothing: what the *peer* does wrong is
@@ -25,6 +26,7 @@ AWAITING_PROOF = "awaiting the proof"
 DEFERRED = "deferred"
 PREPARING = "preparing"
 RUNNING = "running"
+RAW = "raw"
 OVER = "over"
 BROKEN = "broken"
 
@@ -34,6 +36,7 @@ CHALLENGE = "challenge"
 GO_ON = "go on with the request"
 REQUEST = "take the request"
 ACCEPT = "accept"
+HAND_OVER = "hand the connection over"
 REFUSE = "refuse"
 END = "end the session"
 
@@ -42,10 +45,12 @@ CLIENT = {
     (AWAITING_RESPONSE, GO_ON): DEFERRED,
     (AWAITING_RESPONSE, CHALLENGE): AWAITING_PROOF,
     (AWAITING_RESPONSE, ACCEPT): RUNNING,
+    (AWAITING_RESPONSE, HAND_OVER): RAW,
     (AWAITING_RESPONSE, REFUSE): OVER,
     (AWAITING_PROOF, GO_ON): DEFERRED,
     (AWAITING_PROOF, END): OVER,
     (DEFERRED, ACCEPT): RUNNING,
+    (DEFERRED, HAND_OVER): RAW,
     (DEFERRED, REFUSE): OVER,
     (DEFERRED, END): OVER,
     (RUNNING, END): OVER,
@@ -62,6 +67,7 @@ SERVER = {
     (DEFERRED, REFUSE): OVER,
     (DEFERRED, END): OVER,
     (PREPARING, ACCEPT): RUNNING,
+    (PREPARING, HAND_OVER): RAW,
     (PREPARING, REFUSE): OVER,
     (RUNNING, END): OVER,
 }

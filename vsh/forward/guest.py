@@ -1,0 +1,72 @@
+"""The guest's side of a forward, seen from the host: its vsock ports directly, its TCP ports and UNIX sockets through
+its vshd (docs/PROTOCOL.md 3). Blocking, with deadlines: for a thread, or a process that has nothing else to do.
+"""
+
+import hmac
+import os
+import time
+
+from vsh import address as kinds
+from vsh.address import Address
+from vsh.errors import VshError
+from vsh.listener import HostListener, listen_for_guest
+from vsh.session import open_raw
+from vsh.transport import open_transport
+from vshd.wire.messages import Forward
+
+# What keeps other programs of the guest from using our end of a listening forward.
+TOKEN_SIZE = 32
+BACKLOG = 128
+
+
+def connect_guest(vm: Address, target: str, *, user: str = "", timeout_s: float) -> tuple[int, bytes]:
+    """A connection to a place of the guest: its descriptor, non-blocking, and what was read from it already.
+
+    Raises VshError.
+    """
+    if target.startswith("vsock:"):
+        port = int(target.removeprefix("vsock:"))
+        return open_transport(_with_port(vm, port), time.monotonic() + timeout_s), b""
+    request = Forward(connect=os.fsencode(target), user=os.fsencode(user))
+    fd, rest, _ = open_raw(vm, request, timeout_s=timeout_s)
+    return fd, rest
+
+
+class GuestListener:
+    """A listener in the guest whose connections arrive at `back`. Its life is that of the descriptor `control`."""
+
+    def __init__(self, control: int, back: HostListener, token: bytes, place: str) -> None:
+        """place: where it listens, with the port that the guest's kernel chose."""
+        self.control = control
+        self.back = back
+        self.place = place
+        self._token = token
+
+    def admit(self, fd: int, deadline_s: float) -> None:
+        """Takes the token off a connection that has come back. Raises VshError when it is not the guest's vshd's."""
+        token = self.back.receive(fd, TOKEN_SIZE, deadline_s)
+        if not hmac.compare_digest(token, self._token):
+            raise VshError(f"a connection that is not from the vshd of the guest came to {self.back.place}")
+
+    def close(self) -> None:
+        os.close(self.control)
+        self.back.close()
+
+
+def listen_in_guest(vm: Address, place: str, *, user: str = "", timeout_s: float) -> GuestListener:
+    """Has the guest's vshd listen. Raises VshError."""
+    back = listen_for_guest(vm, None, backlog=BACKLOG)
+    try:
+        token = os.urandom(TOKEN_SIZE)
+        request = Forward(listen=os.fsencode(place), back=os.fsencode(back.place), token=token, user=os.fsencode(user))
+        control, _, description = open_raw(vm, request, timeout_s=timeout_s)
+    except BaseException:
+        back.close()
+        raise
+    return GuestListener(control, back, token, description or place)
+
+
+def _with_port(vm: Address, port: int) -> Address:
+    if vm.kind not in (kinds.HYBRID, kinds.VSOCK):
+        raise VshError(f"{vm.name} has no vsock ports: it is a vshd alone", hint="tcp:HOST:PORT and unix:PATH work")
+    return Address(vm.kind, name=vm.name, path=vm.path, cid=vm.cid, port=port, is_ours=vm.is_ours)

@@ -1,0 +1,281 @@
+"""The three kinds of listeners of forwards: a place here, a place in the guest, a vsock port of this host.
+
+What a listener accepts waits while the other side is opened in a thread, and is then a pair. Knows what opens through
+the service it belongs to, and nothing of the loop but when it is asked to tend.
+"""
+
+import _socket
+import os
+import time
+from typing import Protocol
+
+from vsh.errors import ConnectionLost, VshError
+from vsh.forward.guest import GuestListener
+from vsh.forward.openings import Openings
+from vsh.forward.spec import LOCAL, Forward
+from vsh.listener import HostListener
+from vshd import places
+from vshd.pairs import Pairs, Side
+from vshd.places import PlaceError
+
+# For a guest that is being restarted: how often to ask whether it is back.
+RETRY_S = 1.0
+# After an accept() that failed for want of descriptors or memory.
+ACCEPT_PAUSE_S = 0.1
+FOREVER_S = 1e9
+
+
+class Opener(Protocol):
+    """What a listener needs of the service it belongs to."""
+
+    def connect_guest(self, target: str) -> tuple[int, bytes]: ...
+    def connect_host(self, target: str) -> int: ...
+    def listen_in_guest(self, place: str) -> GuestListener: ...
+    def listen_for_guest(self, port: int) -> HostListener: ...
+    def deadline_s(self) -> float: ...
+    def tell(self, forward: Forward, error: VshError) -> None: ...
+    def lose(self, forward: Forward, error: VshError) -> bool: ...
+
+
+class Listening:
+    """One forward's listener. `place` is where it listens."""
+
+    def __init__(self, service: Opener, forward: Forward) -> None:
+        self.service = service
+        self.forward = forward
+        self.place = forward.listen
+        self._fd = -1
+        self._is_watched = False
+
+    def open(self) -> None:
+        """Listens. Raises VshError."""
+        raise NotImplementedError
+
+    def accept(self) -> int:
+        """The next connection's descriptor."""
+        raise NotImplementedError
+
+    def connect(self, fd: int) -> tuple[int, bytes]:
+        """In a thread: the other side for what was accepted, and what was read from it already."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def start(self, pairs: Pairs, openings: Openings) -> None:
+        """The loop begins."""
+        self._pairs = pairs
+        self._openings = openings
+
+    def tend(self, *, is_full: bool) -> float:
+        """Before each turn: listens or does not; returns how long the turn may last."""
+        self._watch(self._fd >= 0 and not is_full)
+        return FOREVER_S
+
+    def _watch(self, is_wanted: bool) -> None:
+        if self._is_watched != is_wanted:
+            self._is_watched = is_wanted
+            if is_wanted:
+                self._pairs.watch(self._fd, self._serve)
+            else:
+                self._pairs.ignore(self._fd)
+
+    def _serve(self) -> None:
+        try:
+            fd = self.accept()
+        except BlockingIOError:
+            return
+        except VshError as error:
+            self.service.tell(self.forward, error)
+            return
+        except OSError as error:
+            self.service.tell(self.forward, VshError(f"cannot accept a connection: {error.strerror}"))
+            time.sleep(ACCEPT_PAUSE_S)
+            return
+        left = Side(fd)
+
+        def done(opened: tuple[int, bytes]) -> None:
+            self._pairs.add(left, Side(opened[0]), to_left=opened[1])
+
+        def failed(error: VshError) -> None:
+            left.close(is_reset=True)
+            self.service.tell(self.forward, error)
+
+        self._openings.start(lambda: self.connect(fd), done, failed)
+
+
+class _Local(Listening):
+    """-L: a TCP port or UNIX socket here."""
+
+    def open(self) -> None:
+        path = self.forward.listen.removeprefix("unix:") if self.forward.listen.startswith("unix:") else ""
+        if path:
+            _remove_dead(path)
+        try:
+            self._socket = places.listen(self.forward.listen)
+        except PlaceError as error:
+            raise VshError(str(error)) from error
+        self._path = path
+        self._fd = self._socket.fileno()
+        self.place = places.render(self._socket, self.forward.listen)
+
+    def accept(self) -> int:
+        fd, _ = self._socket._accept()  # type: ignore[attr-defined]
+        return int(fd)
+
+    def connect(self, fd: int) -> tuple[int, bytes]:
+        return self.service.connect_guest(self.forward.target)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            self._socket.close()
+            self._fd = -1
+            if self._path:
+                _unlink(self._path)
+
+
+class _Returning(Listening):
+    """Listens where the guest's side is; when that goes, it can be opened anew."""
+
+    _retry_s = FOREVER_S
+    _is_opening = False
+
+    def tend(self, *, is_full: bool) -> float:
+        if self._fd < 0 and not self._is_opening and self._retry_s <= time.monotonic():
+            self._is_opening = True
+            self._openings.start(self._reopen, self._opened, self._not_opened)
+        super().tend(is_full=is_full)
+        return FOREVER_S if self._is_opening or self._fd >= 0 else max(0.0, self._retry_s - time.monotonic())
+
+    def lose(self, reason: str) -> None:
+        """It is gone with its guest."""
+        self._watch(False)
+        self.close()
+        if self.service.lose(self.forward, ConnectionLost(f"{self.forward}: {reason}")):
+            self._retry_s = time.monotonic() + RETRY_S
+
+    def _reopen(self) -> None:
+        raise NotImplementedError
+
+    def _opened(self, _: None) -> None:
+        self._is_opening = False
+
+    def _not_opened(self, _: VshError) -> None:
+        self._is_opening = False
+        self._retry_s = time.monotonic() + RETRY_S
+
+
+class _Vsock(_Returning):
+    """-R vsock:PORT: a vsock port of this host, for the guest."""
+
+    _listener: HostListener | None = None
+
+    def open(self) -> None:
+        self._listener = self.service.listen_for_guest(int(self.forward.listen.removeprefix("vsock:")))
+        self._listener.socket.setblocking(False)
+        self._fd = self._listener.socket.fileno()
+
+    def tend(self, *, is_full: bool) -> float:
+        # A machine's directory goes with it, and with it what is bound there; no descriptor says so.
+        if self._listener is not None and not self._listener.is_there():
+            self.lose("the machine is gone")
+        return min(super().tend(is_full=is_full), RETRY_S)
+
+    def accept(self) -> int:
+        assert self._listener is not None
+        return self._listener.accept()
+
+    def connect(self, fd: int) -> tuple[int, bytes]:
+        return self.service.connect_host(self.forward.target), b""
+
+    def close(self) -> None:
+        self._fd = -1
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    def _reopen(self) -> None:
+        self.open()
+
+
+class _Remote(_Returning):
+    """-R: a TCP port or UNIX socket of the guest, listened at by its vshd."""
+
+    _listener: GuestListener | None = None
+    _next: GuestListener | None = None
+
+    def open(self) -> None:
+        self._take(self.service.listen_in_guest(self.forward.listen))
+
+    def start(self, pairs: Pairs, openings: Openings) -> None:
+        super().start(pairs, openings)
+        self._watch_control()
+
+    def accept(self) -> int:
+        assert self._listener is not None
+        return self._listener.back.accept()
+
+    def connect(self, fd: int) -> tuple[int, bytes]:
+        assert self._listener is not None
+        self._listener.admit(fd, self.service.deadline_s())
+        return self.service.connect_host(self.forward.target), b""
+
+    def close(self) -> None:
+        self._fd = -1
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    def lose(self, reason: str) -> None:
+        if self._listener is not None:
+            self._pairs.ignore(self._listener.control)
+        super().lose(reason)
+
+    def _reopen(self) -> None:
+        self._next = self.service.listen_in_guest(self.forward.listen)
+
+    def _opened(self, _: None) -> None:
+        super()._opened(None)
+        if self._next is not None:
+            self._take(self._next)
+            self._next = None
+            self._watch_control()
+
+    def _take(self, listener: GuestListener) -> None:
+        self._listener = listener
+        listener.back.socket.setblocking(False)
+        self._fd = listener.back.socket.fileno()
+        self.place = listener.place
+
+    def _watch_control(self) -> None:
+        assert self._listener is not None
+        self._pairs.watch(self._listener.control, lambda: self.lose("the guest's vshd listens no more"))
+
+
+def _remove_dead(path: str) -> None:
+    """A socket whose program was killed is in nobody's way; a live one, and any other file, stays."""
+    probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        probe.connect(path)
+    except ConnectionRefusedError:
+        _unlink(path)
+    except OSError:
+        pass
+    finally:
+        probe.close()
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
+
+
+def make_listening(service: Opener, forward: Forward) -> Listening:
+    """The listener that a forward needs, not open yet."""
+    if forward.kind == LOCAL:
+        return _Local(service, forward)
+    if forward.listen.startswith("vsock:"):
+        return _Vsock(service, forward)
+    return _Remote(service, forward)

@@ -1,0 +1,128 @@
+"""Serves forwards: listens, opens the other side of what is accepted, and carries, until it is told to end.
+
+One loop for all forwards of a process. What is accepted waits while its other side is being opened
+(vsh.forward.openings); a failure costs that one connection, and a line.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+from vsh.address import Address
+from vsh.errors import VshError
+from vsh.forward.guest import GuestListener, connect_guest, listen_in_guest
+from vsh.forward.listening import FOREVER_S, Listening, make_listening
+from vsh.forward.openings import Openings
+from vsh.forward.spec import Forward
+from vsh.listener import HostListener, listen_for_guest
+from vshd import places
+from vshd.pairs import Pairs
+from vshd.places import PlaceError
+
+# Connections at once, of all forwards; who comes later waits in the listener's backlog.
+PAIRS_MAX = 512
+BACKLOG = 128
+
+FindAddress = Callable[[], Address]
+Tell = Callable[[str], None]
+
+
+class Service:
+    """Invariant: what is listened at is in `_listeners`, by forward, from open() to close()."""
+
+    def __init__(
+        self,
+        find_address: FindAddress,
+        forwards: Sequence[Forward],
+        *,
+        user: str = "",
+        timeout_s: float = 30.0,
+        tell: Tell,
+        is_lasting: bool = False,
+    ) -> None:
+        """find_address: where the guest is, asked for each connection. user: who connects in the guest.
+
+        timeout_s: for opening one connection. tell: gets a line about each that could not be opened. is_lasting: a
+        guest that goes away is waited for; otherwise a listener lost in the guest ends the service.
+        """
+        self._find_address = find_address
+        self._forwards = forwards
+        self._user = user
+        self._timeout_s = timeout_s
+        self._tell = tell
+        self._is_lasting = is_lasting
+        self._listeners: list[Listening] = []
+        self.pairs = Pairs()
+        self.lost: VshError | None = None
+
+    def __enter__(self) -> "Service":
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def listening(self) -> list[str]:
+        """Where each forward listens, with the ports the kernels chose; in the order of the forwards."""
+        return [listener.place for listener in self._listeners]
+
+    def run(self, stop_fd: int) -> None:
+        """Serves until stop_fd can be read, or has ended. Raises VshError when a guest's listener is lost."""
+        openings = Openings()
+        stop: list[int] = []
+        self.pairs.watch(openings.fd, openings.serve)
+        self.pairs.watch(stop_fd, lambda: stop.append(1))
+        for listener in self._listeners:
+            listener.start(self.pairs, openings)
+        while not stop:
+            if self.lost is not None:
+                raise self.lost
+            is_full = openings.is_full or self.pairs.count + openings.count >= PAIRS_MAX
+            wait_s = min((listener.tend(is_full=is_full) for listener in self._listeners), default=None)
+            self.pairs.turn(wait_s if wait_s != FOREVER_S else None)
+
+    def close(self) -> None:
+        """Stops listening, and ends every connection."""
+        self.pairs.close()
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+
+    def _open(self) -> None:
+        for forward in self._forwards:
+            listener = make_listening(self, forward)
+            self._listeners.append(listener)
+            listener.open()
+
+    # For the listeners.
+
+    def connect_guest(self, target: str) -> tuple[int, bytes]:
+        return connect_guest(self._find_address(), target, user=self._user, timeout_s=self._timeout_s)
+
+    def listen_in_guest(self, place: str) -> GuestListener:
+        return listen_in_guest(self._find_address(), place, user=self._user, timeout_s=self._timeout_s)
+
+    def listen_for_guest(self, port: int) -> HostListener:
+        return listen_for_guest(self._find_address(), port, backlog=BACKLOG)
+
+    def connect_host(self, target: str) -> int:
+        try:
+            return places.connect(target, self._timeout_s)
+        except PlaceError as error:
+            raise VshError(str(error)) from error
+
+    def deadline_s(self) -> float:
+        return time.monotonic() + self._timeout_s
+
+    def tell(self, forward: Forward, error: VshError) -> None:
+        self._tell(f"{forward}: {error.brief}")
+
+    def lose(self, forward: Forward, error: VshError) -> bool:
+        """A listener is gone: whether to wait for the guest to come back."""
+        if not self._is_lasting:
+            self.lost = error
+        return self._is_lasting

@@ -1,0 +1,273 @@
+"""Carries bytes between pairs of descriptors, both ways, each way with an end of its own: the loop of every forward.
+
+Owns the descriptors it is given, from add() on. Knows nothing of what the bytes are, who connects, or where to. Shared
+with vsh, whose forwards are the same on the other side: nothing here is the daemon's own.
+
+A way keeps nothing in memory but what its sink has not taken of one read; so long as there is such a rest its source is
+not read, and the transport's own flow control holds up the sender.
+"""
+
+import _socket
+import errno
+import os
+import select
+import struct
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# More than a default socket buffer holds: one read empties it. One for all pairs.
+BUFFER_SIZE = 1 << 18
+# A read of this much is bulk, and so many may follow one another; then the other pairs have their turn.
+BULK_SIZE = 1 << 14
+READS_AT_ONCE = 8
+
+_ERRORS = select.POLLHUP | select.POLLERR | select.POLLNVAL
+
+
+class Side:
+    """One end of a pair: a connected socket. Another kind of file overrides end() and close()."""
+
+    __slots__ = ("_socket", "reading", "writing")
+
+    def __init__(self, fd: int) -> None:
+        self.reading = fd
+        self.writing = fd
+        os.set_blocking(fd, False)
+        self._socket = _socket.socket(fileno=fd)
+
+    def end(self) -> None:
+        """Nothing more will be written."""
+        try:
+            self._socket.shutdown(_socket.SHUT_WR)
+        except OSError:
+            pass
+
+    def stop(self) -> None:
+        """Nothing more will be read: where the transport has a word for it, the sender learns it."""
+        try:
+            self._socket.shutdown(_socket.SHUT_RD)
+        except OSError:
+            pass
+
+    def error(self) -> int:
+        """How a connect() under way ended: an errno, 0 when it is connected."""
+        return self._socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
+
+    def close(self, *, is_reset: bool = False) -> None:
+        """is_reset: what the other side got as a reset goes on as one."""
+        if is_reset and self._socket.family in (_socket.AF_INET, _socket.AF_INET6):
+            try:
+                self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_LINGER, struct.pack("ii", 1, 0))
+            except OSError:
+                pass
+        self._socket.close()
+
+
+class Way:
+    """One direction. Invariant: `rest` is what `sink` has not taken yet, and while there is some, nothing is read."""
+
+    __slots__ = ("is_ending", "is_over", "rest", "sink", "source")
+
+    def __init__(self, source: Side, sink: Side, rest: bytes) -> None:
+        self.source = source
+        self.sink = sink
+        self.rest: memoryview | bytes = rest
+        self.is_ending = False
+        self.is_over = False
+
+
+class Pair:
+    """Two sides and the two ways between them. `deadline_s` is set while the right side's connect() is under way."""
+
+    __slots__ = ("deadline_s", "is_reset", "left", "on_end", "right", "ways")
+
+    def __init__(self, left: Side, right: Side, to_right: bytes, to_left: bytes) -> None:
+        self.left = left
+        self.right = right
+        self.ways = (Way(left, right, to_right), Way(right, left, to_left))
+        self.deadline_s = 0.0
+        self.is_reset = False
+        self.on_end: Callable[[int], None] | None = None
+
+
+class Pairs:
+    """Invariant: every pair is in `_pairs` under each of its descriptors, exactly until it has ended."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._masks: dict[int, int] = {}
+        self._pairs: dict[int, Pair] = {}
+        self._watched: dict[int, Callable[[], None]] = {}
+        self._connecting: set[Pair] = set()
+        self._buffer = memoryview(bytearray(BUFFER_SIZE))
+        self.count = 0
+
+    def add(self, left: Side, right: Side, *, to_right: bytes = b"", to_left: bytes = b"") -> Pair:
+        """Carries between two open sides. to_right, to_left: what was read already and goes first."""
+        pair = Pair(left, right, to_right, to_left)
+        for side in (left, right):
+            self._pairs[side.reading] = self._pairs[side.writing] = pair
+        self.count += 1
+        self._want_pair(pair)
+        return pair
+
+    def add_connecting(
+        self, left: Side, right: Side, deadline_s: float, on_end: "Callable[[int], None]", *, to_right: bytes = b""
+    ) -> Pair:
+        """The same, with a connect() of the right side under way. on_end is told the errno when it fails."""
+        pair = self.add(left, right, to_right=to_right)
+        pair.deadline_s = deadline_s
+        pair.on_end = on_end
+        self._connecting.add(pair)
+        self._want_pair(pair)
+        return pair
+
+    def watch(self, fd: int, serve: "Callable[[], None]") -> None:
+        """Calls `serve` whenever fd can be read, or has ended."""
+        self._watched[fd] = serve
+        self._want(fd, select.POLLIN)
+
+    def ignore(self, fd: int) -> None:
+        """Watches fd no more; the caller owns it."""
+        self._watched.pop(fd, None)
+        self._want(fd, 0)
+
+    def turn(self, timeout_s: float | None = None) -> None:
+        """Waits for something to do, at most timeout_s, and does it."""
+        if self._connecting:
+            left_s = max(0.0, min(pair.deadline_s for pair in self._connecting) - time.monotonic())
+            timeout_s = left_s if timeout_s is None else min(left_s, timeout_s)
+        for fd, mask in self._poll.poll(None if timeout_s is None else timeout_s * 1000 + 1):
+            watcher = self._watched.get(fd)
+            if watcher is not None:
+                watcher()
+                continue
+            pair = self._pairs.get(fd)
+            # An earlier one of this turn may have ended it.
+            if pair is not None:
+                self._serve(pair, mask)
+        self._check_deadlines()
+
+    def close(self) -> None:
+        """Ends every pair."""
+        for pair in set(self._pairs.values()):
+            pair.is_reset = True
+            self._end(pair)
+
+    # Readiness.
+
+    def _want(self, fd: int, mask: int) -> None:
+        """Polls `fd` for `mask`; not at all for an empty one, since poll() would still report its errors."""
+        if self._masks.get(fd, 0) == mask:
+            return
+        if mask:
+            self._poll.register(fd, mask)
+            self._masks[fd] = mask
+        else:
+            self._poll.unregister(fd)
+            del self._masks[fd]
+
+    def _want_pair(self, pair: Pair) -> None:
+        masks: dict[int, int] = {}
+        is_open = not pair.deadline_s
+        for way in pair.ways:
+            if not way.is_over and is_open:
+                masks[way.source.reading] = masks.get(way.source.reading, 0) | (0 if way.rest else select.POLLIN)
+                masks[way.sink.writing] = masks.get(way.sink.writing, 0) | (select.POLLOUT if way.rest else 0)
+        if not is_open:
+            masks[pair.right.writing] = select.POLLOUT
+        for side in (pair.left, pair.right):
+            for fd in (side.reading, side.writing):
+                self._want(fd, masks.get(fd, 0))
+
+    def _serve(self, pair: Pair, mask: int) -> None:
+        if pair.deadline_s:
+            error = pair.right.error()
+            if error:
+                self._fail(pair, error)
+                return
+            pair.deadline_s = 0.0
+            self._connecting.discard(pair)
+        for way in pair.ways:
+            if not way.is_over:
+                self._carry(pair, way)
+        if all(way.is_over for way in pair.ways):
+            self._end(pair)
+        else:
+            self._want_pair(pair)
+
+    def _check_deadlines(self) -> None:
+        if not self._connecting:
+            return
+        now_s = time.monotonic()
+        for pair in [pair for pair in self._connecting if pair.deadline_s <= now_s]:
+            self._fail(pair, errno.ETIMEDOUT)
+
+    # Bytes.
+
+    def _carry(self, pair: Pair, way: Way) -> None:
+        """What there is of one way, as far as the sink takes it."""
+        for _ in range(READS_AT_ONCE):
+            if way.rest and not self._write(pair, way, way.rest):
+                return
+            way.rest = b""
+            if way.is_ending:
+                way.is_over = True
+                way.sink.end()
+                return
+            try:
+                size = os.readv(way.source.reading, [self._buffer])
+            except BlockingIOError:
+                return
+            except OSError:
+                # Reset: nothing of the pair can be whole any more.
+                self._break(pair)
+                return
+            if not size:
+                way.is_ending = True
+                continue
+            if not self._write(pair, way, self._buffer[:size]) or size < BULK_SIZE:
+                return
+
+    def _write(self, pair: Pair, way: Way, data: "memoryview | bytes") -> bool:
+        """True when all of it went; a rest is kept."""
+        try:
+            sent = os.write(way.sink.writing, data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            # Nobody reads there any more: this way is over, and whoever sends should know; the other way may go on.
+            way.is_over = True
+            way.rest = b""
+            way.source.stop()
+            return False
+        if sent == len(data):
+            return True
+        way.rest = bytes(memoryview(data)[sent:])
+        return False
+
+    # Ends.
+
+    def _break(self, pair: Pair) -> None:
+        pair.is_reset = True
+        for way in pair.ways:
+            way.is_over = True
+
+    def _fail(self, pair: Pair, error: int) -> None:
+        on_end = pair.on_end
+        pair.is_reset = True
+        self._end(pair)
+        if on_end is not None:
+            on_end(error)
+
+    def _end(self, pair: Pair) -> None:
+        self._connecting.discard(pair)
+        for side in (pair.left, pair.right):
+            for fd in (side.reading, side.writing):
+                self._want(fd, 0)
+                self._pairs.pop(fd, None)
+            side.close(is_reset=pair.is_reset)
+        self.count -= 1
