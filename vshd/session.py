@@ -119,7 +119,7 @@ class Session:
             raise RefusalError("a forward needs extended mode", messages.BAD_REQUEST)
         forward = open_forward(asked)
         self.connection.hand_over(os.getpid(), forward.description)
-        if not flush(self.fd, self.connection, LAST_WORDS_S):
+        if not _flush(self.fd, self.connection, LAST_WORDS_S):
             return
         started_s = time.monotonic()
         end = forward.run(self.fd, self.connection.take_rest(), self._wakeup, self.log)

@@ -66,7 +66,7 @@ def test_refusal_is_typed():
     joined.server.refuse("no way", Failure(messages.UNREACHABLE, 111))
     joined.pump()
     name, fields = joined.last("client")
-    assert (name, fields["failure"].kind, fields["failure"].error) == ("Refused", 10, 111)
+    assert (name, fields["failure"].kind, fields["failure"].error) == ("Refused", 11, 111)
 
 
 def test_vsh_tells_a_server_that_knows_no_forwards(tmp_path):
