@@ -1,4 +1,4 @@
-"""A machine's token, read from the file that vmkit keeps it in; refused where anybody else could have read or made it.
+"""A machine's token in the file that vmkit keeps it in: refused where anybody else could have read or made it.
 
 Imported only for machines that demand one.
 """
@@ -9,7 +9,12 @@ import stat
 
 from vsh.errors import VshError
 from vshd.wire.errors import TokenError
-from vshd.wire.proof import CLIENT, NONCE_BYTES, TOKEN_TEXT_BYTES, Proof, parse_token
+from vshd.wire.proof import CLIENT, NONCE_BYTES, TOKEN_BYTES, TOKEN_TEXT_BYTES, Proof, parse_token, render_token
+
+
+def make_token_text() -> bytes:
+    """A new token, as a token file holds it."""
+    return render_token(os.urandom(TOKEN_BYTES))
 
 
 def make_proof(path: str) -> Proof:

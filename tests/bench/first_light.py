@@ -116,7 +116,7 @@ def bench_boot(count: int) -> None:
     """Both sides from fork to exit: for ours that is the process `vmkit up`, which exits when the guest is ready."""
     print(f"boot to READY against boot to power-off, {count} each, alternating:")
     spec, choices = find_choices()
-    hardware = plan_hardware(spec, choices, "baseline", 3)
+    hardware = plan_hardware(spec, choices, "baseline", 3, Path())
     ours: list[float] = []
     theirs: list[float] = []
     words = [str(BIN / "vmkit"), "up", "--accel", "tcg", "--backend", "user", "--name", "bench", "--quiet"]
@@ -212,7 +212,7 @@ def bench_machines(count: int) -> None:
     with power_off_initrd() as initrd:
         plans: dict[str, list[str]] = {}
         for name, words in BOARDS.items():
-            argv = baseline_argv(plan_hardware(spec, choices, "baseline", 3), initrd)
+            argv = baseline_argv(plan_hardware(spec, choices, "baseline", 3, Path()), initrd)
             at = argv.index("-machine")
             argv[at : at + 2] = [words[0], f"{words[1]},memory-backend=ram"]
             if name != "q35":

@@ -16,12 +16,14 @@ from vmkit.image.config import load_image
 from vmkit.machine.handover import Monitor
 from vmkit.machine.launch import Layout
 from vmkit.machine.qemu import QemuPlan, plan_qemu
+from vmkit.machine.registry import MACHINES
 from vmkit.machine.spec import FIRST_GUEST_CID, MachineSpec
 from vmkit.machine.start import Choices, Started, choose, plan_hardware, start_machine
 from vmkit.machine.vhost import KernelVhostDoor
 from vmkit.run import render_command
 from vsh.address import address_of
 from vsh.registry import Machine as Entry
+from vsh.registry import find_runtime_directory
 
 CONSOLE_POLL_S = 0.05
 READ_BYTES = 65536
@@ -134,7 +136,8 @@ def _render_choice(choice: str, reason: str) -> str:
 def _plan_start(spec: MachineSpec) -> tuple[Choices, QemuPlan]:
     choices = choose(spec, lambda _text, _fraction: None, KernelVhostDoor(), prove=False)
     name, cid = spec.name or choices.built.name, spec.cid or FIRST_GUEST_CID
-    return choices, plan_qemu(plan_hardware(spec, choices, name, cid))
+    directory = Path(find_runtime_directory()) / MACHINES / name
+    return choices, plan_qemu(plan_hardware(spec, choices, name, cid, directory))
 
 
 @contextlib.contextmanager

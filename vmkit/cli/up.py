@@ -40,6 +40,7 @@ from vsh.registry import find_machine
 @click.option(
     "--timeout", type=SECONDS, default=DEFAULT_TIMEOUT_S, show_default=True, help="Seconds the guest has to be ready."
 )
+@click.option("--token", is_flag=True, help="Demand the machine's token of clients [vhost: always].")
 @click.option("--console", is_flag=True, help="Show the guest's console while it boots.")
 @click.option("--reuse", is_flag=True, help="When a machine of that name is ready already, use it.")
 @click.option("--dry-run", is_flag=True, help="Print what would be built and started, and stop.")
@@ -57,6 +58,7 @@ def up(  # noqa: PLR0913
     kernel: Path | None,
     append: str,
     timeout: float,
+    token: bool,
     console: bool,
     reuse: bool,
     dry_run: bool,
@@ -78,6 +80,7 @@ def up(  # noqa: PLR0913
         kernel=kernel.absolute() if kernel else None,
         append=append,
         timeout_s=timeout,
+        token=token,
     )
     # The rest of vmkit is imported while the monitor's interpreter starts: each takes a tenth of a second.
     with contextlib.ExitStack() as stack:

@@ -27,6 +27,8 @@ class Layout:
     RECORD = "machine.json"
     LOCK = "lock"
     VSOCK = "vsock.sock"
+    # Never one of LOGS: those are kept, and shown.
+    TOKEN = "token"  # noqa: S105  (a file's name)
     CONTROL = "monitor.sock"
     CONSOLE_SOCKET = "console.sock"
     CONSOLE_LOG = "console.log"

@@ -33,8 +33,8 @@ class Machine:
     """One virtual machine of an image, started when the block is entered and gone when it is left.
 
     image: a shipped image's name or a recipe's path. memory: MiB as a number, or text such as "1G". timeout_s: the
-    deadline for READY. What is None is chosen: the name after the image, the lowest free CID from 3 on, KVM where it
-    is proven to work, vhost where it is there.
+    deadline for READY. token: demand the machine's token, as the backend vhost always does. What is None is chosen: the
+    name after the image, the lowest free CID from 3 on, KVM where it is proven to work, vhost where it is there.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class Machine:
         kernel: str | Path | None = None,
         append: str = "",
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        token: bool = False,
     ) -> None:
         self.spec = MachineSpec(
             image=image,
@@ -62,6 +63,7 @@ class Machine:
             kernel=None if kernel is None else Path(kernel),
             append=append,
             timeout_s=timeout_s,
+            token=token,
         )
         self._started: Started | None = None
 

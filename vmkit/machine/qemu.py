@@ -19,6 +19,8 @@ USER_READY_PORT = 7777
 CONSOLE_CHARDEV = "{console}"
 QMP_CHARDEV = "{qmp}"
 READY_PORT_MARK = "{ready_port}"
+# Tells the guest that there is a token: one that cannot find it must not serve without.
+TOKEN_WORD = "vmkit.token=smbios"  # noqa: S105  (a word, not a secret)
 QMP_MONITOR = "chardev=qmp,mode=control"
 
 VSOCK_DEVICE_ID = "vsock0"
@@ -50,6 +52,8 @@ class Hardware:
     append: str
     ready_port: int | None
     qemu: str
+    # The file that holds the machine's token; None: it demands none.
+    token: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +80,15 @@ class QemuPlan:
         """The argv for a person's shell: not paused, the console in the terminal, nothing that needs vmkit."""
         left_out = (("-S",), ("-chardev", QMP_CHARDEV), ("-mon", QMP_MONITOR))
         words = list(self.argv)
+        if "-smbios" in words:
+            # The token lives and dies with a machine of vmkit's.
+            at = words.index("-smbios")
+            del words[at : at + 2]
         for option in left_out:
             at = words.index(option[-1]) - len(option) + 1
             del words[at : at + len(option)]
         words[words.index(CONSOLE_CHARDEV)] = "stdio,id=console,mux=on,signal=off"
-        return [word.replace(READY_PORT_MARK, str(USER_READY_PORT)) for word in words]
+        return [word.replace(READY_PORT_MARK, str(USER_READY_PORT)).replace(f" {TOKEN_WORD}", "") for word in words]
 
 
 def render_kernel_command_line(hardware: Hardware) -> str:
@@ -90,6 +98,8 @@ def render_kernel_command_line(hardware: Hardware) -> str:
     """
     port = READY_PORT_MARK if hardware.ready_port is None else hardware.ready_port
     words = [*dict.fromkeys([*BASE_KERNEL_ARGS, *hardware.kernel_args]), f"vmkit.ready={port}"]
+    if hardware.token is not None:
+        words.append(TOKEN_WORD)
     line = " ".join([*words, hardware.append]).strip()
     size_bytes = len(os.fsencode(line))
     if size_bytes > MAX_KERNEL_COMMAND_LINE_BYTES:
@@ -123,6 +133,7 @@ def plan_qemu(hardware: Hardware) -> QemuPlan:
             "-kernel", str(hardware.kernel),
             "-initrd", str(hardware.initrd),
             "-append", render_kernel_command_line(hardware),
+            *_plan_token(hardware),
         ),
         plug=_plan_plug(hardware),
     )  # fmt: skip
@@ -147,6 +158,14 @@ def _plan_memory(hardware: Hardware) -> tuple[str, ...]:
         # The device process maps the guest's memory, so it must be shared.
         return ("-object", f"memory-backend-memfd,id=ram,size={hardware.memory_mib}M,share=on")
     return ()
+
+
+def _plan_token(hardware: Hardware) -> tuple[str, ...]:
+    """An OEM string of the firmware's tables: root alone reads them in the guest, and every kernel shows them."""
+    if hardware.token is None:
+        return ()
+    # In QEMU's options a comma ends a value, and two are one.
+    return ("-smbios", "type=11,path=" + str(hardware.token).replace(",", ",,"))
 
 
 def _plan_plug(hardware: Hardware) -> tuple[QmpCommand, ...]:

@@ -58,6 +58,8 @@ class MachineSpec:
     kernel: Path | None = None
     append: str = ""
     timeout_s: float = DEFAULT_TIMEOUT_S
+    # Demand the machine's token where the backend does not do so anyway.
+    token: bool = False
 
     def __post_init__(self) -> None:
         if self.name is not None:

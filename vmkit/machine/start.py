@@ -22,6 +22,7 @@ from vmkit.machine.launch import MAX_REPORT_LINE_BYTES, LaunchPlan, Layout, Repo
 from vmkit.machine.qemu import USER_READY_PORT, Hardware, plan_qemu
 from vmkit.machine.registry import Reservation, find_state_directory, open_runtime_directory, reserve
 from vmkit.machine.spec import Accelerator, Backend, MachineSpec
+from vmkit.machine.token import DEMANDED, find_token_path, make_token, needs_token
 from vmkit.machine.vhost import KernelVhostDoor, VhostClaim, VhostDoor
 
 # The monitor itself keeps the deadline of the start; this is for a monitor that hangs.
@@ -86,6 +87,8 @@ def start_machine(
         reservation = stack.enter_context(reserve(spec.name, spec.cid, choices.built.name, record, **asks))
         if on_directory is not None:
             on_directory(reservation.directory)
+        if needs_token(choices.backend, asked=spec.token):
+            make_token(reservation.directory)
         plan = plan_launch(spec, choices, reservation, record)
         # Should this be interrupted, the monitor must be gone before the reservation is: it holds the lock as well.
         with monitor.ended_on_error():
@@ -122,8 +125,8 @@ def choose(
     return Choices(built, qemu, kernel, accelerator, accelerator_reason, backend, backend_reason)
 
 
-def plan_hardware(spec: MachineSpec, choices: Choices, name: str, cid: int) -> Hardware:
-    """Everything that decides QEMU's argv."""
+def plan_hardware(spec: MachineSpec, choices: Choices, name: str, cid: int, directory: Path) -> Hardware:
+    """Everything that decides QEMU's argv. directory: the machine's."""
     return Hardware(
         name=name,
         cid=cid,
@@ -137,6 +140,7 @@ def plan_hardware(spec: MachineSpec, choices: Choices, name: str, cid: int) -> H
         append=spec.append,
         ready_port=USER_READY_PORT if choices.backend is Backend.USER else None,
         qemu=choices.qemu.path,
+        token=find_token_path(directory) if needs_token(choices.backend, asked=spec.token) else None,
     )
 
 
@@ -152,6 +156,7 @@ def plan_record(spec: MachineSpec, choices: Choices) -> dict[str, object]:
         "user": choices.built.default_user,
         "started": round(time.time(), 3),
         "qemu_version": choices.qemu.render_version(),
+        "token": DEMANDED if needs_token(choices.backend, asked=spec.token) else None,
     }
 
 
@@ -165,7 +170,7 @@ def plan_launch(spec: MachineSpec, choices: Choices, reservation: Reservation, r
         cid=reservation.cid,
         backend=choices.backend,
         timeout_s=spec.timeout_s,
-        qemu=plan_qemu(plan_hardware(spec, choices, reservation.name, reservation.cid)),
+        qemu=plan_qemu(plan_hardware(spec, choices, reservation.name, reservation.cid, reservation.directory)),
         record={**record, "name": reservation.name, "cid": reservation.cid, "vsock": vsock},
     )
 

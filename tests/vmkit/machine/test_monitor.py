@@ -138,6 +138,8 @@ def test_vhost_start_is_whole_but_for_the_device(vhost: Callable[..., Seen]) -> 
     assert seen.stages == [Stage.STARTED, Stage.RUNNING, Stage.READY]
     assert seen.status == 0
     assert door.claimed == [5]
+    assert "-smbios" in seen.argv
+    assert "vmkit.token=smbios" in seen.argv
     assert seen.entry is not None
     assert (seen.entry.cid, seen.entry.backend, seen.entry.vsock, seen.entry.state) == (5, "vhost", None, "ready")
     # The port that only the monitor knew, in the guest's kernel command line; no shared memory, no device process.
