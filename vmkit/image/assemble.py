@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import assert_never
 
 from vmkit.errors import BuildError, ConfigError
+from vmkit.image.bootstrap import bootstrap
 from vmkit.image.btf import BtfError
 from vmkit.image.config import ImageSpec
 from vmkit.image.deb import extract_deb, extract_patterns
@@ -19,7 +20,18 @@ from vmkit.image.inputs import Inputs
 from vmkit.image.kernel import Kernel, take_kernel
 from vmkit.image.kernel_wall import LOADER_PATH, find_vshd_port, make_loader
 from vmkit.image.packages import python_packages
-from vmkit.image.plan import LinkApplets, Pack, Plan, PutFile, TakeKernel, TakePython, Unpack
+from vmkit.image.plan import (
+    Install,
+    LinkApplets,
+    Pack,
+    Plan,
+    PutFile,
+    TakeDaemon,
+    TakeKernel,
+    TakePython,
+    Unpack,
+    WriteRoot,
+)
 from vmkit.image.python import GuestPython
 from vmkit.image.settings import HOOK_PATH, Source
 from vmkit.image.template import Renderer
@@ -32,15 +44,23 @@ _BUSYBOX = "usr/bin/busybox"
 _BUSYBOX_TIMEOUT_S = 10.0
 # Documentation/admin-guide/devices.txt: what the kernel opens for pid 1 before anything is mounted.
 _CONSOLE, _NULL = (5, 1), (1, 3)
+# What a disk root needs before it is there; most kernels have most of these built in.
+_DISK_MODULES = ("virtio_pci", "virtio_blk", "ext4", "overlay")
+_DISK_APPLETS = ("cat", "mkdir", "modprobe", "mount", "umount", "uname")
+_DISK_INIT = "disk/init.j2"
 
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """A guest's tree and its kernel, ready to be written. wall_trouble: why the kernel layer is not in it, if so."""
+    """A guest's initramfs, its kernel and, where its root is a disk, the tree of that, ready to be written.
 
-    tree: Tree
+    wall_trouble: why the kernel layer is not in it, if so.
+    """
+
+    initramfs: Tree
     kernel: Kernel
     wall_trouble: str
+    root: Tree | None
 
 
 def assemble(
@@ -63,12 +83,10 @@ class _Assembly:
         self._renderer: Renderer | None = None
         self._whole: dict[str, Node] = {}
         self._wall_trouble = ""
+        self._initramfs: Tree | None = None
 
     def run(self, tell: Callable[[str], None]) -> Assembled:
-        for path, device, mode in (("dev/console", _CONSOLE, 0o600), ("dev/null", _NULL, 0o666)):
-            self._tree.add(path, Node(Kind.CHARACTER, mode, device=device))
-        for path in ("proc", "sys"):
-            self._tree.add(path, directory_node(0o555))
+        _add_kernel_folders(self._tree)
         for step in self._plan.steps:
             tell(str(step))
             match step:
@@ -79,13 +97,20 @@ class _Assembly:
                     self._kernel = take_kernel(
                         deb, self._tree, step.modules, step.kernel_format, step.available, self._bar_loopback()
                     )
+                case Install():
+                    self._install()
                 case TakePython():
                     self._take_python(step)
+                    self._raise_kernel_layer(self._kernel)
+                case TakeDaemon():
+                    self._take_daemon(step)
                     self._raise_kernel_layer(self._kernel)
                 case LinkApplets():
                     self._link_applets()
                 case PutFile():
                     self._put_file(step)
+                case WriteRoot():
+                    self._initramfs = self._make_disk_initramfs()
                 case Pack():
                     pass
                 case _:
@@ -94,7 +119,9 @@ class _Assembly:
         assert self._kernel is not None
         self._check_libraries()
         _check_user(self._spec, self._tree)
-        return Assembled(self._tree, self._kernel, self._wall_trouble)
+        if self._initramfs is not None:
+            return Assembled(self._initramfs, self._kernel, self._wall_trouble, self._tree)
+        return Assembled(self._tree, self._kernel, self._wall_trouble, None)
 
     def _check_libraries(self) -> None:
         """Every program's libraries are there: a missing one would only be found by booting.
@@ -119,6 +146,45 @@ class _Assembly:
         else:
             extract_deb(deb, self._tree)
             self._whole = dict(self._tree.walk())
+
+    def _install(self) -> None:
+        lock = self._plan.lock
+        assert lock is not None
+        work = self._work / "bootstrap"
+        work.mkdir()
+        bootstrap(self._tree, lock, self._debs, work)
+        self._whole = dict(self._tree.walk())
+
+    def _take_daemon(self, step: TakeDaemon) -> None:
+        python = GuestPython(self._tree, step.version, self._work)
+        if self._tree.find(python.program) is None:
+            raise ConfigError(
+                f"{self._spec.origin}: packages: the image installs no Python for vshd", hint='add "python3"'
+            )
+        python.take_package("vshd", self._inputs.vshd)
+        python.compile()
+        python.check_imports(step.modules)
+        self._python = python
+
+    def _make_disk_initramfs(self) -> Tree:
+        """What finds the root's disk, mounts it below an overlay, and goes there: busybox, four modules, a script."""
+        busybox = self._tree.find(_BUSYBOX)
+        if busybox is None:
+            raise ConfigError(
+                f"{self._spec.origin}: packages: a disk root is mounted by busybox", hint='add "busybox-static"'
+            )
+        tree = Tree()
+        _add_kernel_folders(tree)
+        tree.add(_BUSYBOX, busybox)
+        for applet in _DISK_APPLETS:
+            tree.add(f"bin/{applet}", symlink_node("busybox"))
+        assert self._kernel is not None
+        assert self._plan.lock is not None
+        kernel = take_kernel(self._debs[self._plan.lock.kernel], tree, _DISK_MODULES, "vmlinuz")
+        text = self._render(_DISK_INIT, disk_modules=kernel.modules)
+        tree.add("init", file_node(text.encode(), 0o755))
+        tree.add(COMPLETE_PATH, file_node(b""))
+        return tree
 
     def _take_python(self, step: TakePython) -> None:
         program, *libraries = python_packages(step.version)
@@ -185,16 +251,17 @@ class _Assembly:
         if self._python is not None:
             self._python.forget_compiled(file.path)
 
-    def _render(self, template: str) -> str:
+    def _render(self, template: str, **more: object) -> str:
         if self._renderer is None:
             self._renderer = Renderer(self._spec.template_dirs)
-        return self._renderer.render(template, self._variables())
+        return self._renderer.render(template, self._variables() | more)
 
     def _variables(self) -> dict[str, object]:
         """What every template knows (docs/IMAGES.md lists them), and the recipe's own."""
         assert self._kernel is not None
         known: dict[str, object] = {
             "image": self._spec.name,
+            "suite": self._plan.lock.suite if self._plan.lock else "",
             "kernel_version": self._kernel.version,
             "modules": self._kernel.modules,
             "python": f"/{self._python.program}" if self._python else "",
@@ -204,6 +271,13 @@ class _Assembly:
             "init_words": plan_init_words(self._spec.wall, HOOK_PATH if self._spec.hook else ""),
         }
         return known | dict(self._spec.variables)
+
+
+def _add_kernel_folders(tree: Tree) -> None:
+    for path, device, mode in (("dev/console", _CONSOLE, 0o600), ("dev/null", _NULL, 0o666)):
+        tree.add(path, Node(Kind.CHARACTER, mode, device=device))
+    for path in ("proc", "sys"):
+        tree.add(path, directory_node(0o555))
 
 
 def _check_user(spec: ImageSpec, tree: Tree) -> None:

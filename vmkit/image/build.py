@@ -5,7 +5,6 @@ versions are those of the last resolve until refresh=True asks for new ones.
 """
 
 import gzip
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from vmkit.image.apt import UnknownPackageError
 from vmkit.image.cache import Cache, find_cache_dir, open_cache
 from vmkit.image.config import ImageSpec, find_mention
 from vmkit.image.inputs import Inputs, read_inputs
-from vmkit.image.packages import Lock, Progress, Request, fetch, make_request, read_lock, resolve
+from vmkit.image.packages import Lock, Progress, Request, fetch, hash_file, make_request, read_lock, resolve
 from vmkit.image.plan import Plan, make_plan
 from vmkit.run import run
 
@@ -41,6 +40,8 @@ class BuiltImage:
     default_user: str
     digest: str
     cached: bool
+    # The root file system; None where it is the initramfs.
+    root: Path | None = None
 
 
 def build_image(
@@ -117,6 +118,7 @@ def _read_built(cache: Cache, spec: ImageSpec, digest: str, *, cached: bool) -> 
         default_user=spec.default_user,
         digest=digest,
         cached=cached,
+        root=folder / "root" if "root" in artifacts else None,
     )
 
 
@@ -160,6 +162,7 @@ def _write_image(
     """Assembles and writes `folder`/image. Imported here: a cache hit needs neither Jinja2 nor the rest."""
     from vmkit.image.assemble import assemble  # noqa: PLC0415
     from vmkit.image.cpio import render_cpio  # noqa: PLC0415
+    from vmkit.image.ext4 import write_ext4  # noqa: PLC0415
 
     work = folder / "work"
     work.mkdir()
@@ -167,18 +170,21 @@ def _write_image(
     assembled = assemble(spec, plan, inputs, debs, work, lambda text: tell(text, next(done) / len(plan.steps)))
     image = folder / "image"
     image.mkdir()
-    artifacts = {
-        "kernel": assembled.kernel.image,
-        "initrd": _compress(render_cpio(assembled.tree), spec.compression),
-    }
-    for name, data in artifacts.items():
-        (image / name).write_bytes(data)
+    (image / "kernel").write_bytes(assembled.kernel.image)
+    (image / "initrd").write_bytes(_compress(render_cpio(assembled.initramfs), spec.compression))
+    if assembled.root is not None:
+        contents = folder / "contents"
+        contents.mkdir()
+        write_ext4(assembled.root, image / "root", contents, plan.digest)
+    artifacts = {path.name: _describe_artifact(path) for path in sorted(image.iterdir())}
     manifest = _render_manifest(spec, plan, assembled, artifacts)
     (image / "manifest.json").write_text(manifest)
     tell(f"built the image {spec.name}", 1.0)
 
 
-def _render_manifest(spec: ImageSpec, plan: Plan, assembled: "Assembled", artifacts: dict[str, bytes]) -> str:
+def _render_manifest(
+    spec: ImageSpec, plan: Plan, assembled: "Assembled", artifacts: dict[str, dict[str, object]]
+) -> str:
     assert plan.lock is not None
     manifest = {
         "schema": MANIFEST_SCHEMA,
@@ -190,10 +196,7 @@ def _render_manifest(spec: ImageSpec, plan: Plan, assembled: "Assembled", artifa
         "kernel_args": spec.kernel_args,
         "default_user": spec.default_user,
         "python": plan.lock.python,
-        "artifacts": {
-            name: {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
-            for name, data in artifacts.items()
-        },
+        "artifacts": artifacts,
         "packages": [
             {
                 "name": record.name,
@@ -206,6 +209,10 @@ def _render_manifest(spec: ImageSpec, plan: Plan, assembled: "Assembled", artifa
         ],
     }
     return json.dumps(manifest, indent=2) + "\n"
+
+
+def _describe_artifact(path: Path) -> dict[str, object]:
+    return {"sha256": hash_file(path), "size_bytes": path.stat().st_size}
 
 
 def _compress(archive: bytes, compression: str) -> bytes:

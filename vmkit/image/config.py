@@ -46,6 +46,8 @@ class ImageSpec:
     variables: tuple[tuple[str, Variable], ...]
     template_dirs: tuple[Path, ...]
     wall: WallSpec
+    root: str
+    bootstrap: bool
     default_user: str
     compression: str
 

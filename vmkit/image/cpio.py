@@ -18,18 +18,16 @@ _TRAILER = "TRAILER!!!"
 _FIELD_LIMIT = 1 << 32
 # GNU cpio pads to 512; the kernel ignores zeros after the trailer.
 _BLOCK_BYTES = 512
-# A moment that no clock of a guest is before, and that is not "unset" to anyone.
-MTIME_S = 1
 _TYPE_BITS = {Kind.FILE: 0o100000, Kind.DIRECTORY: 0o040000, Kind.SYMLINK: 0o120000, Kind.CHARACTER: 0o020000}
 _KINDS = {bits: kind for kind, bits in _TYPE_BITS.items()}
 
 
 def render_cpio(tree: Tree) -> bytes:
-    """The tree as one archive. Inode numbers count up from 1 in path order; times are MTIME_S."""
+    """The tree as one archive. Inode numbers count up from 1 in path order; times are the nodes'."""
     out = bytearray()
     for inode, (path, node) in enumerate(tree.walk(), start=1):
         _append(out, path, node, inode)
-    _append(out, _TRAILER, Node(Kind.FILE, 0), 0, links=1, mode=0, mtime_s=0)
+    _append(out, _TRAILER, Node(Kind.FILE, 0, mtime_s=0), 0, links=1, mode=0)
     _pad(out, _BLOCK_BYTES)
     return bytes(out)
 
@@ -42,7 +40,6 @@ def _append(
     *,
     links: int | None = None,
     mode: int | None = None,
-    mtime_s: int = MTIME_S,
 ) -> None:
     name = path.encode() + b"\0"
     if len(node.data) >= _FIELD_LIMIT:
@@ -53,7 +50,7 @@ def _append(
         node.uid,
         node.gid,
         (2 if node.kind is Kind.DIRECTORY else 1) if links is None else links,
-        mtime_s,
+        node.mtime_s,
         len(node.data),
         0,
         0,
@@ -97,6 +94,7 @@ def read_cpio(archive: bytes) -> Iterator[CpioEntry]:
         data_at = start + name_size + -(start + name_size) % 4
         if data_at + size > len(archive):
             raise BuildError(f"the archive ends inside '{path}'")
-        node = Node(_KINDS[mode & 0o170000], mode & 0o7777, archive[data_at : data_at + size], uid, gid, (major, minor))
+        data = archive[data_at : data_at + size]
+        node = Node(_KINDS[mode & 0o170000], mode & 0o7777, data, uid, gid, (major, minor), mtime_s)
         yield CpioEntry(path, node, inode, mtime_s)
         offset = data_at + size + -(data_at + size) % 4

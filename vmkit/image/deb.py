@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from vmkit.errors import BuildError
-from vmkit.image.tree import Kind, Node, Tree, normalise_path
+from vmkit.image.tree import MTIME_S, Kind, Node, Tree, normalise_path
 from vmkit.run import run
 
 # Unpacking the largest kernel package takes about one second; a hundred times that is a hung disk.
 UNPACK_TIMEOUT_S = 120.0
 
 # What a guest that is thrown away does not read.
-_DOCUMENTATION = (
+DOCUMENTATION = (
     "usr/share/doc/*",
     "usr/share/man/*",
     "usr/share/info/*",
@@ -32,7 +32,7 @@ Chooser = Callable[[str], bool]
 
 def everything_but_documentation(path: str) -> bool:
     """True for a path that a guest may want."""
-    return not any(fnmatch.fnmatchcase(path, pattern) for pattern in _DOCUMENTATION)
+    return not any(fnmatch.fnmatchcase(path, pattern) for pattern in DOCUMENTATION)
 
 
 def read_deb(deb: Path) -> Iterator[tuple[str, Node]]:
@@ -41,7 +41,7 @@ def read_deb(deb: Path) -> Iterator[tuple[str, Node]]:
     try:
         with tarfile.open(fileobj=io.BytesIO(tar_bytes), mode="r:") as tar:
             for member in tar:
-                node = _node_of(tar, member)
+                node = node_of_member(tar, member)
                 if node is not None:
                     yield normalise_path(member.name), node
     except tarfile.TarError as error:
@@ -71,15 +71,17 @@ def extract_patterns(deb: Path, tree: Tree, patterns: Sequence[str]) -> None:
         raise BuildError(f"the package {deb.stem} has no file that matches {listed}", hint="see the recipe's [extract]")
 
 
-def _node_of(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Node | None:
+def node_of_member(tar: tarfile.TarFile, member: tarfile.TarInfo, *, keep_time: bool = False) -> Node | None:
+    """A tar's member as a node; a hard link becomes a copy, what is neither file, directory nor symlink None."""
     mode = member.mode & 0o7777
+    mtime_s = int(member.mtime) if keep_time else MTIME_S
     if member.isdir():
-        return Node(Kind.DIRECTORY, mode, uid=member.uid, gid=member.gid)
+        return Node(Kind.DIRECTORY, mode, uid=member.uid, gid=member.gid, mtime_s=mtime_s)
     if member.issym():
-        return Node(Kind.SYMLINK, 0o777, member.linkname.encode(), uid=member.uid, gid=member.gid)
+        return Node(Kind.SYMLINK, 0o777, member.linkname.encode(), member.uid, member.gid, mtime_s=mtime_s)
     if member.isreg() or member.islnk():
         source = tar.extractfile(member)
         data = source.read() if source else b""
-        return Node(Kind.FILE, mode, data, uid=member.uid, gid=member.gid)
+        return Node(Kind.FILE, mode, data, uid=member.uid, gid=member.gid, mtime_s=mtime_s)
     # Debian's policy forbids device nodes in packages; a fifo or socket has no use in an image.
     return None

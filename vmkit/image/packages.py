@@ -22,6 +22,8 @@ LOCK_SCHEMA = 2
 
 _KERNEL_DEPENDENCY = re.compile(r"(linux-image-[0-9][a-z0-9.+-]*)")
 _PYTHON_DEPENDENCY = re.compile(r"python(3\.[0-9]+)-minimal")
+# What every Debian has (debootstrap's minbase), as apt-patterns(7); and useradd, for the person's account.
+_MINBASE = ("?essential", "?priority(required)", "apt", "passwd")
 _CHUNK_BYTES = 1 << 20
 
 Progress = Callable[[str, float | None], None]
@@ -46,6 +48,7 @@ class Request:
     python: bool
     extract: tuple[str, ...]
     packages: tuple[str, ...]
+    bootstrap: bool
 
     def key(self) -> str:
         """A name for this request's lock, stable between runs and releases of one LOCK_SCHEMA."""
@@ -59,7 +62,7 @@ class Lock:
     """The answer.
 
     Every package with version and hash. kernel names one of them, the only one of kernel_suite; python is like `3.13`,
-    or empty; closure names those unpacked whole.
+    or empty; closure names those unpacked whole, or installed.
     """
 
     suite: str
@@ -94,6 +97,7 @@ def make_request(spec: ImageSpec) -> Request:
         python=bool(spec.python_modules),
         extract=tuple(name for name, _ in spec.extract),
         packages=tuple(sorted(spec.packages)),
+        bootstrap=spec.bootstrap,
     )
 
 
@@ -155,7 +159,7 @@ def _archive(request: Request, suite: str) -> Archive:
 
 def _resolve(apt: Apt, request: Request, suite: str) -> Lock:
     """Everything of this suite; the kernel only if it is of this suite, too."""
-    closure = apt.resolve(request.packages)
+    closure = apt.resolve((*_MINBASE, *request.packages) if request.bootstrap else request.packages)
     python, kernel = "", ""
     own_kernel = request.kernel_suite in ("", suite)
     names = [*((request.kernel,) if own_kernel else ()), *request.extract, *closure]
@@ -166,7 +170,8 @@ def _resolve(apt: Apt, request: Request, suite: str) -> Lock:
         wanted.add(kernel)
     if request.python:
         python = _python_behind(found["python3-minimal"])
-        wanted |= set(python_packages(python))
+        # An installed Debian has a Python of its own, whole.
+        wanted |= set() if request.bootstrap else set(python_packages(python))
     records = apt.show(sorted(wanted))
     return Lock(suite, kernel, suite, python, closure, tuple(records[name] for name in sorted(wanted)))
 

@@ -26,6 +26,16 @@ class Unpack:
 
 
 @dataclass(frozen=True, slots=True)
+class Install:
+    """Install Debian from packages, with all that their scripts do."""
+
+    packages: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"install {len(self.packages)} packages with mmdebstrap"
+
+
+@dataclass(frozen=True, slots=True)
 class TakeKernel:
     """Take the boot image and the listed modules: to be loaded at boot, and to be there for modprobe."""
 
@@ -52,6 +62,17 @@ class TakePython:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeDaemon:
+    """Take vshd for the Python that is installed, and see that it finds the listed modules."""
+
+    version: str
+    modules: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"take vshd for the installed Python {self.version}, which must have {len(self.modules)} modules"
+
+
+@dataclass(frozen=True, slots=True)
 class LinkApplets:
     """Link busybox's applets where no other file is."""
 
@@ -72,6 +93,14 @@ class PutFile:
 
 
 @dataclass(frozen=True, slots=True)
+class WriteRoot:
+    """Write the root file system, and make the initramfs one that mounts it."""
+
+    def __str__(self) -> str:
+        return "write the root file system (ext4), and an initramfs that mounts it below an overlay"
+
+
+@dataclass(frozen=True, slots=True)
 class Pack:
     """Write the initramfs."""
 
@@ -81,7 +110,7 @@ class Pack:
         return f"pack the initramfs (compression: {self.compression})"
 
 
-Step = Unpack | TakeKernel | TakePython | LinkApplets | PutFile | Pack
+Step = Unpack | Install | TakeKernel | TakePython | TakeDaemon | LinkApplets | PutFile | WriteRoot | Pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +139,19 @@ class Plan:
 
 def make_plan(spec: ImageSpec, request: Request, inputs: Inputs, lock: Lock | None) -> Plan:
     """The steps for a recipe; without a lock, as far as they are known."""
-    steps: list[Step] = [Unpack(name, ()) for name in (lock.closure if lock else spec.packages)]
+    packages = lock.closure if lock else spec.packages
+    steps: list[Step] = [Install(packages)] if spec.bootstrap else [Unpack(name, ()) for name in packages]
     steps += [Unpack(name, patterns) for name, patterns in spec.extract]
     kernel = lock.kernel if lock else spec.kernel
     steps.append(TakeKernel(kernel, spec.kernel_format, spec.modules, spec.modules_available))
     if spec.python_modules:
-        steps.append(TakePython(lock.python if lock else "3", spec.python_modules))
-    steps.append(LinkApplets())
+        take = TakeDaemon if spec.bootstrap else TakePython
+        steps.append(take(lock.python if lock else "3", spec.python_modules))
+    if not spec.bootstrap:
+        steps.append(LinkApplets())
     steps += [PutFile(file) for file in (*spec.files, *((spec.hook,) if spec.hook else ()))]
+    if spec.root == "disk":
+        steps.append(WriteRoot())
     steps.append(Pack(spec.compression))
     return Plan(spec.name, tuple(steps), _digest(spec, inputs, lock) if lock else "", lock, request)
 
@@ -135,6 +169,8 @@ def _digest(spec: ImageSpec, inputs: Inputs, lock: Lock) -> str:
         "files": [_describe(file) for file in spec.files],
         "hook": _describe(spec.hook) if spec.hook else None,
         "variables": spec.variables,
+        "root": spec.root,
+        "bootstrap": spec.bootstrap,
         "default_user": spec.default_user,
         "compression": spec.compression,
         "inputs": inputs.hashes,

@@ -120,6 +120,12 @@ def _text(place: Place, value: Any) -> str:
     return value
 
 
+def _flag(place: Place, value: Any) -> bool:
+    if not isinstance(value, bool):
+        place.fail(f"must be true/false, not {_type_name(value)}")
+    return value
+
+
 def _type_name(value: Any) -> str:
     names = {bool: "true/false", int: "a number", float: "a number", str: "text", list: "a list", dict: "a table"}
     return names.get(type(value), type(value).__name__)
@@ -309,6 +315,7 @@ def _hook(place: Place, value: Any) -> FileSpec:
 
 
 _KERNEL_FORMATS = re.compile(r"auto|vmlinux|vmlinuz")
+_ROOTS = re.compile(r"initramfs|disk")
 _COMPRESSIONS = re.compile(r"none|gzip|lz4|zstd")
 
 SETTINGS: dict[str, Setting] = {
@@ -332,6 +339,8 @@ SETTINGS: dict[str, Setting] = {
     "variables": Setting(_variables, {}, _join),
     "templates": Setting(_host_paths, (), _append),
     "wall": Setting(_wall, {}, _join),
+    "root": Setting(_word(_ROOTS, "one of initramfs, disk"), "initramfs", _replace),
+    "bootstrap": Setting(_flag, False, _replace),
     "default_user": Setting(_word(_USER, "a user's name"), "root", _replace),
     "compression": Setting(_word(_COMPRESSIONS, "one of none, gzip, lz4, zstd"), "none", _replace),
 }

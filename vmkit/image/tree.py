@@ -22,6 +22,8 @@ COMPLETE_PATH = "etc/vmkit/complete"
 
 # Linux follows 40 (MAXSYMLINKS, linux/namei.h).
 _LINK_LIMIT = 40
+# A moment that no clock of a guest is before, and that is not "unset" to anyone.
+MTIME_S = 1
 
 # Debian's merged /usr: packages of bookworm still ship these, later ones ship usr/ only.
 _MERGED = ("bin", "sbin", "lib", "lib64")
@@ -36,7 +38,10 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One inode. data is a file's content or a symlink's target; mode holds permission bits only."""
+    """One inode. data is a file's content or a symlink's target; mode holds permission bits only.
+
+    mtime_s is MTIME_S but for files of an installed Debian, whose compiled Python goes by it.
+    """
 
     kind: Kind
     mode: int
@@ -44,6 +49,7 @@ class Node:
     uid: int = 0
     gid: int = 0
     device: tuple[int, int] = (0, 0)
+    mtime_s: int = MTIME_S
 
 
 def file_node(data: bytes, mode: int = 0o644) -> Node:

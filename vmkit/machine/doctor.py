@@ -27,6 +27,8 @@ from vsh.errors import VshError
 NEEDED_DISK_MIB = 512
 SLOWER = "TCG will be used, some ten times slower"
 PROGRAMS = {"apt-get": "apt", "dpkg-deb": "dpkg", "zstd": "zstd"}
+# Images with a disk root are made with these; tiny is not.
+DISK_PROGRAMS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "debugfs": "e2fsprogs"}
 
 
 class Level(StrEnum):
@@ -173,6 +175,14 @@ def _check_programs(image: str) -> Iterator[Check]:
         if path is None:
             hint = f"sudo apt-get install {package}"
             yield Check(program, _need_for_building(image), "not found; images are built with it", hint)
+        else:
+            yield Check(program, Level.OK, path)
+    for program, package in DISK_PROGRAMS.items():
+        # e2fsprogs are in /sbin, which is not on every user's PATH, and are found there.
+        path = shutil.which(program) or f"/usr/sbin/{program}"
+        if not Path(path).exists():
+            hint = f"sudo apt-get install {package}"
+            yield Check(program, Level.FALLBACK, "not found; images with a disk root (debian) are built with it", hint)
         else:
             yield Check(program, Level.OK, path)
 

@@ -181,6 +181,16 @@ def choose_backend(asked: Backend | None, vhost: Verdict) -> tuple[Backend, str]
     return (Backend.VHOST, "") if vhost.works else (Backend.USER, vhost.reason)
 
 
+def is_emulated(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this host is itself run by QEMU's emulator: it says so in the name of its processor."""
+    try:
+        with cpuinfo.open(errors="replace") as file:
+            head = file.read(MAX_NOTE_BYTES)
+    except OSError:
+        return False
+    return re.search(r"^model name\s*:\s*QEMU (TCG|Virtual) CPU", head, re.MULTILINE) is not None
+
+
 def read_available_memory_mib() -> int:
     """MemAvailable of /proc/meminfo, in MiB."""
     for line in Path("/proc/meminfo").read_text().splitlines():

@@ -3,13 +3,14 @@
 Why each option is there is said beside it; what was measured to choose them is in docs/DECISIONS.md.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from vmkit.errors import ConfigError
-from vmkit.machine.spec import MAX_KERNEL_COMMAND_LINE_BYTES, Accelerator, Backend
+from vmkit.machine.spec import MAX_KERNEL_COMMAND_LINE_BYTES, Accelerator, Backend, DiskMode, DiskSpec
 
 # The port of the host that hears READY on the `user` backend, where every machine has ports of its own
 # (the number is that of ChromeOS's startup listener).
@@ -22,6 +23,12 @@ READY_PORT_MARK = "{ready_port}"
 # Tells the guest that there is a token: one that cannot find it must not serve without.
 TOKEN_WORD = "vmkit.token=smbios"  # noqa: S105  (a word, not a secret)
 QMP_MONITOR = "chardev=qmp,mode=control"
+
+# By this the guest's init tells the root from other disks. A serial has at most 20 bytes (linux/virtio_blk.h,
+# VIRTIO_BLK_ID_BYTES).
+ROOT_SERIAL = "vmkit-root"
+# Tells a guest to load the driver of disks; one whose root is a disk has it.
+DISKS_ARGUMENT = "vmkit.disks"
 
 VSOCK_DEVICE_ID = "vsock0"
 VSOCK_CHARDEV_ID = "vsock-char"
@@ -38,7 +45,10 @@ JsonValue = None | bool | int | str | Mapping[str, "JsonValue"]
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """Everything that decides QEMU's argv. Paths exist, choices are made; ready_port None: the monitor will know it."""
+    """Everything that decides QEMU's argv. Paths exist, choices are made; ready_port None: the monitor will know it.
+
+    nested: this host is itself emulated by QEMU.
+    """
 
     name: str
     cid: int
@@ -54,6 +64,11 @@ class Hardware:
     qemu: str
     # The file that holds the machine's token; None: it demands none.
     token: Path | None = None
+    root: Path | None = None
+    disks: tuple[DiskSpec, ...] = ()
+    gdb_port: int | None = None
+    cpu: str | None = None
+    nested: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +115,8 @@ def render_kernel_command_line(hardware: Hardware) -> str:
     words = [*dict.fromkeys([*BASE_KERNEL_ARGS, *hardware.kernel_args]), f"vmkit.ready={port}"]
     if hardware.token is not None:
         words.append(TOKEN_WORD)
+    if hardware.disks:
+        words.append(DISKS_ARGUMENT)
     line = " ".join([*words, hardware.append]).strip()
     size_bytes = len(os.fsencode(line))
     if size_bytes > MAX_KERNEL_COMMAND_LINE_BYTES:
@@ -111,7 +128,7 @@ def render_kernel_command_line(hardware: Hardware) -> str:
 
 
 def plan_qemu(hardware: Hardware) -> QemuPlan:
-    """QEMU's argv (paused, no display, no network, no disk) and the vsock device to plug before it runs."""
+    """QEMU's argv (paused, no display, no network, no disk but those asked for), and the vsock device to plug."""
     return QemuPlan(
         argv=(
             hardware.qemu,
@@ -128,6 +145,9 @@ def plan_qemu(hardware: Hardware) -> QemuPlan:
             "-m", f"{hardware.memory_mib}M",
             *_plan_memory(hardware),
             "-device", f"pcie-root-port,id={ROOT_PORT_ID},slot=1",
+            *_plan_disks(hardware),
+            # Loopback alone: whoever reaches it owns the guest.
+            *(() if hardware.gdb_port is None else ("-gdb", f"tcp:127.0.0.1:{hardware.gdb_port}")),
             "-chardev", CONSOLE_CHARDEV, "-serial", "chardev:console",
             "-chardev", QMP_CHARDEV, "-mon", QMP_MONITOR,
             "-kernel", str(hardware.kernel),
@@ -147,10 +167,30 @@ def _render_machine(hardware: Hardware) -> str:
 
 def _plan_cpu(hardware: Hardware) -> tuple[str, ...]:
     if hardware.accelerator is Accelerator.KVM:
-        return ("-accel", "kvm", "-cpu", "host")
+        return ("-accel", "kvm", "-cpu", hardware.cpu or "host")
+    if hardware.nested:
+        # Emulation inside emulation: a plain model is faster, and kernels panic on any that has cmpxchg16b.
+        return ("-accel", "tcg,thread=single", "-cpu", hardware.cpu or "qemu64,-cx16")
     # cmpxchg16b goes wrong when an interrupt lands on it in QEMU 7.2's TCG: guests under vsock load double-fault in
     # kmalloc.
-    return ("-accel", "tcg", "-cpu", "max,cx16=off")
+    return ("-accel", "tcg", "-cpu", hardware.cpu or "max,cx16=off")
+
+
+def _plan_disks(hardware: Hardware) -> tuple[str, ...]:
+    """The guest's disks in the order of their names there: /dev/vda is the root, where there is one."""
+    root = () if hardware.root is None else ((ROOT_SERIAL, DiskSpec(hardware.root)),)
+    words: list[str] = []
+    for number, (serial, disk) in enumerate((*root, *((f"vmkit-{i}", disk) for i, disk in enumerate(hardware.disks)))):
+        blockdev = {
+            # Never guessed from the content: a guest that writes a header to its raw disk could name any file of ours.
+            "driver": "qcow2" if disk.path.suffix == ".qcow2" else "raw",
+            "node-name": f"disk{number}",
+            "read-only": disk.mode is DiskMode.READ_ONLY,
+            "file": {"driver": "file", "filename": str(disk.path)},
+        }
+        # As JSON, where a path may hold commas.
+        words += ["-blockdev", json.dumps(blockdev), "-device", f"virtio-blk-pci,drive=disk{number},serial={serial}"]
+    return tuple(words)
 
 
 def _plan_memory(hardware: Hardware) -> tuple[str, ...]:

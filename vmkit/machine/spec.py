@@ -24,6 +24,9 @@ MIN_MEMORY_MIB = 64
 DEFAULT_CPUS = 1
 MAX_CPUS = 255
 DEFAULT_TIMEOUT_S = 120.0
+MAX_PORT = 2**16 - 1
+# The root bus of q35 has 32 slots, and other devices are there, too.
+MAX_DISKS = 20
 # A week: longer than any boot, and less than the milliseconds that poll(2) counts in an int.
 MAX_TIMEOUT_S = 7 * 24 * 3600.0
 # COMMAND_LINE_SIZE of x86 (arch/x86/include/asm/setup.h): the kernel cuts what is longer, without a word.
@@ -37,6 +40,13 @@ class Accelerator(StrEnum):
     TCG = "tcg"
 
 
+class DiskMode(StrEnum):
+    """Whether the guest may write to a disk."""
+
+    READ_ONLY = "ro"
+    READ_WRITE = "rw"
+
+
 class Backend(StrEnum):
     """How the guest's vsock reaches the host: the kernel's vhost-vsock, or our userspace device."""
 
@@ -45,8 +55,20 @@ class Backend(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class DiskSpec:
+    """A file or block device of the host's that the guest has as a disk: raw, or qcow2 where its name ends so."""
+
+    path: Path
+    mode: DiskMode = DiskMode.READ_ONLY
+
+
+@dataclass(frozen=True, slots=True)
 class MachineSpec:
-    """One machine as asked for; None means: let vmkit choose, and say what it chose."""
+    """One machine as asked for; None means: let vmkit choose, and say what it chose.
+
+    root replaces the disk of an image whose root is one. disks are the guest's disks after that, in their order.
+    gdb_port: a TCP port of the host's loopback. cpu: a model and features, as QEMU's -cpu has them.
+    """
 
     image: str = "tiny"
     name: str | None = None
@@ -60,6 +82,10 @@ class MachineSpec:
     timeout_s: float = DEFAULT_TIMEOUT_S
     # Demand the machine's token where the backend does not do so anyway.
     token: bool = False
+    root: Path | None = None
+    disks: tuple[DiskSpec, ...] = ()
+    gdb_port: int | None = None
+    cpu: str | None = None
 
     def __post_init__(self) -> None:
         if self.name is not None:
@@ -79,6 +105,14 @@ class MachineSpec:
             raise ConfigError(
                 f"a timeout of {self.timeout_s:g} s makes no sense",
                 hint=f"give seconds above 0, {MAX_TIMEOUT_S:.0f} at most",
+            )
+        if self.gdb_port is not None and not 1 <= self.gdb_port <= MAX_PORT:
+            raise ConfigError(f"gdb cannot be given port {self.gdb_port}", hint=f"choose one from 1 to {MAX_PORT}")
+        if len(self.disks) > MAX_DISKS:
+            raise ConfigError(f"{len(self.disks)} disks are more than a machine can have", hint=f"{MAX_DISKS} at most")
+        if self.cpu is not None and not re.fullmatch(r"[A-Za-z0-9][\w.+,=-]*", self.cpu, re.ASCII):
+            raise ConfigError(
+                f"'{self.cpu}' is not a CPU model", hint="as for QEMU's -cpu: max, or qemu64,-cx16 (see -cpu help)"
             )
         if "\0" in self.append or "\n" in self.append:
             raise ConfigError("kernel arguments cannot hold a NUL or a newline")

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from vmkit.errors import HostError, MachineError
+from vmkit.errors import ConfigError, HostError, MachineError
 from vmkit.image.build import BuiltImage, build_image
 from vmkit.image.config import load_image
 from vmkit.machine import probe
+from vmkit.machine.disks import check_disk, check_gdb_port, check_root
 from vmkit.machine.handover import Monitor, start_monitor
 from vmkit.machine.launch import MAX_REPORT_LINE_BYTES, LaunchPlan, Layout, Report, Stage, parse_report
 from vmkit.machine.qemu import USER_READY_PORT, Hardware, plan_qemu
@@ -43,6 +44,8 @@ class Choices:
     accelerator_reason: str
     backend: Backend
     backend_reason: str
+    root: Path | None = None
+    nested: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,17 +115,38 @@ def choose(
     """
     if spec.kernel is not None:
         _check_kernel(spec.kernel)
+    for disk in spec.disks:
+        check_disk(disk)
+    if spec.root is not None:
+        check_root(spec.root)
+    if spec.gdb_port is not None:
+        check_gdb_port(spec.gdb_port)
     runtime = open_runtime_directory()
     qemu = probe.find_qemu(runtime)
     backend, backend_reason = probe.choose_backend(spec.backend, probe.probe_vhost(door))
     probe.check_memory(spec.memory_mib)
     built = build(spec.image, tell)
+    if spec.root is not None and built.root is None:
+        raise ConfigError(
+            f"the image {built.name} has its root in memory: there is no disk that {spec.root} could replace",
+            hint="give it as a disk beside (--disk), or use an image with a disk root, such as debian",
+        )
     kernel = spec.kernel or built.kernel
     kvm = None
     if spec.accelerator is None:
         kvm = probe.probe_kvm(qemu, built.kernel, runtime, prove=prove)
     accelerator, accelerator_reason = probe.choose_accelerator(spec.accelerator, kvm)
-    return Choices(built, qemu, kernel, accelerator, accelerator_reason, backend, backend_reason)
+    return Choices(
+        built,
+        qemu,
+        kernel,
+        accelerator,
+        accelerator_reason,
+        backend,
+        backend_reason,
+        root=spec.root or built.root,
+        nested=probe.is_emulated(),
+    )
 
 
 def plan_hardware(spec: MachineSpec, choices: Choices, name: str, cid: int, directory: Path) -> Hardware:
@@ -141,6 +165,11 @@ def plan_hardware(spec: MachineSpec, choices: Choices, name: str, cid: int, dire
         ready_port=USER_READY_PORT if choices.backend is Backend.USER else None,
         qemu=choices.qemu.path,
         token=find_token_path(directory) if needs_token(choices.backend, asked=spec.token) else None,
+        root=choices.root,
+        disks=spec.disks,
+        gdb_port=spec.gdb_port,
+        cpu=spec.cpu,
+        nested=choices.nested,
     )
 
 

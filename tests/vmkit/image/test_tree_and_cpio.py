@@ -8,8 +8,8 @@ import pytest
 
 from vmkit.errors import BuildError
 from vmkit.image import tree as tree_module
-from vmkit.image.cpio import MTIME_S, read_cpio, render_cpio
-from vmkit.image.tree import Kind, Node, Tree, directory_node, file_node, normalise_path, symlink_node
+from vmkit.image.cpio import read_cpio, render_cpio
+from vmkit.image.tree import MTIME_S, Kind, Node, Tree, directory_node, file_node, normalise_path, symlink_node
 
 
 @pytest.mark.parametrize(
