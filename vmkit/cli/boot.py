@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vmkit.cli.show import open_progress, print_json
+from vmkit.cli.show import open_progress, print_json, read_wall
 from vmkit.image.build import find_built_image, plan_image
 from vmkit.image.config import load_image
 from vmkit.machine.handover import Monitor
@@ -23,7 +23,7 @@ from vmkit.machine.vhost import KernelVhostDoor
 from vmkit.run import render_command
 from vsh.address import address_of
 from vsh.registry import Machine as Entry
-from vsh.registry import find_runtime_directory
+from vsh.registry import find_machine, find_runtime_directory
 
 CONSOLE_POLL_S = 0.05
 READ_BYTES = 65536
@@ -54,10 +54,16 @@ def render_json(started: Started) -> dict[str, object]:
         "accelerator_reason": choices.accelerator_reason,
         "backend": choices.backend.value,
         "backend_reason": choices.backend_reason,
+        "wall": _find_wall(started.name),
         "seconds": round(started.seconds, 3),
         "directory": str(started.directory),
         "shell": ["vsh", "--cid", str(started.cid)],
     }
+
+
+def _find_wall(name: str) -> dict[str, str]:
+    entry = find_machine(name=name)
+    return {} if entry is None else read_wall(entry.record)
 
 
 def print_running(entry: Entry, *, as_json: bool) -> None:
@@ -100,6 +106,9 @@ def _print_started(started: Started, *, quiet: bool) -> None:
         print(f"  no KVM: {choices.accelerator_reason}")
     if choices.backend_reason:
         print(f"  no vhost: {choices.backend_reason}")
+    for layer, state in _find_wall(started.name).items():
+        if state not in ("on", "off"):
+            print(f"  the wall's {layer} layer is {state}")
     _print_next(started.name, started.cid)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import click
 
-from vmkit.cli.show import print_json, print_table
+from vmkit.cli.show import print_json, print_table, read_wall
 from vmkit.cli.values import SECONDS
 from vmkit.errors import ConfigError, MachineError
 from vmkit.machine import stop
@@ -91,6 +91,9 @@ def status(*, name: str | None, as_json: bool) -> None:
     shown.pop("schema", None)
     shown["up"] = _render_age(entry)
     shown.pop("started", None)
+    # One line per layer: a reason may be a sentence.
+    shown |= {f"wall {layer}": state for layer, state in read_wall(entry.record).items()}
+    shown.pop("wall", None)
     width = max(len(key) for key in shown)
     for key, value in shown.items():
         if value is not None:

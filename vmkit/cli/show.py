@@ -3,7 +3,7 @@
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 Tell = Callable[[str, float | None], None]
 
@@ -49,6 +49,12 @@ def _tell_plainly() -> Tell:
 def print_json(value: object) -> None:
     """One JSON document on stdout."""
     print(json.dumps(value, indent=2))
+
+
+def read_wall(record: Mapping[str, object]) -> dict[str, str]:
+    """The layers of a machine's wall as its guest found them when it came up; empty before that."""
+    wall = record.get("wall")
+    return {str(layer): str(state) for layer, state in wall.items()} if isinstance(wall, dict) else {}
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

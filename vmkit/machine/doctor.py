@@ -4,6 +4,7 @@ The one thing it starts is the proof of KVM, and only when an image with a kerne
 is the runtime directory, as the way to know whether that can be made.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -191,3 +192,21 @@ def _check_image(image: str) -> Iterator[Check]:
     built = find_built_image(load_image(image))
     text = "built, ready to start" if built is not None else "not built yet; `vmkit up` builds it"
     yield Check(f"image {image}", Level.OK, text)
+    if built is not None:
+        yield _check_wall(image, built.manifest)
+
+
+def _check_wall(image: str, manifest: Path) -> Check:
+    """Which layers the image raises, and whether its kernel can have the one that is the kernel's."""
+    name = f"wall of {image}"
+    try:
+        wall = json.loads(manifest.read_bytes())["wall"]
+        wanted = [layer for layer in ("transport", "daemon", "kernel") if wall[layer] not in (False, "off")]
+        trouble = wall["kernel_trouble"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Check(name, Level.FALLBACK, f"{manifest} does not tell of it: {error!r}")
+    if trouble:
+        return Check(
+            name, Level.FALLBACK, f"the kernel layer is missing: {trouble}", "the others hold; choose another `kernel`"
+        )
+    return Check(name, Level.OK, f"layers: {', '.join(wanted) or 'none'}")

@@ -29,7 +29,7 @@ from vmkit.machine.launch import LaunchPlan, Layout, Report, Stage
 from vmkit.machine.life import Life, explain_failure
 from vmkit.machine.logs import CappedLog, EventLog
 from vmkit.machine.qemu import VSOCK_CHARDEV_ID
-from vmkit.machine.ready import ReadyListener, open_ready_listener
+from vmkit.machine.ready import ReadyListener, open_ready_listener, parse_wall
 from vmkit.machine.registry import discard, write_record
 from vmkit.machine.spec import Backend
 from vmkit.run import render_command
@@ -69,6 +69,7 @@ class Monitor:
         self._events = EventLog(plan.directory / Layout.EVENTS)
         self._control = ControlServer(self._on_control)
         self._shutdown_reason = ""
+        self._wall: dict[str, str] = {}
         self._console: Console | None = None
         self._console_task: asyncio.Task[None] | None = None
         self._device: VsockDevice | None = None
@@ -223,7 +224,7 @@ class Monitor:
         self._life.finish(explain_exit(seen, trouble, ready=self._life.is_ready, asked=self._life.is_asked))
 
     async def _watch_ready(self, listener: ReadyListener) -> None:
-        await listener.wait()
+        self._wall = parse_wall(await listener.wait())
         listener.close()
         if self._life.end.done():
             # Too late: what is being torn down must not be called ready.
@@ -231,7 +232,7 @@ class Monitor:
         # Where this cannot be written, vsh would not find what `up` calls ready: that fails, then.
         self._write_record("ready", must=True)
         self._life.is_ready = True
-        self._events.add("ready")
+        self._events.add("ready", {"wall": self._wall})
         self._report(Stage.READY)
 
     async def _drain_console(self) -> None:
@@ -299,6 +300,8 @@ class Monitor:
         record = dict(self._plan.record, state="stopping" if self._life.is_asked else state, pid=os.getpid())
         if self._qemu is not None:
             record["qemu_pid"] = self._qemu.pid
+        if self._wall:
+            record["wall"] = self._wall
         # On a full disk the old record stays, and is still whole.
         with contextlib.nullcontext() if must else contextlib.suppress(OSError):
             write_record(self._plan.directory, record)

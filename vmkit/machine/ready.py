@@ -1,5 +1,5 @@
-"""The READY message: the guest says `READY=1` (sd_notify's words) once vshd listens. Bound before QEMU starts; never
-polled for.
+"""The READY message: the guest says `READY=1` (sd_notify's words) once vshd listens, and before that, in the same
+message, how it has found each layer of the wall (`WALL_KERNEL=on`). Bound before QEMU starts; never polled for.
 
 On `user` the device process admits only privileged source ports (below 1024) to it and lets nobody but the guest's
 CID through. On `vhost` every machine shares the host's ports, so the port is the machine's own, and the peer's CID
@@ -14,9 +14,12 @@ from vmkit.errors import MachineError
 from vmkit.machine.launch import LaunchPlan, Layout
 from vmkit.machine.qemu import USER_READY_PORT
 from vmkit.machine.spec import Backend
+from vmkit.machine.text import clean_line
 from vsh.transport import listen_vsock
 
 READY_WORD = b"READY=1"
+WALL_WORD = b"WALL_"
+WALL_LAYERS = ("transport", "daemon", "kernel")
 # systemd's notify messages are short; a guest that sends more says something else.
 MAX_MESSAGE_BYTES = 4096
 MESSAGE_DEADLINE_S = 10.0
@@ -31,6 +34,20 @@ def is_ready_message(message: bytes) -> bool:
     return READY_WORD in message.split(b"\n")
 
 
+def parse_wall(message: bytes) -> dict[str, str]:
+    """The state of each layer that the message tells of: `on`, `off`, or `missing: REASON`.
+
+    The guest's words, made fit for a terminal; layers that are not ours to know are left out.
+    """
+    wall = {}
+    for line in message.split(b"\n"):
+        name, equals, state = line.partition(b"=")
+        layer = name.removeprefix(WALL_WORD).decode("ascii", "replace").lower()
+        if name.startswith(WALL_WORD) and equals and layer in WALL_LAYERS:
+            wall[layer] = clean_line(state)
+    return wall
+
+
 class ReadyListener:
     """A bound, listening socket that waits for one guest's READY."""
 
@@ -40,12 +57,13 @@ class ReadyListener:
         self._cid = cid
         self.port = port
 
-    async def wait(self) -> None:
-        """Returns when the guest has said READY. Raises MachineError when it floods the port with something else."""
+    async def wait(self) -> bytes:
+        """The message in which the guest said READY. Raises MachineError when it floods the port with others."""
         for _ in range(MAX_WRONG_MESSAGES):
             with await self._accept_guest() as connection:
-                if is_ready_message(await _read_message(connection)):
-                    return
+                message = await _read_message(connection)
+                if is_ready_message(message):
+                    return message
         raise MachineError("the guest floods the ready port with something that is not READY=1")
 
     def close(self) -> None:

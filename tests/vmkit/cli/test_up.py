@@ -44,6 +44,21 @@ def test_up_in_json_has_what_a_program_needs(up: Vmkit) -> None:
     assert Path(answer["directory"]).is_dir()
 
 
+def test_layer_of_the_wall_that_is_missing_is_told(up: Vmkit, vmkit: Vmkit) -> None:
+    lines = up("ready-without-a-kernel-layer").out.splitlines()
+    assert [line for line in lines if "wall" in line] == [
+        "  the wall's kernel layer is missing: the kernel has no BTF",
+    ]
+    name = lines[0].split()[0]
+    shown = [line.split(None, 2) for line in vmkit("status", name).out.splitlines() if line.startswith("wall ")]
+    assert shown == [
+        ["wall", "transport", "off"],
+        ["wall", "daemon", "on"],
+        ["wall", "kernel", "missing: the kernel has no BTF"],
+    ]
+    assert json.loads(vmkit("status", name, "--json").out)["wall"]["daemon"] == "on"
+
+
 def test_up_that_fails_tells_cause_console_and_logs(up: Vmkit) -> None:
     done = up("panic", "-q")
     assert done.status == 1

@@ -1,6 +1,7 @@
 """Each check of the doctor where it finds things well, in need of a fallback, and broken."""
 
 import errno
+import json
 import os
 from collections import namedtuple
 from collections.abc import Iterator
@@ -73,6 +74,29 @@ def built(folder: Path) -> BuiltImage:
 
 def find(name: str, door: Door | None = None) -> Check:
     return next(check for check in examine(door=door or Door(errno.ENOENT)) if check.name == name)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "level", "text"),
+    [
+        (
+            {"transport": True, "daemon": True, "kernel": "on", "kernel_trouble": ""},
+            Level.OK,
+            "transport, daemon, kernel",
+        ),
+        ({"transport": False, "daemon": False, "kernel": "off", "kernel_trouble": ""}, Level.OK, "layers: none"),
+        ({"transport": True, "daemon": True, "kernel": "on", "kernel_trouble": "no BTF"}, Level.FALLBACK, "no BTF"),
+        (None, Level.FALLBACK, "does not tell"),
+    ],
+)
+def test_wall_of_the_image_is_told(
+    tools: Path, image: list[BuiltImage | None], tmp_path: Path, manifest: object, level: Level, text: str
+) -> None:
+    image[0] = built(tmp_path)
+    (tmp_path / "kernel").write_text(json.dumps({"wall": manifest}))
+    check = find("wall of tiny")
+    assert check.level is level
+    assert text in check.text
 
 
 def test_host_that_has_everything_can_start(tools: Path, image: list[BuiltImage | None]) -> None:

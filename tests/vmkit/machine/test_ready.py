@@ -11,7 +11,8 @@ import pytest
 
 from vmkit.errors import MachineError
 from vmkit.machine import ready
-from vmkit.machine.ready import MAX_WRONG_MESSAGES, ReadyListener, is_ready_message
+from vmkit.machine.ready import MAX_WRONG_MESSAGES, ReadyListener, is_ready_message, parse_wall
+from vmkit.machine.text import MAX_LINE_CHARACTERS
 
 # Far longer than anything here takes.
 DEADLINE_S = 10.0
@@ -82,6 +83,21 @@ def run(listener: ReadyListener, callers: Callable[[], Awaitable[None]] | None =
 )
 def test_ready_is_one_line_of_the_message(message: bytes, is_ready: bool) -> None:
     assert is_ready_message(message) is is_ready
+
+
+@pytest.mark.parametrize(
+    ("message", "wall"),
+    [
+        (b"READY=1\n", {}),
+        (b"WALL_TRANSPORT=on\nWALL_DAEMON=off\nREADY=1\n", {"transport": "on", "daemon": "off"}),
+        (b"READY=1\nWALL_KERNEL=missing: a=b\n", {"kernel": "missing: a=b"}),
+        (b"WALL_KERNEL\nWALL_MOAT=on\nwall_daemon=on\nXWALL_DAEMON=on\nWALL_\xff=on\nREADY=1\n", {}),
+        (b"WALL_KERNEL=\x1b]0;title\x07o\x1b[31mn\r\t\xff\n", {"kernel": "on \N{REPLACEMENT CHARACTER}"}),
+        (b"WALL_KERNEL=" + b"x" * 4000, {"kernel": "x" * (MAX_LINE_CHARACTERS - 4) + " ..."}),
+    ],
+)
+def test_states_of_the_wall_are_told_with_it(message: bytes, wall: dict[str, str]) -> None:
+    assert parse_wall(message) == wall
 
 
 def test_message_in_one_piece_is_heard_before_the_caller_closes(path: Path) -> None:
