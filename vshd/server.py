@@ -36,6 +36,7 @@ class Server:
     """Invariant: `sessions` are exactly the children not yet reaped, by pid, with their peers.
 
     Children write (own pid, target's pid) to the reports pipe: should one be killed, its target can still be ended.
+    Where a token is demanded they write (own pid, 0) as soon as it is proven.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Server:
         self._wakeup = wakeup
         self._token = token
         self._targets: dict[int, int] = {}
+        self._dropped: set[int] = set()
         self._spare: Spare | None = None
         # While connections come, the next one should find a spare; 0: none is kept.
         self._busy_until_s = 0.0
@@ -145,7 +147,9 @@ class Server:
                 self._spare = None
             who = self.sessions.pop(pid, "")
             target = self._targets.pop(pid, 0)
-            if status != 0:
+            if pid in self._dropped:
+                self._dropped.remove(pid)
+            elif status != 0:
                 self.log.error(f"{who}: the session's process ended with {os.waitstatus_to_exitcode(status)}")
                 if target:
                     kill_session(target)
@@ -170,7 +174,7 @@ class Server:
             self.log.warning(f"{who}: refused: this CID is not allowed")
             return
         self._reap()
-        if len(self.sessions) >= self.options.max_sessions:
+        if len(self.sessions) >= self.options.max_sessions and not self._make_room():
             self.log.warning(f"{who}: refused: {len(self.sessions)} sessions are open")
             _refuse(fd, "too many sessions", self.options)
             return
@@ -189,6 +193,18 @@ class Server:
             self.sessions[pid] = who
             return
         self._become_session((fd, who))
+
+    def _make_room(self) -> bool:
+        """Drops the oldest client that has proven nothing yet: strangers must not keep out who knows the token."""
+        if self._token is None:
+            return False
+        pid = next((pid for pid in self.sessions if pid not in self._targets), 0)
+        if not pid:
+            return False
+        self.log.warning(f"{self.sessions.pop(pid)}: dropped: it has proven nothing, and others wait")
+        self._dropped.add(pid)
+        os.kill(pid, SIGKILL)
+        return True
 
     def _become_session(self, source: "_socket.socket | tuple[int, str]") -> None:
         """In the child: nothing of the server's is left open, and nothing ever returns to its loop.
@@ -237,7 +253,7 @@ class Server:
             poll.poll((deadline_s - time.monotonic()) * 1000 + 1)
             self._take_signals()
         self._signal_sessions(SIGKILL)
-        for target in self._targets.values():
+        for target in filter(None, self._targets.values()):
             kill_session(target)
         self.log.info("vshd ended")
 

@@ -59,8 +59,8 @@ class Session:
         on_start: "Callable[[int], None] | None" = None,
         token: bytes | None = None,
     ) -> None:
-        """who: the peer, for the log. wakeup: has SIGCHLD and SIGTERM. on_start is told the target's pid. token: what
-        the client must prove to know."""
+        """who: the peer, for the log. wakeup: has SIGCHLD and SIGTERM. on_start is told the target's pid, and
+        before that 0 when the token was proven. token: what the client must prove to know."""
         os.set_blocking(fd, False)
         self.fd = fd
         self.who = who
@@ -79,6 +79,9 @@ class Session:
         except HandshakeError as error:
             self.log.warning(f"{self.who}: {error}")
             return
+        if self.connection.proof is not None and self._on_start is not None:
+            # It is no stranger: the server keeps it when it needs room.
+            self._on_start(0)
         # Nothing that runs as the session's user knows the token.
         self.connection.proof = None
         if request.forward is not None:

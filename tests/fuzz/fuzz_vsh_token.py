@@ -12,6 +12,7 @@ import sys
 import time
 
 from tests.fuzz.fuzz_vsh_wire import cut, damage, held, random_message
+from vshd.firmware import read_oem_strings
 from vshd.wire import messages
 from vshd.wire.client import ClientConnection
 from vshd.wire.connection import default_limits
@@ -126,7 +127,28 @@ def fuzz_text(rng):
         assert render_token(found) == text.removesuffix(b"\n")
 
 
-TARGETS = {"server": fuzz_server, "client": fuzz_client, "strangers": fuzz_strangers, "text": fuzz_text}
+def fuzz_table(rng):
+    """The firmware's tables: what is found in them stands in them, whatever they look like."""
+    table = b""
+    for _ in range(rng.randrange(6)):
+        strings = [rng.choice((b"x", b"vmkit.token:", render_token(bytes(32)))) for _ in range(rng.randrange(4))]
+        kind = rng.choice((0, 1, 11, 11, 127))
+        body = rng.randbytes(rng.choice((0, 1, 20)))
+        table += bytes((kind, 4 + len(body))) + b"\0\0" + body
+        table += (b"".join(text + b"\0" for text in strings) or b"\0") + b"\0"
+    table = damage(rng, table)
+    for text in read_oem_strings(table):
+        assert text in table
+        assert b"\0" not in text
+
+
+TARGETS = {
+    "table": fuzz_table,
+    "server": fuzz_server,
+    "client": fuzz_client,
+    "strangers": fuzz_strangers,
+    "text": fuzz_text,
+}
 
 
 def run_cases(name, cases, seed):

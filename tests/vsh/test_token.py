@@ -1,5 +1,6 @@
 """A machine that demands its token, with real processes: who gets in, who does not, and what the token is seen in."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -8,7 +9,7 @@ import threading
 
 import pytest
 
-from tests.vsh.live import wait_until
+from tests.vsh.live import DEADLINE_S, ended, read_line, wait_until
 from vsh import cli, registry
 from vsh.address import Address, address_of
 from vsh.client import Client
@@ -125,6 +126,56 @@ def test_vshd_does_not_start_without_the_token_it_shall_demand(tmp_path, token_f
     assert done.returncode == 1
     assert done.stderr.startswith(b"vshd: ")
     assert not (tmp_path / "s").exists()
+
+
+def test_strangers_who_hold_every_place_keep_nobody_out(start_guarded, token_file):
+    """Any user of the host can connect and say nothing."""
+    vshd = start_guarded("--max_sessions=4")
+    owner = f"--token_file={token_file}"
+    with ended(vshd.start(owner, "--", "sh", "-c", "echo up; cat", stdin=subprocess.PIPE)) as session:
+        assert read_line(session.stdout) == "up"
+        with contextlib.ExitStack() as stack:
+            strangers = [stack.enter_context(vshd.connect()) for _ in range(12)]
+            for number in range(3):
+                assert vshd.run(owner, "--", "echo", str(number)).stdout == b"%d\n" % number
+            assert strangers[0].recv(1) == b""
+            session.stdin.write(b"still here\n")
+            session.stdin.flush()
+            assert read_line(session.stdout) == "still here"
+            session.stdin.close()
+            assert session.wait(DEADLINE_S) == 0
+    assert "dropped: it has proven nothing, and others wait" in vshd.log
+    assert "ended with -9" not in vshd.log
+
+
+def test_places_taken_by_those_who_proved_themselves_are_theirs(start_guarded, token_file):
+    vshd = start_guarded("--max_sessions=1")
+    owner = f"--token_file={token_file}"
+    with ended(vshd.start(owner, "--", "sh", "-c", "echo up; cat", stdin=subprocess.PIPE)) as session:
+        assert read_line(session.stdout) == "up"
+        assert b"too many sessions" in vshd.run(owner, "--", "true").stderr
+        session.stdin.close()
+        assert session.wait(DEADLINE_S) == 0
+
+
+def test_forward_is_proven_like_a_session(start_guarded, token_file, tmp_path):
+    vshd = start_guarded()
+    with socket.socket(socket.AF_UNIX) as service:
+        service.bind(str(tmp_path / "service"))
+        service.listen()
+        service.settimeout(0.2)
+        place = f"--proxy=unix:{tmp_path / 'service'}"
+        done = vshd.run(place)
+        assert b"demands its token" in done.stderr
+        with pytest.raises(TimeoutError):
+            service.accept()
+        service.settimeout(DEADLINE_S)
+        with ended(vshd.start(f"--token_file={token_file}", place, stdin=subprocess.PIPE)) as proxy:
+            with service.accept()[0] as connection:
+                connection.sendall(b"through\n")
+                assert read_line(proxy.stdout) == "through"
+            proxy.stdin.close()
+            assert proxy.wait(DEADLINE_S) == 0
 
 
 def serve_once(path, answer):
