@@ -50,8 +50,9 @@ def main(argv: list[str] | None = None) -> int:
                 frontend = _adopt_socket(options.vhost_user_fd, "--vhost-user-fd")
                 listener = _adopt_socket(options.listen_fd, "--listen-fd")
             else:
-                frontend = stack.enter_context(_bind_socket(options.socket))
+                # The front-end's comes last: whoever waits for it finds the other there, too.
                 listener = stack.enter_context(_bind_socket(options.uds_path))
+                frontend = stack.enter_context(_bind_socket(options.socket))
             if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 raise StartError("the socket for host programs does not listen")
         except StartError as error:

@@ -307,8 +307,8 @@ def test_device_by_hand_makes_and_removes_its_sockets(directory: Path) -> None:
     stale.close()
     command = [sys.executable, "-m", "vmkit.vsock", "--guest-cid", "3"]
     command += ["--socket", str(front_path), "--uds-path", str(uds_path)]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as process:
-        front = socket.socket(socket.AF_UNIX)
+    # The front-end's end is closed first, whatever happens: the device lives as long as it does.
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as process, socket.socket(socket.AF_UNIX) as front:
         deadline = time.monotonic() + WAIT_S
         while front.connect_ex(str(front_path)) != 0:
             assert process.poll() is None and time.monotonic() < deadline
