@@ -250,7 +250,7 @@ class World:
         assert muxer.member_count <= MAX_CONNECTIONS
         assert len(muxer.strays) <= STRAY_RESETS_CEILING
         for connection in muxer.connections():
-            receive, link = connection.receive, connection.link
+            receive, link = connection.receive, self.backend._traffic.links.get(connection)
             assert 0 <= receive.pending <= receive.window
             assert link is not None
             if connection.state is State.OPEN:
@@ -274,6 +274,7 @@ class World:
             self.step()
             self.driver.poll()
         assert not self.backend._muxer.connections(), self.backend._muxer.connections()
+        assert not self.backend._traffic.links, self.backend._traffic.links
         self.host_connect_to(9001)
         deadline = time.monotonic() + 10
         while not self.driver.listening[9001]:

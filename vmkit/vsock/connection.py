@@ -1,7 +1,7 @@
 """One vsock stream connection: packets of the guest and turns of the host program in, events and packets out.
 
 Sans-I/O: it counts bytes and never holds one, knows no socket, no ring and no clock. The muxer finds it by its ports;
-the driver hangs its own record on `link` and obeys the events.
+the driver keeps a record of its own for it (link.py) and obeys the events.
 
 Specification: virtio 1.2, section 5.10.6, and Linux's net/vmw_vsock/virtio_transport_common.c where that is silent.
 
@@ -51,7 +51,7 @@ LifecycleError when it is a mistake of ours.
 """
 
 from enum import Enum, IntEnum, auto
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from vmkit.vsock.credit import ReceiveCredit, SendCredit
 from vmkit.vsock.packet import (
@@ -71,9 +71,6 @@ from vmkit.vsock.packet import (
     Header,
     name_op,
 )
-
-if TYPE_CHECKING:
-    from vmkit.vsock.link import Link
 
 
 class GuestError(Exception):
@@ -141,7 +138,7 @@ _SHUTDOWN: Final = 16
 class Connection:
     """One connection. Invariant: `told` and `heard` only grow, and a packet is owed only while its news is unsent."""
 
-    __slots__ = ("_owed", "guest_cid", "guest_port", "heard", "host_port", "link", "receive", "send", "state", "told")
+    __slots__ = ("_owed", "guest_cid", "guest_port", "heard", "host_port", "receive", "send", "state", "told")
 
     def __init__(self, guest_cid: int, window_bytes: int, state: State) -> None:
         self.guest_cid = guest_cid
@@ -153,8 +150,6 @@ class Connection:
         self.told = 0
         self.heard = 0
         self._owed = 0
-        # The driver's record of this connection; never read here.
-        self.link: Link | None = None
 
     def __repr__(self) -> str:
         return f"connection host:{self.host_port} guest:{self.guest_port} {self.state.name.lower()}"

@@ -8,7 +8,6 @@ import errno
 import select
 import socket
 import time
-from collections.abc import Iterator
 from typing import Final
 
 from vmkit.vsock.connection import State
@@ -175,7 +174,7 @@ class HostSide:
             sock.close()
             return
         sock.setblocking(False)
-        link = connection.link = Link(connection, None)
+        link = self.traffic.open_link(connection)
         if not self._watch(link, sock):
             self.traffic.reset(link)
             return
@@ -299,8 +298,7 @@ class HostSide:
             self._wait_for_last_reset(link)
         else:
             self._closing.discard(link)
-            # Frees both without the help of the collector.
-            link.connection.link = None
+            self.traffic.close_link(link)
 
     def _wait_for_last_reset(self, link: Link) -> None:
         """The guest has the last word, but one that never says it does not make us remember without end."""
@@ -323,10 +321,9 @@ class HostSide:
 
     # The driver's comings and goings.
 
-    def _all_links(self) -> Iterator[Link]:
-        for connection in self._muxer.connections():
-            if connection.link is not None:
-                yield connection.link
+    def _all_links(self) -> list[Link]:
+        """In the order of their arrival, so that who waited longest is asked for first; a copy, for some may end."""
+        return list(self.traffic.links.values())
 
     def resume(self) -> None:
         """The rings run: asks the guest for what waited, and takes up again what stood still."""
@@ -358,7 +355,10 @@ class HostSide:
                     self._muxer.withdraw(link.connection)
                 case State.DIALING | State.OPEN | State.CLOSING:
                     self.traffic.reset(link)
-                case State.GREETING | State.WAITING | State.GONE:
+                case State.GONE:
+                    # Its ports were used again before its last RST came: nothing is left to wait for.
+                    self.traffic.flush(link)
+                case State.GREETING | State.WAITING:
                     pass
         self._muxer.forget_strays()
         self.traffic.clear()

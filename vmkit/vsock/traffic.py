@@ -63,12 +63,23 @@ class Traffic:
         self._muxer = muxer
         self._hooks = hooks
         self._notice = notice
+        # The host side of every connection that is not over; the connections know nothing of it.
+        self.links: dict[Connection, Link] = {}
         self._queue: deque[Link] = deque()
         self._touched: list[Link] = []
         # Whether tx buffers were taken and not given back, and whether all that are so were credit updates.
         self.is_holding = False
         self._is_only_credit = True
         self._starved: dict[Link, None] = {}
+
+    def open_link(self, connection: Connection) -> Link:
+        """The host side of a new connection; close_link() ends it."""
+        link = self.links[connection] = Link(connection, None)
+        return link
+
+    def close_link(self, link: Link) -> None:
+        """The connection is GONE and nothing is pending. Twice is once."""
+        self.links.pop(link.connection, None)
 
     # From the guest.
 
@@ -113,9 +124,7 @@ class Traffic:
         connection, events = self._muxer.receive(header, payload_bytes)
         if connection is None:
             return
-        link = connection.link
-        if link is None:
-            link = connection.link = Link(connection, None)
+        link = self.links.get(connection) or self.open_link(connection)
         for event in events:
             if event is Event.DATA:
                 link.add(trim_pieces(payload, payload_bytes, header.length), header.length)
