@@ -204,7 +204,9 @@ class Backend:
             self._accept_frontend()
             return
         try:
-            while (message := vu.receive_message(self._frontend, self._decoder)) is not None:
+            # One a turn: a front-end that answers quickly must not keep everybody else waiting while it talks.
+            message = vu.receive_message(self._frontend, self._decoder)
+            if message is not None:
                 self._obey(message)
         except EOFError:
             self._end("the front-end left")

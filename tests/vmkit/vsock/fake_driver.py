@@ -285,7 +285,7 @@ class FakeDriver:
         return bases[0], bases[1]
 
     def sync(self) -> None:
-        """Returns when the device has done all that was said before."""
+        """Returns when the device has taken a turn after all that was said before: it takes one message in each."""
         self.front.ask_u64(vu.GET_FEATURES)
 
     def boot(self) -> None:
