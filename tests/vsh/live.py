@@ -29,7 +29,7 @@ ENVIRONMENT = {
 class Vshd:
     """A running vshd. `log` is what it has said so far."""
 
-    def __init__(self, folder, flags=(), env=None, pass_fds=()):
+    def __init__(self, folder, flags=(), env=None, pass_fds=(), wrapper=()):
         self.path = folder / "vshd.sock"
         self.log_path = folder / "vshd.log"
         notify_path = folder / "notify.sock"
@@ -38,6 +38,7 @@ class Vshd:
             notify.settimeout(DEADLINE_S)
             self.process = subprocess.Popen(
                 [
+                    *wrapper,
                     *(VSHD_PYTHON, "-I", "-S", "-B", "-c", START.format(str(CHECKOUT))),
                     *(f"--listen=unix:{self.path}", "--log_stderr", "--spare_time=0", *flags),
                 ],

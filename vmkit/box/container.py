@@ -81,7 +81,7 @@ def run_box(engine: "APIClient", spec: RunSpec, tell: Callable[[str], None]) -> 
         stream = engine.attach_socket(container, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
         connection: socket.socket = getattr(stream, "_sock", stream)
         with contextlib.ExitStack() as stack:
-            stack.callback(stream.close)
+            stack.callback(_close, stream, connection)
             try:
                 status = _run(engine, container, connection, spec)
             except BaseException:
@@ -114,6 +114,12 @@ def _open_container(engine: "APIClient", config: Mapping[str, Any]) -> Iterator[
     finally:
         with contextlib.suppress(Exception):
             engine.remove_container(container, force=True, v=True)
+
+
+def _close(stream: Any, connection: socket.socket) -> None:
+    """The response first, which the SDK ties to the stream: one that finds its stream closed complains on stderr."""
+    getattr(stream, "_response", stream).close()
+    connection.close()
 
 
 def _interrupt(engine: "APIClient", container: str) -> None:
