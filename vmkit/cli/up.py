@@ -14,6 +14,7 @@ from vmkit.machine.spec import (
     Accelerator,
     Backend,
     MachineSpec,
+    make_disks,
     parse_memory,
 )
 from vsh.registry import find_machine
@@ -37,6 +38,15 @@ from vsh.registry import find_machine
 )
 @click.option("--kernel", type=click.Path(path_type=Path), help="Boot this kernel instead of the image's.")
 @click.option("--append", default="", help="More kernel arguments.")
+@click.option("--root", type=click.Path(path_type=Path), help="This ext4 as the root, instead of the image's disk.")
+@click.option(
+    "--disk", "disks", multiple=True, type=click.Path(path_type=Path), help="A disk the guest may read (repeatable)."
+)
+@click.option(
+    "--rwdisk", "rwdisks", multiple=True, type=click.Path(path_type=Path), help="One it may write (repeatable)."
+)
+@click.option("--gdb", "gdb_port", type=int, metavar="PORT", help="Serve gdb's remote protocol on 127.0.0.1:PORT.")
+@click.option("--cpu", help="CPU model and features, as for QEMU's -cpu [default: all that works].")
 @click.option(
     "--timeout", type=SECONDS, default=DEFAULT_TIMEOUT_S, show_default=True, help="Seconds the guest has to be ready."
 )
@@ -57,6 +67,11 @@ def up(  # noqa: PLR0913
     backend: str,
     kernel: Path | None,
     append: str,
+    root: Path | None,
+    disks: tuple[Path, ...],
+    rwdisks: tuple[Path, ...],
+    gdb_port: int | None,
+    cpu: str | None,
     timeout: float,
     token: bool,
     console: bool,
@@ -79,6 +94,10 @@ def up(  # noqa: PLR0913
         backend=None if backend == "auto" else Backend(backend),
         kernel=kernel.absolute() if kernel else None,
         append=append,
+        root=root.absolute() if root else None,
+        disks=make_disks(disks, rwdisks),
+        gdb_port=gdb_port,
+        cpu=cpu,
         timeout_s=timeout,
         token=token,
     )

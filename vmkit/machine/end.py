@@ -1,8 +1,12 @@
 """Why a machine ended, told from what was seen: QEMU's SHUTDOWN reason, its exit, the console. Pure."""
 
+import re
 from dataclasses import dataclass
 
 from vmkit.machine.console import ConsoleTrouble, Trouble
+
+# QEMU's words when it does not get its lock on an image (block/file-posix.c).
+_LOCKED = re.compile(r"Failed to get .* lock\s+Is another process using the image \[(.*)\]\?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,4 +59,14 @@ def explain_exit(exit_: QemuExit, trouble: ConsoleTrouble | None, *, ready: bool
             return End("quit", "QEMU was asked to quit", expected=True)
     if asked:
         return End("killed", f"QEMU ended with {exit_.how}", expected=True)
-    return End("qemu-exit", f"QEMU ended with {exit_.how}", details=exit_.output)
+    return _explain_output(exit_)
+
+
+def _explain_output(exit_: QemuExit) -> End:
+    """Why QEMU ended by itself, from its last words."""
+    locked = _LOCKED.search(exit_.output)
+    if locked is None:
+        return End("qemu-exit", f"QEMU ended with {exit_.how}", details=exit_.output)
+    brief = f"the disk {locked[1]} is in use by another machine or program"
+    hint = "a disk that one may write, no other can have; end the other, or give this one a copy"
+    return End("disk-in-use", brief, details=exit_.output, hint=hint)

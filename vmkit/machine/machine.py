@@ -20,6 +20,7 @@ from vmkit.machine.spec import (
     Accelerator,
     Backend,
     MachineSpec,
+    make_disks,
     parse_memory,
 )
 from vmkit.machine.start import Started, start_machine
@@ -35,9 +36,12 @@ class Machine:
     image: a shipped image's name or a recipe's path. memory: MiB as a number, or text such as "1G". timeout_s: the
     deadline for READY. token: demand the machine's token, as the backend vhost always does. What is None is chosen: the
     name after the image, the lowest free CID from 3 on, KVM where it is proven to work, vhost where it is there.
+
+    root: an ext4 instead of the image's disk. disks: files the guest has as disks and may read; rwdisks: may write,
+    after those. gdb_port: gdb's remote protocol on this port of the host's loopback. cpu: as QEMU's -cpu.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (a machine is its options)
         self,
         image: str = "tiny",
         *,
@@ -51,6 +55,11 @@ class Machine:
         append: str = "",
         timeout_s: float = DEFAULT_TIMEOUT_S,
         token: bool = False,
+        root: str | Path | None = None,
+        disks: Sequence[str | Path] = (),
+        rwdisks: Sequence[str | Path] = (),
+        gdb_port: int | None = None,
+        cpu: str | None = None,
     ) -> None:
         self.spec = MachineSpec(
             image=image,
@@ -64,6 +73,10 @@ class Machine:
             append=append,
             timeout_s=timeout_s,
             token=token,
+            root=None if root is None else Path(root).absolute(),
+            disks=make_disks(disks, rwdisks),
+            gdb_port=gdb_port,
+            cpu=cpu,
         )
         self._started: Started | None = None
 

@@ -4,6 +4,7 @@ Defaults are crosvm's where its users will expect them: 256 MiB, one vCPU, no di
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -126,6 +127,12 @@ def check_name(name: str) -> str:
             hint="1 to 32 letters, digits, '.', '_' or '-', the first a letter or digit",
         )
     return name
+
+
+def make_disks(read_only: Sequence[str | Path], read_write: Sequence[str | Path]) -> tuple[DiskSpec, ...]:
+    """The guest's disks after its root: first those it may only read, then those it may write."""
+    paths = [(path, DiskMode.READ_ONLY) for path in read_only] + [(path, DiskMode.READ_WRITE) for path in read_write]
+    return tuple(DiskSpec(Path(path).absolute(), mode) for path, mode in paths)
 
 
 def parse_memory(text: str) -> int:

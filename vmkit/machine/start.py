@@ -185,6 +185,8 @@ def plan_record(spec: MachineSpec, choices: Choices) -> dict[str, object]:
         "user": choices.built.default_user,
         "started": round(time.time(), 3),
         "qemu_version": choices.qemu.render_version(),
+        "disks": [{"path": str(disk.path), "mode": disk.mode.value} for disk in spec.disks],
+        "gdb_port": spec.gdb_port,
         "token": DEMANDED if needs_token(choices.backend, asked=spec.token) else None,
     }
 

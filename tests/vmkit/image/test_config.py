@@ -74,7 +74,7 @@ def test_wall_is_up_unless_told_and_its_keys_join(write_recipe: WriteRecipe) -> 
     write_recipe('extends = "tiny"\n[wall]\ndaemon = false\nconnect_cids = [5]\nkernel = false\n', "base")
     text = 'extends = "./base.toml"\nmodules_available = ["vsock-loopback"]\n[wall]\nconnect_cids = [4, 3, 4]\n'
     mine = load_image(str(write_recipe(text + 'kernel = "required"\nlock_modules = true\n')))
-    assert mine.modules_available == ("vsock_loopback",)
+    assert mine.modules_available == ("virtio_blk", "vsock_loopback")
     assert mine.wall == WallSpec(daemon=False, kernel=KernelLayer.REQUIRED, lock_modules=True, connect_cids=(4, 3))
 
 

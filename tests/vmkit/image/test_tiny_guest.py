@@ -140,7 +140,7 @@ def test_modules_that_debian_s_minimal_python_lacks_are_there(guest_root: Path) 
 
 def test_image_holds_only_the_listed_kernel_modules(guest_root: Path) -> None:
     modules = {path.stem for path in guest_root.rglob("*.ko")}
-    assert modules == {"vsock", "vmw_vsock_virtio_transport", "vmw_vsock_virtio_transport_common"}
+    assert modules == {"virtio_blk", "vsock", "vmw_vsock_virtio_transport", "vmw_vsock_virtio_transport_common"}
 
 
 LOOK_AROUND = r"""#!/bin/sh

@@ -5,6 +5,9 @@ import pytest
 from vmkit.machine.console import ConsoleTrouble, Trouble, find_trouble
 from vmkit.machine.end import QemuExit, explain_exit
 
+LOCKED = """qemu-system-x86_64: -blockdev {...}: Failed to get shared "write" lock
+Is another process using the image [/srv/a b.img]?
+"""
 PANIC = ConsoleTrouble(Trouble.PANIC, "VFS: no root")
 
 
@@ -46,3 +49,9 @@ def test_console_line_of_inits_failure_is_found() -> None:
 
 def test_console_line_of_an_ordinary_boot_says_nothing() -> None:
     assert find_trouble(b"[    0.0] Command line: console=ttyS0 panic=-1") is None
+
+
+def test_disk_that_another_has_is_named() -> None:
+    end = explain_exit(QemuExit("status 1", 1, "", LOCKED), None, ready=False, asked=False)
+    assert (end.reason, end.brief) == ("disk-in-use", "the disk /srv/a b.img is in use by another machine or program")
+    assert LOCKED in end.details

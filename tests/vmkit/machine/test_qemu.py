@@ -1,5 +1,6 @@
 """QEMU's argv as a value: golden lines, and what depends on what."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from vmkit.errors import ConfigError
 from vmkit.machine.qemu import Hardware, plan_qemu, render_kernel_command_line
-from vmkit.machine.spec import Accelerator, Backend
+from vmkit.machine.spec import Accelerator, Backend, DiskMode, DiskSpec
 
 HARDWARE = Hardware(
     name="tiny",
@@ -75,3 +76,41 @@ def test_kernel_command_line_over_the_kernels_limit_is_refused() -> None:
     assert len(render_kernel_command_line(replace(HARDWARE, append="a" * 1900))) < 2048
     with pytest.raises(ConfigError, match="kernel command line is too long"):
         render_kernel_command_line(replace(HARDWARE, append="a" * 2048))
+
+
+def test_disks_are_read_only_unless_asked_and_in_order() -> None:
+    disks = (DiskSpec(Path("/a,b.img")), DiskSpec(Path("/c.qcow2"), DiskMode.READ_WRITE))
+    plan = plan_qemu(replace(HARDWARE, root=Path("/root.img"), disks=disks))
+    blocks = [json.loads(plan.argv[at + 1]) for at, word in enumerate(plan.argv) if word == "-blockdev"]
+    assert [(b["driver"], b["read-only"], b["file"]["filename"]) for b in blocks] == [
+        ("raw", True, "/root.img"),
+        ("raw", True, "/a,b.img"),
+        ("qcow2", False, "/c.qcow2"),
+    ]
+    devices = [word for word in plan.argv if word.startswith("virtio-blk-pci")]
+    assert devices[0] == "virtio-blk-pci,drive=disk0,serial=vmkit-root"
+    assert devices[2] == "virtio-blk-pci,drive=disk2,serial=vmkit-1"
+    assert "vmkit.disks" in plan.argv[-1].split()
+    assert "vmkit.disks" not in plan_qemu(replace(HARDWARE, root=Path("/root.img"))).argv[-1]
+
+
+def test_gdb_is_served_on_loopback_alone() -> None:
+    argv = plan_qemu(replace(HARDWARE, gdb_port=1234)).argv
+    assert argv[argv.index("-gdb") + 1] == "tcp:127.0.0.1:1234"
+    assert "-gdb" not in plan_qemu(HARDWARE).argv
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "nested", "asked", "accel", "cpu"),
+    [
+        (Accelerator.TCG, False, None, "tcg", "max,cx16=off"),
+        (Accelerator.TCG, False, "qemu64", "tcg", "qemu64"),
+        (Accelerator.TCG, True, None, "tcg,thread=single", "qemu64,-cx16"),
+        (Accelerator.TCG, True, "max", "tcg,thread=single", "max"),
+        (Accelerator.KVM, True, None, "kvm", "host"),
+        (Accelerator.KVM, False, "host,-avx", "kvm", "host,-avx"),
+    ],
+)
+def test_cpu_fits_the_host(accelerator: Accelerator, nested: bool, asked: str | None, accel: str, cpu: str) -> None:
+    argv = plan_qemu(replace(HARDWARE, accelerator=accelerator, nested=nested, cpu=asked)).argv
+    assert (argv[argv.index("-accel") + 1], argv[argv.index("-cpu") + 1]) == (accel, cpu)

@@ -32,6 +32,12 @@ def test_spec_refuses_name_that_is_no_file_name(name: str) -> None:
         ("timeout_s", 0.0),
         ("timeout_s", float("nan")),
         ("append", "a\nb"),
+        ("gdb_port", 0),
+        ("gdb_port", 65536),
+        ("cpu", ""),
+        ("cpu", "max host"),
+        ("cpu", "-cpu"),
+        ("disks", (None,) * 21),
     ],
 )
 def test_spec_refuses_what_cannot_boot(field: str, value: object) -> None:
