@@ -86,6 +86,10 @@ class Relay:
                 self._serve(fd, mask)
             self._read_drained_terminal()
             self._flush()
+        # A target that ended in the turn that lost the client has ended: what it left in the background lives on.
+        self._look_for_exit()
+        if self.exit is not None and not self.sources:
+            self.undelivered, self.lost = self.lost, ""
 
     def close(self) -> None:
         """Closes our ends of the target's stdio; a terminal is hung up by it."""

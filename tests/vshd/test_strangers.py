@@ -147,7 +147,9 @@ except BlockingIOError:
     print(size, flush=True)
 log = Log()
 log.open(use_kmsg=False, use_stderr=True)
-Session(fd, "test", Options(), log, Wakeup((SIGCHLD, SIGTERM))).run()
+session = Session(fd, "test", Options(), log, Wakeup((SIGCHLD, SIGTERM)))
+print(len(os.listdir("/proc/self/fd")), flush=True)
+session.run()
 """
 
 
@@ -184,7 +186,9 @@ def test_client_that_leaves_before_it_has_all_does_not_end_what_lives_on(tmp_pat
     """The target has ended; what it left in the background, with other stdio, is nobody's to end."""
     script = f"sleep 8 >/dev/null 2>&1 </dev/null & echo $! >{tmp_path}/pid"
     with stalled_session(script) as (session, connection, _, _):
+        idle = int(read_line(session.stdout))
         wait_until(lambda: _has_ended_child(session.pid), "the target has ended")
+        wait_until(lambda: len(os.listdir(f"/proc/{session.pid}/fd")) < idle, "the target's output has ended")
         connection.close()
         assert session.wait(DEADLINE_S) == 0
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
