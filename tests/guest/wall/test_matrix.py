@@ -10,9 +10,9 @@ from tests.guest.wall.ledger import LEDGER
 from tests.guest.wall.scene import (
     ALL,
     CID,
+    MATRIX,
     NONE,
     RECORDS,
-    TRANSPORT,
     USER_READY_PORT,
     Outcome,
     Scene,
@@ -23,7 +23,7 @@ from tests.guest.wall.scene import (
 from vmkit.machine.machine import Machine
 
 WHO = ("user", "namespace", "root")
-SCENES = [Scene(layers, kernel=kernel) for kernel in ("6.12", "6.1") for layers in (NONE, TRANSPORT)]
+SCENES = [Scene(layers, kernel=kernel) for kernel in ("6.12", "6.1") for layers in MATRIX]
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=str)
