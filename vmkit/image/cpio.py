@@ -22,10 +22,15 @@ _TYPE_BITS = {Kind.FILE: 0o100000, Kind.DIRECTORY: 0o040000, Kind.SYMLINK: 0o120
 _KINDS = {bits: kind for kind, bits in _TYPE_BITS.items()}
 
 
+# The kernel's own root is open to everybody, like /tmp: the archive says whose it is.
+ROOT_PATH = "."
+_ROOT = Node(Kind.DIRECTORY, 0o755)
+
+
 def render_cpio(tree: Tree) -> bytes:
-    """The tree as one archive. Inode numbers count up from 1 in path order; times are the nodes'."""
+    """The tree as one archive, its root first. Inode numbers count up from 1 in path order; times are the nodes'."""
     out = bytearray()
-    for inode, (path, node) in enumerate(tree.walk(), start=1):
+    for inode, (path, node) in enumerate([(ROOT_PATH, _ROOT), *tree.walk()], start=1):
         _append(out, path, node, inode)
     _append(out, _TRAILER, Node(Kind.FILE, 0, mtime_s=0), 0, links=1, mode=0)
     _pad(out, _BLOCK_BYTES)

@@ -4,6 +4,8 @@ The suite compares each attempt of each guest with `expect`; docs/SECURITY.md ho
 layer or the part of the kernel that decides, in the order in which the kernel asks them.
 """
 
+from dataclasses import replace
+
 from tests.guest.wall.inside import attacker
 from tests.guest.wall.scene import ALL, MATRIX, Layers, Outcome, Scene
 
@@ -24,6 +26,10 @@ def expect(scene: Scene, outcome: Outcome) -> frozenset[str]:
         result = _expect_bind(scene, outcome)
     elif outcome.attempt in CLIMBS:
         return CLIMBS[outcome.attempt](scene, outcome)
+    elif outcome.phase == "undo":
+        # Root has taken away what is in the kernel; the daemon is another process of root's, and was left alone.
+        layers = replace(scene.layers, transport=False, kernel=False)
+        result = _expect_connect(replace(scene, layers=layers), replace(outcome, phase="loopback"))
     else:
         result = _expect_connect(scene, outcome)
     if outcome.attempt == "io-uring" and result == "ECONNRESET":
@@ -180,6 +186,14 @@ ROWS = (
     ("a user loads `vsock_loopback`", _attempt("load vsock_loopback")),
     ("a user removes the kernel layer's pins", _attempt("remove the pins")),
     ("a user traces vshd, or takes its descriptors", _attempt("trace vshd")),
+    (
+        "root of the guest loads the module with insmod, removes the pins, and connects",
+        _attempt("connect", who="root", phase="undo"),
+    ),
+    (
+        "the same, to another service of the guest",
+        _attempt("connect", who="root", phase="undo", port=attacker.STREAM_PORT),
+    ),
 )
 
 

@@ -32,7 +32,7 @@ def test_every_attempt_ends_as_the_table_says(scene: Scene, folders: Path, tmp_p
         outcomes = storm(machine, scene)
         undone = attack(machine, "root", "undo")
     enter(scene, [*outcomes, *undone])
-    surprises = find_surprises(scene, outcomes)
+    surprises = find_surprises(scene, [*outcomes, *undone])
     assert not surprises, "\n".join(surprises)
     intrusions = [outcome for outcome in outcomes if expected.is_intrusion(outcome)]
     if scene.layers == ALL:

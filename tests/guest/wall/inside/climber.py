@@ -11,6 +11,7 @@ import re
 import socket
 import stat
 import struct
+import time
 from collections.abc import Callable, Iterator
 
 import attacker
@@ -18,6 +19,7 @@ import sockaddr
 
 NR_PIDFD_OPEN, NR_PIDFD_GETFD, NR_BPF, NR_FINIT_MODULE, NR_PTRACE = 434, 438, 321, 313, 101
 PTRACE_ATTACH = 16
+DETACH_S = 5.0
 BPF_PROG_LOAD, BPF_PROG_TYPE_SOCKET_FILTER = 5, 1
 NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, DUMP = 4, 20, 0x301
 LOOPBACK = "vsock_loopback"
@@ -61,60 +63,53 @@ def is_loopback_loaded() -> bool:
     return os.path.exists(f"/sys/module/{LOOPBACK}")
 
 
-# The daemon's processes.
+# The daemon's processes: one that lets us is enough.
 
 
 def trace_daemon() -> str:
-    for pid in find_daemons():
-        call(NR_PTRACE, PTRACE_ATTACH, pid, 0, 0)
-    return "done"
+    return _on_any(lambda pid: call(NR_PTRACE, PTRACE_ATTACH, pid, 0, 0))
 
 
 def write_daemon_memory() -> str:
-    for pid in find_daemons():
-        os.close(os.open(f"/proc/{pid}/mem", os.O_RDWR))
-    return "done"
+    return _on_any(lambda pid: os.close(os.open(f"/proc/{pid}/mem", os.O_RDWR)))
 
 
 def list_daemon_files() -> str:
-    for pid in find_daemons():
-        os.listdir(f"/proc/{pid}/fd")
-    return "done"
+    return _on_any(lambda pid: os.listdir(f"/proc/{pid}/fd"))
 
 
 def read_daemon_environment() -> str:
-    for pid in find_daemons():
-        os.close(os.open(f"/proc/{pid}/environ", os.O_RDONLY))
-    return "done"
+    return _on_any(lambda pid: os.close(os.open(f"/proc/{pid}/environ", os.O_RDONLY)))
 
 
 def take_daemon_descriptor() -> str:
-    for pid in find_daemons():
-        handle = call(NR_PIDFD_OPEN, pid, 0)
-        try:
-            for fd in range(3, 12):
-                if _take(handle, fd):
-                    return "done"
-        finally:
-            os.close(handle)
-    return "none"
+    return _on_any(_take_descriptor)
 
 
-def _take(handle: int, fd: int) -> bool:
+def _take_descriptor(pid: int) -> None:
+    handle = call(NR_PIDFD_OPEN, pid, 0)
     try:
-        os.close(call(NR_PIDFD_GETFD, handle, fd, 0))
-    except OSError as error:
-        if error.errno != errno.EBADF:
-            raise
-        return False
-    return True
+        os.close(call(NR_PIDFD_GETFD, handle, 0, 0))
+    finally:
+        os.close(handle)
 
 
 def signal_daemon() -> str:
-    """Signal 0: the permission alone."""
+    """Signal 0: the permission alone. The process of one's own session may be signalled."""
+    return _on_any(lambda pid: os.kill(pid, 0), beside=os.getppid())
+
+
+def _on_any(step: Callable[[int], object], beside: int = 0) -> str:
+    refusal = "none"
     for pid in find_daemons():
-        os.kill(pid, 0)
-    return "done"
+        if pid == beside:
+            continue
+        try:
+            step(pid)
+            return f"done to {pid}"
+        except OSError as error:
+            refusal = attacker.name_errno(error.errno or 0)
+    return refusal
 
 
 def find_leaked_descriptors() -> str:
@@ -286,6 +281,7 @@ def find_setuid() -> str:
 
 
 def _walk() -> Iterator[str]:
+    yield "/"
     for folder, folders, names in os.walk("/"):
         folders[:] = [name for name in folders if not HARMLESS.match(os.path.join(folder, name))]
         for name in [*folders, *names]:
@@ -345,14 +341,22 @@ def undo(_who: str) -> list[attacker.Attempt]:
     """Root takes away what it can, then connects as anybody in the guest would."""
     names = ("load vsock_loopback", "remove the pins", "unmount the pins", "load vsock_loopback")
     attempts = [run_step(name) for name in names]
-    own = attacker.find_own_cid()
-    tries = [
-        attacker.Attempt("connect", "stream", label, port)
-        for label in ("1", "own")
-        for port in (attacker.VSHD_PORT, attacker.STREAM_PORT)
-    ]
-    attacker.Volley(own).run(tries)
-    return attempts + tries
+    return attempts + _connect_again()
+
+
+def _connect_again() -> list[attacker.Attempt]:
+    """Connects until something gets through: the kernel lets go of a program some time after its last reference."""
+    deadline_s = time.monotonic() + DETACH_S
+    while True:
+        tries = [
+            attacker.Attempt("connect", "stream", label, port)
+            for label in ("1", "own")
+            for port in (attacker.VSHD_PORT, attacker.STREAM_PORT)
+        ]
+        attacker.Volley(attacker.find_own_cid()).run(tries)
+        if any(attempt.result != "EPERM" for attempt in tries) or time.monotonic() > deadline_s:
+            return tries
+        time.sleep(0.02)
 
 
 ORDERS = {"climb": climb, "undo": undo}
