@@ -42,6 +42,26 @@ def test_destination_that_is_not_the_host_is_reset(bench: Bench, cid: int) -> No
     assert answer == pk.Header(cid, 3, 7777, 100, 0, 1, pk.OP_RST, 0, 0, 0)
 
 
+def test_guest_reaches_no_program_of_its_neighbour() -> None:
+    """Two machines with the same CID, even: what is a program of one is nobody to the other, and so are its guests."""
+    with open_bench() as ours, open_bench() as theirs:
+        ours.driver.boot()
+        theirs.driver.boot()
+        listener = theirs.listen(7777)
+        _program, guest = theirs.open_to_guest(9001)
+        for port in (7777, 9001, guest.host_port):
+            refused = ours.driver.dial(port)
+            ours.wait(lambda refused=refused: refused.is_reset)
+        for op in (pk.OP_RW, pk.OP_RST, pk.OP_SHUTDOWN):
+            ours.driver.send_packet(ours.driver.header(guest.host_port, guest.guest_port, op, flags=3))
+        ours.settle()
+        theirs.settle()
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+        assert not guest.is_reset and guest.is_open
+        assert "refused-host-port" in ours.log() and "refused" not in theirs.log()
+
+
 @pytest.mark.parametrize("kind", [0, 2, 3, 0xFFFF])
 def test_other_socket_types_are_reset(bench: Bench, kind: int) -> None:
     bench.listen(7777)
