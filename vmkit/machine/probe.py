@@ -252,5 +252,6 @@ def _write_note(path: Path, key: str, value: dict[str, object]) -> None:
     """Notes a finding; a runtime directory that cannot be written costs the next start the same question again."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     with contextlib.suppress(OSError):
+        temporary.touch(mode=0o600)
         temporary.write_text(json.dumps({"key": key, **value}))
         temporary.replace(path)

@@ -52,14 +52,16 @@ def open_runtime_directory() -> Path:
     path = Path(find_runtime_directory())
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Looked at again before anything is made in it: between the first look and mkdir somebody else may have put a
+        # directory of his there, or a link to one of ours.
+        find_runtime_directory()
         (path / MACHINES).mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise HostError(
             f"cannot make the runtime directory {path}: {error.strerror}",
             hint="set VMKIT_RUNTIME_DIR to a directory of your own",
         ) from error
-    # Looked at again: between the first look and mkdir somebody else may have made it.
-    return Path(find_runtime_directory())
+    return path
 
 
 def find_state_directory() -> Path:
