@@ -51,12 +51,14 @@ box: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python -m tests.bench.first_light all
 	$(BIN)/python -m tests.bench.vsh
+	$(BIN)/python -m tests.bench.wall
 
 CASES ?= 1000000
 fuzz: $(VENV)/.test
 	$(BIN)/python -m tests.fuzz.fuzz_vsh_wire --cases $(CASES)
 	$(BIN)/python -m tests.fuzz.fuzz_vsh_token --cases $(CASES)
 	$(BIN)/python -m tests.fuzz.fuzz_vsock_device --cases $(CASES)
+	$(BIN)/python -m tests.fuzz.fuzz_btf --cases $(CASES)
 
 # apt is asked only when a package is missing, so a second run needs neither root nor a network.
 packages test-packages:

@@ -101,8 +101,8 @@ def describe_wall(duties: Duties, kernel: str, allowed_cids: frozenset[int] | No
         transport = "missing: vsock_loopback is loaded" if os.path.exists(LOOPBACK) else ON
     daemon = OFF
     if "daemon" in duties.layers:
-        more = "any CID" if allowed_cids is None else ", ".join(map(str, sorted(allowed_cids - {vsock.HOST_CID})))
-        daemon = f"missing: vshd also serves {more}" if more else ON
+        more = "any" if allowed_cids is None else ", ".join(map(str, sorted(allowed_cids - {vsock.HOST_CID})))
+        daemon = f"missing: vshd also serves CID {more}" if more else ON
     states = (("TRANSPORT", transport), ("DAEMON", daemon), ("KERNEL", kernel))
     return "".join(f"WALL_{layer}={state}\n" for layer, state in states).encode("utf-8", "replace")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vmkit.errors import BuildError, CommandError
 from vmkit.image.elf import has_pvh_entry, is_elf, read_section
+from vmkit.image.lz4 import LZ4_LEGACY_MAGIC, unpack_lz4
 from vmkit.run import run
 
 # Unpacking 60 MB takes a quarter of a second.
@@ -99,10 +100,15 @@ def _unpack_zstd(payload: bytes) -> bytes:
     return _checked(lambda: unpack_zstd(payload[:-_SIZE_BYTES]), payload)
 
 
+def _unpack_lz4(payload: bytes) -> bytes:
+    return _checked(lambda: unpack_lz4(payload[:-_SIZE_BYTES], _VMLINUX_LIMIT_BYTES), payload)
+
+
 _UNPACKERS: dict[bytes, Callable[[bytes], bytes]] = {
     b"\x1f\x8b": _unpack_gzip,
     b"\xfd7zXZ\0": _unpack_xz,
     b"\x28\xb5\x2f\xfd": _unpack_zstd,
+    LZ4_LEGACY_MAGIC: _unpack_lz4,
 }
 
 

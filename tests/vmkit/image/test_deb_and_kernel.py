@@ -10,10 +10,11 @@ import pytest
 
 from vmkit.errors import BuildError, CommandError
 from vmkit.image.deb import extract_deb, extract_patterns, read_deb
-from vmkit.image.elf import has_pvh_entry, read_modinfo, read_needed
+from vmkit.image.elf import has_pvh_entry, read_modinfo, read_needed, read_section
 from vmkit.image.kernel import take_kernel
+from vmkit.image.lz4 import unpack_lz4
 from vmkit.image.tree import Kind, Tree
-from vmkit.image.vmlinux import extract_vmlinux
+from vmkit.image.vmlinux import extract_vmlinux, find_btf
 
 MakeDeb = Callable[..., Path]
 MakeElf = Callable[..., bytes]
@@ -149,8 +150,21 @@ def _sized(packed: bytes, vmlinux: bytes) -> bytes:
     return packed + struct.pack("<I", len(vmlinux))
 
 
+def _lz4(data: bytes, block_bytes: int = 8 << 20) -> bytes:
+    """A legacy frame of blocks that hold literals alone (lz4_Block_format.md)."""
+    frame = b"\x02\x21\x4c\x18"
+    for at in range(0, len(data), block_bytes):
+        block = data[at : at + block_bytes]
+        rest = len(block) - 15
+        packed = b"\xf0" + b"\xff" * (rest // 255) + bytes([rest % 255]) + block
+        frame += struct.pack("<I", len(packed)) + packed
+    return frame
+
+
 def test_vmlinux_is_found_in_each_packing(make_elf: MakeElf) -> None:
     vmlinux = make_elf(note=PVH_NOTE)
+    assert extract_vmlinux(_bzimage(_sized(_lz4(vmlinux), vmlinux))) == vmlinux
+    assert extract_vmlinux(_bzimage(_sized(_lz4(vmlinux, 100), vmlinux))) == vmlinux
     assert extract_vmlinux(_bzimage(gzip.compress(vmlinux))) == vmlinux
     assert extract_vmlinux(_bzimage(_sized(lzma.compress(vmlinux), vmlinux))) == vmlinux
 
@@ -163,6 +177,18 @@ def test_kernel_that_cannot_be_unpacked_is_taken_as_it_is(make_deb: MakeDeb, mak
     with pytest.raises(BuildError) as caught:
         take_kernel(deb, Tree(), (), "vmlinux")
     assert "vmlinuz" in caught.value.hint
+
+
+def test_lz4_has_a_ceiling() -> None:
+    with pytest.raises(BuildError, match="more than 1000 bytes"):
+        unpack_lz4(_lz4(bytes(2 * (8 << 20) + 1)), 1000)
+
+
+def test_btf_of_a_kernel_is_its_section(make_elf: MakeElf) -> None:
+    assert find_btf(_bzimage(gzip.compress(make_elf(note=PVH_NOTE)))) == b""
+    assert find_btf(make_elf(modinfo=b"x")) == b""
+    assert read_section(make_elf(modinfo=b"x"), ".modinfo") == b"x"
+    assert find_btf(b"nothing that is packed in a known way") == b""
 
 
 def test_kernel_that_is_damaged_is_not_taken_as_it_is(make_deb: MakeDeb, make_elf: MakeElf) -> None:
@@ -181,6 +207,9 @@ def test_vmlinux_trouble_is_told(make_elf: MakeElf) -> None:
         "ends inside its payload": _bzimage(gzip.compress(pvh))[:-60],
         "instead of": _bzimage(lzma.compress(pvh) + bytes(4)),
         "cannot be unpacked": _bzimage(_sized(lzma.compress(pvh)[:-20], pvh)),
+        "broken, or cut short": _bzimage(_sized(_lz4(pvh)[:-20], pvh)),
+        "broken": _bzimage(_sized(b"\x02\x21\x4c\x18" + struct.pack("<I", 4) + b"\xf0\xff\xff\xff", pvh)),
+        "inside a block's size": _bzimage(_sized(_lz4(pvh) + b"\x01", pvh)),
     }
     for message, image in cases.items():
         with pytest.raises(BuildError, match=message):

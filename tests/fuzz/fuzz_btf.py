@@ -1,0 +1,72 @@
+"""Fuzzes the reading of a kernel's BTF: any bytes give functions that are there, or a BtfError, and in time.
+
+Longer than under pytest: python -m tests.fuzz.fuzz_btf --cases 1000000 --seed 1
+"""
+
+import argparse
+import random
+import struct
+
+from tests.vmkit.image.btf_maker import BtfMaker, make_kernel_btf
+from vmkit.image.btf import BtfError, find_functions, parse_btf
+
+NAMES = ("bpf_lsm_socket_connect", "bpf_lsm_socket_bind")
+LENGTH_LIMIT = 400
+
+
+def run_cases(cases: int, seed: int) -> int:
+    """How many of the cases still held both functions. Raises whatever a case may not."""
+    found = 0
+    for number in range(cases):
+        rng = random.Random(seed * 1_000_003 + number)
+        found += run_case(make_case(rng))
+    return found
+
+
+def make_case(rng: random.Random) -> bytes:
+    """Good BTF with some damage, types at random, or noise."""
+    kind = rng.randrange(4)
+    if kind == 0:
+        return rng.randbytes(rng.randrange(LENGTH_LIMIT))
+    if kind == 1:
+        maker = BtfMaker()
+        for _ in range(rng.randrange(12)):
+            maker.add(rng.randrange(1, 20), rng.choice(("", "x", *NAMES)))
+        data = bytearray(maker.render())
+    else:
+        data = bytearray(make_kernel_btf())
+    for _ in range(rng.randrange(4)):
+        at = rng.randrange(len(data))
+        if rng.random() < 0.5:
+            data[at] = rng.randrange(256)
+        else:
+            # Sizes and offsets are words: large ones are the interesting ones.
+            word = struct.pack("<I", rng.choice((0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, rng.getrandbits(32))))
+            data[at & ~3 : (at & ~3) + 4] = word
+    return bytes(data[: rng.randrange(len(data) + 1)]) if rng.random() < 0.2 else bytes(data)
+
+
+def run_case(data: bytes) -> bool:
+    try:
+        functions = find_functions(parse_btf(data), NAMES)
+    except BtfError:
+        return False
+    for name, function in functions.items():
+        assert function.type_id > 0
+        assert function.text.data == name.encode() + b"\0"
+        for mark in (function.record, function.text):
+            assert data[mark.offset : mark.offset + len(mark.data)] == mark.data
+    return True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    found = run_cases(options.cases, options.seed)
+    print(f"btf: {options.cases} cases, {found} of them whole")
+
+
+if __name__ == "__main__":
+    main()
