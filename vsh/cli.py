@@ -5,7 +5,7 @@ import sys
 
 from vsh import address
 from vsh.address import Address
-from vsh.errors import VshError
+from vsh.errors import ExecError, VshError
 from vsh.flags import Options, split_command
 from vsh.pump import deadline_after
 from vsh.session import Session, make_limits, open_session
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # What a guest's programs need to draw on this terminal, beside TERM.
 TERMINAL_VARIABLES = (b"LANG", b"LC_ALL", b"LC_CTYPE", b"COLORTERM")
+ADDRESSES = ("cid", "vm_name", "uds", "unix", "fd")
 # Without a terminal to ask, the size of every terminal's ancestor.
 FALLBACK_SIZE = (24, 80)
 
@@ -27,8 +28,18 @@ FALLBACK_SIZE = (24, 80)
 def run(options: Options) -> int:
     """Runs what the options say and returns vsh's exit status. Raises VshError."""
     hold_stdio()
+    try:
+        return _run(options)
+    except VshError as error:
+        _hint_at_name(error, options)
+        raise
+
+
+def _run(options: Options) -> int:
     where = find_address(options)
     where.token_file = options.token_file or where.token_file
+    if options.alias:
+        where.name = options.alias
     if options.target_container or options.listen_port is not None:
         where = find_container(where, options)
     if options.proxy or options.local or options.remote or options.forward_only:
@@ -56,6 +67,19 @@ def _run_session(options: Options, where: Address) -> int:
     return _make_shell(session, has_pty=has_pty).run(deadline_s)
 
 
+def _hint_at_name(error: VshError, options: Options) -> None:
+    """`vsh web` runs a command called web: who meant the machine is told how to say so."""
+    if not options.command or options.given.intersection(ADDRESSES) or options.alias:
+        return
+    if isinstance(error, ExecError) and error.kind != messages.NOT_FOUND:
+        return
+    from vsh import config, registry  # noqa: PLC0415 - only after a failure
+
+    word = options.command[0]
+    if word in {machine.name for machine in registry.read_machines()} | set(config.list_hosts()):
+        error.hint = f"'{word}' was taken for a command; the machine is vsh --vm_name {word}"
+
+
 def _make_shell(session: Session, *, has_pty: bool) -> Shell:
     if not has_pty:
         return Shell(session)
@@ -74,7 +98,7 @@ def _make_trace(options: Options) -> "Callable[[str, memoryview], None] | None":
 
 def find_address(options: Options) -> Address:
     """The one address the options name, or that of the only running machine. Raises VshError."""
-    named = [name for name in ("cid", "vm_name", "uds", "unix", "fd") if getattr(options, name) not in (None, "")]
+    named = [name for name in ADDRESSES if getattr(options, name) not in (None, "")]
     if len(named) > 1:
         raise VshError("Exactly one of --cid or --vm_name is required", details=f"given: --{', --'.join(named)}")
     if options.cid is not None:

@@ -36,12 +36,14 @@ def apply_config(options: Options) -> None:
         return
     default, hosts = _split(path, tables)
     options.launch = _find_launch(path, tables)
-    host = hosts.get(options.vm_name, {})
+    name = options.vm_name
+    host = hosts.get(name, {})
     if ADDRESSES & host.keys():
         # The alias is not the name of a machine.
         options.given.discard("vm_name")
         options.vm_name = ""
-    for where, table in ((f"host.{options.vm_name}", host), ("default", default)):
+        options.alias = name
+    for where, table in ((f"host.{name}", host), ("default", default)):
         _apply(path, where, table, options)
 
 

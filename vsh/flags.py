@@ -144,6 +144,8 @@ class Options:
         self.version = False
         self.vmodule = ""
         self.command: list[str] = []
+        # The configuration's name for the address, if it was taken from there.
+        self.alias = ""
         # The configuration's command that starts a vshd in a container.
         self.launch: list[str] = []
         # Which flags were given, for whoever has defaults to add.

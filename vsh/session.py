@@ -277,7 +277,11 @@ def _shake_hands(session: Session, address: Address, deadline_s: float) -> Sessi
 def _refusal(event: Refused, address: Address) -> Exception:
     if event.is_too_long:
         return _TooLongForLegacy()
-    text = f"Server was unable to set up connection: {event.description}"
+    description = event.description
+    if event.failure is not None and event.failure.kind == messages.BAD_USER:
+        # Upstream's server goes on with advice for ChromeOS.
+        description = description.partition(", if attempting")[0]
+    text = f"Server was unable to set up connection: {description}"
     if event.failure is None:
         return VshError(text)
     kind = event.failure.kind

@@ -74,7 +74,8 @@ def serve(
     except (VsockError, TokenError, OSError) as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         log.error(text)
-        print(f"vshd: {text}", file=sys.stderr)
+        if not log.has_stderr:
+            print(f"vshd: {text}", file=sys.stderr)
         return 1
 
 

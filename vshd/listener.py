@@ -112,7 +112,10 @@ def connect_to(where: str) -> int:
     if kind == "vsock" and cid.isascii() and cid.isdigit() and port.isascii() and port.isdigit():
         if int(port) >= PORT_MAX:
             raise vsock.VsockError(f"Port {port} is not a valid port")
-        return vsock.connect(int(cid), int(port)).detach()
+        try:
+            return vsock.connect(int(cid), int(port)).detach()
+        except vsock.VsockError as error:
+            raise vsock.VsockError(f"Failed to connect to vsh client: {error}") from error
     if kind == "unix" and rest:
         connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         try:

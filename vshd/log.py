@@ -38,6 +38,22 @@ class Log:
         self._syslog = _open_syslog()
         self._stderr = self._syslog < 0 or os.isatty(2)
 
+    @property
+    def has_stderr(self) -> bool:
+        """What is logged is seen on stderr, too."""
+        return self._stderr
+
+    def renew(self) -> None:
+        """For a session: the kernel lets one opening of /dev/kmsg write 10 lines in 5 s, so each has its own."""
+        if self._kmsg < 0:
+            return
+        try:
+            kmsg = os.open(self._kmsg_path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return
+        os.close(self._kmsg)
+        self._kmsg = kmsg
+
     def error(self, text: str) -> None:
         self._write(ERROR, text)
 

@@ -216,6 +216,7 @@ class Server:
             self._wakeup.close()
             self.listener.socket.close()
             os.close(self._reports)
+            self.log.renew()
             wakeup = Wakeup((SIGCHLD, SIGTERM))
             connection: tuple[int, str] | None
             if isinstance(source, tuple):

@@ -1,6 +1,11 @@
-"""A real vshd on a UNIX socket, and real vsh processes that speak to it: the whole path but the vsock."""
+"""A real vshd on a UNIX socket, and real vsh processes that speak to it: the whole path but the vsock.
+
+In a guest that says it is made for it (tests/guest/test_vsock_sessions.py) the same tests run over the vsock as well.
+"""
 
 import contextlib
+import fcntl
+import itertools
 import os
 import select
 import signal
@@ -12,6 +17,10 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 30.0
+# Where this file is, AF_VSOCK leads to the guest itself and nowhere else.
+IS_VSOCK_GUEST = Path("/etc/vsh-test-guest").exists()
+IOCTL_VM_SOCKETS_GET_LOCAL_CID = 0x7B9  # linux/vm_sockets.h
+PORTS = itertools.count(20_000)
 # The guest's Python may be another one than the host's.
 VSHD_PYTHON = os.environ.get("VSHD_PYTHON", sys.executable)
 # Guests start Python so; the daemon must not need more.
@@ -20,7 +29,7 @@ ENVIRONMENT = {
     "PATH": os.environ["PATH"],
     "PYTHONPATH": str(CHECKOUT),
     "TERM": "xterm",
-    "VSH_AF_VSOCK": "deny",
+    "VSH_AF_VSOCK": "" if IS_VSOCK_GUEST else "deny",
     # Whoever runs the tests may have a configuration.
     "VSH_CONFIG": "/nonexistent",
 }
@@ -29,8 +38,14 @@ ENVIRONMENT = {
 class Vshd:
     """A running vshd. `log` is what it has said so far."""
 
-    def __init__(self, folder, flags=(), env=None, pass_fds=(), wrapper=()):
+    def __init__(self, folder, flags=(), env=None, pass_fds=(), wrapper=(), *, allow_loopback=True):
         self.path = folder / "vshd.sock"
+        listen, self.where, self._address = f"unix:{self.path}", [f"--unix={self.path}"], str(self.path)
+        if IS_VSOCK_GUEST:
+            cid, port = find_own_cid(), next(PORTS)
+            # The kernel's loopback has a CID of its own, 1, for who connects.
+            flags = (*flags, *(("--allow_cid=1",) if allow_loopback else ()))
+            listen, self.where, self._address = f"vsock:{port}", [f"--cid={cid}", f"--port={port}"], (cid, port)
         self.log_path = folder / "vshd.log"
         notify_path = folder / "notify.sock"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, self.log_path.open("wb") as log:
@@ -40,7 +55,7 @@ class Vshd:
                 [
                     *wrapper,
                     *(VSHD_PYTHON, "-I", "-S", "-B", "-c", START.format(str(CHECKOUT))),
-                    *(f"--listen=unix:{self.path}", "--log_stderr", "--spare_time=0", *flags),
+                    *(f"--listen={listen}", "--log_stderr", "--spare_time=0", *flags),
                 ],
                 env={**ENVIRONMENT, "NOTIFY_SOCKET": str(notify_path), **(env or {})},
                 stdin=subprocess.DEVNULL,
@@ -59,7 +74,7 @@ class Vshd:
         return self.log_path.read_text()
 
     def argv(self, *words):
-        return [sys.executable, "-m", "vsh", f"--unix={self.path}", *words]
+        return [sys.executable, "-m", "vsh", *self.where, *words]
 
     def run(self, *words, **options):
         """Runs vsh to its end."""
@@ -83,8 +98,8 @@ class Vshd:
 
     def connect(self):
         """A plain connection, for tests that speak frames themselves."""
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(str(self.path))
+        connection = socket.socket(socket.AF_VSOCK if IS_VSOCK_GUEST else socket.AF_UNIX)
+        connection.connect(self._address)
         connection.settimeout(DEADLINE_S)
         return connection
 
@@ -103,6 +118,12 @@ class Vshd:
             self.process.kill()
             self.process.wait()
             raise
+
+
+def find_own_cid():
+    """This guest's CID."""
+    with Path("/dev/vsock").open("rb") as device:
+        return int.from_bytes(fcntl.ioctl(device, IOCTL_VM_SOCKETS_GET_LOCAL_CID, bytes(4)), sys.byteorder)
 
 
 @contextlib.contextmanager

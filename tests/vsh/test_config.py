@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 
 import pytest
 
@@ -169,3 +170,27 @@ def test_completion_for_an_unknown_shell(vshd):
     )
     assert done.returncode == 65
     assert b"bash, zsh and fish" in done.stderr
+
+
+def test_alias_is_what_messages_call_it(vshd, write):
+    path = write(f'[host.lab]\nunix = "{vshd.path}"\n')
+    argv = [sys.executable, "-m", "vsh", "-t", "--vm_name=lab", "--", "sh", "-c", "kill -9 $PPID; sleep 80"]
+    done = subprocess.run(
+        argv, env={**ENVIRONMENT, "VSH_CONFIG": str(path)}, capture_output=True, check=False, timeout=DEADLINE_S
+    )
+    assert (done.returncode, done.stderr) == (123, b"vsh: lost the connection to lab: the connection ended\n")
+
+
+def test_alias_that_was_taken_for_a_command_is_told(write, tmp_path):
+    path = write('[host.lab]\nuser = "root"\n')
+    env = {**ENVIRONMENT, "VSH_CONFIG": str(path), "VMKIT_RUNTIME_DIR": str(tmp_path)}
+    argv = [sys.executable, "-m", "vsh", "lab"]
+    done = subprocess.run(argv, env=env, capture_output=True, check=False, timeout=DEADLINE_S)
+    assert done.returncode == 1
+    assert b"hint: 'lab' was taken for a command; the machine is vsh --vm_name lab" in done.stderr
+
+
+def test_wrong_value_names_the_hosts_table(write):
+    write('[host.lab]\nunix = "/x"\nkeepalive = "soon"\n')
+    with pytest.raises(VshError, match=r"host\.lab"):
+        apply_config(parse_flags(["--vm_name=lab"]))

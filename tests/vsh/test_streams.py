@@ -1,5 +1,6 @@
 """Bulk, slow and stalled streams, in both modes: everything arrives, and nothing holds up anything else."""
 
+import contextlib
 import hashlib
 import os
 import select
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.vsh.live import DEADLINE_S, ENVIRONMENT, ended, read_line, wait_until
+from tests.vsh.live import DEADLINE_S, ENVIRONMENT, IS_VSOCK_GUEST, ended, read_line, wait_until
 
-GIB = 1 << 30
+# The figure of docs/BENCHMARKS.md; less where both sides are emulated.
+BULK = 1 << 26 if IS_VSOCK_GUEST else 1 << 30
 # All of it, on a machine that does other things as well.
 BULK_DEADLINE_S = 240.0
 
@@ -35,7 +37,7 @@ def test_gigabyte_goes_there_and_back_unharmed(vshd, mode):
     peaks_mib = []
 
     def feed(stream):
-        for block in make_noise(GIB):
+        for block in make_noise(BULK):
             sent.update(block)
             stream.write(block)
         stream.close()
@@ -47,10 +49,10 @@ def test_gigabyte_goes_there_and_back_unharmed(vshd, mode):
         while data := os.read(client.stdout.fileno(), 1 << 18):
             received.update(data)
             size += len(data)
-            if size > GIB // 2:
+            if size > BULK // 2:
                 peaks_mib = peaks_mib or [find_peak_mib(pid) for pid in (client.pid, *vshd.children())]
         feeder.join(BULK_DEADLINE_S)
-        assert size == GIB
+        assert size == BULK
         assert client.wait(DEADLINE_S) == 0
     assert received.digest() == sent.digest()
     assert len(peaks_mib) == 2
@@ -180,6 +182,9 @@ def test_signal_after_the_targets_end_ends_vsh(vshd, mode, number):
         assert read_line(client.stdout) == "up"
         wait_until(lambda: not vshd.children(), "the session has ended")
         # vsh may learn of the end a moment later: then the first one was for the target.
-        wait_until(lambda: client.send_signal(number) or client.poll() is not None, "vsh ends")
+        while client.poll() is None:
+            client.send_signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                client.wait(2)
         assert client.returncode == 128 + number
         assert client.stderr.read() == b""

@@ -103,7 +103,7 @@ def test_tilde_ctrl_z_suspends_and_returns(vshd):
     """Under a shell with job control, as a person would: ~^Z, fg."""
     # The typed command is on the screen as well: what it prints must look different.
     script = "echo rea''dy; read x; echo [$x]"
-    command = shlex.join([sys.executable, "-m", "vsh", f"--unix={vshd.path}", "--", "sh", "-c", script])
+    command = shlex.join([sys.executable, "-m", "vsh", *vshd.where, "--", "sh", "-c", script])
     typist = Typist(None, shell=["bash", "--norc", "-i"])
     try:
         typist.type(f"PS1='%%'; {command}\r".encode())
@@ -146,7 +146,9 @@ def test_terminal_is_restored_when_the_server_is_killed(start_vshd):
 
 
 def test_lost_terminal_hangs_the_session_up(vshd, mode, tmp_path):
-    with typing(vshd, *mode, "--", "sh", "-c", f"trap 'echo hup >{tmp_path}/hup; exit' HUP; echo $$; read x") as typist:
+    # Not in read: the kernel wakes readers before it sends HUP (pty_close()), and a shell may be gone by then.
+    script = f"trap 'echo hup >{tmp_path}/hup; exit' HUP; echo $$; while :; do sleep 1; done"
+    with typing(vshd, *mode, "--", "sh", "-c", script) as typist:
         pid = int(typist.expect(b"\r\n"))
         typist.process.kill()
         wait_for_end(pid)
@@ -194,7 +196,7 @@ def test_all_output_before_the_exit_arrives(vshd, mode):
 def test_background_job_is_not_stopped_by_what_is_typed_elsewhere(vshd, mode):
     """vsh ... & leaves the terminal to the shell, and takes it up again when it comes to the foreground."""
     script = "echo st''arted; read x; echo [$x]"
-    words = [sys.executable, "-m", "vsh", f"--unix={vshd.path}", *mode, "-T", "--", "sh", "-c", script]
+    words = [sys.executable, "-m", "vsh", *vshd.where, *mode, "-T", "--", "sh", "-c", script]
     typist = Typist(None, shell=["bash", "--norc", "-i"])
     try:
         typist.type(f"PS1='%%'; {shlex.join(words)} &\r".encode())

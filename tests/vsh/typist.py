@@ -77,7 +77,7 @@ class Typist:
 
 @contextlib.contextmanager
 def typing(vshd, *words, **options):
-    typist = Typist([sys.executable, "-m", "vsh", f"--unix={vshd.path}", *words], **options)
+    typist = Typist([sys.executable, "-m", "vsh", *vshd.where, *words], **options)
     try:
         yield typist
     finally:

@@ -25,3 +25,20 @@ def test_kernels_log_that_cannot_be_opened_is_no_failure(tmp_path, capfd):
 
 def test_text_is_made_printable():
     assert printable("a\x1b[1m\r\n\udcff\u00e9") == "a\\x1b[1m\\r\\n\\udcff\u00e9"
+
+
+def test_session_opens_the_kernels_log_anew(tmp_path):
+    """/dev/kmsg counts lines per opening, 10 in 5 s: sessions must not share the daemon's."""
+    path, old = tmp_path / "kmsg", tmp_path / "old"
+    path.touch()
+    log = Log(str(path))
+    log.open(use_kmsg=True)
+    path.rename(old)
+    path.touch()
+    log.renew()
+    log.info("one")
+    assert (path.read_text(), old.read_text()) == ("<6>vshd: one\n", "")
+    path.rename(old)
+    log.renew()
+    log.info("two")
+    assert old.read_text() == "<6>vshd: one\n<6>vshd: two\n"
