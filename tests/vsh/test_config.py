@@ -174,10 +174,10 @@ def test_completion_for_an_unknown_shell(vshd):
 
 def test_alias_is_what_messages_call_it(vshd, write):
     path = write(f'[host.lab]\nunix = "{vshd.path}"\n')
-    argv = [sys.executable, "-m", "vsh", "-t", "--vm_name=lab", "--", "sh", "-c", "kill -9 $PPID; sleep 80"]
-    done = subprocess.run(
-        argv, env={**ENVIRONMENT, "VSH_CONFIG": str(path)}, capture_output=True, check=False, timeout=DEADLINE_S
-    )
+    env = {**ENVIRONMENT, "VSH_CONFIG": str(path)}
+    # Input comes once the session runs: only then is its process ended.
+    argv = [sys.executable, "-m", "vsh", "--vm_name=lab", "--", "sh", "-c", "read x; kill -9 $PPID; sleep 80"]
+    done = subprocess.run(argv, env=env, input=b"x\n", capture_output=True, check=False, timeout=DEADLINE_S)
     assert (done.returncode, done.stderr) == (123, b"vsh: lost the connection to lab: the connection ended\n")
 
 
