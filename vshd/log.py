@@ -11,6 +11,7 @@ ERROR, WARNING, INFO, DEBUG = 3, 4, 6, 7
 FACILITY_DAEMON = 3 << 3
 # The kernel's own limit for one record is about 1000 bytes.
 LINE_MAX = 900
+THROTTLE_S = 10.0
 
 
 class Log:
@@ -71,6 +72,30 @@ class Log:
             _write_all(self._syslog, f"<{priority | FACILITY_DAEMON}>vshd[{os.getpid()}]: {line}")
         if self._stderr:
             _write_all(2, f"vshd: {line}\n")
+
+
+class Throttle:
+    """Warnings that strangers can cause as often as they like: one in a while is a line, the others are counted in it.
+
+    Whatever fills the kernel's log pushes other lines out of it, and costs the daemon a write each time.
+    """
+
+    __slots__ = ("_held", "_log", "_next_s")
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._held = 0
+        self._next_s = 0.0
+
+    def warning(self, text: str, now_s: float) -> None:
+        """now_s: time.monotonic()."""
+        if now_s < self._next_s:
+            self._held += 1
+            return
+        more = f" ({self._held} more like it since the last such line)" if self._held else ""
+        self._log.warning(text + more)
+        self._held = 0
+        self._next_s = now_s + THROTTLE_S
 
 
 def printable(text: str) -> str:

@@ -13,7 +13,7 @@ import time
 from vshd.account import warm_up
 from vshd.flags import Options
 from vshd.listener import Listener
-from vshd.log import Log
+from vshd.log import Log, Throttle
 from vshd.processes import kill_session
 from vshd.session import Session
 from vshd.signals import SIGCHLD, SIGINT, SIGKILL, SIGTERM, Wakeup
@@ -48,6 +48,7 @@ class Server:
         self.log = log
         self.sessions: dict[int, str] = {}
         self.is_stopping = False
+        self._strangers = Throttle(log)
         self._wakeup = wakeup
         self._token = token
         self._targets: dict[int, int] = {}
@@ -171,7 +172,7 @@ class Server:
 
     def _admit(self, fd: int, who: str, is_allowed: bool) -> None:
         if not is_allowed:
-            self.log.warning(f"{who}: refused: this CID is not allowed")
+            self._strangers.warning(f"{who}: refused: this CID is not allowed", time.monotonic())
             return
         self._reap()
         if len(self.sessions) >= self.options.max_sessions and not self._make_room():

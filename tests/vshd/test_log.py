@@ -1,6 +1,6 @@
 """Where lines go, and that nobody can forge one."""
 
-from vshd.log import LINE_MAX, Log, printable
+from vshd.log import LINE_MAX, THROTTLE_S, Log, Throttle, printable
 
 
 def test_lines_for_the_kernel_have_a_priority(tmp_path):
@@ -42,3 +42,20 @@ def test_session_opens_the_kernels_log_anew(tmp_path):
     log.renew()
     log.info("two")
     assert old.read_text() == "<6>vshd: one\n<6>vshd: two\n"
+
+
+def test_what_strangers_cause_is_a_line_in_a_while(tmp_path):
+    kmsg = tmp_path / "kmsg"
+    kmsg.write_text("")
+    log = Log(str(kmsg))
+    log.open(use_kmsg=True)
+    throttle = Throttle(log)
+    for number in range(100):
+        throttle.warning(f"stranger {number}", 5.0 + number / 1000)
+    throttle.warning("later", 5.0 + THROTTLE_S)
+    throttle.warning("much later", 5.0 + 3 * THROTTLE_S)
+    assert [line.partition("vshd: ")[2] for line in kmsg.read_text().splitlines()] == [
+        "stranger 0",
+        "later (99 more like it since the last such line)",
+        "much later",
+    ]
