@@ -54,6 +54,10 @@ def serve(
     try:
         if options.forward_to_host_port or options.forward_to:
             return _serve_one(options, log)
+        if options.inetd or options.activate:
+            return _serve_commands(options, log)
+        if options.ipv6:
+            return _serve_mapping(options, log)
         allowed_cids = parse_allowed_cids(options.allow_cid)
         listener = take_passed_listener(allowed_cids) or open_listener(options.listen, allowed_cids, bound)
         # Before anybody is told that we are ready: where a token must be and is not, nobody is served.
@@ -99,6 +103,30 @@ def _serve_one(options: Options, log: Log) -> int:
     fd = connect_to(where)
     log.info("vshd started")
     Session(fd, where, options, log, Wakeup((SIGCHLD, SIGTERM))).run()
+    return 0
+
+
+def _serve_commands(options: Options, log: Log) -> int:
+    """Instead of shells: commands, each for a connection, or one for the socket."""
+    from vshd.inetd import Activator, Inetd  # noqa: PLC0415  (see serve)
+
+    where = options.inetd or options.activate
+    allowed_cids = parse_allowed_cids(options.allow_cid)
+    listener = take_passed_listener(allowed_cids) or open_listener(
+        f"vsock:{where}" if where.isdigit() else where, allowed_cids
+    )
+    wakeup = Wakeup((SIGCHLD, SIGTERM, SIGINT))
+    ready.tell_systemd()
+    server = Inetd if options.inetd else Activator
+    server(listener, options, log, wakeup).run()
+    return 0
+
+
+def _serve_mapping(options: Options, log: Log) -> int:
+    """Instead of shells: TCP connections to the mapped prefix."""
+    from vshd.mapped import serve_mapping  # noqa: PLC0415  (see serve)
+
+    serve_mapping(options.ipv6, log, Wakeup((SIGTERM, SIGINT)), ready.tell_systemd)
     return 0
 
 

@@ -13,6 +13,8 @@ HOST_CID = 2
 
 # Logging flags that libbrillo programs accept; they change nothing here.
 IGNORED = ("v", "vmodule")
+# inetd's own way to write it.
+VALUE_MAY_FOLLOW = ("inetd", "activate")
 
 
 class FlagError(Exception):
@@ -23,10 +25,17 @@ class FlagError(Exception):
         self.status = status
 
 
-class Options:
+class Words:
+    """What is not a flag: the command behind them, for the modes that have one."""
+
+    __slots__ = ("command",)
+
+
+class Options(Words):
     """What vshd was asked to do. Attributes are the flags' names."""
 
     __slots__ = (
+        "activate",
         "allow_cid",
         "allow_legacy_clients",
         "allow_to_switch_user",
@@ -37,7 +46,9 @@ class Options:
         "forward_to_host_port",
         "handshake_timeout",
         "help",
+        "inetd",
         "inherit_env",
+        "ipv6",
         "keepalive",
         "listen",
         "log_kmsg",
@@ -52,6 +63,8 @@ class Options:
     )
 
     def __init__(self) -> None:
+        self.command: list[str] = []
+        self.activate = ""
         self.allow_cid: list[str] = []
         self.allow_legacy_clients = False
         self.allow_to_switch_user = True
@@ -62,7 +75,9 @@ class Options:
         self.forward_to_host_port = 0
         self.handshake_timeout = 30
         self.help = False
+        self.inetd = ""
         self.inherit_env = False
+        self.ipv6 = ""
         self.keepalive = 120
         self.listen = f"vsock:{VSHD_PORT}"
         self.log_kmsg = True
@@ -78,6 +93,7 @@ class Options:
 
 HELP = """\
 usage: vshd [flags]
+       vshd --inetd PORT [flags] -- command [argument ...]
 
 Serves shells and commands to vsh, over vsock.
 
@@ -95,6 +111,9 @@ Serves shells and commands to vsh, over vsock.
   --forward_to_host_port=PORT     do not listen: serve one session on a connection to the host's PORT
   --forward_to=vsock:CID:PORT|unix:PATH
                                   the same, with a connection to there
+  --inetd=PORT|unix:PATH          no shells: each connection there becomes stdin and stdout of a command of its own
+  --activate=PORT|unix:PATH       the same, but one command gets the listening socket, as systemd passes it (LISTEN_FDS)
+  --ipv6=PREFIX                   no shells: carry TCP connections to [PREFIX::2]:PORT to the host's vsock port
   --handshake_timeout=SECONDS     how long a client may take to say what it wants (30)
   --keepalive=SECONDS             give a silent client up after this long (120), 0: never
   --max_sessions=N                sessions at once (256)
@@ -111,13 +130,24 @@ Serves shells and commands to vsh, over vsock.
 def parse_flags(words: list[str]) -> Options:
     """The options in `words` (without the program's name). Raises FlagError."""
     options = Options()
-    for index, word in enumerate(words):
+    index = 0
+    while index < len(words):
+        word = words[index]
+        index += 1
+        if word == "--" and (options.inetd or options.activate):
+            options.command = words[index:]
+            break
         if word == "--":
-            _reject_positional(words[index + 1 :])
+            _reject_positional(words[index:])
             break
         if not word.startswith("-") or word == "-":
             _reject_positional([word])
+        if word.lstrip("-") in VALUE_MAY_FOLLOW and index < len(words):
+            word = f"{word}={words[index]}"
+            index += 1
         _set_flag(options, word.lstrip("-"))
+    if (options.inetd or options.activate) and not options.command:
+        raise FlagError("vshd: ERROR: --inetd and --activate need a command: -- command ...", ILLEGAL_VALUE_STATUS)
     return options
 
 

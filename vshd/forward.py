@@ -4,6 +4,7 @@ listened at and every connection to it is brought to the client.
 Runs in a session's process, as the session's user. Owns what a forward opens; vshd.pairs carries the bytes.
 """
 
+import _socket
 import os
 import time
 
@@ -12,7 +13,7 @@ from vshd.log import Log
 from vshd.pairs import Pairs, Side
 from vshd.places import PlaceError
 from vshd.refusal import RefusalError
-from vshd.signals import SIGTERM, Wakeup
+from vshd.signals import SIGINT, SIGTERM, Wakeup
 from vshd.wire import messages
 from vshd.wire.messages import Forward
 
@@ -48,7 +49,7 @@ class Connected:
     def run(self, fd: int, rest: bytes, wakeup: Wakeup, log: Log) -> str:
         """Carries until both ways have ended; says how, for the log. fd: the client's; rest: what was read from it."""
         pairs = Pairs()
-        stop = _watch_for_stop(pairs, wakeup)
+        stop = watch_for_stop(pairs, wakeup)
         pairs.add(Side(fd), Side(self._fd), to_right=rest)
         while pairs.count and not stop:
             pairs.turn()
@@ -56,25 +57,26 @@ class Connected:
         return "vshd is shutting down" if stop else "closed"
 
 
-class Listening:
-    """A listener here. Invariant: every accepted connection is in `_pairs` with one to the client, or closed."""
+class Bringing:
+    """A listener here whose connections are brought elsewhere. Invariant: every accepted connection is in `pairs` with
+    the one it was brought to, or closed.
+    """
 
-    def __init__(self, place: str, back: str, token: bytes) -> None:
-        self._listener = places.listen(place)
-        self._path = place.removeprefix("unix:") if place.startswith("unix:") else ""
-        self._back = back
+    def __init__(self, listener: "_socket.socket", token: bytes = b"") -> None:
+        """token: what each connection elsewhere begins with."""
+        self.listener = listener
+        self.pairs = Pairs()
         self._token = token
-        self._pairs = Pairs()
         self._log: Log | None = None
-        self.description = os.fsencode(places.render(self._listener, place))
 
-    def run(self, fd: int, rest: bytes, wakeup: Wakeup, log: Log) -> str:
-        """Listens for as long as the client's connection stands; see Connected.run()."""
+    def find_back(self, fd: int) -> str:
+        """The place where an accepted connection is brought. Raises PlaceError."""
+        raise NotImplementedError
+
+    def serve(self, stop: list[int], log: Log) -> None:
+        """Accepts and carries until `stop` is not empty any more."""
         self._log = log
-        pairs = self._pairs
-        stop = _watch_for_stop(pairs, wakeup)
-        # The client has nothing to say: whatever there is to read is its end.
-        pairs.watch(fd, lambda: stop.append(1))
+        pairs = self.pairs
         is_listening = False
         try:
             while not stop:
@@ -83,22 +85,19 @@ class Listening:
                     self._listen(is_listening)
                 pairs.turn()
         finally:
-            self._listener.close()
-            self._unlink()
+            self.listener.close()
             pairs.close()
-            os.close(fd)
-        return "closed"
 
     def _listen(self, is_wanted: bool) -> None:
         if is_wanted:
-            self._pairs.watch(self._listener.fileno(), self._accept)
+            self.pairs.watch(self.listener.fileno(), self._accept)
         else:
-            self._pairs.ignore(self._listener.fileno())
+            self.pairs.ignore(self.listener.fileno())
 
     def _accept(self) -> None:
         assert self._log is not None
         try:
-            fd, _ = self._listener._accept()  # type: ignore[attr-defined]
+            fd, _ = self.listener._accept()  # type: ignore[attr-defined]
         except BlockingIOError:
             return
         except OSError as error:
@@ -107,17 +106,44 @@ class Listening:
             return
         left = Side(fd)
         try:
-            back = places.start_connect(self._back)
+            place = self.find_back(fd)
+            back = places.start_connect(place)
         except PlaceError as error:
             self._log.warning(str(error))
             left.close(is_reset=True)
             return
-        deadline_s = time.monotonic() + CONNECT_TIMEOUT_S
-        self._pairs.add_connecting(left, Side(back.detach()), deadline_s, self._tell_failure, to_right=self._token)
 
-    def _tell_failure(self, error: int) -> None:
-        if self._log is not None:
-            self._log.warning(f"cannot bring a connection to {self._back}: {os.strerror(error)}")
+        def tell_failure(error: int) -> None:
+            assert self._log is not None
+            self._log.warning(f"cannot bring a connection to {place}: {os.strerror(error)}")
+
+        deadline_s = time.monotonic() + CONNECT_TIMEOUT_S
+        self.pairs.add_connecting(left, Side(back.detach()), deadline_s, tell_failure, to_right=self._token)
+
+
+class Listening(Bringing):
+    """A listener here whose connections are brought to the client."""
+
+    def __init__(self, place: str, back: str, token: bytes) -> None:
+        super().__init__(places.listen(place), token)
+        self._path = place.removeprefix("unix:") if place.startswith("unix:") else ""
+        self._back = back
+        self.description = os.fsencode(places.render(self.listener, place))
+
+    def find_back(self, fd: int) -> str:
+        return self._back
+
+    def run(self, fd: int, rest: bytes, wakeup: Wakeup, log: Log) -> str:
+        """Listens for as long as the client's connection stands; see Connected.run()."""
+        stop = watch_for_stop(self.pairs, wakeup)
+        # The client has nothing to say: whatever there is to read is its end.
+        self.pairs.watch(fd, lambda: stop.append(1))
+        try:
+            self.serve(stop, log)
+        finally:
+            self._unlink()
+            os.close(fd)
+        return "closed"
 
     def _unlink(self) -> None:
         if self._path:
@@ -127,12 +153,13 @@ class Listening:
                 pass
 
 
-def _watch_for_stop(pairs: Pairs, wakeup: Wakeup) -> list[int]:
+def watch_for_stop(pairs: Pairs, wakeup: Wakeup) -> list[int]:
     """A list that is not empty any more once this process was told to end."""
     stop: list[int] = []
 
     def take() -> None:
-        if SIGTERM in wakeup.take():
+        numbers = wakeup.take()
+        if SIGTERM in numbers or SIGINT in numbers:
             stop.append(SIGTERM)
 
     pairs.watch(wakeup.fd, take)

@@ -115,7 +115,7 @@ def test_refused_by_the_guest_is_one_line(ready: str) -> None:
         ("/nowhere", b"No such file"),
     ):
         with running("--vm_name", ready, "-v", "-N", "-L", f"0:{target}", stream="stderr") as (process, told):
-            with connect(port_of(told)) as client, contextlib.suppress(ConnectionResetError):
+            with contextlib.suppress(ConnectionResetError), connect(port_of(told)) as client:
                 assert client.recv(1) == b""
             assert process.stderr is not None
             assert text in process.stderr.readline()

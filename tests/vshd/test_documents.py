@@ -20,7 +20,7 @@ PROTOCOL = (CHECKOUT / "docs/PROTOCOL.md").read_text()
 def test_man_pages_have_every_flag_and_no_other(page):
     lines = (CHECKOUT / "docs/man" / page).read_text().splitlines()
     text = "\n".join(line for line in lines if not line.startswith('.\\"')).replace("\\-", "-").replace("\\fR", "")
-    named = set(re.findall(r"--([a-z][a-z_]+)", text))
+    named = set(re.findall(r"--([a-z][a-z0-9_]+)", text))
     flags = set(KINDS) if page == "vsh.1" else set(Options.__slots__)
     switches = {f"no{name}" for name in flags}
     of_others = {"forward_to", "forward_to_host_port", "inherit_env", "default_user", "no"}

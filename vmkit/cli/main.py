@@ -19,6 +19,7 @@ VERBS = {
     "wait": "vmkit.cli.machines:wait",
     "down": "vmkit.cli.machines:down",
     "kill": "vmkit.cli.machines:kill",
+    "forward": "vmkit.cli.forward:forward",
     "doctor": "vmkit.cli.doctor:doctor",
     "build": "vmkit.cli.images:build",
     "images": "vmkit.cli.images:images",

@@ -12,9 +12,10 @@ from typing import Protocol
 from vsh.errors import ConnectionLost, VshError
 from vsh.forward.guest import GuestListener
 from vsh.forward.openings import Openings
-from vsh.forward.spec import LOCAL, Forward
+from vsh.forward.spec import LOCAL, MAPPED, Forward
 from vsh.listener import HostListener
 from vshd import places
+from vshd.mapping import MappingError, find_cid, find_original, parse_prefix
 from vshd.pairs import Pairs, Side
 from vshd.places import PlaceError
 
@@ -30,6 +31,7 @@ class Opener(Protocol):
 
     def connect_guest(self, target: str) -> tuple[int, bytes]: ...
     def connect_host(self, target: str) -> int: ...
+    def connect_cid(self, cid: int, port: int) -> tuple[int, bytes]: ...
     def listen_in_guest(self, place: str) -> GuestListener: ...
     def listen_for_guest(self, port: int) -> HostListener: ...
     def deadline_s(self) -> float: ...
@@ -132,6 +134,18 @@ class _Local(Listening):
             self._fd = -1
             if self._path:
                 _unlink(self._path)
+
+
+class _Mapped(_Local):
+    """All ports of all CIDs, redirected here by the kernel (vshd.mapping)."""
+
+    def connect(self, fd: int) -> tuple[int, bytes]:
+        try:
+            address, port = find_original(fd)
+            cid = find_cid(parse_prefix(self.forward.target), address)
+        except (OSError, MappingError) as error:
+            raise VshError(f"a connection that was not meant for a guest: {error}") from error
+        return self.service.connect_cid(cid, port)
 
 
 class _Returning(Listening):
@@ -274,6 +288,8 @@ def _unlink(path: str) -> None:
 
 def make_listening(service: Opener, forward: Forward) -> Listening:
     """The listener that a forward needs, not open yet."""
+    if forward.kind == MAPPED:
+        return _Mapped(service, forward)
     if forward.kind == LOCAL:
         return _Local(service, forward)
     if forward.listen.startswith("vsock:"):

@@ -7,7 +7,7 @@ One loop for all forwards of a process. What is accepted waits while its other s
 import time
 from collections.abc import Callable, Sequence
 
-from vsh.address import Address
+from vsh.address import Address, find_by_cid
 from vsh.errors import VshError
 from vsh.forward.guest import GuestListener, connect_guest, listen_in_guest
 from vsh.forward.listening import FOREVER_S, Listening, make_listening
@@ -102,6 +102,9 @@ class Service:
 
     def connect_guest(self, target: str) -> tuple[int, bytes]:
         return connect_guest(self._find_address(), target, user=self._user, timeout_s=self._timeout_s)
+
+    def connect_cid(self, cid: int, port: int) -> tuple[int, bytes]:
+        return connect_guest(find_by_cid(cid), f"vsock:{port}", timeout_s=self._timeout_s)
 
     def listen_in_guest(self, place: str) -> GuestListener:
         return listen_in_guest(self._find_address(), place, user=self._user, timeout_s=self._timeout_s)

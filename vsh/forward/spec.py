@@ -21,10 +21,13 @@ TCP_PORT_MAX = 0xFFFF
 VSOCK_PORT_MAX = (1 << 32) - 2
 
 LOCAL, REMOTE = "L", "R"
+# Every address of a prefix (vshd.mapping) is listened at, and each connection goes to the CID and port it names.
+MAPPED = "M"
 
 
 class Forward:
-    """One forward. kind LOCAL: `listen` is a place here and `target` one of the guest; REMOTE: the other way around.
+    """One forward. kind LOCAL: `listen` is a place here and `target` one of the guest; REMOTE: the other way around;
+    MAPPED: `target` is the prefix.
 
     Places are `tcp:HOST:PORT`, `unix:PATH` or `vsock:PORT`.
     """
@@ -37,6 +40,8 @@ class Forward:
         self.target = target
 
     def __str__(self) -> str:
+        if self.kind == MAPPED:
+            return self.target
         return f"-{self.kind} {self.listen}:{self.target}"
 
     def __eq__(self, other: object) -> bool:

@@ -34,7 +34,7 @@ def options_of(command: click.Command) -> set[str]:
 def options_in(text: str) -> set[str]:
     """The options that paragraphs begin with."""
     tags = re.findall(r"^\.TP\n(.*)$", text, re.MULTILINE)
-    return {word for tag in tags for word in re.findall(r"(?<![\w-])--?[a-z][a-z-]*", tag)}
+    return {word for tag in tags for word in re.findall(r"(?<![\w-])--?[a-zA-Z][a-z0-9-]*", tag)}
 
 
 @pytest.mark.parametrize("verb", list(VERBS))

@@ -133,7 +133,7 @@ def test_refused_target_costs_one_connection_and_a_line(forward):
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
         process, [here] = forward("-L", f"0:127.0.0.1:{port}")
-        with connect(here) as client, contextlib.suppress(ConnectionResetError):
+        with contextlib.suppress(ConnectionResetError), connect(here) as client:
             assert client.recv(10) == b""
         line = read_line(process.stderr)
         assert line.endswith(f"cannot connect to tcp:127.0.0.1:{port}: Connection refused"), line
@@ -170,7 +170,7 @@ def test_port_in_use_is_one_line_and_nothing_runs(vshd):
 
 def test_vsock_port_needs_a_machine(forward):
     process, [here] = forward("-L", "0:80")
-    with connect(here) as client, contextlib.suppress(ConnectionResetError):
+    with contextlib.suppress(ConnectionResetError), connect(here) as client:
         assert client.recv(1) == b""
     assert "has no vsock ports: it is a vshd alone" in read_line(process.stderr)
 

@@ -1,0 +1,287 @@
+"""`vmkit forward`: forwards that last, for machines that come and go; and the IPv6 mapping in a namespace.
+
+The machine is a fake entry of the registry: a real vshd, and a UNIX socket that speaks the CONNECT convention.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.vsh.forward.servers import CountThenAnswer, Echo, connect, serving
+from tests.vsh.live import DEADLINE_S, Vshd, wait_until
+from tests.vshd.test_init import needs_namespace
+from vmkit.forward.book import read_kept
+from vmkit.forward.start import open_forwards
+from vsh.forward.spec import LOCAL, parse_forward
+
+PREFIX = "fd12:3456:789a:1"
+
+
+class FakeMachine:
+    """A ready machine of the registry whose vsock leads to a vshd and to servers of this test, by port."""
+
+    def __init__(self, runtime, name, cid, ports):
+        self.directory = runtime / "machines" / name
+        self.directory.mkdir(parents=True, mode=0o700)
+        self.ports = ports
+        self.open = []
+        self.lock = (self.directory / "lock").open("w")
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
+        self.path = self.directory / "vsock.sock"
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(self.path))
+        self.listener.listen(64)
+        record = {"schema": 1, "name": name, "cid": cid, "backend": "user", "state": "ready", "pid": 1}
+        (self.directory / "machine.json").write_text(json.dumps({**record, "vsock": str(self.path)}))
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
+
+    def serve(self):
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            line = connection.recv(32, socket.MSG_PEEK)
+            port = int(connection.recv(line.index(b"\n") + 1).split()[1])
+            where = self.ports.get(port)
+            if where is None:
+                connection.close()
+                continue
+            connection.sendall(b"OK 1024\n")
+            self.open.append(connection)
+            threading.Thread(target=self.carry, args=(connection, connect(where)), daemon=True).start()
+
+    @staticmethod
+    def carry(left, right):
+        def copy(source, sink):
+            with contextlib.suppress(OSError):
+                while data := source.recv(1 << 16):
+                    sink.sendall(data)
+                sink.shutdown(socket.SHUT_WR)
+
+        for side in (left, right):
+            side.settimeout(None)
+        other = threading.Thread(target=copy, args=(right, left), daemon=True)
+        other.start()
+        copy(left, right)
+        other.join()
+        left.close()
+        right.close()
+
+    def end(self):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        for connection in self.open:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for path in self.directory.iterdir():
+            path.unlink()
+        self.directory.rmdir()
+        self.lock.close()
+
+
+@pytest.fixture
+def runtime(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    path.mkdir(mode=0o700)
+    monkeypatch.setenv("VMKIT_RUNTIME_DIR", str(path))
+    yield path
+    run("--remove", "all")
+    assert read_kept() == []
+
+
+@pytest.fixture
+def guest(tmp_path):
+    """A vshd of the guest, by the port it has there."""
+    folder = tmp_path / "guest"
+    folder.mkdir()
+    server = Vshd(folder)
+    yield {9001: str(server.path)}
+    assert server.stop() == 0
+
+
+def run(*words, timeout_s=DEADLINE_S, **options):
+    argv = [sys.executable, "-m", "vmkit", "forward", *words]
+    return subprocess.run(argv, capture_output=True, check=False, timeout=timeout_s, **options)
+
+
+def keep(*words):
+    done = run(*words, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def port_of(kept, index=0):
+    return int(kept["listening"][index].rpartition(":")[2])
+
+
+def test_forward_outlives_the_command_and_is_listed_and_removed(runtime, guest):
+    machine = FakeMachine(runtime, "m", 7, guest)
+    with serving(Echo) as port:
+        kept = keep("m", "-L", f"0:localhost:{port}")
+        with connect(port_of(kept)) as client:
+            client.sendall(b"hello")
+            assert client.recv(10) == b"hello"
+            listed = json.loads(run("--list", "--json").stdout)
+            assert [(entry["number"], entry["machine"]) for entry in listed] == [(1, "m")]
+            assert run("--remove", "1").stdout == b"forward 1 is gone\n"
+            with contextlib.suppress(ConnectionResetError):
+                assert client.recv(10) == b""
+    with pytest.raises(ConnectionRefusedError):
+        connect(port_of(kept))
+    assert list((runtime / "forwards").iterdir()) == []
+    machine.end()
+
+
+def test_forward_serves_the_next_machine_of_its_name(runtime, guest):
+    with serving(Echo) as port:
+        machine = FakeMachine(runtime, "m", 7, guest)
+        kept = keep("m", "-L", f"0:localhost:{port}", "-R", f"0:{port}", "-R", f"vsock:445:{port}")
+        machine.end()
+        with contextlib.suppress(ConnectionResetError), connect(port_of(kept)) as client:
+            assert client.recv(1) == b""
+        assert b"no machine is called 'm'" in run("--list").stderr
+        machine = FakeMachine(runtime, "m", 8, guest)
+        with connect(port_of(kept)) as client:
+            client.sendall(b"again")
+            assert client.recv(10) == b"again"
+        path = Path(f"{machine.path}_445")
+        wait_until(path.exists, "the host's vsock port is bound for the new machine")
+        with connect(str(path)) as client:
+            client.sendall(b"by vsock")
+            assert client.recv(10) == b"by vsock"
+        path.unlink()
+        run("--remove", "1")
+        machine.end()
+
+
+def test_listener_of_the_guest_comes_back(runtime, guest, tmp_path):
+    there = tmp_path / "there.sock"
+    with serving(CountThenAnswer) as port:
+        machine = FakeMachine(runtime, "m", 7, guest)
+        keep("m", "-R", f"{there}:{port}")
+        for _ in range(2):
+            # The way back is the host's own: the vshd here is no guest, and reaches the path itself.
+            assert there.exists()
+            machine.end()
+            wait_until(lambda: not there.exists(), "the guest's vshd has noticed")
+            machine = FakeMachine(runtime, "m", 7, guest)
+            wait_until(there.exists, "it listens again")
+        run("--remove", "all")
+        machine.end()
+
+
+def test_killed_keeper_leaves_nothing_that_counts(runtime, guest):
+    machine = FakeMachine(runtime, "m", 7, guest)
+    kept = keep("m", "-L", "0:localhost:1")
+    os.kill(kept["pid"], signal.SIGKILL)
+    wait_until(lambda: not read_kept(), "nobody holds its lock")
+    assert keep("m", "-L", "0:localhost:1")["number"] == 1
+    machine.end()
+
+
+def test_forwards_of_a_block_end_with_it(runtime):
+    with serving(Echo), open_forwards("later", [parse_forward(LOCAL, "0:localhost:1")]) as kept:
+        assert [entry.number for entry in read_kept()] == [kept.number]
+    assert read_kept() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "text"),
+    [
+        ([], 64, b"say one of"),
+        (["--list", "--ipv6"], 64, b"say one of"),
+        (["-L", "1:2"], 1, b"no machine is running"),
+        (["m", "-L", "nonsense"], 64, b"bad forward"),
+        (["m", "-R", "1:2"], 1, b"no machine named 'm'"),
+        (["m", "x", "-L", "1:2"], 64, b"one machine's name"),
+        (["--remove", "7"], 1, b"there is no forward 7"),
+        (["--prefix", "fd12::", "--list"], 64, b"go with --ipv6"),
+        (["--ipv6"], 64, b"needs a command"),
+        (["--ipv6", "--prefix", "fe80::", "true"], 64, b"no unique-local prefix"),
+    ],
+)
+def test_usage(runtime, words, status, text):
+    done = run(*words)
+    assert (done.returncode, text in done.stderr) == (status, True), done
+
+
+def test_port_in_use_is_told_and_nothing_is_kept(runtime):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = run("m", "-L", f"{taken.getsockname()[1]}:localhost:1")
+    assert done.returncode == 1
+    assert b"Address already in use" in done.stderr
+    assert read_kept() == []
+
+
+CLIENT = """
+import os, socket, sys
+address = f"{os.environ['VMKIT_PREFIX']}::{int(sys.argv[1]):x}"
+for port in sys.argv[2:]:
+    try:
+        with socket.create_connection((address, int(port)), 10) as client:
+            client.sendall(bytes(100_000))
+            client.shutdown(socket.SHUT_WR)
+            print(client.recv(100).decode().strip())
+    except ConnectionError:
+        print("reset")
+print(os.getuid())
+"""
+
+
+@needs_namespace
+def test_every_port_of_a_cid_is_an_address_in_the_namespace(runtime):
+    with serving(CountThenAnswer) as port:
+        machine = FakeMachine(runtime, "m", 0x2A, {1: port, 445: port, 65535: port})
+        words = ("--ipv6", "--prefix", f"{PREFIX}::/64", "--", sys.executable, "-c", CLIENT)
+        done = run(*words, str(0x2A), "1", "445", "65535", "80")
+        assert done.stdout.splitlines()[:4] == [b"100000"] * 3 + [b"reset"], done
+        assert b"nothing listens on port 80 of machine 'm'" in done.stderr
+        assert done.stdout.splitlines()[4].split()[0] == b"%d" % os.getuid()
+        stranger = run(*words, "77", "80")
+        assert stranger.stdout.startswith(b"reset")
+        machine.end()
+
+
+@needs_namespace
+def test_status_of_the_command_is_the_status(runtime):
+    assert run("--ipv6", "--", "sh", "-c", "exit 7").returncode == 7
+    assert run("--ipv6", "--", "sh", "-c", "kill -9 $$").returncode == 128 + 9
+    done = run("--ipv6", "--", "nosuchcommand")
+    assert (done.returncode, b"command not found" in done.stderr) == (127, True)
+
+
+@needs_namespace
+def test_prefix_stays_ones_own(runtime):
+    script = "echo $VMKIT_PREFIX"
+    first, second = (run("--ipv6", "--", "sh", "-c", script).stdout for _ in range(2))
+    assert first == second
+    assert first.startswith(b"fd")
+
+
+@needs_namespace
+def test_host_wide_mapping_is_removed_at_the_end(runtime):
+    """In a namespace that plays the host."""
+    show = "nft list tables; ip -6 route show table local | grep fd12"
+    inner = (
+        f"{sys.executable} -m vmkit forward --ipv6 --host-wide --prefix fd12::/64 -- sh -c '{show}'; echo end; {show}"
+    )
+    argv = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", f"ip link set lo up; {inner}"]
+    env = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=DEADLINE_S, env=env)
+    during, _, after = done.stdout.partition("end\n")
+    assert "table ip6 vmkit_vsock" in during, done
+    assert "fd12::/64" in during
+    assert after == ""

@@ -1,0 +1,122 @@
+"""The verb `forward`: lasting forwards, and the mapping of vsock to IPv6."""
+
+import os
+import sys
+import time
+from dataclasses import asdict
+
+import click
+
+from vmkit.cli.machines import find_named, pick_machine
+from vmkit.cli.show import print_json, print_table
+from vmkit.errors import ConfigError, MachineError
+from vmkit.forward.book import Kept, read_kept, read_log
+from vmkit.forward.start import keep_forwards, remove
+from vsh.forward.spec import LOCAL, REMOTE, parse_forward
+
+LOG_LINES_SHOWN = 3
+
+
+@click.command("forward")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[NAME] | --ipv6 [-- COMMAND ...]")
+@click.option("-L", "--local", "local", multiple=True, metavar="FORWARD", help="Listen here, as vsh -L; repeatable.")
+@click.option("-R", "--remote", "remote", multiple=True, metavar="FORWARD", help="Listen in the guest, as vsh -R.")
+@click.option("--user", default="", metavar="USER", help="As whom connections are made in the guest.")
+@click.option("--list", "is_list", is_flag=True, help="List the forwards that are kept.")
+@click.option("--remove", "removed", multiple=True, metavar="NUMBER", help="End one of them, or `all`; repeatable.")
+@click.option("--ipv6", is_flag=True, help="Run COMMAND where [PREFIX::CID]:PORT is a guest's vsock port.")
+@click.option("--prefix", metavar="PREFIX", help="The unique-local /64 to use; your own random one by default.")
+@click.option("--host-wide", is_flag=True, help="With --ipv6: for the whole host, as root, until the end.")
+@click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+def forward(
+    *,
+    words: tuple[str, ...],
+    local: tuple[str, ...],
+    remote: tuple[str, ...],
+    user: str,
+    is_list: bool,
+    removed: tuple[str, ...],
+    ipv6: bool,
+    prefix: str | None,
+    host_wide: bool,
+    as_json: bool,
+) -> None:
+    """Keep forwards that outlive this command and the guest's restarts; or map vsock to IPv6."""
+    if sum((bool(local or remote), is_list, bool(removed), ipv6)) != 1:
+        raise ConfigError("say one of: -L and -R, --list, --remove, --ipv6", hint="vmkit forward --help")
+    if (prefix or host_wide) and not ipv6:
+        raise ConfigError("--prefix and --host-wide go with --ipv6")
+    if ipv6:
+        sys.exit(_map(words, prefix, host_wide=host_wide))
+    if is_list:
+        _list(as_json=as_json)
+    elif removed:
+        _remove(removed)
+    else:
+        _keep(words, local, remote, user, as_json=as_json)
+
+
+def _keep(words: tuple[str, ...], local: tuple[str, ...], remote: tuple[str, ...], user: str, *, as_json: bool) -> None:
+    if len(words) > 1:
+        raise ConfigError("one machine's name, please", hint="a command goes with --ipv6 only")
+    forwards = [parse_forward(LOCAL, text) for text in local] + [parse_forward(REMOTE, text) for text in remote]
+    entry = find_named(words[0]) if words else pick_machine(None)
+    if entry is None and any(forward.kind == REMOTE for forward in forwards):
+        # -L can wait for its machine; a listener in the guest needs one.
+        pick_machine(words[0])
+    kept = keep_forwards(entry.name if entry is not None else words[0], forwards, user=user)
+    if as_json:
+        print_json(asdict(kept))
+        return
+    for asked, place in zip(kept.forwards, kept.listening, strict=True):
+        print(f"forward {kept.number}: {asked}, listening at {place}")
+    print(f"end it:  vmkit forward --remove {kept.number}", file=sys.stderr)
+
+
+def _list(*, as_json: bool) -> None:
+    everything = read_kept()
+    if as_json:
+        print_json([asdict(kept) for kept in everything])
+        return
+    if not everything:
+        print("no forwards are kept", file=sys.stderr)
+        return
+    rows = [
+        (str(kept.number), kept.machine, asked, place, _render_age(kept))
+        for kept in everything
+        for asked, place in zip(kept.forwards, kept.listening, strict=True)
+    ]
+    print_table(("NUMBER", "MACHINE", "FORWARD", "LISTENING", "UP"), rows)
+    for kept in everything:
+        for line in read_log(kept.number).splitlines()[-LOG_LINES_SHOWN:]:
+            print(f"{kept.number}: {line}", file=sys.stderr)
+
+
+def _render_age(kept: Kept) -> str:
+    minutes, seconds = divmod(max(0, int(time.time() - kept.started)), 60)
+    return f"{minutes // 60}h{minutes % 60:02}m" if minutes >= 60 else f"{minutes}m{seconds:02}s"
+
+
+def _remove(words: tuple[str, ...]) -> None:
+    everything = read_kept()
+    wanted = everything if "all" in words else [kept for kept in everything if str(kept.number) in words]
+    missing = set(words) - {str(kept.number) for kept in everything} - {"all"}
+    if missing:
+        known = ", ".join(str(kept.number) for kept in everything)
+        hint = f"there are: {known}" if known else "there is none"
+        raise MachineError(f"there is no forward {', '.join(sorted(missing))}", hint=hint)
+    for kept in wanted:
+        remove(kept)
+        print(f"forward {kept.number} is gone", flush=True)
+
+
+def _map(words: tuple[str, ...], prefix: str | None, *, host_wide: bool) -> int:
+    # Imported here: few need it, and it needs much.
+    from vmkit.forward.namespace import Mapping, choose_prefix, run_mapped  # noqa: PLC0415
+    from vshd.mapping import render_prefix  # noqa: PLC0415
+
+    if not words and not host_wide:
+        raise ConfigError("--ipv6 needs a command to run in its namespace: vmkit forward --ipv6 -- curl ...")
+    chosen = choose_prefix(prefix)
+    print(f"vmkit: CID N is {render_prefix(chosen).removesuffix('/64')}N", file=sys.stderr, flush=True)
+    return run_mapped(Mapping(chosen, words, host_wide, os.geteuid(), os.getegid()))

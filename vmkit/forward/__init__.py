@@ -1,0 +1,1 @@
+"""vmkit.forward: forwards that last, and the mapping of vsock to IPv6."""

@@ -1,0 +1,70 @@
+"""The process that keeps a forward: `python -m vmkit.forward.keeper FD`, started by vmkit.forward.start.
+
+What to forward comes as JSON over the socket FD; one line of JSON goes back when it listens, or why it cannot. Then it
+serves until SIGTERM, whatever becomes of the machine meanwhile.
+"""
+
+import json
+import os
+import socket
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from vmkit.forward.book import LOG, make_entry
+from vsh.address import Address, find_by_name
+from vsh.errors import VshError
+from vsh.forward.service import Service
+from vsh.forward.spec import Forward
+from vsh.signals import SIGINT, SIGTERM, Wakeup
+
+MAX_REQUEST_BYTES = 1 << 20
+# What went wrong is told of the last connections, not of all there ever were.
+MAX_LOG_BYTES = 64 * 1024
+
+
+def main() -> int:
+    """Keeps until it is told to end."""
+    reports = socket.socket(fileno=int(sys.argv[1]))
+    request = json.loads(reports.makefile("rb").readline(MAX_REQUEST_BYTES))
+    wakeup = Wakeup((SIGTERM, SIGINT))
+    forwards = [Forward(*words) for words in request["forwards"]]
+    machine, user = str(request["machine"]), str(request["user"])
+    try:
+        with make_entry(machine, tuple(map(str, forwards))) as entry:
+
+            def tell(text: str) -> None:
+                _log(entry.directory / LOG, text)
+
+            def find() -> Address:
+                return find_by_name(machine)
+
+            with Service(find, forwards, user=user, tell=tell, is_lasting=True) as service:
+                kept = entry.publish(tuple(service.listening))
+                reports.sendall(json.dumps(asdict(kept)).encode() + b"\n")
+                reports.close()
+                service.run(wakeup.fd)
+    except VshError as error:
+        if reports.fileno() < 0:
+            return 1
+        answer = {"brief": error.brief, "details": error.details, "hint": error.hint, "status": error.status}
+        reports.sendall(json.dumps({"error": answer}).encode() + b"\n")
+        return 1
+    return 0
+
+
+def _log(path: Path, text: str) -> None:
+    """Appends a line; over the ceiling it begins anew."""
+    try:
+        is_full = path.exists() and path.stat().st_size > MAX_LOG_BYTES
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_TRUNC if is_full else os.O_APPEND), 0o600)
+        try:
+            os.write(fd, f"{text}\n".encode("utf-8", "replace"))
+        finally:
+            os.close(fd)
+    except OSError:
+        pass
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""The IPv6 mapping of vsock on this host: in a network namespace of a command's own, or, asked for, for the whole host.
+
+In the namespace every [PREFIX::CID]:PORT is that guest's vsock port; the namespace has nothing else but loopback, needs
+no privilege, and is gone with the command. Runs twice: plan and entry here, and `python -m vmkit.forward.namespace` in
+the namespace, which sets it up, starts the command and serves.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from vmkit.errors import CommandError, ConfigError, HostError
+from vmkit.machine.handover import render_environment
+from vmkit.machine.registry import open_runtime_directory
+from vmkit.run import run
+from vsh.errors import VshError
+from vsh.forward.service import Service
+from vsh.forward.spec import MAPPED, Forward
+from vsh.signals import SIGHUP, SIGINT, SIGTERM, Wakeup
+from vshd.mapping import (
+    PREFIX_BYTES,
+    UNIQUE_LOCAL,
+    MappingError,
+    parse_prefix,
+    plan_commands,
+    render_prefix,
+    render_rules,
+)
+
+PREFIX_FILE = "ipv6-prefix"
+# Each of ip and nft takes milliseconds.
+COMMAND_TIMEOUT_S = 20.0
+NOT_FOUND, NOT_EXECUTABLE, SIGNALLED = 127, 126, 128
+# For commands, in place of an address: "[${VMKIT_PREFIX}::3]:80".
+VARIABLE = "VMKIT_PREFIX"
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """What to set up: the prefix's 8 bytes; the command to run, none: until a signal; as which user and group."""
+
+    prefix: bytes
+    command: tuple[str, ...]
+    is_host_wide: bool
+    uid: int
+    gid: int
+
+
+def choose_prefix(text: str | None) -> bytes:
+    """The prefix asked for, else this user's own: random, and the same until the runtime directory goes."""
+    if text is not None:
+        try:
+            return parse_prefix(text)
+        except MappingError as error:
+            raise ConfigError(str(error)) from error
+    path = open_runtime_directory() / PREFIX_FILE
+    with contextlib.suppress(OSError, MappingError):
+        return parse_prefix(path.read_text().strip())
+    prefix = bytes([UNIQUE_LOCAL]) + os.urandom(PREFIX_BYTES - 1)
+    path.write_text(render_prefix(prefix))
+    return prefix
+
+
+def run_mapped(mapping: Mapping) -> int:
+    """Sets the mapping up, runs the command, and returns its exit status. Raises VshError."""
+    return _serve(mapping) if mapping.is_host_wide else _enter(mapping)
+
+
+def _enter(mapping: Mapping) -> NoReturn:
+    """Goes on as main() in a namespace of its own. Raises HostError when there can be none."""
+    enter = ["unshare", "--user", "--map-root-user", "--net", "--"]
+    try:
+        run([*enter, "true"], timeout_s=COMMAND_TIMEOUT_S, package="util-linux")
+    except CommandError as error:
+        raise HostError(
+            "this host does not let you make a network namespace",
+            details=error.details,
+            hint="sysctl kernel.unprivileged_userns_clone, ...apparmor_restrict_unprivileged_userns; or --host-wide",
+        ) from error
+    words = [render_prefix(mapping.prefix), str(mapping.uid), str(mapping.gid), *mapping.command]
+    environment = render_environment(os.environ)
+    # In the namespace we are root, whose runtime directory is another one.
+    environment["VMKIT_RUNTIME_DIR"] = str(open_runtime_directory())
+    argv = [*enter, sys.executable, "-P", "-m", "vmkit.forward.namespace", *words]
+    os.execvpe(argv[0], argv, environment)  # noqa: S606 - nothing of us is needed any more
+
+
+def _serve(mapping: Mapping) -> int:
+    with _set_up(mapping) as service:
+        if not mapping.command:
+            wakeup = Wakeup((SIGHUP, SIGINT, SIGTERM))
+            service.run(wakeup.fd)
+            return SIGNALLED + next(iter(wakeup.take()), SIGTERM)
+        return _run_command(mapping, service)
+
+
+@contextlib.contextmanager
+def _set_up(mapping: Mapping) -> Iterator[Service]:
+    """The kernel's tables and a service behind them, both gone at the end."""
+    forward = Forward(MAPPED, "tcp:[::1]:0", render_prefix(mapping.prefix))
+    set_up, take_down = plan_commands(mapping.prefix)
+    with contextlib.ExitStack() as stack:
+        if not mapping.is_host_wide:
+            _run_tool(["ip", "link", "set", "lo", "up"])
+        service = stack.enter_context(Service(_find_nobody, [forward], tell=_tell))
+        port = int(service.listening[0].rpartition(":")[2])
+        if mapping.is_host_wide:
+            for argv in take_down:
+                stack.callback(_run_quietly, argv)
+        for argv in set_up:
+            _run_tool(argv)
+        _run_tool(["nft", "-f", "-"], render_rules(mapping.prefix, port))
+        yield service
+
+
+def _run_command(mapping: Mapping, service: Service) -> int:
+    """The command beside the service; its exit status, as a shell gives it."""
+    words = list(mapping.command)
+    if mapping.uid and not mapping.is_host_wide:
+        # It is its user again, in a user namespace below this one, and has no power over the network.
+        words = ["unshare", "--user", f"--map-user={mapping.uid}", f"--map-group={mapping.gid}", "--", *words]
+    prefix = render_prefix(mapping.prefix).removesuffix("::/64").removesuffix("/64")
+    # Ctrl-C is the command's.
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGQUIT)}
+    try:
+        process = subprocess.Popen(words, env={**os.environ, VARIABLE: prefix}, preexec_fn=_reset_signals)  # noqa: PLW1509
+    except FileNotFoundError as error:
+        raise VshError(f"{words[0]}: command not found", status=NOT_FOUND) from error
+    except OSError as error:
+        raise VshError(f"{words[0]}: {error.strerror}", status=NOT_EXECUTABLE) from error
+    fd = os.pidfd_open(process.pid)
+    try:
+        service.run(fd)
+        status = process.wait()
+    finally:
+        os.close(fd)
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return SIGNALLED - status if status < 0 else status
+
+
+def _reset_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _run_tool(argv: Sequence[str], text: str = "") -> None:
+    package = {"ip": "iproute2", "nft": "nftables"}[argv[0]]
+    # They are administrators' tools, and a user's PATH may not have their folder.
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    run(argv, timeout_s=COMMAND_TIMEOUT_S, stdin=text.encode(), env={**os.environ, "PATH": path}, package=package)
+
+
+def _run_quietly(argv: Sequence[str]) -> None:
+    with contextlib.suppress(VshError):
+        _run_tool(argv)
+
+
+def _find_nobody() -> NoReturn:
+    raise VshError("every connection names its CID")
+
+
+def _tell(text: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, f"vmkit: {text}\n".encode("utf-8", "replace"))
+
+
+def main() -> int:
+    """In the namespace: PREFIX UID GID command..."""
+    prefix, uid, gid, *command = sys.argv[1:]
+    try:
+        return _serve(Mapping(parse_prefix(prefix), tuple(command), False, int(uid), int(gid)))
+    except VshError as error:
+        with contextlib.suppress(OSError):
+            print(error.render("vmkit"), file=sys.stderr)
+        return error.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Starts and ends the processes that keep forwards."""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+
+from vmkit.errors import HostError, MachineError
+from vmkit.forward.book import Kept, read_kept
+from vmkit.machine.handover import render_environment
+from vsh.errors import VshError
+from vsh.forward.spec import Forward
+
+# It listens as soon as its interpreter is up; a listener in the guest takes a session.
+START_DEADLINE_S = 60.0
+# It closes its sockets and goes.
+END_DEADLINE_S = 10.0
+MAX_ANSWER_BYTES = 1 << 20
+
+
+def keep_forwards(machine: str, forwards: Sequence[Forward], *, user: str = "") -> Kept:
+    """Starts a process that forwards for the machine of that name, until remove(). Raises VshError kinds.
+
+    It outlives the machine: who connects while there is none is closed; the machine's next start finds it there.
+    """
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "vmkit.forward.keeper", str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                    cwd="/",
+                    env=render_environment(os.environ),
+                )
+            except OSError as error:
+                raise HostError(f"cannot start a process for the forward: {error.strerror}") from error
+        try:
+            return _meet(ours, machine, forwards, user)
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+
+
+@contextlib.contextmanager
+def open_forwards(machine: str, forwards: Sequence[Forward], *, user: str = "") -> Iterator[Kept]:
+    """Forwards for as long as the block lasts."""
+    kept = keep_forwards(machine, forwards, user=user)
+    try:
+        yield kept
+    finally:
+        remove(kept)
+
+
+def remove(kept: Kept) -> None:
+    """Ends a forward and all its connections. Raises MachineError when it does not end."""
+    try:
+        fd = os.pidfd_open(kept.pid)
+    except ProcessLookupError:
+        return
+    try:
+        # Between the look at its lock and here the pid may have become another's: not so once the entry is there still.
+        if kept not in read_kept():
+            return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            signal.pidfd_send_signal(fd, number)
+            if select.select([fd], [], [], END_DEADLINE_S)[0]:
+                return
+    finally:
+        os.close(fd)
+    raise MachineError(f"the process {kept.pid} of forward {kept.number} does not end")
+
+
+def _meet(ours: socket.socket, machine: str, forwards: Sequence[Forward], user: str) -> Kept:
+    request = {
+        "machine": machine,
+        "user": user,
+        "forwards": [(forward.kind, forward.listen, forward.target) for forward in forwards],
+    }
+    ours.settimeout(START_DEADLINE_S)
+    try:
+        ours.sendall(json.dumps(request).encode() + b"\n")
+        with ours.makefile("rb") as answers:
+            line = answers.readline(MAX_ANSWER_BYTES)
+    except OSError as error:
+        raise HostError("the process of the forward does not answer") from error
+    if not line:
+        raise HostError("the process of the forward ended at once", hint="`python3 -m vmkit.forward.keeper` tells why")
+    answer = json.loads(line)
+    if "error" in answer:
+        raise VshError(**answer["error"])
+    return Kept(**{**answer, "forwards": tuple(answer["forwards"]), "listening": tuple(answer["listening"])})
