@@ -94,6 +94,7 @@ def test_second_start_takes_the_next_name_and_cid(boot: Boot) -> None:
         ("exit", "QEMU ended with status 3", "something went wrong"),
         ("exit-at-once", "QEMU ended with status 1", "Cannot allocate memory"),
         ("internal-error", "QEMU stopped the guest with an internal error", "KVM internal error"),
+        ("flood-the-ready-port", "'tiny' did not start: the guest floods the ready port", ""),
         ("refuse-device", "QEMU refused 'device_add': no such device here", ""),
     ],
 )
