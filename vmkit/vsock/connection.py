@@ -24,6 +24,9 @@ SHUTDOWN_SEND, and only grow.
   last bytes, after 8 s.
 * RST from the guest is treated alike: what it sent before the RST, and we took from the ring, still reaches the
   host program.
+* What is GONE owes the guest nothing but that RST: it may use its ports again at once, and an old SHUTDOWN or
+  CREDIT_UPDATE would be taken for one of the new connection.
+* A guest that answers before it has been asked has guessed the ports: that is a violation, too.
 
      state      | guest says                           | next state
      -----------+--------------------------------------+--------------------------------------------
@@ -136,7 +139,10 @@ _SHUTDOWN: Final = 16
 
 
 class Connection:
-    """One connection. Invariant: `told` and `heard` only grow, and a packet is owed only while its news is unsent."""
+    """One connection. Invariant: `told` and `heard` only grow, and a packet is owed only while its news is unsent.
+
+    What is GONE owes nothing.
+    """
 
     __slots__ = ("_owed", "guest_cid", "guest_port", "heard", "host_port", "receive", "send", "state", "told")
 
@@ -168,6 +174,8 @@ class Connection:
             raise GuestError(f"{name_op(op)} while {state.name.lower()}")
         if op == OP_RW:
             return self._receive_data(header, payload_size)
+        if self._owed & _REQUEST:
+            raise GuestError(f"{name_op(op)} before REQUEST was sent")
         self.send.update(header.buf_alloc, header.fwd_cnt)
         if op == OP_CREDIT_UPDATE:
             return _NO_EVENTS
@@ -175,6 +183,7 @@ class Connection:
             return self._hear(header.flags)
         self.state = next_state
         if op == OP_RST:
+            self._owed = 0
             return (Event.GONE,)
         if op == OP_RESPONSE:
             return (Event.ANSWERED,)
@@ -204,6 +213,7 @@ class Connection:
         self.heard |= news
         if self.heard == SHUTDOWN_BOTH:
             self.state = State.GONE
+            self._owed = 0
             return (Event.GONE, Event.RESET)
         if self.state is State.CLOSING:
             return _NO_EVENTS

@@ -284,3 +284,29 @@ def play(connection: Connection, turn: pk.Header | str) -> None:
             connection.probe_credit()
         case _:
             connection.end(int(turn[-1]))
+
+
+def test_answer_to_a_question_that_was_not_asked_yet_is_a_violation() -> None:
+    """The host's ports can be guessed; a guest must not open a connection before its REQUEST has gone out."""
+    connection = make(State.WAITING)
+    connection.request(200)
+    for op in (pk.OP_RESPONSE, pk.OP_RST):
+        with pytest.raises(GuestError, match="before REQUEST"):
+            connection.receive_packet(say(op), 0)
+    assert connection.state is State.REQUESTED
+    assert drain(connection) == [(pk.OP_REQUEST, 0)]
+    connection.receive_packet(say(pk.OP_RESPONSE), 0)
+    assert connection.is_open()
+
+
+@pytest.mark.parametrize("last", [say(pk.OP_RST), say(pk.OP_SHUTDOWN, flags=pk.SHUTDOWN_BOTH)])
+@pytest.mark.parametrize("state", [State.OPEN, State.CLOSING])
+def test_connection_that_is_over_owes_nothing(state: State, last: pk.Header) -> None:
+    """The guest may use the ports again at once: what was owed to the old connection must not reach the new one."""
+    connection = make(State.OPEN)
+    connection.receive_packet(say(pk.OP_CREDIT_REQUEST), 0)
+    connection.end(pk.SHUTDOWN_SEND if state is State.OPEN else pk.SHUTDOWN_BOTH)
+    assert connection.has_packet()
+    connection.receive_packet(last, 0)
+    assert connection.state is State.GONE
+    assert not connection.has_packet()

@@ -339,3 +339,22 @@ def test_newcomers_wait_for_those_who_are_leaving() -> None:
         assert not any(program.is_ended for program in coming)
         bench.driver.is_refilling = True
         bench.wait(lambda: all(program.data.startswith(b"OK ") for program in coming))
+
+
+def test_nothing_of_an_old_connection_reaches_the_next_at_the_same_ports(bench: Bench) -> None:
+    _program, guest = bench.open_to_host(7777)
+    bench.driver.is_stack_on = False
+    bench.driver.is_refilling = False
+    bench.wait(lambda: drain_rx(bench))
+    # Without buffers of the guest the answers to these wait: CREDIT_UPDATE and SHUTDOWN.
+    guest.say(pk.OP_CREDIT_REQUEST)
+    guest.say(pk.OP_SHUTDOWN, flags=pk.SHUTDOWN_RECEIVE)
+    guest.say(pk.OP_RST)
+    guest.say(pk.OP_REQUEST)
+    bench.settle()
+    bench.driver.received.clear()
+    bench.driver.is_refilling = True
+    bench.driver.refill()
+    bench.wait(lambda: any(header.op == pk.OP_RESPONSE for header in bench.driver.received))
+    bench.settle()
+    assert [header.op for header in bench.driver.received if header.dst_port == guest.guest_port] == [pk.OP_RESPONSE]

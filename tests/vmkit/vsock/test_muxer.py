@@ -68,6 +68,7 @@ def test_packets_find_their_connection_by_both_ports(room: Room) -> None:
 def test_answer_to_a_request_finds_the_host_program(room: Room) -> None:
     connection = room.waiting()
     room.muxer.request(connection, 9001)
+    assert connection.next_packet().op == pk.OP_REQUEST
     found, events = room.receive(pk.OP_RESPONSE, src_port=9001, dst_port=connection.host_port)
     assert found is connection and events == (Event.ANSWERED,)
 
