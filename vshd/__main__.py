@@ -4,7 +4,6 @@ import os
 import sys
 
 from vshd import ready
-from vshd.firmware import find_token
 from vshd.flags import HELP, FlagError, Options, parse_flags
 from vshd.listener import Listener, connect_to, open_listener, parse_allowed_cids, take_passed_listener
 from vshd.log import Log
@@ -60,8 +59,10 @@ def serve(
             return _serve_mapping(options, log)
         allowed_cids = parse_allowed_cids(options.allow_cid)
         listener = take_passed_listener(allowed_cids) or open_listener(options.listen, allowed_cids, bound)
-        # Before anybody is told that we are ready: where a token must be and is not, nobody is served.
-        token = _find_token(options, listener)
+        # Where a token must be and is not, nobody is told that we are ready. Where one may be, looking can wait as the
+        # rest of the server does.
+        is_certain = options.token_from != "auto"  # noqa: S105 - where it is, not what
+        token = _find_token(options, listener) if is_certain else None
         # From here on a SIGTERM waits until the server takes it.
         wakeup = Wakeup((SIGCHLD, SIGTERM, SIGINT))
         log.info("vshd started")
@@ -73,6 +74,7 @@ def serve(
         # Imported here: half of the daemon's start under emulation, and the socket already queues who connects.
         from vshd.server import Server  # noqa: PLC0415
 
+        token = token if is_certain else _find_token(options, listener)
         Server(listener, options, log, wakeup, token).run()
         return 0
     except (VsockError, TokenError, OSError) as error:
@@ -85,6 +87,8 @@ def serve(
 
 def _find_token(options: Options, listener: Listener) -> bytes | None:
     """What clients must prove. Raises TokenError, OSError, and leaves no socket behind."""
+    from vshd.firmware import find_token  # noqa: PLC0415  (see serve)
+
     try:
         token = find_token(options.token_from, is_vsock=listener.is_vsock)
         if token is not None and not options.extended and not options.allow_legacy_clients:

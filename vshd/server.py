@@ -28,6 +28,9 @@ SHUTDOWN_S = 7.0
 # (session's pid, target's pid); a pipe writes so few bytes whole.
 REPORT = struct.Struct("ii")
 REPORTS_AT_ONCE = 512
+# Clients at once that have not proven the token: each is a process, and together they must not fill a small guest's
+# memory.
+UNPROVEN_MAX = 128
 # After an accept() that failed for want of descriptors or memory.
 ACCEPT_PAUSE_S = 0.1
 
@@ -175,7 +178,7 @@ class Server:
             self._strangers.warning(f"{who}: refused: this CID is not allowed", time.monotonic())
             return
         self._reap()
-        if len(self.sessions) >= self.options.max_sessions and not self._make_room():
+        if not self._make_room():
             self.log.warning(f"{who}: refused: {len(self.sessions)} sessions are open")
             _refuse(fd, "too many sessions", self.options)
             return
@@ -196,12 +199,17 @@ class Server:
         self._become_session((fd, who))
 
     def _make_room(self) -> bool:
-        """Drops the oldest client that has proven nothing yet: strangers must not keep out who knows the token."""
+        """Whether there is a place. Where a token is demanded the oldest client that has proven nothing yet is dropped
+        for one: strangers must not keep out who knows the token."""
+        is_full = len(self.sessions) >= self.options.max_sessions
         if self._token is None:
+            return not is_full
+        unproven = [pid for pid in self.sessions if pid not in self._targets]
+        if not is_full and len(unproven) < UNPROVEN_MAX:
+            return True
+        if not unproven:
             return False
-        pid = next((pid for pid in self.sessions if pid not in self._targets), 0)
-        if not pid:
-            return False
+        pid = unproven[0]
         self.log.warning(f"{self.sessions.pop(pid)}: dropped: it has proven nothing, and others wait")
         self._dropped.add(pid)
         os.kill(pid, SIGKILL)

@@ -17,6 +17,7 @@ from vsh.errors import VshError
 from vsh.flags import parse_flags
 from vsh.registry import Machine
 from vsh.token import read_token
+from vshd.server import UNPROVEN_MAX
 from vshd.wire import messages
 from vshd.wire.connection import default_limits
 from vshd.wire.frames import encode_frame
@@ -146,6 +147,16 @@ def test_strangers_who_hold_every_place_keep_nobody_out(start_guarded, token_fil
             assert session.wait(DEADLINE_S) == 0
     assert "dropped: it has proven nothing, and others wait" in vshd.log
     assert "ended with -9" not in vshd.log
+
+
+def test_strangers_are_few_at_a_time(start_guarded, token_file):
+    """Each costs a process, and a small guest's memory must not be theirs to fill."""
+    vshd = start_guarded("--max_sessions=1000")
+    with contextlib.ExitStack() as stack:
+        for _ in range(UNPROVEN_MAX + 50):
+            stack.enter_context(vshd.connect())
+        assert vshd.run(f"--token_file={token_file}", "--", "echo", "in").stdout == b"in\n"
+        assert len(vshd.children()) <= UNPROVEN_MAX + 2
 
 
 def test_places_taken_by_those_who_proved_themselves_are_theirs(start_guarded, token_file):

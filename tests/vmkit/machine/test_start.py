@@ -159,6 +159,13 @@ def test_vhost_that_was_asked_for_and_is_not_there_is_refused(boot: Boot) -> Non
         boot("ready", backend=Backend.VHOST)
 
 
+def test_guest_that_floods_the_ready_port_is_cut_off_and_named(boot: Boot, folders: Path) -> None:
+    with pytest.raises(MachineError, match="'tiny' did not start: the guest floods the ready port") as caught:
+        boot("flood-ready")
+    assert "vmkit logs tiny" in caught.value.hint
+    assert entries(folders) == []
+
+
 def test_missing_qemu_is_told_with_the_package(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(HostError, match="cannot find QEMU") as caught:
