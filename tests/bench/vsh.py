@@ -16,6 +16,9 @@ from pathlib import Path
 from tests.vsh.live import ENVIRONMENT, Vshd
 from vsh.address import Address
 from vsh.client import Client
+from vsh.memory import BytesSource, CaptureSink
+from vsh.pump import Pump
+from vshd.wire import messages
 
 GIB = 1 << 30
 
@@ -162,6 +165,22 @@ def bench_memory(server, count):
     show("sessions in a row, each", seconds / count * 1e3, "ms", f"descriptors {files} -> {files_after}")
 
 
+def bench_at_once(server, count):
+    """So many sessions that all run before the first one ends."""
+    client = Client(Address.unix(str(server.path)))
+    started = time.perf_counter()
+    sessions = [client.open(["cat"]) for _ in range(count)]
+    opened = time.perf_counter()
+    for number, session in enumerate(sessions):
+        text = b"%d" % number
+        sink = CaptureSink(100)
+        end = Pump(session, BytesSource(text), {messages.STDOUT: sink}).run()
+        assert (end.code, sink.take()) == (0, text)
+        session.close()
+    seconds = time.perf_counter() - opened
+    show(f"{count} sessions at once: to open them all", opened - started, "s", f"and {seconds:.2f} s to end them")
+
+
 def main():
     quick = "--quick" in sys.argv
     with tempfile.TemporaryDirectory() as folder:
@@ -171,6 +190,7 @@ def main():
             bench_process(server, 7 if quick else 31, times["extended"])
             bench_bulk(server, GIB // 8 if quick else GIB, 3)
             bench_round_trip(server, GIB // 8 if quick else GIB)
+            bench_at_once(server, 200)
             bench_memory(server, 200 if quick else 10_000)
         finally:
             server.stop()
