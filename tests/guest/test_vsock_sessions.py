@@ -109,7 +109,7 @@ def configured(tmp_path: Path, launch: list[str]) -> Iterator[dict[str, str]]:
 
 # Processes, mounts and a host name of its own.
 LAUNCH = [
-    *("unshare", "--pid", "--uts", "--mount", "--fork", "--kill-child", "--mount-proc"),
+    *("unshare", "-p", "-u", "-m", "-f", "--mount-proc"),
     *("sh", "-c", 'echo {container} >/proc/sys/kernel/hostname; cd /srv; exec "$@"', "sh"),
     *("env", "LANG=daemon", "ONLY=1", "python3", "-m", "vshd", "--inherit_env", "--forward_to_host_port={port}"),
 ]

@@ -146,8 +146,9 @@ def test_terminal_is_restored_when_the_server_is_killed(start_vshd):
 
 
 def test_lost_terminal_hangs_the_session_up(vshd, mode, tmp_path):
-    # Not in read: the kernel wakes readers before it sends HUP (pty_close()), and a shell may be gone by then.
-    script = f"trap 'echo hup >{tmp_path}/hup; exit' HUP; echo $$; while :; do sleep 1; done"
+    # Not in read: the kernel wakes readers before it sends HUP (pty_close()), and a shell may be gone by then. It sends
+    # it to the session's leader alone, which is a shell that waits for its child first: TERM follows after a second.
+    script = f"trap 'echo hup >{tmp_path}/hup; exit' HUP; echo $$; while :; do sleep 0.1; done"
     with typing(vshd, *mode, "--", "sh", "-c", script) as typist:
         pid = int(typist.expect(b"\r\n"))
         typist.process.kill()
