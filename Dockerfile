@@ -6,14 +6,18 @@ ARG BASE=debian:trixie-slim
 # What every stage stands on: QEMU, Python, and what builds guest images. Changes when Debian does.
 FROM ${BASE} AS base
 COPY box/install /usr/local/lib/vmkit-box/install
-RUN /usr/local/lib/vmkit-box/install python3 python3-venv qemu-system-x86 zstd debian-archive-keyring ca-certificates tini
-# Compiled Python is checked by hash and not by time, and comes out the same in every build (py_compile reads SOURCE_DATE_EPOCH).
-ENV SOURCE_DATE_EPOCH=0 PYTHONHASHSEED=0 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
+RUN /usr/local/lib/vmkit-box/install python3 python3-venv qemu-system-x86 zstd debian-archive-keyring ca-certificates \
+    mmdebstrap e2fsprogs tini
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 RUN useradd --create-home --uid 1000 --shell /bin/bash vmkit && python3 -m venv /opt/vmkit && mkdir /results && chown vmkit: /results
 ENV PATH=/opt/vmkit/bin:/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin
 
 # Python's packages, by hash. Changes when the locks do.
 FROM base AS dependencies
+# Compiled Python is checked by hash and not by time, and comes out the same in every build (py_compile reads SOURCE_DATE_EPOCH).
+# Arguments and not variables: what is built in a container of this image has times of its own.
+ARG SOURCE_DATE_EPOCH=0
+ARG PYTHONHASHSEED=0
 COPY requirements/run.lock /tmp/run.lock
 RUN pip install --require-hashes -r /tmp/run.lock && rm /tmp/run.lock
 
@@ -31,6 +35,8 @@ RUN /src/fetch tiny && rm -rf ~/.cache/vmkit/apt ~/.cache/vmkit/flock
 
 # What a user wants.
 FROM dependencies AS run
+ARG SOURCE_DATE_EPOCH=0
+ARG PYTHONHASHSEED=0
 COPY --from=packages --chown=vmkit:vmkit /home/vmkit/.cache /home/vmkit/.cache
 COPY LICENSE README.md pyproject.toml /tmp/src/
 COPY images /tmp/src/images
@@ -48,6 +54,8 @@ CMD ["/bin/bash"]
 
 # The tests and all they need; the programs are those of the checkout in /src.
 FROM run AS test
+ARG SOURCE_DATE_EPOCH=0
+ARG PYTHONHASHSEED=0
 USER root
 RUN /usr/local/lib/vmkit-box/install gpg gpg-agent lz4 busybox-static cpio man-db make procps util-linux-extra
 COPY requirements/test.lock /tmp/test.lock
