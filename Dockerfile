@@ -31,7 +31,9 @@ COPY images /src/images
 COPY templates /src/templates
 COPY box/fetch /src/fetch
 USER vmkit
-RUN /src/fetch tiny && rm -rf ~/.cache/vmkit/apt ~/.cache/vmkit/flock
+# LOCKED=1 takes exactly the packages of images/tiny.lock.
+ARG LOCKED=
+RUN /src/fetch ${LOCKED:+--locked} tiny && rm -rf ~/.cache/vmkit/apt ~/.cache/vmkit/flock
 
 # What a user wants.
 FROM dependencies AS run
@@ -57,7 +59,7 @@ FROM run AS test
 ARG SOURCE_DATE_EPOCH=0
 ARG PYTHONHASHSEED=0
 USER root
-RUN /usr/local/lib/vmkit-box/install gpg gpg-agent lz4 busybox-static cpio man-db make procps util-linux-extra
+RUN /usr/local/lib/vmkit-box/install gpg gpg-agent lz4 busybox-static cpio gdb man-db make procps util-linux-extra
 COPY requirements/test.lock /tmp/test.lock
 RUN pip install --require-hashes -r /tmp/test.lock && rm /tmp/test.lock
 # Root of the container, without any capability added: half of the tests of vshd are about becoming other users.

@@ -13,12 +13,13 @@ TEST_PACKAGES := cpio gpg lz4 busybox-static gdb nftables iproute2 curl
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST_ARGS ?=
 
-.PHONY: help up down test unit vm lint box bench fuzz lock packages test-packages clean
+.PHONY: help up down test unit vm lint drift box bench fuzz lock packages test-packages clean
 
 help:
 	@echo 'make up      install what is missing, build the image tiny, boot it, run a command in it'
 	@echo 'make down    stop what make up started'
 	@echo 'make test    install what is missing, then every test (unit: without VMs; vm: only with)'
+	@echo 'make drift   build from the newest packages and tell what differs from images/*.lock'
 	@echo 'make box     the Docker image, and the tests inside it, with the engine there is or one of its own'
 	@echo 'make bench   print the figures of docs/BENCHMARKS.md'
 	@echo 'make fuzz    fuzz every parser for longer than the tests do (CASES=1000000)'
@@ -44,6 +45,9 @@ vm: $(VENV)/.test
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+drift: $(VENV)/.run
+	$(BIN)/vmkit build --update --drift tiny
 
 box: $(VENV)/.test
 	.ci/box

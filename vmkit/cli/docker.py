@@ -43,13 +43,30 @@ def docker() -> None:
 @click.option("--tag", help="Name of the image [default: vmkit, or vmkit:test].")
 @click.option("--base", default="", help="The Debian image to start from [default: the Dockerfile's].")
 @click.option("--network", default="", help="Network of the build's steps, such as `host`.")
+@click.option("--locked", is_flag=True, help="Take exactly the packages of the guest image's lock file.")
 @click.option("--no-cache", "fresh", is_flag=True, help="Run every step anew.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no log.")
 def build(
-    *, context: Path | None, target: str, tag: str | None, base: str, network: str, fresh: bool, quiet: bool
+    *,
+    context: Path | None,
+    target: str,
+    tag: str | None,
+    base: str,
+    network: str,
+    locked: bool,
+    fresh: bool,
+    quiet: bool,
 ) -> None:
     """Build the image from CONTEXT, a checkout (default: this one)."""
-    spec = BuildSpec(find_context(context), target, tag or tag_of(target), base=base, network=network, fresh=fresh)
+    spec = BuildSpec(
+        find_context(context),
+        target,
+        tag or tag_of(target),
+        base=base,
+        network=network,
+        arguments={"LOCKED": "1"} if locked else {},
+        fresh=fresh,
+    )
     with open_engine() as engine, open_progress(quiet=quiet) as tell:
         image = build_box(engine, spec, tell, _ignore if quiet or sys.stderr.isatty() else _log)
         size_mb = engine.inspect_image(image)["Size"] / 1e6

@@ -1,38 +1,67 @@
 """Verbs about images: build, images."""
 
 import time
+from pathlib import Path
 
 import click
 
 from vmkit.cli.show import open_progress, print_json, print_table
-from vmkit.image.build import build_image, find_built_image, plan_image
+from vmkit.errors import ConfigError
+from vmkit.image.build import build_image, find_built_image, find_drift, plan_image, update_lock_file
 from vmkit.image.config import list_images, load_image
+from vmkit.image.lockfile import find_lock_path
 
 
 @click.command("build")
 @click.argument("image", default="tiny")
 @click.option("--update", is_flag=True, help="Look for newer packages first.")
+@click.option("--locked", is_flag=True, help="Take exactly the packages of the recipe's lock file.")
+@click.option("--update-lock", is_flag=True, help="Look for newer packages, and write the lock file.")
+@click.option("--drift", is_flag=True, help="Tell what was built from other packages than the lock file's.")
+@click.option(
+    "--lock-file", type=click.Path(path_type=Path, dir_okay=False), help="The lock file [default: beside the recipe]."
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
-def build(*, image: str, update: bool, dry_run: bool, as_json: bool, quiet: bool) -> None:
+def build(
+    *,
+    image: str,
+    update: bool,
+    locked: bool,
+    update_lock: bool,
+    drift: bool,
+    lock_file: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Build IMAGE (default: tiny), unless it is in the cache."""
+    if locked and (update or update_lock):
+        raise ConfigError("--locked takes the lock's packages, --update and --update-lock newer ones: say one of them")
     spec = load_image(image)
     if dry_run:
         print(plan_image(spec).render())
         return
     started_s = time.monotonic()
     with open_progress(quiet=quiet) as tell:
-        built = build_image(spec, progress=tell, refresh=update)
+        path = lock_file or find_lock_path(spec)
+        built = build_image(spec, progress=tell, refresh=update or update_lock, lock_file=path if locked else None)
     seconds = time.monotonic() - started_s
+    changes = update_lock_file(spec, path) if update_lock else find_drift(spec, path) if drift else []
     if as_json:
         paths = {key: str(getattr(built, key)) for key in ("kernel", "initrd", "manifest")}
         print_json(
             {"name": built.name, "digest": built.digest, "cached": built.cached, "seconds": round(seconds, 3), **paths}
+            | ({"changes": changes} if update_lock or drift else {})
         )
         return
     how = "is in the cache" if built.cached else f"built in {seconds:.1f} s"
     print(f"{built.name} {how}: {built.kernel.parent}")
+    if update_lock or drift:
+        print(f"{path}: {len(changes)} packages differ" if changes else f"{path}: the same packages")
+        for line in changes:
+            print(f"  {line}")
 
 
 @click.command("images")

@@ -23,6 +23,7 @@ DOWNLOAD_TIMEOUT_S = 3600.0
 QUERY_TIMEOUT_S = 60.0
 
 ARCHITECTURE = "amd64"
+APT_HELPER = "/usr/lib/apt/apt-helper"
 
 _SIGNATURE_TROUBLE = re.compile(
     r"NO_PUBKEY|EXPKEYSIG|REVKEYSIG|BADSIG|is not signed|signatures? (?:couldn't|were invalid)|GPG error|sqv error"
@@ -142,6 +143,21 @@ class Apt:
                 details=error.details,
                 hint="if the mirror has moved on to newer versions: vmkit build --update",
             ) from error
+
+    def download_from_pool(self, record: Record, path: Path) -> bool:
+        """Fetches one file of the archive's pool, which no index need name any more; False when it is not there.
+
+        Only a file of the record's hash is kept.
+        """
+        self._write_config()
+        # apt's own method for file: URLs leaves the file where it is; copy: is its twin that brings it.
+        mirror = re.sub(r"^file:", "copy:", self._archive.mirror)
+        words = (f"{mirror}/{record.pool_path}", str(path), f"SHA256:{record.sha256}")
+        try:
+            self._run(APT_HELPER, "download-file", *words, timeout_s=DOWNLOAD_TIMEOUT_S)
+        except CommandError:
+            return False
+        return path.is_file()
 
     def _run(self, program: str, *words: str, timeout_s: float, cwd: Path | None = None) -> bytes:
         if shutil.which(program) is None:

@@ -17,7 +17,18 @@ from vmkit.image.apt import UnknownPackageError
 from vmkit.image.cache import Cache, find_cache_dir, open_cache
 from vmkit.image.config import ImageSpec, find_mention
 from vmkit.image.inputs import Inputs, read_inputs
-from vmkit.image.packages import Lock, Progress, Request, fetch, hash_file, make_request, read_lock, resolve
+from vmkit.image.lockfile import compare_locks, fetch_locked, read_lock_file, write_lock_file
+from vmkit.image.packages import (
+    Lock,
+    Progress,
+    Request,
+    fetch,
+    hash_file,
+    keep_lock,
+    make_request,
+    read_lock,
+    resolve,
+)
 from vmkit.image.plan import Plan, make_plan
 from vmkit.run import run
 
@@ -45,37 +56,77 @@ class BuiltImage:
 
 
 def build_image(
-    spec: ImageSpec, *, progress: Callable[[str, float | None], None] | None = None, refresh: bool = False
+    spec: ImageSpec,
+    *,
+    progress: Callable[[str, float | None], None] | None = None,
+    refresh: bool = False,
+    lock_file: Path | None = None,
 ) -> BuiltImage:
     """The image of a recipe, from the cache or built now.
 
     progress is called with what is being done and, where it is known, the fraction done (0 to 1). refresh resolves
-    package versions anew. Raises ConfigError for what the recipe says, BuildError and HostError for what went wrong.
+    package versions anew; lock_file holds the only versions to take, and those of later builds on this host, too.
+    Raises ConfigError for what the recipe says, BuildError and HostError for what went wrong.
     """
     tell = progress or (lambda _text, _fraction: None)
     request = make_request(spec)
     inputs = read_inputs(spec)
     with open_cache(find_cache_dir()) as cache:
-        found = None if refresh else _find_built(cache, spec, request, inputs)
+        found = None if refresh or lock_file else _find_built(cache, spec, request, inputs)
         if found is not None:
             return found
         with cache.locked(
             f"build-{request.key()}", lambda: tell("waiting for another build of the same packages", None)
         ):
+            if lock_file is not None:
+                _adopt_lock(cache, request, lock_file, tell)
             # Whoever held the lock may have built exactly this.
             found = None if refresh else _find_built(cache, spec, request, inputs)
             return found or _build(cache, spec, request, inputs, tell, refresh)
 
 
-def fetch_packages(spec: ImageSpec, progress: Progress) -> None:
+def fetch_packages(spec: ImageSpec, progress: Progress, lock_file: Path | None = None) -> None:
     """Puts the packages of a recipe into the cache and builds nothing: for a later build without a network.
 
     Raises what build_image raises.
     """
     request = make_request(spec)
     with open_cache(find_cache_dir()) as cache, cache.locked(f"build-{request.key()}"):
+        if lock_file is not None:
+            _adopt_lock(cache, request, lock_file, progress)
         lock = read_lock(cache, request) or _resolve(cache, spec, request, progress)
         fetch(cache, request, lock, progress)
+
+
+def _adopt_lock(cache: Cache, request: Request, lock_file: Path, tell: Progress) -> None:
+    """Makes a lock file's versions this host's; its packages are fetched first, so that a failure changes nothing."""
+    lock = read_lock_file(lock_file, request)
+    fetch_locked(cache, request, lock, tell)
+    keep_lock(cache, request, lock)
+
+
+def update_lock_file(spec: ImageSpec, path: Path) -> list[str]:
+    """Writes what the last build resolved as the recipe's lock file; the lines say what is another than before."""
+    request = make_request(spec)
+    lock = _require_lock(request)
+    try:
+        lines = compare_locks(read_lock_file(path), lock)
+    except ConfigError:
+        lines = [f"{path} is new: {len(lock.records)} packages"]
+    write_lock_file(path, request, lock)
+    return lines
+
+
+def find_drift(spec: ImageSpec, path: Path) -> list[str]:
+    """What the last build resolved and the lock file says otherwise."""
+    return compare_locks(read_lock_file(path), _require_lock(make_request(spec)))
+
+
+def _require_lock(request: Request) -> Lock:
+    lock = read_lock(Cache(find_cache_dir()), request)
+    if lock is None:
+        raise BuildError("the recipe's packages are not resolved yet", hint="build it first: vmkit build")
+    return lock
 
 
 def plan_image(spec: ImageSpec) -> Plan:

@@ -111,6 +111,11 @@ def read_lock(cache: Cache, request: Request) -> Lock | None:
         return None
 
 
+def keep_lock(cache: Cache, request: Request, lock: Lock) -> None:
+    """Makes it the request's lock, until it is renewed."""
+    write_atomically(cache.lock_path(request.key()), json.dumps(asdict(lock), indent=1).encode())
+
+
 def resolve(cache: Cache, request: Request, progress: Progress) -> Lock:
     """Asks the archive for the newest versions and keeps the answer as the request's lock.
 
@@ -131,14 +136,14 @@ def resolve(cache: Cache, request: Request, progress: Progress) -> Lock:
             lock = _resolve(apt, request, suite)
         if request.kernel_suite not in ("", suite):
             lock = _resolve_kernel(cache, request, lock, progress)
-        write_atomically(cache.lock_path(request.key()), json.dumps(asdict(lock), indent=1).encode())
+        keep_lock(cache, request, lock)
         return lock
     raise AssertionError("a request names at least one suite")
 
 
 def fetch(cache: Cache, request: Request, lock: Lock, progress: Progress) -> dict[str, Path]:
     """Every package of the lock as a verified file, by name; what the cache has is not fetched again."""
-    missing = [record for record in lock.records if not _is_cached(cache, record)]
+    missing = [record for record in lock.records if not is_cached(cache, record)]
     if missing:
         total = sum(record.size_bytes for record in missing)
         progress(f"fetching {len(missing)} packages, {total / 1e6:.0f} MB", None)
@@ -208,7 +213,7 @@ def _python_behind(record: Record) -> str:
     return found[1]
 
 
-def _is_cached(cache: Cache, record: Record) -> bool:
+def is_cached(cache: Cache, record: Record) -> bool:
     """Right name and size: the content was verified on its way in."""
     try:
         return cache.package_path(record.sha256).stat().st_size == record.size_bytes
