@@ -59,7 +59,9 @@ FROM run AS test
 ARG SOURCE_DATE_EPOCH=0
 ARG PYTHONHASHSEED=0
 USER root
-RUN /usr/local/lib/vmkit-box/install gpg gpg-agent lz4 busybox-static cpio gdb man-db make procps util-linux-extra
+COPY Makefile /tmp/Makefile
+# What `make test` installs, and what a slim base lacks.
+RUN /usr/local/lib/vmkit-box/install $(sed -n 's/^TEST_PACKAGES := //p' /tmp/Makefile) gpg-agent man-db make procps && rm /tmp/Makefile
 COPY requirements/test.lock /tmp/test.lock
 RUN pip install --require-hashes -r /tmp/test.lock && rm /tmp/test.lock
 # Root of the container, without any capability added: half of the tests of vshd are about becoming other users.
