@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.guest.host_machine import CID, MEMORY, NAME, HostMachine
 from vmkit.machine import stop
 from vmkit.machine.launch import Layout
+from vmkit.machine.machine import Machine
 from vsh.registry import read_machines
 
 EVIDENCE = Path(__file__).parents[2] / "test-evidence"
@@ -121,6 +123,13 @@ def up(built: None, vmkit: Run) -> Iterator[Run]:
     for machine in read_machines():
         if machine.name not in known:
             stop.kill(machine)
+
+
+@pytest.fixture(scope="session")
+def host_machine(folders: Path) -> Iterator[HostMachine]:
+    """A Linux host of our own with /dev/vhost-vsock and AF_VSOCK, and tiny built in it; for the whole run."""
+    with Machine("host", name=NAME, cid=CID, memory=MEMORY, accelerator="tcg", backend="user") as machine:
+        yield HostMachine(machine)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,10 @@ from vmkit.image.plan import (
     Pack,
     Plan,
     PutFile,
+    ShipImages,
+    Step,
     TakeDaemon,
+    TakeHostPython,
     TakeKernel,
     TakePython,
     Unpack,
@@ -47,6 +50,7 @@ _CONSOLE, _NULL = (5, 1), (1, 3)
 # What a disk root needs before it is there; most kernels have most of these built in.
 _DISK_MODULES = ("virtio_pci", "virtio_blk", "ext4", "overlay")
 _DISK_APPLETS = ("cat", "mkdir", "modprobe", "mount", "umount", "uname")
+_GUEST_CACHE = "root/.cache/vmkit"
 _DISK_INIT = "disk/init.j2"
 
 
@@ -89,32 +93,7 @@ class _Assembly:
         _add_kernel_folders(self._tree)
         for step in self._plan.steps:
             tell(str(step))
-            match step:
-                case Unpack():
-                    self._unpack(step)
-                case TakeKernel():
-                    deb = self._debs[step.package]
-                    self._kernel = take_kernel(
-                        deb, self._tree, step.modules, step.kernel_format, step.available, self._bar_loopback()
-                    )
-                case Install():
-                    self._install()
-                case TakePython():
-                    self._take_python(step)
-                    self._raise_kernel_layer(self._kernel)
-                case TakeDaemon():
-                    self._take_daemon(step)
-                    self._raise_kernel_layer(self._kernel)
-                case LinkApplets():
-                    self._link_applets()
-                case PutFile():
-                    self._put_file(step)
-                case WriteRoot():
-                    self._initramfs = self._make_disk_initramfs()
-                case Pack():
-                    pass
-                case _:
-                    assert_never(step)
+            self._do(step)
         self._tree.add(COMPLETE_PATH, file_node(b""))
         assert self._kernel is not None
         self._check_libraries()
@@ -122,6 +101,38 @@ class _Assembly:
         if self._initramfs is not None:
             return Assembled(self._initramfs, self._kernel, self._wall_trouble, self._tree)
         return Assembled(self._tree, self._kernel, self._wall_trouble, None)
+
+    def _do(self, step: Step) -> None:
+        match step:
+            case Unpack():
+                self._unpack(step)
+            case TakeKernel():
+                deb = self._debs[step.package]
+                self._kernel = take_kernel(
+                    deb, self._tree, step.modules, step.kernel_format, step.available, self._bar_loopback()
+                )
+            case Install():
+                self._install()
+            case TakePython():
+                self._take_python(step)
+                self._raise_kernel_layer(self._kernel)
+            case TakeDaemon():
+                self._take_daemon(step)
+                self._raise_kernel_layer(self._kernel)
+            case TakeHostPython():
+                self._take_host_python(step)
+            case ShipImages():
+                self._ship_images()
+            case LinkApplets():
+                self._link_applets()
+            case PutFile():
+                self._put_file(step)
+            case WriteRoot():
+                self._initramfs = self._make_disk_initramfs()
+            case Pack():
+                pass
+            case _:
+                assert_never(step)
 
     def _check_libraries(self) -> None:
         """Every program's libraries are there: a missing one would only be found by booting.
@@ -165,6 +176,23 @@ class _Assembly:
         python.compile()
         python.check_imports(step.modules)
         self._python = python
+
+    def _take_host_python(self, step: TakeHostPython) -> None:
+        python = self._python
+        if python is None:
+            raise ConfigError(
+                f"{self._spec.origin}: host_python: the image has no Python", hint="list `python_modules`"
+            )
+        for name in step.packages:
+            python.take_package(name.replace(".", "/"), self._inputs.packages[name], of_debian=True)
+        python.compile()
+
+    def _ship_images(self) -> None:
+        """Images, and the locks by which a build finds them, in the cache of the guest's root."""
+        for image in self._inputs.prebuilt:
+            for path in sorted(image.folder.iterdir()):
+                self._tree.add(f"{_GUEST_CACHE}/images/{image.digest}/{path.name}", file_node(path.read_bytes()))
+            self._tree.add(f"{_GUEST_CACHE}/resolved/{image.lock.name}", file_node(image.lock.read_bytes()))
 
     def _make_disk_initramfs(self) -> Tree:
         """What finds the root's disk, mounts it below an overlay, and goes there: busybox, four modules, a script."""

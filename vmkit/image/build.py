@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from vmkit.errors import BuildError, ConfigError
 from vmkit.image.apt import UnknownPackageError
 from vmkit.image.cache import Cache, find_cache_dir, open_cache
-from vmkit.image.config import ImageSpec, find_mention
-from vmkit.image.inputs import Inputs, read_inputs
+from vmkit.image.config import ImageSpec, find_mention, load_image
+from vmkit.image.inputs import Inputs, Prebuilt, read_inputs
 from vmkit.image.lockfile import compare_locks, fetch_locked, read_lock_file, write_lock_file
 from vmkit.image.packages import (
     Lock,
@@ -70,7 +70,8 @@ def build_image(
     """
     tell = progress or (lambda _text, _fraction: None)
     request = make_request(spec)
-    inputs = read_inputs(spec)
+    prebuilt = tuple(build_image(image, progress=progress, refresh=refresh) for image in _load_prebuilt(spec))
+    inputs = read_inputs(spec, tuple(map(_describe_prebuilt, _load_prebuilt(spec), prebuilt)))
     with open_cache(find_cache_dir()) as cache:
         found = None if refresh or lock_file else _find_built(cache, spec, request, inputs)
         if found is not None:
@@ -132,13 +133,39 @@ def _require_lock(request: Request) -> Lock:
 def plan_image(spec: ImageSpec) -> Plan:
     """What build_image would do, without doing it: `plan_image(spec).render()` is for a person."""
     request = make_request(spec)
-    return make_plan(spec, request, read_inputs(spec), read_lock(Cache(find_cache_dir()), request))
+    inputs = _find_inputs(spec)
+    lock = read_lock(Cache(find_cache_dir()), request) if inputs is not None else None
+    # The digest covers those of the images that are shipped in this one: without them it is not known.
+    return make_plan(spec, request, inputs or read_inputs(spec), lock)
 
 
 def find_built_image(spec: ImageSpec) -> BuiltImage | None:
     """The image of a recipe if it is in the cache; nothing is built, nothing fetched."""
-    cache = Cache(find_cache_dir())
-    return _find_built(cache, spec, make_request(spec), read_inputs(spec))
+    inputs = _find_inputs(spec)
+    return None if inputs is None else _find_built(Cache(find_cache_dir()), spec, make_request(spec), inputs)
+
+
+def _find_inputs(spec: ImageSpec) -> Inputs | None:
+    """What the image is made of; None where an image that is shipped in it is not built."""
+    images = _load_prebuilt(spec)
+    found = [find_built_image(image) for image in images]
+    built = [image for image in found if image is not None]
+    if len(built) < len(images):
+        return None
+    return read_inputs(spec, tuple(map(_describe_prebuilt, images, built)))
+
+
+def _load_prebuilt(spec: ImageSpec) -> tuple[ImageSpec, ...]:
+    images = tuple(load_image(name) for name in spec.prebuilt)
+    for image in images:
+        if image.prebuilt:
+            raise ConfigError(f"{spec.origin}: prebuilt: {image.name} ships images itself", hint="one level is enough")
+    return images
+
+
+def _describe_prebuilt(spec: ImageSpec, built: BuiltImage) -> Prebuilt:
+    lock = Cache(find_cache_dir()).lock_path(make_request(spec).key())
+    return Prebuilt(built.digest, built.kernel.parent, lock)
 
 
 def _find_built(cache: Cache, spec: ImageSpec, request: Request, inputs: Inputs) -> BuiltImage | None:

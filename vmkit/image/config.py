@@ -41,6 +41,8 @@ class ImageSpec:
     packages: tuple[str, ...]
     extract: tuple[tuple[str, tuple[str, ...]], ...]
     python_modules: tuple[str, ...]
+    host_python: tuple[str, ...]
+    prebuilt: tuple[str, ...]
     files: tuple[FileSpec, ...]
     hook: FileSpec | None
     variables: tuple[tuple[str, Variable], ...]

@@ -73,6 +73,26 @@ class TakeDaemon:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeHostPython:
+    """Take packages of the Python that runs this."""
+
+    packages: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"take the Python packages {' '.join(self.packages)} of this host, and compile them"
+
+
+@dataclass(frozen=True, slots=True)
+class ShipImages:
+    """Put built images into the guest's own cache."""
+
+    digests: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"ship the built images {' '.join(digest[:12] for digest in self.digests)}"
+
+
+@dataclass(frozen=True, slots=True)
 class LinkApplets:
     """Link busybox's applets where no other file is."""
 
@@ -110,7 +130,19 @@ class Pack:
         return f"pack the initramfs (compression: {self.compression})"
 
 
-Step = Unpack | Install | TakeKernel | TakePython | TakeDaemon | LinkApplets | PutFile | WriteRoot | Pack
+Step = (
+    Unpack
+    | Install
+    | TakeKernel
+    | TakePython
+    | TakeDaemon
+    | TakeHostPython
+    | ShipImages
+    | LinkApplets
+    | PutFile
+    | WriteRoot
+    | Pack
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +179,10 @@ def make_plan(spec: ImageSpec, request: Request, inputs: Inputs, lock: Lock | No
     if spec.python_modules:
         take = TakeDaemon if spec.bootstrap else TakePython
         steps.append(take(lock.python if lock else "3", spec.python_modules))
+    if spec.host_python:
+        steps.append(TakeHostPython(spec.host_python))
+    if inputs.prebuilt:
+        steps.append(ShipImages(tuple(image.digest for image in inputs.prebuilt)))
     if not spec.bootstrap:
         steps.append(LinkApplets())
     steps += [PutFile(file) for file in (*spec.files, *((spec.hook,) if spec.hook else ()))]

@@ -20,17 +20,19 @@ _COMPILE_TIMEOUT_S = 120.0
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _LOADER = f"{_LIBRARIES}/ld-linux-x86-64.so.2"
 
-# argv: root, then one "source output name" triple per three lines of the list file. The name becomes co_filename: the
+_DEBIAN_PACKAGES = "usr/lib/python3/dist-packages"
+
+# argv: the list file, with one job, "source output name level", per four lines. The name becomes co_filename: the
 # guest's path.
 _COMPILER = """
 import importlib.util as util, marshal, sys
 with open(sys.argv[1], encoding="utf-8") as jobs:
     lines = jobs.read().splitlines()
-for source, output, name in zip(lines[0::3], lines[1::3], lines[2::3]):
+for source, output, name, level in zip(lines[0::4], lines[1::4], lines[2::4], lines[3::4]):
     with open(source, "rb") as file:
         text = file.read()
-    # Without docstrings: the guest reads and unmarshals each of these at every boot.
-    code = compile(text, name, "exec", dont_inherit=True, optimize=2)
+    # Level 2, without docstrings: the guest reads and unmarshals each of these at every boot.
+    code = compile(text, name, "exec", dont_inherit=True, optimize=int(level))
     # PEP 552: flag bit 0 is "hash-based"; bit 1, "check the source", stays clear.
     with open(output, "wb") as file:
         file.write(util.MAGIC_NUMBER + (1).to_bytes(4, "little") + util.source_hash(text) + marshal.dumps(code))
@@ -86,10 +88,14 @@ class GuestPython:
                 if name and _is_listed(name, names):
                     self._add_module(path, node)
 
-    def take_package(self, name: str, sources: Mapping[str, bytes]) -> None:
-        """Adds a package of our own beside the library, where `-I -S` finds it; sources are kept beside their .pyc."""
+    def take_package(self, name: str, sources: Mapping[str, bytes], *, of_debian: bool = False) -> None:
+        """Adds a package of our own beside the library, where `-I -S` finds it; sources are kept beside their .pyc.
+
+        of_debian: where Debian's own packages are, for programs of the guest's; with docstrings, which may be a
+        program's help.
+        """
         for path, text in sources.items():
-            guest_path = f"{self.library}/{name}/{path}"
+            guest_path = f"{_DEBIAN_PACKAGES if of_debian else self.library}/{name}/{path}"
             self._tree.add(guest_path, file_node(text))
             if path.endswith(".py"):
                 self._sources[guest_path] = text
@@ -101,7 +107,8 @@ class GuestPython:
         for index, guest_path in enumerate(sorted(self._sources)):
             output = self._work / f"{index}.pyc"
             outputs[guest_path] = output
-            jobs += [str(self._work / "root" / guest_path), str(output), f"/{guest_path}"]
+            level = "0" if guest_path.startswith(_DEBIAN_PACKAGES) else "2"
+            jobs += [str(self._work / "root" / guest_path), str(output), f"/{guest_path}", level]
         (self._work / "jobs").write_text("\n".join(jobs) + "\n")
         self._run(_COMPILER, str(self._work / "jobs"))
         for guest_path, output in outputs.items():

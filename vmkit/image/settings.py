@@ -22,6 +22,7 @@ _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 _SUITE = re.compile(r"[a-z][a-z0-9./_-]*")
 _MODULE = re.compile(r"[A-Za-z0-9_-]+")
 _PYTHON_MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*\??")
+_PYTHON_PACKAGE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _KERNEL_ARG = re.compile(r"[\x21-\x7e]+")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -173,6 +174,12 @@ def _host_path(place: Place, value: Any) -> Path:
 
 def _host_paths(place: Place, value: Any) -> tuple[Path, ...]:
     return (_host_path(place, value),)
+
+
+def _images(place: Place, value: Any) -> tuple[str, ...]:
+    """Images' names, and recipes' paths: a relative one starts at the recipe's own folder."""
+    names = _words(re.compile(r"[^\0\n]+"), "an image's name or a recipe's path")(place, value)
+    return tuple(str(_host_path(place, name)) if "/" in name or name.endswith(".toml") else name for name in names)
 
 
 def _table(place: Place, value: Any) -> dict[str, Any]:
@@ -334,6 +341,8 @@ SETTINGS: dict[str, Setting] = {
     "packages": Setting(_words(_PACKAGE, "a Debian package's name"), (), _append),
     "extract": Setting(_extract, {}, _join),
     "python_modules": Setting(_words(_PYTHON_MODULE, "a Python module's name"), (), _append),
+    "host_python": Setting(_words(_PYTHON_PACKAGE, "a Python package's name"), (), _append),
+    "prebuilt": Setting(_images, (), _append),
     "files": Setting(_files, {}, _join),
     "hook": Setting(_hook, None, _replace),
     "variables": Setting(_variables, {}, _join),

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from vmkit.errors import BuildError, ConfigError
-from vmkit.image.build import BuiltImage, build_image, plan_image
+from vmkit.image.build import BuiltImage, build_image, find_built_image, plan_image
 from vmkit.image.config import ImageSpec, load_image
 from vmkit.image.cpio import read_cpio
-from vmkit.image.packages import hash_file
+from vmkit.image.packages import hash_file, make_request
 from vmkit.image.tree import Kind, Node
 
 FakeSpec = Callable[..., ImageSpec]
@@ -175,6 +175,43 @@ def test_missing_variable_in_a_build_names_template_and_line(
     (tmp_path / "templates/a.j2").write_text("\n\n{{ hostnam }}\n")
     with pytest.raises(ConfigError, match=r"templates/a\.j2:3: template variable: 'hostnam' is undefined"):
         build_image(fake_spec('templates = "templates"\n', '"/a" = { template = "a.j2" }\n'))
+
+
+def test_image_ships_another_that_a_guest_finds_in_its_cache(cache_dir: Path, fake_spec: FakeSpec) -> None:
+    inner = fake_spec(name="inner")
+    spec = fake_spec('prebuilt = ["./inner.toml"]\n')
+    assert find_built_image(spec) is None
+    assert plan_image(spec).digest == ""
+    nodes = read_initrd(build_image(spec))
+    built = build_image(inner)
+    assert built.cached
+    folder = "root/.cache/vmkit"
+    assert nodes[f"{folder}/images/{built.digest}/initrd"].data == built.initrd.read_bytes()
+    assert f"{folder}/resolved/{make_request(inner).key()}.json" in nodes
+    # A change of the one is a change of the other.
+    fake_spec('kernel_args = ["more"]\n', name="inner")
+    assert find_built_image(spec) is None
+
+
+def test_image_that_ships_images_is_not_shipped(cache_dir: Path, fake_spec: FakeSpec) -> None:
+    fake_spec(name="inner")
+    fake_spec('prebuilt = ["./inner.toml"]\n', name="middle")
+    with pytest.raises(ConfigError, match="prebuilt: middle ships images itself"):
+        build_image(fake_spec('prebuilt = ["./middle.toml"]\n'))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ('host_python = ["no_such_package"]\n', "this Python has no package 'no_such_package'"),
+        ('host_python = ["vsh"]\n', "the image has no Python"),
+    ],
+)
+def test_python_package_that_cannot_be_shipped_is_named(
+    cache_dir: Path, fake_spec: FakeSpec, recipe: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"my\.toml: host_python: {message}"):
+        build_image(fake_spec(recipe))
 
 
 def test_user_that_the_image_lacks_is_named(cache_dir: Path, fake_spec: FakeSpec) -> None:

@@ -1,0 +1,74 @@
+"""A machine of the image `host`: a Linux host of the tests' own, with a real /dev/vhost-vsock and a real AF_VSOCK.
+
+Whoever needs such a host takes the fixture `host_machine` (one for the whole run), runs commands in it and copies files
+in and out. Machines started in it are inner machines: emulation in emulation, which boots in a minute or two.
+"""
+
+import io
+import os
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from vmkit.machine.machine import Machine
+from vsh.client import Result
+
+NAME = "host"
+# Not one that an inner machine would be given: the host VM has this one itself.
+CID = 1000
+MEMORY = "2G"
+# The inner boot's own deadline; it takes about a minute and a half on two busy cores.
+INNER_TIMEOUT_S = 480
+COPY_TIMEOUT_S = 120.0
+RUNTIME = "/tmp/vmkit-0"
+STATE = "/root/.local/state/vmkit"
+
+
+class HostMachine:
+    """The running host VM. `machine` is its own vmkit.Machine."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+
+    def run(
+        self, *argv: str, timeout_s: float = 120.0, env: Mapping[str, str] | None = None, input: bytes = b""
+    ) -> Result:
+        """Runs a command in it as root, and returns what it wrote and how it ended."""
+        return self.machine.run(argv, env=env, input=input, timeout_s=timeout_s)
+
+    def check(self, *argv: str, timeout_s: float = 120.0) -> str:
+        """Its standard output; an error of the test's when it ends with another status than 0."""
+        result = self.run(*argv, timeout_s=timeout_s)
+        assert result.exit == 0, f"{argv}: {result.exit}\n{result.stdout.decode()}\n{result.stderr.decode()}"
+        return result.stdout.decode()
+
+    def put(self, source: Path, target: str) -> None:
+        """Copies a file, or a folder with what is in it, to the absolute path target; folders above it are made."""
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as tar:
+            tar.add(source, arcname=target.lstrip("/"), filter=_without_caches)
+        result = self.run("tar", "-x", "--no-same-owner", "-C", "/", input=packed.getvalue(), timeout_s=COPY_TIMEOUT_S)
+        assert result.exit == 0, result.stderr.decode()
+
+    def get(self, source: str, target: Path) -> None:
+        """Copies a file or a folder to below the folder target."""
+        folder, name = os.path.split(source.rstrip("/"))
+        words = ["tar", "-c", "--warning=no-file-changed", "--exclude=*.sock*", "-C", folder, name]
+        packed = self.run(*words, timeout_s=COPY_TIMEOUT_S).stdout
+        target.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+            tar.extractall(target, filter="data")
+
+    def save_evidence(self, target: Path) -> None:
+        """The logs of its machines: those that run, and those that ended badly."""
+        for folder in (f"{RUNTIME}/machines", STATE):
+            if self.run("test", "-d", folder).exit == 0:
+                self.get(folder, target)
+
+    def end_machines(self) -> None:
+        """Kills every machine in it."""
+        self.run("vmkit", "kill", "--all", timeout_s=60)
+
+
+def _without_caches(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    return None if "__pycache__" in member.name else member
