@@ -8,6 +8,7 @@ build     a build that has nothing to do; a first build with the packages alread
 vsh       `vsh -- true` as a whole process, beside the same through the warm Python API
 memory    resident memory of vshd, of the monitor and of the device
 boots     COUNT boots in a row to READY, failures counted
+images    COUNT boots of tiny and of debian to READY, alternating
 machines  COUNT boots to power-off of each machine type, failures counted
 """
 
@@ -205,6 +206,24 @@ def bench_boots(count: int) -> None:
         print(failure)
 
 
+def bench_images(count: int) -> None:
+    print(f"tiny and debian to READY, {count} each, alternating:")
+    times: dict[str, list[float]] = {"tiny": [], "debian": []}
+    for name in times:
+        build_image(load_image(name))
+    for number in range(count + 1):
+        for name, series in times.items():
+            spec = MachineSpec(image=name, accelerator=Accelerator.TCG, backend=Backend.USER, name="bench")
+            started = start_machine(spec)
+            started.monitor.terminate()
+            started.monitor.wait()
+            # The first of each fills the page cache.
+            if number:
+                series.append(started.seconds)
+    tiny, debian = (say_series(name, series, "s") for name, series in times.items())
+    print(f"  ratio of medians {debian / tiny:.2f}")
+
+
 def bench_machines(count: int) -> None:
     """Boards by reliability and time, each with the kernel as vmlinux and, where it differs, as bzImage."""
     print(f"{count} boots to power-off of each board, alternating:")
@@ -258,6 +277,7 @@ PARTS: dict[str, tuple[Callable[[int], None], int]] = {
     "vsh": (bench_vsh, 15),
     "memory": (bench_memory, 1),
     "boots": (bench_boots, 50),
+    "images": (bench_images, 7),
     "machines": (bench_machines, 50),
 }
 
