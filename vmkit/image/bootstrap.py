@@ -1,8 +1,9 @@
 """A Debian installed from verified packages by mmdebstrap: users, alternatives and dpkg's database as in any other.
 
 mmdebstrap is given an archive of precisely these packages, in a folder: it neither chooses nor fetches anything. It
-runs as root, in a user namespace or under fakechroot, whichever it can; what it leaves is a tar, read into a Tree.
-Times are those of the packages, which makes two runs the same and keeps Python's compiled modules valid.
+runs as root or in a user namespace, whichever it can (fakechroot fails where the guest's C library is newer); what it
+leaves is a tar, read into a Tree. Times are those of the packages, which makes two runs the same and keeps Python's
+compiled modules valid.
 """
 
 import os
@@ -123,9 +124,8 @@ def _run_mmdebstrap(lock: Lock, archive: Path, tar: Path, epoch_s: int) -> None:
 def _explain(error: CommandError) -> BuildError | HostError:
     if "unable to pick chroot mode" in error.details or "unshare" in error.details or "newuidmap" in error.details:
         return HostError(
-            "mmdebstrap cannot install packages here: it needs root, or user namespaces, or fakechroot",
+            "mmdebstrap cannot install packages here: it needs root, or user namespaces",
             details=error.details,
-            hint="sudo apt-get install uidmap, and a line for you in /etc/subuid and /etc/subgid; "
-            "or sudo apt-get install fakechroot fakeroot",
+            hint="sudo apt-get install uidmap, and a line for you in /etc/subuid and /etc/subgid",
         )
     return BuildError("mmdebstrap cannot install the packages", details=error.details)
