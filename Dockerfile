@@ -42,6 +42,8 @@ ARG PYTHONHASHSEED=0
 COPY --from=packages --chown=vmkit:vmkit /home/vmkit/.cache /home/vmkit/.cache
 COPY LICENSE README.md pyproject.toml /tmp/src/
 COPY images /tmp/src/images
+COPY completions /tmp/src/completions
+COPY docs/man /tmp/src/docs/man
 COPY templates /tmp/src/templates
 COPY vshd /tmp/src/vshd
 COPY vsh /tmp/src/vsh

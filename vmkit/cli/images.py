@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from vmkit.cli.show import open_progress, print_json, print_table
+from vmkit.cli.values import complete_images
 from vmkit.errors import ConfigError
 from vmkit.image.build import build_image, find_built_image, find_drift, plan_image, update_lock_file
 from vmkit.image.config import list_images, load_image
@@ -13,7 +14,7 @@ from vmkit.image.lockfile import find_lock_path
 
 
 @click.command("build")
-@click.argument("image", default="tiny")
+@click.argument("image", default="tiny", shell_complete=complete_images)
 @click.option("--update", is_flag=True, help="Look for newer packages first.")
 @click.option("--locked", is_flag=True, help="Take exactly the packages of the recipe's lock file.")
 @click.option("--update-lock", is_flag=True, help="Look for newer packages, and write the lock file.")

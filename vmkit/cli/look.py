@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from vmkit.cli.machines import find_named, pick_machine
+from vmkit.cli.values import complete_machines
 from vmkit.errors import HostError, MachineError
 from vmkit.machine.launch import Layout
 from vmkit.machine.registry import find_state_directory
@@ -38,7 +39,7 @@ KINDS = {
 
 
 @click.command("logs")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_machines)
 @click.option("--kind", type=click.Choice(sorted(KINDS)), default="console", show_default=True, help="Which log.")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the machine ends.")
 @click.option("--path", "only_path", is_flag=True, help="Print the folder of the logs instead.")
@@ -62,7 +63,7 @@ def logs(*, name: str | None, kind: str, follow: bool, only_path: bool) -> None:
 
 
 @click.command("console")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_machines)
 def console(*, name: str | None) -> None:
     """Attach to a machine's serial console; Ctrl-] leaves."""
     entry = pick_machine(name)

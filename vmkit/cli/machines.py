@@ -7,7 +7,7 @@ from collections.abc import Callable
 import click
 
 from vmkit.cli.show import print_json, print_table, read_wall
-from vmkit.cli.values import SECONDS
+from vmkit.cli.values import SECONDS, complete_machines
 from vmkit.errors import ConfigError, MachineError
 from vmkit.machine import stop
 from vmkit.machine.registry import sweep
@@ -79,7 +79,7 @@ def list_(*, as_json: bool) -> None:
 
 
 @click.command("status")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_machines)
 @click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
 def status(*, name: str | None, as_json: bool) -> None:
     """Show all that is known of a machine."""
@@ -101,7 +101,7 @@ def status(*, name: str | None, as_json: bool) -> None:
 
 
 @click.command("down")
-@click.argument("names", nargs=-1)
+@click.argument("names", nargs=-1, shell_complete=complete_machines)
 @click.option("--all", "everything", is_flag=True, help="Every running machine.")
 @click.option(
     "--timeout",
@@ -118,7 +118,7 @@ def down(*, names: tuple[str, ...], everything: bool, timeout: float) -> None:
 
 
 @click.command("kill")
-@click.argument("names", nargs=-1)
+@click.argument("names", nargs=-1, shell_complete=complete_machines)
 @click.option("--all", "everything", is_flag=True, help="Every running machine.")
 def kill(*, names: tuple[str, ...], everything: bool) -> None:
     """End machines at once, without asking the guest."""
@@ -126,7 +126,7 @@ def kill(*, names: tuple[str, ...], everything: bool) -> None:
 
 
 @click.command("wait")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_machines)
 @click.option("--timeout", type=SECONDS, help="Seconds to wait [default: for ever].")
 @click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
 def wait(*, name: str | None, timeout: float | None, as_json: bool) -> None:

@@ -24,6 +24,7 @@ VERBS = {
     "build": "vmkit.cli.images:build",
     "images": "vmkit.cli.images:images",
     "docker": "vmkit.cli.docker:docker",
+    "completion": "vmkit.cli.completion:completion",
 }
 
 

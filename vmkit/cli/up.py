@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from vmkit.cli.values import SECONDS
+from vmkit.cli.values import SECONDS, complete_images
 from vmkit.machine.handover import start_monitor
 from vmkit.machine.spec import (
     DEFAULT_CPUS,
@@ -21,7 +21,7 @@ from vsh.registry import find_machine
 
 
 @click.command("up")
-@click.argument("image", default="tiny")
+@click.argument("image", default="tiny", shell_complete=complete_images)
 @click.option("--name", help="Name of the machine [default: the image's name].")
 @click.option("--cid", type=int, help="vsock context id [default: the lowest free one from 3 on].")
 @click.option("--memory", default=str(DEFAULT_MEMORY_MIB), show_default=True, help="MiB, or with a unit: 1G.")

@@ -1,11 +1,14 @@
-"""Values of options that several verbs take: parsed once, refused with a reason."""
+"""Values that several verbs take: parsed once, refused with a reason, offered to a shell that completes them."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vmkit.machine.spec import MAX_TIMEOUT_S
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 
 class Seconds(click.FloatRange):
@@ -27,3 +30,22 @@ class Seconds(click.FloatRange):
 
 
 SECONDS = Seconds(0, MAX_TIMEOUT_S)
+
+
+def complete_machines(_context: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """The machines that run at this moment."""
+    from vsh.registry import read_machines  # noqa: PLC0415  (only a shell asks)
+
+    return [machine.name for machine in read_machines() if machine.name.startswith(incomplete)]
+
+
+def complete_images(_context: click.Context, _param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
+    """The shipped images; a path is the shell's to complete."""
+    from click.shell_completion import CompletionItem  # noqa: PLC0415  (only a shell asks)
+
+    from vmkit.image.resources import find_images_dir  # noqa: PLC0415
+
+    if "/" in incomplete or incomplete.startswith("."):
+        return [CompletionItem(incomplete, type="file")]
+    names = sorted(path.stem for path in find_images_dir().glob("*.toml"))
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]

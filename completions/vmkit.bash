@@ -1,0 +1,2 @@
+# bash completion of vmkit: its verbs and options, the images there are, the machines that run.
+eval "$(vmkit completion bash)"

@@ -1,0 +1,21 @@
+"""`vmkit completion`: the scripts are click's; what they offer beside verbs and options is vmkit.cli.values'."""
+
+import click
+from click.shell_completion import get_completion_class
+
+SHELLS = ("bash", "zsh", "fish")
+# click's own name for it: _PROGRAM_COMPLETE.
+VARIABLE = "_VMKIT_COMPLETE"
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(SHELLS))
+@click.pass_context
+def completion(context: click.Context, *, shell: str) -> None:
+    """Print the script that lets SHELL complete verbs, options, images and machines.
+
+    For bash: `eval "$(vmkit completion bash)"`.
+    """
+    found = get_completion_class(shell)
+    assert found is not None
+    print(found(context.find_root().command, {}, "vmkit", VARIABLE).source())
