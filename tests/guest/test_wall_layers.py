@@ -1,12 +1,17 @@
 """The wall's in-guest layers on real kernels: what each refuses, and that what is missing is said."""
 
 import json
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from vmkit.image.btf import find_functions, parse_btf
+from vmkit.image.build import find_built_image
+from vmkit.image.config import load_image
+from vmkit.image.vmlinux import find_btf
 from vsh.registry import find_machine
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
@@ -121,6 +126,38 @@ def test_kernel_that_does_not_ask_bpf_is_told_and_the_other_layers_hold(up: Run,
     assert (wall["transport"], wall["daemon"]) == ("on", "on")
     assert wall["kernel"].startswith("missing: its programs are attached, but not asked")
     assert attempt(vsh, "deaf", "bind:9001", user="user") == [EADDRINUSE]
+
+
+def test_ids_of_a_real_kernels_btf_are_those_of_its_hooks(built: None) -> None:
+    """Read once more, by counting alone: each id is a function of the right name and three parameters."""
+    image = find_built_image(load_image("tiny"))
+    assert image is not None
+    data = find_btf(image.kernel.read_bytes())
+    types, names = list_types(data)
+    hooks = ("bpf_lsm_socket_connect", "bpf_lsm_socket_bind")
+    for name, function in find_functions(parse_btf(data), hooks).items():
+        kind, name_off, prototype, _ = types[function.type_id - 1]
+        assert (kind, names[name_off : names.index(b"\0", name_off)]) == (12, name.encode())
+        kind, _, returns, members = types[prototype - 1]
+        assert (kind, len(members) // 8) == (13, 3)
+        said = [names[at : names.index(b"\0", at)] for at, _ in struct.iter_unpack("<II", members)]
+        assert said == [b"sock", b"address", b"addrlen"]
+        assert types[returns - 1][0] == 1
+
+
+def list_types(data: bytes) -> tuple[list[tuple[int, int, int, bytes]], bytes]:
+    """(kind, name, type, what follows) of every type, and the names."""
+    header, type_off, type_len, str_off, str_len = struct.unpack_from("<IIIII", data, 4)
+    each = {4: 12, 5: 12, 6: 8, 13: 8, 15: 12, 19: 12}
+    fixed = {1: 4, 3: 12, 14: 4, 17: 4}
+    found, at = [], header + type_off
+    while at < header + type_off + type_len:
+        name, info, kind_of = struct.unpack_from("<III", data, at)
+        kind = info >> 24 & 31
+        size = fixed.get(kind, 0) + each.get(kind, 0) * (info & 0xFFFF)
+        found.append((kind, name, kind_of, data[at + 12 : at + 12 + size]))
+        at += 12 + size
+    return found, data[header + str_off : header + str_off + str_len]
 
 
 def test_image_that_demands_the_layer_does_not_come_up_without(up: Run, tmp_path: Path) -> None:
