@@ -45,6 +45,8 @@ THIRD_PARTY = {
     "qemu": ("vmkit.machine.qmp",),
     "jinja2": ("vmkit.image.template",),
     # The engine's failures are explained in one place; requests is what the SDK speaks HTTP with.
+    "matplotlib": ("vmkit.bench.report",),
+    "paramiko": ("vmkit.bench.guest",),
     "docker": ("vmkit.box.engine", "vmkit.box.context", "vmkit.box.build", "vmkit.box.container"),
     "requests": ("vmkit.box.engine",),
     "urllib3": ("vmkit.box.engine",),
@@ -54,6 +56,8 @@ STARTS_PROGRAMS = {
     "vmkit/run.py",
     "vmkit/forward/start.py",
     "vmkit/forward/namespace.py",
+    "vmkit/ssh/access.py",
+    "vmkit/bench/programs.py",
     "vmkit/box/__main__.py",
     "vmkit/machine/child.py",
     "vmkit/machine/handover.py",

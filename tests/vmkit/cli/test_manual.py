@@ -19,7 +19,9 @@ TEXT = "\n".join(LINES)
 
 def section(heading: str) -> str:
     """The lines below a heading, to the next one of any level."""
-    start = next(index for index, line in enumerate(LINES) if re.match(rf'\.S[SH] "?{re.escape(heading)}\b', line))
+    start = next(
+        index for index, line in enumerate(LINES) if re.match(rf'\.S[SH] "?{re.escape(heading)}(?![\w-])', line)
+    )
     end = next(index for index in range(start + 1, len(LINES)) if re.match(r"\.S[SH]( |$)", LINES[index]))
     return "\n".join(LINES[start + 1 : end])
 
@@ -49,7 +51,7 @@ def test_options_of_all_verbs_are_there() -> None:
 
 
 def test_verbs_come_in_the_order_of_the_help() -> None:
-    headings = re.findall(r'^\.SS "?(\w+)', TEXT, re.MULTILINE)
+    headings = re.findall(r'^\.SS "?([\w-]+)', TEXT, re.MULTILINE)
     assert headings == list(VERBS)
 
 

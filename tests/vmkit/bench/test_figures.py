@@ -1,0 +1,144 @@
+"""Figures of the race as values: statistics, files, comparison, tables and pages."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vmkit.bench.heats import AIMS, race
+from vmkit.bench.report import render_changes, render_page, render_table, render_value, write_report
+from vmkit.bench.series import (
+    BYTES_PER_SECOND,
+    MIB,
+    SECONDS,
+    Aim,
+    Outcome,
+    Series,
+    compare,
+    read_outcome,
+    render_outcome,
+)
+from vmkit.errors import ConfigError
+
+FACTS = {"processor": "a <fast> one", "accelerator": "tcg"}
+
+
+def make_outcome(scale: float = 1.0) -> Outcome:
+    return Outcome(
+        FACTS,
+        (
+            Series("exec", "vsh", SECONDS, (0.10 * scale, 0.11 * scale, 0.12 * scale, 0.11 * scale, 0.10 * scale)),
+            Series("exec", "ssh", SECONDS, (1.0, 1.1, 1.2, 1.1, 1.05)),
+            Series("bulk out", "vsh", BYTES_PER_SECOND, (2e8 * scale, 2.1e8 * scale, 1.9e8 * scale)),
+            Series("bulk out", "ssh", BYTES_PER_SECOND, (2e7, 2.2e7, 2.1e7)),
+            Series("memory", "guest: vshd", MIB, (8.9,)),
+        ),
+        ("many files: scp is not there",),
+    )
+
+
+def test_median_and_spread() -> None:
+    series = Series("h", "s", SECONDS, (1.0, 2.0, 3.0, 4.0, 100.0))
+    assert series.median == 3.0
+    assert series.spread == (2.0, 4.0)
+    assert Series("h", "s", SECONDS, (5.0, 1.0)).spread == (1.0, 5.0)
+
+
+def test_outcome_survives_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(render_outcome(make_outcome()))
+    assert read_outcome(path) == make_outcome()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"schema": 2}', '{"schema": 1, "facts": {}, "series": [{"heat": "x"}]}', "\xff", "[" * 9999],
+)
+def test_what_is_no_file_of_figures_is_told(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"run\.json"):
+        read_outcome(path)
+    with pytest.raises(ConfigError, match="cannot read"):
+        read_outcome(tmp_path / "nowhere.json")
+
+
+def test_series_without_values_is_told(tmp_path: Path) -> None:
+    data = json.loads(render_outcome(make_outcome()))
+    data["series"][0]["values"] = []
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(ConfigError, match="without values"):
+        read_outcome(path)
+
+
+def test_sides_run_in_turns_after_a_round_that_does_not_count() -> None:
+    order: list[str] = []
+
+    def take(side: str, seconds: float) -> float:
+        order.append(side)
+        return seconds
+
+    found = race("h", {"a": lambda: take("a", 2.0), "b": lambda: take("b", 4.0)}, 3, unit=BYTES_PER_SECOND, size=8)
+    assert order == ["a", "b"] * 4
+    assert [(series.side, series.values) for series in found] == [("a", (4.0,) * 3), ("b", (2.0,) * 3)]
+
+
+def test_same_figures_are_no_change_and_twice_the_time_is_one() -> None:
+    assert not any(change.is_beyond_noise for change in compare(make_outcome(), make_outcome()))
+    changes = {(change.heat, change.side): change for change in compare(make_outcome(), make_outcome(2.0))}
+    slower = changes["exec", "vsh"]
+    assert slower.is_beyond_noise
+    assert not slower.is_better
+    assert slower.ratio == pytest.approx(2.0)
+    assert changes["bulk out", "vsh"].is_better
+    assert not changes["exec", "ssh"].is_beyond_noise
+    text = render_changes(list(changes.values()))
+    assert text.splitlines()[0].startswith("worse")
+    assert "within noise exec: ssh" in text
+
+
+def test_aims_are_ratios_of_medians() -> None:
+    outcome = make_outcome()
+    aim = Aim("exec", "vsh", "ssh", 0.2, is_ceiling=True)
+    ratio = aim.ratio(outcome)
+    assert ratio == pytest.approx(0.1)
+    assert aim.is_met(0.1)
+    assert not aim.is_met(0.3)
+    assert Aim("exec", "vsh", "telnet", 1, is_ceiling=True).ratio(outcome) is None
+    assert len({(aim.heat, aim.side, aim.against) for aim in AIMS}) == len(AIMS)
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.00123, SECONDS, "1.23 ms"),
+        (2.5, SECONDS, "2.5 s"),
+        (1.7e8, BYTES_PER_SECOND, "170 MB/s"),
+        (8.94, MIB, "8.9 MiB"),
+    ],
+)
+def test_figures_have_fitting_units(value: float, unit: str, text: str) -> None:
+    assert render_value(value, unit) == text
+
+
+def test_table_has_every_side_and_aim() -> None:
+    table = render_table(make_outcome())
+    assert "| exec | vsh | 110 ms | 100 ms - 110 ms | 5 | 1.00 |" in table
+    assert "| exec | ssh | 1.1 s |" in table
+    assert "| exec: vsh / ssh | 0.10 | at most 0.2 | met |" in table
+    assert "| bulk out: vsh / ssh | 9.52 | at least 3 | met |" in table
+    assert "Not measured: many files: scp is not there" in table
+
+
+def test_page_needs_no_other_file_and_escapes_facts(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    paths = write_report(make_outcome(), tmp_path / "report")
+    names = {path.name for path in paths}
+    assert names == {"report.html", "report.md", "exec.png", "bulk-out.png", "memory.png"}
+    assert all(path.stat().st_size > 500 for path in paths)
+    page = (tmp_path / "report/report.html").read_text()
+    assert "a &lt;fast&gt; one" in page
+    assert page.count("data:image/png;base64,") == 3
+    assert "http" not in page
+    assert render_page(make_outcome(), []) != page

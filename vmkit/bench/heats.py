@@ -1,0 +1,339 @@
+"""The heats: what is asked, of whom, how often. Sides of a heat run in turns, after one round that does not count."""
+
+import contextlib
+import os
+import socket
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from vmkit.bench.guest import Guest, time_command
+from vmkit.bench.programs import Running, time_many, time_pipeline, time_program
+from vmkit.bench.series import BYTES_PER_SECOND, MIB, SECONDS, Aim, Series
+from vmkit.bench.sinks import PlainRelay, time_pipe, time_sending
+from vmkit.bench.track import PIPE_PORT, RELAY_PORT, SINK_PORT, Track, with_cipher
+from vmkit.errors import HostError
+from vmkit.machine.machine import Machine
+from vsh.errors import VshError
+from vsh.forward.spec import LOCAL, parse_forward
+
+EXEC, BULK_OUT, BULK_IN, FILES, ECHO = "exec", "bulk out", "bulk in", "many files", "echo"
+FORWARD_VSOCK, FORWARD_TCP, BOOT, MEMORY = "forward to vsock", "forward to TCP", "boot to ready", "memory"
+VSH, SSH, MASTER, API, PARAMIKO = "vsh", "ssh", "ssh, ControlMaster", "vsh, Python API", "paramiko, open connection"
+FASTEST, PLAIN, RAW = "ssh, fastest cipher", "plain Python relay", "raw vsock"
+SOCAT, SSH_FORWARD = "socat pair", "ssh -L"
+
+AIMS = (
+    Aim(EXEC, VSH, SSH, 0.2, is_ceiling=True),
+    Aim(EXEC, VSH, MASTER, 4.0, is_ceiling=True),
+    Aim(EXEC, API, PARAMIKO, 3.0, is_ceiling=True),
+    Aim(BULK_OUT, VSH, SSH, 3.0, is_ceiling=False),
+    Aim(BULK_OUT, VSH, PLAIN, 0.8, is_ceiling=False),
+    Aim(BULK_IN, VSH, SSH, 3.0, is_ceiling=False),
+    Aim(BULK_IN, VSH, PLAIN, 0.8, is_ceiling=False),
+    Aim(FORWARD_VSOCK, VSH, RAW, 0.8, is_ceiling=False),
+    Aim(FORWARD_TCP, VSH, PLAIN, 0.8, is_ceiling=False),
+    Aim(FORWARD_TCP, VSH, SOCAT, 1.5, is_ceiling=False),
+    Aim("100 at once", VSH, SSH, 0.3, is_ceiling=True),
+)
+ECHOES = 30
+FILE_COUNT, FILE_BYTES = 300, 2000
+CONNECT_DEADLINE_S = 20.0
+
+Sides = Mapping[str, Callable[[], float]]
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How much of everything: rounds of short and long heats, bytes of bulk, how many at once and how often."""
+
+    rounds: int
+    long_rounds: int
+    bulk_bytes: int
+    at_once: tuple[tuple[int, int], ...]
+    boots: int
+
+
+FULL = Pace(rounds=15, long_rounds=7, bulk_bytes=32 << 20, at_once=((1, 5), (10, 3), (100, 2)), boots=5)
+QUICK = Pace(rounds=5, long_rounds=3, bulk_bytes=8 << 20, at_once=((1, 3), (10, 2), (100, 1)), boots=2)
+
+
+def run_heats(track: Track, pace: Pace, tell: Tell) -> tuple[list[Series], list[str]]:
+    """Every heat; one that cannot be run is a line among the failures, and the others go on."""
+    heats: tuple[tuple[str, Callable[[Track, Pace], list[Series]]], ...] = (
+        (EXEC, _race_exec),
+        (BULK_OUT, _race_bulk_out),
+        (BULK_IN, _race_bulk_in),
+        (FILES, _race_files),
+        (ECHO, _race_echo),
+        ("at once", _race_at_once),
+        (FORWARD_VSOCK, _race_forwards),
+        (MEMORY, _weigh),
+        (BOOT, _race_boot),
+    )
+    series: list[Series] = []
+    failures: list[str] = []
+    for name, heat in heats:
+        tell(name)
+        try:
+            series += heat(track, pace)
+        except (VshError, OSError) as error:
+            failures.append(f"{name}: {error.brief if isinstance(error, VshError) else error}")
+    return series, failures
+
+
+def race(heat: str, sides: Sides, rounds: int, *, unit: str = SECONDS, size: int = 0) -> list[Series]:
+    """Runs the sides in turns, once for nothing. size: what is divided by the seconds of a throughput."""
+    values: dict[str, list[float]] = {side: [] for side in sides}
+    for number in range(rounds + 1):
+        for side, run in sides.items():
+            seconds = run()
+            if number:
+                values[side].append(size / seconds if size else seconds)
+    return [Series(heat, side, unit, tuple(taken)) for side, taken in values.items()]
+
+
+def _race_exec(track: Track, pace: Pace) -> list[Series]:
+    sides: dict[str, Callable[[], float]] = {
+        VSH: lambda: time_program([*track.vsh, "--", "true"]),
+        SSH: lambda: time_program([*track.ssh, "true"]),
+        MASTER: lambda: time_program([*track.ssh_master, "true"]),
+        API: lambda: time_command(track.api, ["true"]),
+    }
+    paramiko = track.paramiko
+    if paramiko is not None:
+        guest: Guest = paramiko
+        sides[PARAMIKO] = lambda: time_command(guest, ["true"])
+    return race(EXEC, sides, pace.rounds)
+
+
+def _race_bulk_out(track: Track, pace: Pace) -> list[Series]:
+    size = pace.bulk_bytes
+    command = ["head", "-c", str(size), "/dev/zero"]
+    fastest = with_cipher(track.ssh, track.fastest_cipher)
+    sides = {
+        VSH: lambda: time_program([*track.vsh, "--", *command]),
+        SSH: lambda: time_program([*track.ssh, *command]),
+        FASTEST: lambda: time_program([*fastest, *command]),
+        PLAIN: lambda: time_pipe(track.connect(PIPE_PORT), "out", size),
+    }
+    return race(BULK_OUT, sides, pace.long_rounds, unit=BYTES_PER_SECOND, size=size)
+
+
+def _race_bulk_in(track: Track, pace: Pace) -> list[Series]:
+    size = pace.bulk_bytes
+    data = track.folder / "bulk"
+    with data.open("wb") as file:
+        file.truncate(size)
+    fastest = with_cipher(track.ssh, track.fastest_cipher)
+    sides = {
+        VSH: lambda: time_program([*track.vsh, "--", "sh", "-c", "cat >/dev/null"], stdin=data),
+        SSH: lambda: time_program([*track.ssh, "cat >/dev/null"], stdin=data),
+        FASTEST: lambda: time_program([*fastest, "cat >/dev/null"], stdin=data),
+        PLAIN: lambda: time_pipe(track.connect(PIPE_PORT), "in", size),
+    }
+    return race(BULK_IN, sides, pace.long_rounds, unit=BYTES_PER_SECOND, size=size)
+
+
+def _race_files(track: Track, pace: Pace) -> list[Series]:
+    """A folder of small files into the guest, each time a new one there."""
+    folder = track.folder / "files"
+    folder.mkdir(exist_ok=True)
+    for number in range(FILE_COUNT):
+        (folder / f"{number}").write_bytes(os.urandom(FILE_BYTES))
+    batch = track.folder / "batch"
+    batch.write_text(f"put -r {folder} /tmp/sftp\n")
+    config = ["-F", str(track.access.config)]
+    name = track.access.machine
+    tar = ["tar", "-C", str(folder), "-cf", "-", "."]
+    unpack = "rm -rf /tmp/{0} && mkdir /tmp/{0} && tar -C /tmp/{0} -xf -"
+
+    def by_scp() -> float:
+        track.api.run(["rm", "-rf", "/tmp/scp"])  # noqa: S108 - the guest's
+        return time_program(["scp", "-q", "-r", *config, str(folder), f"{name}:/tmp/scp"])
+
+    def by_sftp() -> float:
+        track.api.run(["sh", "-c", "rm -rf /tmp/sftp && mkdir /tmp/sftp"])
+        return time_program(["sftp", "-q", "-b", str(batch), *config, name])
+
+    sides = {
+        "tar through vsh": lambda: time_pipeline(tar, [*track.vsh, "--", "sh", "-c", unpack.format("vsh")]),
+        "tar through ssh": lambda: time_pipeline(tar, [*track.ssh, unpack.format("ssh")]),
+        "scp": by_scp,
+        "sftp": by_sftp,
+    }
+    return race(FILES, sides, pace.long_rounds)
+
+
+def _race_echo(track: Track, pace: Pace) -> list[Series]:
+    """A keystroke to the guest's terminal and its echo back; each value is the median of ECHOES."""
+    sessions = {
+        VSH: [*track.vsh, "-t", "--", "cat"],
+        SSH: [track.ssh[0], "-tt", *track.ssh[1:], "cat"],
+        MASTER: [track.ssh_master[0], "-tt", *track.ssh_master[1:], "cat"],
+    }
+    with contextlib.ExitStack() as stack:
+        running = {side: stack.enter_context(Running(argv)) for side, argv in sessions.items()}
+        sides = {side: (lambda program=program: _time_echoes(program)) for side, program in running.items()}
+        return race(ECHO, sides, pace.long_rounds)
+
+
+def _time_echoes(program: Running) -> float:
+    taken = []
+    for _ in range(ECHOES):
+        started_s = time.perf_counter()
+        program.stdin.write(b"x")
+        if program.stdout.read(1) != b"x":
+            raise HostError("a terminal of the guest does not echo")
+        taken.append(time.perf_counter() - started_s)
+    # The line's end; its echo is not timed.
+    program.stdin.write(b"\n")
+    seen = b""
+    while seen.count(b"\n") < 2:
+        seen += program.stdout.read(1)
+    return statistics.median(taken)
+
+
+def _race_at_once(track: Track, pace: Pace) -> list[Series]:
+    series = []
+    for count, rounds in pace.at_once:
+        sides = {
+            VSH: lambda count=count: time_many([*track.vsh, "--", "true"], count),
+            SSH: lambda count=count: time_many([*track.ssh, "true"], count),
+        }
+        series += race(f"{count} at once", sides, rounds)
+    return series
+
+
+def _race_forwards(track: Track, pace: Pace) -> list[Series]:
+    size = pace.bulk_bytes * 2
+    with contextlib.ExitStack() as stack:
+        to_vsock = _open_port(stack, track, f"{SINK_PORT}")
+        to_tcp = _open_port(stack, track, f"localhost:{SINK_PORT}")
+        plain = PlainRelay(lambda: track.connect(RELAY_PORT))
+        stack.callback(plain.close)
+        by_ssh = _open_ssh_port(stack, track)
+        direct = {
+            VSH: lambda: time_sending(_connect(to_vsock), size),
+            RAW: lambda: time_sending(track.connect(SINK_PORT), size),
+        }
+        relayed = {
+            VSH: lambda: time_sending(_connect(to_tcp), size),
+            PLAIN: lambda: time_sending(_connect(plain.port), size),
+            SOCAT: lambda: _time_socat(track, size),
+            SSH_FORWARD: lambda: time_sending(_connect(by_ssh), size),
+        }
+        series = race(FORWARD_VSOCK, direct, pace.long_rounds, unit=BYTES_PER_SECOND, size=size)
+        return series + race(FORWARD_TCP, relayed, pace.long_rounds, unit=BYTES_PER_SECOND, size=size)
+
+
+def _time_socat(track: Track, size: int) -> float:
+    """The paper's: two socat, one between TCP and vsock here, one between vsock and TCP there."""
+    there = [*track.vsh, "--", "socat", f"VSOCK-LISTEN:{RELAY_PORT + 10},reuseaddr", f"TCP:127.0.0.1:{SINK_PORT}"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = int(free.getsockname()[1])
+    with Running(there), _connect_soon(lambda: track.connect(RELAY_PORT + 10)) as back:
+        # Where vsock is a UNIX socket, its CONNECT line is not socat's to say: it gets the connection as a descriptor.
+        back.setblocking(True)
+        here = ["socat", f"TCP-LISTEN:{port},bind=127.0.0.1,reuseaddr", f"FD:{back.fileno()}"]
+        with Running(here, pass_fds=[back.fileno()]):
+            return time_sending(_connect_soon(lambda: _connect(port)), size)
+
+
+def _open_port(stack: contextlib.ExitStack, track: Track, target: str) -> int:
+    """A port here that is forwarded by `vsh -N -L`."""
+    from vmkit.forward.start import open_forwards  # noqa: PLC0415 - one heat's
+
+    kept = stack.enter_context(open_forwards(track.machine.name, [parse_forward(LOCAL, f"0:{target}")]))
+    return int(kept.listening[0].rpartition(":")[2])
+
+
+def _open_ssh_port(stack: contextlib.ExitStack, track: Track) -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = int(free.getsockname()[1])
+    forward = f"127.0.0.1:{port}:127.0.0.1:{SINK_PORT}"
+    argv = [track.ssh[0], "-N", "-L", forward, "-o", "ExitOnForwardFailure=yes", *track.ssh[1:]]
+    stack.enter_context(Running(argv))
+    _connect_soon(lambda: _connect(port)).close()
+    return port
+
+
+def _connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), CONNECT_DEADLINE_S)
+
+
+def _connect_soon(connect: Callable[[], socket.socket]) -> socket.socket:
+    """To a program that does not say when it listens."""
+    deadline_s = time.monotonic() + CONNECT_DEADLINE_S
+    while True:
+        try:
+            return connect()
+        except (OSError, VshError):
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.05)
+
+
+def _race_boot(track: Track, pace: Pace) -> list[Series]:
+    def boot(image: str, memory: str) -> float:
+        with Machine(image, name=f"{track.machine.name}-boot", memory=memory) as machine:
+            return machine.started.seconds
+
+    sides = {
+        "tiny: vshd": lambda: boot("tiny", "256M"),
+        "bench: vshd, host key, sshd behind vshd --inetd": lambda: boot("bench", "512M"),
+    }
+    return race(BOOT, sides, pace.boots)
+
+
+def _weigh(track: Track, pace: Pace) -> list[Series]:
+    """Resident memory of what is there without a session, and of what one session adds."""
+    with Running([*track.ssh, "sleep", "100"]), Running([*track.vsh, "--", "sleep", "100"]):
+        time.sleep(3.0)
+        _, output = track.api.run(["sh", "-c", _LIST_MEMORY])
+    found: dict[str, list[float]] = {}
+    for line in output.decode(errors="replace").splitlines():
+        kib, _, name = line.partition(" ")
+        if kib.isdecimal():
+            found.setdefault(name, []).append(int(kib) / 1024)
+    here = [(f"host: {name}", pid) for name, pid in _list_host_processes(track)]
+    for name, pid in here:
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            found[name] = [_read_resident_mib(pid)]
+    return [Series(MEMORY, name, MIB, (max(values),)) for name, values in sorted(found.items())]
+
+
+_LIST_MEMORY = r"""
+for pid in /proc/[0-9]*; do
+    kib=$(sed -n 's/^VmRSS:[^0-9]*\([0-9]*\).*/\1/p' $pid/status 2>/dev/null)
+    words=$(tr '\0' ' ' < $pid/cmdline 2>/dev/null)
+    case "$words" in
+        *sshd-session*|*sshd-auth*|"sshd"*) echo "$kib guest: a session of sshd" ;;
+        *--inetd*) echo "$kib guest: vshd --inetd (listens for sshd)" ;;
+        *vshd.init*) [ ${pid#/proc/} = 1 ] && echo "$kib guest: pid 1" || echo "$kib guest: vshd, a session of it" ;;
+    esac
+done
+"""
+
+
+def _list_host_processes(track: Track) -> Iterator[tuple[str, int]]:
+    """The monitor, and its children: the device, and QEMU, whose memory is the guest's."""
+    monitor = track.machine.started.monitor.pid
+    yield "monitor", monitor
+    with open(f"/proc/{monitor}/task/{monitor}/children") as file:  # noqa: PTH123
+        for word in file.read().split():
+            with open(f"/proc/{word}/cmdline", "rb") as words:  # noqa: PTH123
+                if b"vmkit.vsock" in words.read():
+                    yield "vsock device", int(word)
+
+
+def _read_resident_mib(pid: int) -> float:
+    with open(f"/proc/{pid}/status") as file:  # noqa: PTH123
+        return int(file.read().partition("VmRSS:")[2].split()[0]) / 1024
+
+
+def names_of(sides: Sequence[Series]) -> list[str]:
+    """The sides, each once, in order."""
+    return list(dict.fromkeys(series.side for series in sides))

@@ -1,0 +1,125 @@
+"""Runs the programs of the race and takes their time; every one has a deadline and is checked."""
+
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from vmkit.errors import CommandError, HostError
+from vmkit.run import render_command
+
+DEADLINE_S = 300.0
+START_DEADLINE_S = 30.0
+
+
+def time_program(argv: Sequence[str], *, stdin: Path | None = None, deadline_s: float = DEADLINE_S) -> float:
+    """Seconds from fork to exit. Raises CommandError when it fails."""
+    with open(stdin or "/dev/null", "rb") as source:  # noqa: PTH123 - one of the two has no other name
+        started_s = time.perf_counter()
+        process = _start(argv, source, subprocess.DEVNULL)
+        _finish(process, argv, deadline_s)
+        return time.perf_counter() - started_s
+
+
+def time_many(argv: Sequence[str], count: int, *, deadline_s: float = DEADLINE_S) -> float:
+    """Seconds until `count` of them, started at once, have all ended well."""
+    started_s = time.perf_counter()
+    processes = [_start(argv, subprocess.DEVNULL, subprocess.DEVNULL) for _ in range(count)]
+    try:
+        for process in processes:
+            _finish(process, argv, max(1.0, deadline_s - (time.perf_counter() - started_s)))
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    return time.perf_counter() - started_s
+
+
+def time_pipeline(first: Sequence[str], second: Sequence[str], *, deadline_s: float = DEADLINE_S) -> float:
+    """Seconds of `first | second`."""
+    started_s = time.perf_counter()
+    producer = _start(first, subprocess.DEVNULL, subprocess.PIPE)
+    consumer = _start(second, producer.stdout, subprocess.DEVNULL)
+    if producer.stdout is not None:
+        producer.stdout.close()
+    try:
+        _finish(consumer, second, deadline_s)
+        _finish(producer, first, deadline_s)
+    finally:
+        if producer.poll() is None:
+            producer.kill()
+            producer.wait()
+    return time.perf_counter() - started_s
+
+
+class Running:
+    """A program that runs for as long as the block lasts."""
+
+    def __init__(self, argv: Sequence[str], *, pass_fds: Sequence[int] = ()) -> None:
+        self.argv = argv
+        self._pass_fds = pass_fds
+
+    def __enter__(self) -> Self:
+        try:
+            self.process = subprocess.Popen(
+                self.argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                pass_fds=self._pass_fds,
+                bufsize=0,
+            )
+        except FileNotFoundError as error:
+            raise HostError(f"cannot find the program '{self.argv[0]}'") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                stream.close()
+
+    @property
+    def stdin(self) -> IO[bytes]:
+        assert self.process.stdin is not None
+        return self.process.stdin
+
+    @property
+    def stdout(self) -> IO[bytes]:
+        assert self.process.stdout is not None
+        return self.process.stdout
+
+
+def _start(argv: Sequence[str], stdin: IO[bytes] | int | None, stdout: int) -> "subprocess.Popen[bytes]":
+    try:
+        return subprocess.Popen(argv, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE)
+    except FileNotFoundError as error:
+        raise HostError(f"cannot find the program '{argv[0]}'") from error
+
+
+def _finish(process: "subprocess.Popen[bytes]", argv: Sequence[str], deadline_s: float) -> None:
+    assert process.stderr is not None
+    try:
+        process.wait(deadline_s)
+    except subprocess.TimeoutExpired as error:
+        process.kill()
+        process.wait()
+        raise CommandError(f"'{argv[0]}' did not end within {deadline_s:g} s", details=render_command(argv)) from error
+    finally:
+        words = process.stderr.read(4096) if process.poll() is not None else b""
+        process.stderr.close()
+    if process.returncode != 0:
+        raise CommandError(
+            f"'{argv[0]}' failed with status {process.returncode}",
+            details=f"{render_command(argv)}\n{words.decode(errors='replace')}",
+        )

@@ -1,0 +1,69 @@
+"""The verb bench: the race of vsh against ssh, its report, and what changed between two runs."""
+
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from vmkit.bench.series import Outcome, compare, read_outcome, render_outcome
+
+RESULTS = "vmkit-bench"
+
+
+@click.group("bench", invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--quick", is_flag=True, help="Fewer rounds of less: minutes instead of a quarter of an hour under TCG.")
+@click.option("--out", type=click.Path(path_type=Path), help="JSON file to write [default: vmkit-bench/DATE.json].")
+@click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", help="As for up.")
+@click.pass_context
+def bench(context: click.Context, *, quick: bool, out: Path | None, accel: str) -> None:
+    """Race vsh against ssh over the same vsock, on a machine of the image bench; print the table, keep the figures."""
+    if context.invoked_subcommand is not None:
+        return
+    # Imported here: the other verbs read files.
+    from vmkit.bench.facts import gather_facts  # noqa: PLC0415
+    from vmkit.bench.heats import FULL, QUICK, run_heats  # noqa: PLC0415
+    from vmkit.bench.report import render_facts, render_table  # noqa: PLC0415
+    from vmkit.bench.track import open_track  # noqa: PLC0415
+
+    target = out or Path(RESULTS) / time.strftime("%Y%m%d-%H%M%S.json")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _tell("starting a machine of the image bench")
+    with open_track(accelerator=None if accel == "auto" else accel) as track:
+        facts = gather_facts(track)
+        series, failures = run_heats(track, QUICK if quick else FULL, _tell)
+    outcome = Outcome(facts, tuple(series), tuple(failures))
+    target.write_text(render_outcome(outcome))
+    print(f"{render_facts(outcome)}\n{render_table(outcome)}")
+    _tell(f"the figures are in {target}; plots and a page: vmkit bench report {target}")
+
+
+@bench.command("report")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--to", "folder", type=click.Path(path_type=Path, file_okay=False), help="Folder [default: beside FILE].")
+def report(*, file: Path, folder: Path | None) -> None:
+    """Make a table, plots and an HTML page of a run's figures."""
+    from vmkit.bench.report import render_table, write_report  # noqa: PLC0415
+
+    outcome = read_outcome(file)
+    print(render_table(outcome))
+    paths = write_report(outcome, folder or file.with_suffix(""))
+    _tell(f"open {paths[0]}")
+
+
+@bench.command("compare")
+@click.argument("old", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("new", type=click.Path(path_type=Path, dir_okay=False))
+def compare_(*, old: Path, new: Path) -> None:
+    """Say what changed between two runs beyond their noise: ratios of medians, with 95 % intervals."""
+    from vmkit.bench.report import render_changes  # noqa: PLC0415
+
+    before, after = read_outcome(old), read_outcome(new)
+    for name in ("processor", "accelerator", "backend", "guest kernel", "QEMU"):
+        if before.facts.get(name) != after.facts.get(name):
+            _tell(f"not alike: {name}: {before.facts.get(name)} and {after.facts.get(name)}")
+    print(render_changes(compare(before, after)), end="")
+
+
+def _tell(text: str) -> None:
+    print(f"vmkit: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,32 @@
+"""The verbs ssh and ssh-config: a machine's sshd over vsock, for those who want ssh."""
+
+import click
+
+from vmkit.cli.machines import pick_machine
+from vmkit.ssh.access import DEFAULT_PORT, become_ssh, prepare_access
+
+user_option = click.option("--user", default="root", show_default=True, help="Whom to log in as.")
+port_option = click.option(
+    "--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(1), help="vsock port of sshd."
+)
+
+
+@click.command("ssh", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@user_option
+@port_option
+@click.argument("name", required=False)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def ssh(*, user: str, port: int, name: str | None, words: tuple[str, ...]) -> None:
+    """Run ssh to a machine whose guest has sshd on vsock; WORDS are ssh's, such as a command."""
+    access = prepare_access(pick_machine(name), user=user, port=port)
+    become_ssh(access, words)
+
+
+@click.command("ssh-config")
+@user_option
+@port_option
+@click.argument("name", required=False)
+def ssh_config(*, user: str, port: int, name: str | None) -> None:
+    """Print a machine's block for ~/.ssh/config: for ssh, scp, sftp, rsync, editors."""
+    access = prepare_access(pick_machine(name), user=user, port=port)
+    print(access.config.read_text(), end="")
