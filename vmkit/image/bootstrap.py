@@ -12,6 +12,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from vmkit.errors import BuildError, CommandError, HostError
@@ -33,6 +34,9 @@ _USER_ID = 1000
 
 # mmdebstrap copies these from the host for the time of the installation; /dev is the kernel's.
 _LEFT_OUT = ("dev/", "etc/resolv.conf", "etc/hostname", "etc/apt/sources.list", "run/", "tmp/", "proc/", "sys/")
+
+# Where apt drops its privileges these are its own user's, elsewhere root's; apt puts that right when it runs.
+_APT_OWNED = ("var/cache/apt/archives/partial", "var/lib/apt/lists/partial")
 
 
 def bootstrap(tree: Tree, lock: Lock, debs: dict[str, Path], work: Path) -> None:
@@ -70,6 +74,8 @@ def read_root(tar: Path, tree: Tree) -> None:
             for member in source:
                 path = normalise_path(member.name)
                 node = node_of_member(source, member, keep_time=True)
+                if path in _APT_OWNED and node is not None:
+                    node = replace(node, uid=0)
                 if node is not None and not path.startswith(_LEFT_OUT):
                     tree.add(path, node)
     except tarfile.TarError as error:

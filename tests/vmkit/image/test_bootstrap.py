@@ -31,6 +31,7 @@ def make_root(path: Path) -> None:
             ("./etc/resolv.conf", tarfile.REGTYPE, 0o644, {}),
             ("./etc/hostname", tarfile.REGTYPE, 0o644, {}),
             ("./etc/apt/sources.list", tarfile.REGTYPE, 0o644, {}),
+            ("./var/lib/apt/lists/partial", tarfile.DIRTYPE, 0o700, {"uid": 42}),
             ("./var/lib/dpkg/status", tarfile.REGTYPE, 0o644, {}),
         ):
             member = tarfile.TarInfo(name)
@@ -50,6 +51,9 @@ def test_root_is_read_without_the_host_s_files_and_devices(tmp_path: Path) -> No
     assert paths == {"usr/bin/passwd", "usr/bin/again", "var/lib/dpkg/status"}
     node = tree.find("usr/bin/passwd")
     assert node is not None
+    partial = tree.find("var/lib/apt/lists/partial")
+    assert partial is not None
+    assert partial.uid == 0
     assert (node.mode, node.gid, node.data, node.mtime_s) == (0o4755, 42, b"data", 1_700_000_000)
 
 
