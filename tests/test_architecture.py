@@ -34,6 +34,14 @@ ARROWS = {
         "vsh.*",
         "vmkit",
     ),
+    "vmkit.matrix": (
+        "vmkit.matrix.*",
+        "vmkit.machine",
+        "vmkit.machine.*",
+        "vmkit.errors",
+        "vsh.errors",
+        "vsh.registry",
+    ),
     # Its containers' devices are doctor's verdict, its terminal is vsh's.
     "vmkit.box": ("vmkit.box.*", "vmkit.machine.doctor", "vmkit.errors", "vsh.terminal"),
     "vmkit": ("vmkit.*", "vsh.*", "vshd.version", "vshd.mapping"),

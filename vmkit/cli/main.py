@@ -26,6 +26,7 @@ VERBS = {
     "doctor": "vmkit.cli.doctor:doctor",
     "build": "vmkit.cli.images:build",
     "images": "vmkit.cli.images:images",
+    "matrix": "vmkit.cli.matrix:matrix",
     "docker": "vmkit.cli.docker:docker",
     "completion": "vmkit.cli.completion:completion",
 }

@@ -1,0 +1,26 @@
+"""`vmkit matrix` on real machines."""
+
+from pathlib import Path
+from xml.etree import ElementTree as Xml
+
+from tests.guest.conftest import Run
+from vsh.registry import read_machines
+
+MATRIX = """
+backends = ["user"]
+fresh = true
+[commands]
+passes = "uname -s"
+fails = "echo said; exit 3"
+"""
+
+
+def test_matrix_tells_what_passed_and_what_failed(built: None, vmkit: Run, tmp_path: Path) -> None:
+    (tmp_path / "lab.toml").write_text(MATRIX)
+    known = {machine.name for machine in read_machines()}
+    done = vmkit("matrix", str(tmp_path / "lab.toml"), "--junit", str(tmp_path / "junit.xml"))
+    assert done.returncode == 1, done.stderr.decode()
+    passes, fails = Xml.parse(tmp_path / "junit.xml").getroot()[0]
+    assert str(passes[0].text).strip() == "Linux"
+    assert (fails[0].tag, fails[0].get("message"), str(fails[0].text).strip()) == ("failure", "status 3", "said")
+    assert {machine.name for machine in read_machines()} == known

@@ -1,0 +1,68 @@
+"""`vmkit matrix` with a QEMU that plays scenarios: reports, statuses, and that no machine is left."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree as Xml
+
+import pytest
+
+from tests.vmkit.cli.conftest import DEADLINE_S, Vmkit
+from vsh.registry import read_machines
+
+WriteMatrix = Callable[..., Path]
+
+
+@pytest.fixture
+def write_matrix(recipe: str, tmp_path: Path) -> WriteMatrix:
+    def write(scenario: str) -> Path:
+        path = tmp_path / "lab.toml"
+        head = f'images = ["{recipe}"]\nbackends = ["user", "vhost"]\nappend = "fake={scenario}"\n'
+        path.write_text(head + '[commands]\none = "true"\ntwo = "true"\n')
+        return path
+
+    return write
+
+
+def test_machines_that_do_not_start_are_errors_and_vhost_is_skipped(
+    vmkit: Vmkit, write_matrix: WriteMatrix, tmp_path: Path
+) -> None:
+    junit = tmp_path / "reports" / "junit.xml"
+    done = vmkit("matrix", str(write_matrix("panic")), "--junit", str(junit), "--quiet")
+    assert done.status == 1
+    assert done.out.count("error: ") == 2 and done.out.count("skipped: the vhost backend cannot be used") == 2
+    suite = Xml.parse(junit).getroot()[0]
+    assert (suite.get("errors"), suite.get("skipped"), suite.get("failures")) == ("2", "2", "0")
+    assert read_machines() == []
+
+
+def test_one_cell(vmkit: Vmkit, write_matrix: WriteMatrix) -> None:
+    done = vmkit("matrix", str(write_matrix("ready")), "--only", "my/own/vhost", "--quiet")
+    # All of it was skipped: nothing failed.
+    assert (done.status, done.out.count("skipped: ")) == (0, 2)
+
+
+def test_cells_for_github(vmkit: Vmkit, write_matrix: WriteMatrix) -> None:
+    done = vmkit("matrix", str(write_matrix("ready")), "--github")
+    assert done.out == 'matrix={"include": [{"cell": "my/own/user"}, {"cell": "my/own/vhost"}]}\n'
+
+
+def test_interruption_ends_every_machine(write_matrix: WriteMatrix, folders: Path) -> None:
+    words = [sys.executable, "-m", "vmkit", "matrix", str(write_matrix("silent"))]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if b"at once" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 128 + signal.SIGINT, err
+    assert read_machines() == []
+
+
+def test_missing_file(vmkit: Vmkit) -> None:
+    done = vmkit("matrix", "/nonexistent.toml")
+    assert done.status == 64
+    assert "cannot read the matrix /nonexistent.toml" in done.err

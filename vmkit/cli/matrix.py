@@ -1,0 +1,47 @@
+"""The verb `vmkit matrix`."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from vmkit.cli.show import open_progress, print_table
+from vmkit.image.build import build_image
+from vmkit.image.config import load_image
+from vmkit.matrix.execute import Verdict, find_jobs, run_cells
+from vmkit.matrix.plan import pick_cells, read_matrix
+from vmkit.matrix.report import COLUMNS, render_github, render_junit, render_rows
+
+
+@click.command("matrix")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--only", multiple=True, metavar="CELL", help="Run this cell; may be repeated [default: all].")
+@click.option("--jobs", type=click.IntRange(1), help="Machines at once [default: one per CPU, as memory allows].")
+@click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write a JUnit report here.")
+@click.option("--github", is_flag=True, help="Print the cells for a job's strategy.matrix, and stop.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def matrix(
+    *, file: Path, only: tuple[str, ...], jobs: int | None, junit: Path | None, github: bool, quiet: bool
+) -> None:
+    """Run every command of FILE in every machine of FILE: images x kernels x backends.
+
+    Status 1 when a command failed or could not be run.
+    """
+    planned = read_matrix(file)
+    cells = pick_cells(planned, only)
+    if github:
+        print(render_github(cells))
+        return
+    with open_progress(quiet=quiet) as tell:
+        # One after another, and before any machine starts: cells of one image would all wait for its build.
+        for image in dict.fromkeys(cell.image for cell in cells):
+            build_image(load_image(image), progress=tell)
+        count = find_jobs(planned, jobs)
+        tell(f"{len(cells)} machines, {count} at once", None)
+        outcomes = run_cells(planned, cells, count, tell)
+    if junit is not None:
+        junit.parent.mkdir(parents=True, exist_ok=True)
+        junit.write_bytes(render_junit(outcomes))
+    print_table(COLUMNS, render_rows(outcomes))
+    if any(outcome.verdict in (Verdict.FAILED, Verdict.ERROR) for outcome in outcomes):
+        sys.exit(1)

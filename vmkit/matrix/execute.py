@@ -1,0 +1,146 @@
+"""Runs cells side by side, as many as fit into the host's memory; every machine is gone at the end in any case."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from enum import StrEnum
+from threading import Event, Lock
+
+from vmkit.errors import HostError
+from vmkit.machine import stop
+from vmkit.machine.machine import Machine
+from vmkit.machine.probe import read_available_memory_mib
+from vmkit.matrix.plan import Cell, Command, Matrix
+from vsh.errors import VshError
+from vsh.registry import find_machine
+
+# QEMU's own, the monitor's and the device's, beside the guest's memory.
+OVERHEAD_MIB = 128
+# The rest is the host's: its page cache makes the images fast.
+MEMORY_SHARE = 0.8
+# Of a command's output the end is kept.
+MAX_OUTPUT_BYTES = 64 * 1024
+
+
+class Verdict(StrEnum):
+    """passed; failed: the command's status was not 0; error: it could not be run; skipped: the host cannot do this."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    ERROR = "error"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one command of one cell. text: its output, or why there is none."""
+
+    cell: Cell
+    command: Command
+    verdict: Verdict
+    seconds: float
+    brief: str
+    text: str = ""
+
+
+Tell = Callable[[str, float | None], None]
+
+
+def find_jobs(matrix: Matrix, asked: int | None) -> int:
+    """How many machines run at once: what was asked for, else one per CPU; never more than fit into memory."""
+    fit = int(read_available_memory_mib() * MEMORY_SHARE) // (matrix.memory_mib + OVERHEAD_MIB)
+    if fit < 1:
+        raise HostError(
+            f"there is not enough memory for one machine of {matrix.memory_mib} MiB", hint="set `memory` lower"
+        )
+    return max(1, min(fit, asked or os.cpu_count() or 1))
+
+
+def run_cells(matrix: Matrix, cells: Sequence[Cell], jobs: int, tell: Tell) -> list[Outcome]:
+    """Runs the cells and returns an outcome for every command, in the order of the cells."""
+    run = _Run(matrix)
+    outcomes: dict[str, list[Outcome]] = {}
+    with ThreadPoolExecutor(jobs, thread_name_prefix="cell") as pool:
+        futures: dict[Future[list[Outcome]], Cell] = {pool.submit(run.run_cell, cell): cell for cell in cells}
+        try:
+            for future in as_completed(futures):
+                cell = futures[future]
+                outcomes[cell.name] = future.result()
+                verdicts = ", ".join(f"{o.command.name} {o.verdict}" for o in outcomes[cell.name])
+                tell(f"{cell.name}: {verdicts} ({len(outcomes)} of {len(cells)})", None)
+        except BaseException:
+            # The threads wait for machines: those are what has to end.
+            for future in futures:
+                future.cancel()
+            run.end_all()
+            raise
+    return [outcome for cell in cells for outcome in outcomes[cell.name]]
+
+
+class _Run:
+    """Invariant: `_names` are the machines that may be running; none is started after `_ended` is set."""
+
+    def __init__(self, matrix: Matrix) -> None:
+        self._matrix = matrix
+        self._ended = Event()
+        self._lock = Lock()
+        self._names: set[str] = set()
+        self._count = 0
+
+    def end_all(self) -> None:
+        self._ended.set()
+        with self._lock:
+            names = list(self._names)
+        for name in names:
+            entry = find_machine(name=name)
+            if entry is not None:
+                stop.kill(entry)
+
+    def run_cell(self, cell: Cell) -> list[Outcome]:
+        name = self._choose_name()
+        started_s = time.monotonic()
+        try:
+            with self._make_machine(cell, name) as machine:
+                return [self._run_command(cell, machine, command) for command in cell.commands]
+        except VshError as error:
+            # A backend or an accelerator that was asked for, and this host has not.
+            skipped = isinstance(error, HostError) and cell.backend == "vhost"
+            verdict = Verdict.SKIPPED if skipped else Verdict.ERROR
+            seconds = time.monotonic() - started_s
+            text = "\n".join(filter(None, (error.brief, error.details, error.hint)))
+            return [Outcome(cell, command, verdict, seconds, error.brief, text) for command in cell.commands]
+        finally:
+            with self._lock:
+                self._names.discard(name)
+
+    def _choose_name(self) -> str:
+        with self._lock:
+            self._count += 1
+            name = f"matrix-{os.getpid()}-{self._count}"
+            self._names.add(name)
+        return name
+
+    def _make_machine(self, cell: Cell, name: str) -> Machine:
+        if self._ended.is_set():
+            raise HostError("interrupted")
+        return Machine(
+            cell.image,
+            name=name,
+            memory=self._matrix.memory_mib,
+            cpus=self._matrix.cpus,
+            backend=cell.backend,
+            kernel=cell.kernel,
+            append=self._matrix.append,
+        )
+
+    def _run_command(self, cell: Cell, machine: Machine, command: Command) -> Outcome:
+        started_s = time.monotonic()
+        try:
+            result = machine.run(command.argv, timeout_s=self._matrix.timeout_s)
+        except VshError as error:
+            return Outcome(cell, command, Verdict.ERROR, time.monotonic() - started_s, error.brief, error.details)
+        text = (result.stdout + result.stderr)[-MAX_OUTPUT_BYTES:].decode(errors="replace")
+        verdict = Verdict.PASSED if result.exit == 0 else Verdict.FAILED
+        return Outcome(cell, command, verdict, time.monotonic() - started_s, f"status {result.exit}", text)

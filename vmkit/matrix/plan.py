@@ -1,0 +1,154 @@
+"""A matrix file becomes cells: pure. A cell is one machine to be, and the commands to run in it, one after another.
+
+images x kernels x backends x commands; docs/MATRIX.md explains every key.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vmkit.errors import ConfigError
+from vmkit.machine.spec import DEFAULT_CPUS, DEFAULT_MEMORY_MIB, parse_memory
+
+BACKENDS = ("auto", "user", "vhost")
+DEFAULT_COMMAND_TIMEOUT_S = 600.0
+# A file of commands is a page; a matrix of more machines than this was a mistake.
+MAX_FILE_BYTES = 1 << 20
+MAX_CELLS = 1000
+KEYS = ("images", "kernels", "backends", "memory", "cpus", "append", "timeout", "fresh", "commands")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command of every cell. argv: as it is, or a line for the guest's shell as `sh -c LINE`."""
+
+    name: str
+    argv: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One machine and its commands. kernel: None for the image's own. The name tells it from every other."""
+
+    image: str
+    kernel: Path | None
+    backend: str
+    commands: tuple[Command, ...]
+
+    @property
+    def name(self) -> str:
+        kernel = "own" if self.kernel is None else self.kernel.name
+        words = (Path(self.image).stem, kernel, self.backend)
+        return "/".join((*words, self.commands[0].name) if len(self.commands) == 1 else words)
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """Every cell, and what they have in common. timeout_s: for each command; memory_mib and cpus: for each machine."""
+
+    cells: tuple[Cell, ...]
+    memory_mib: int
+    cpus: int
+    append: str
+    timeout_s: float
+
+
+def read_matrix(path: Path) -> Matrix:
+    """The matrix of a file. Raises ConfigError naming the file and the key."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read the matrix {path}: {error.strerror}") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError(f"the matrix {path} is larger than {MAX_FILE_BYTES >> 20} MiB")
+    try:
+        raw = tomllib.loads(data.decode())
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return plan_matrix(raw, path)
+
+
+def plan_matrix(raw: Mapping[str, Any], path: Path) -> Matrix:
+    """Relative recipes and kernels start at the file's own folder."""
+    unknown = sorted(set(raw) - set(KEYS))
+    if unknown:
+        raise ConfigError(f"{path}: unknown key '{unknown[0]}'", hint=f"the keys are: {', '.join(KEYS)}")
+    images = [_locate(image, path) for image in _texts(raw, "images", path, ["tiny"])]
+    kernels = [path.parent / kernel if kernel else None for kernel in _texts(raw, "kernels", path, [""])]
+    backends = _texts(raw, "backends", path, ["auto"])
+    for backend in backends:
+        if backend not in BACKENDS:
+            raise ConfigError(f"{path}: backends: '{backend}' is none", hint=f"they are: {', '.join(BACKENDS)}")
+    commands = _commands(raw.get("commands"), path)
+    groups = [(command,) for command in commands] if _value(raw, "fresh", bool, False, path) else [tuple(commands)]
+    cells = tuple(
+        Cell(image, kernel, backend, group)
+        for image in images
+        for kernel in kernels
+        for backend in backends
+        for group in groups
+    )
+    names = [cell.name for cell in cells]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"{path}: two cells are called {twice[0]}", hint="give recipes and kernels different names")
+    if len(cells) > MAX_CELLS:
+        raise ConfigError(f"{path}: {len(cells)} machines are more than {MAX_CELLS}")
+    memory = raw.get("memory", DEFAULT_MEMORY_MIB)
+    return Matrix(
+        cells,
+        parse_memory(str(memory)),
+        _value(raw, "cpus", int, DEFAULT_CPUS, path),
+        _value(raw, "append", str, "", path),
+        float(_value(raw, "timeout", (int, float), DEFAULT_COMMAND_TIMEOUT_S, path)),
+    )
+
+
+def pick_cells(matrix: Matrix, names: Sequence[str]) -> tuple[Cell, ...]:
+    """The named cells, or all where none is named. Raises ConfigError for a name that is none."""
+    known = {cell.name: cell for cell in matrix.cells}
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"the matrix has no cell '{name}'", hint=f"it has: {', '.join(known)}")
+    return tuple(known[name] for name in names) if names else matrix.cells
+
+
+def _locate(image: str, path: Path) -> str:
+    return str(path.parent / image) if "/" in image or image.endswith(".toml") else image
+
+
+def _texts(raw: Mapping[str, Any], key: str, path: Path, default: list[str]) -> list[str]:
+    value = raw.get(key, default)
+    if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
+        raise ConfigError(f"{path}: {key}: must be a list of texts, and not empty")
+    return value
+
+
+def _value(raw: Mapping[str, Any], key: str, kind: Any, default: Any, path: Path) -> Any:
+    value = raw.get(key, default)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(f"{path}: {key}: '{value}' is not of the kind of its default, {default!r}")
+    if not isinstance(value, str | bool) and value <= 0:
+        raise ConfigError(f"{path}: {key}: must be more than 0")
+    return value
+
+
+def _commands(value: object, path: Path) -> list[Command]:
+    if not isinstance(value, dict) or not value:
+        raise ConfigError(f"{path}: [commands] is missing", hint='such as: [commands] and below it: uname = "uname -a"')
+    commands = []
+    for name, given in value.items():
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"{path}: commands: '{name}' cannot be a name", hint="use letters, digits, '.', '_', '-'")
+        if isinstance(given, str) and given:
+            commands.append(Command(name, ("sh", "-c", given)))
+        elif isinstance(given, list) and given and all(isinstance(word, str) for word in given):
+            commands.append(Command(name, tuple(given)))
+        else:
+            raise ConfigError(f"{path}: commands.{name}: must be a line for the shell, or a list of words")
+    return commands
