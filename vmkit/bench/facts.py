@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from vmkit.bench.track import Track
+from vmkit.bench.track import MEMORY, Track
 from vmkit.run import run
 from vsh.errors import VshError
 from vshd.version import __version__
@@ -34,7 +34,7 @@ def gather_facts(track: Track) -> dict[str, str]:
         "host Python": platform.python_version(),
         "accelerator": str(started.choices.accelerator.value),
         "backend": str(started.choices.backend.value),
-        "image": "bench",
+        "image": f"bench, {MEMORY}",
         "ssh transport": "vsock, descriptor passed to ssh (ProxyUseFdpass): no relay in between",
         "fastest cipher": track.fastest_cipher,
     }

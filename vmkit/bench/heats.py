@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import socket
 import statistics
 import time
@@ -222,9 +223,10 @@ def _race_forwards(track: Track, pace: Pace) -> list[Series]:
         relayed = {
             VSH: lambda: time_sending(_connect(to_tcp), size),
             PLAIN: lambda: time_sending(_connect(plain.port), size),
-            SOCAT: lambda: _time_socat(track, size),
             SSH_FORWARD: lambda: time_sending(_connect(by_ssh), size),
         }
+        if shutil.which("socat"):
+            relayed[SOCAT] = lambda: _time_socat(track, size)
         series = race(FORWARD_VSOCK, direct, pace.long_rounds, unit=BYTES_PER_SECOND, size=size)
         return series + race(FORWARD_TCP, relayed, pace.long_rounds, unit=BYTES_PER_SECOND, size=size)
 
@@ -283,7 +285,7 @@ def _race_boot(track: Track, pace: Pace) -> list[Series]:
 
     sides = {
         "tiny: vshd": lambda: boot("tiny", "256M"),
-        "bench: vshd, host key, sshd behind vshd --inetd": lambda: boot("bench", "512M"),
+        "bench: vshd, host key, sshd behind vshd --inetd": lambda: boot("bench", "256M"),
     }
     return race(BOOT, sides, pace.boots)
 

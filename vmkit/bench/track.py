@@ -19,7 +19,8 @@ from vsh.address import Address, address_of
 from vsh.forward.guest import connect_guest
 from vsh.registry import find_machine
 
-IMAGE, MEMORY = "bench", "512M"
+# A hundred sessions of sshd at once have three processes each.
+IMAGE, MEMORY = "bench", "1G"
 SINK_PORT, RELAY_PORT, PIPE_PORT = 5001, 5002, 5003
 DEADLINE_S = 60.0
 # Ciphers worth a try; the fastest of a run is named beside ssh's own choice.

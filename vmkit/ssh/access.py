@@ -122,7 +122,7 @@ def _exchange_keys(entry: Entry, access: Access) -> None:
         raise MachineError(
             f"machine '{entry.name}' has no sshd, or none with host keys",
             details=done.stderr.decode(errors="replace"),
-            hint="the image bench has one: vmkit up --memory 512M bench",
+            hint="the image bench has one: vmkit up bench",
         )
     keys = [line.split()[:2] for line in done.stdout.decode(errors="replace").splitlines() if len(line.split()) > 1]
     access.known_hosts.write_text("".join(f"{access.machine} {kind} {key}\n" for kind, key in keys))
