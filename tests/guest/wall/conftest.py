@@ -1,8 +1,11 @@
 """The suite's own end: what was tried and what got through, in the summary of the run."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.guest.wall.ledger import LEDGER
+from tests.guest.wall.scene import FULL_TABLE
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -11,3 +14,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("the wall: attempts and intrusions")
         for line in lines:
             terminalreporter.line(line)
+    if lines and FULL_TABLE:
+        Path(FULL_TABLE).write_text(LEDGER.render_table())

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from tests.guest.wall.expected import is_intrusion
+from tests.guest.wall.scene import Outcome
+
 
 @dataclass
 class Entry:
@@ -31,6 +34,11 @@ class Ledger:
         entry.intrusions += intrusions
         entry.by_root += by_root
 
+    def enter(self, where: str, outcomes: list[Outcome], *, is_guarded: bool) -> None:
+        """A whole attack."""
+        by_root = sum(outcome.who == "root" and outcome.result in ("served", "connected") for outcome in outcomes)
+        self.add(where, len(outcomes), sum(map(is_intrusion, outcomes)), by_root, is_guarded=is_guarded)
+
     def render(self) -> list[str]:
         """One line for each place and the sum of the guarded ones; empty when nothing was tried."""
         if not self.entries:
@@ -41,5 +49,18 @@ class Ledger:
         lines = [entry.render(width) for entry in self.entries.values()]
         return [*lines, f"with all layers on: {attempts:,} attempts, {intrusions} intrusions by anyone but guest root"]
 
+    def render_table(self) -> str:
+        """The same as a Markdown page."""
+        lines = ["| where | attempts | intrusions | more by root of the guest |", "| --- | --- | --- | --- |"]
+        lines += [f"| {e.where} | {e.attempts:,} | {e.intrusions} | {e.by_root} |" for e in self.entries.values()]
+        return f"{TABLE_HEAD}\n" + "\n".join(lines) + f"\n\n{self.render()[-1]}.\n"
+
+
+TABLE_HEAD = """# The wall, in full
+
+Made by `make wall-full`: every attempt of the adversary suite ([SECURITY.md](SECURITY.md)), by image, kernel, backend
+and layers. With layers missing there must be intrusions; with all of them there must be none. What root of a guest does
+is not defended, and counted apart.
+"""
 
 LEDGER = Ledger()

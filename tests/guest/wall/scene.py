@@ -4,9 +4,10 @@ A scene is a value; `render_recipe` turns it into a recipe with the attacker in 
 """
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmkit.machine.machine import Machine
@@ -14,6 +15,7 @@ from vmkit.machine.machine import Machine
 INSIDE = Path(__file__).parent / "inside"
 IN_GUEST = "/srv/wall"
 RECORDS = "/run/wall"
+ATTACKER = ("python3", "-I", "-S", f"{IN_GUEST}/attacker.py")
 # 6.1 is Debian 12's kernel, 6.12 Debian 13's.
 KERNEL_SUITES = {"6.12": "trixie", "6.1": "bookworm"}
 CID = 40
@@ -23,11 +25,12 @@ ATTACK_TIMEOUT_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """The layers of an image's [wall]."""
+    """The layers of an image's [wall]. token: clients that cannot prove the machine's token are refused (`vhost`)."""
 
     transport: bool = True
     daemon: bool = True
     kernel: bool = True
+    token: bool = True
 
     def __str__(self) -> str:
         names = [name for name in self.__slots__ if getattr(self, name)]
@@ -35,10 +38,9 @@ class Layers:
 
 
 ALL = Layers()
-NONE = Layers(transport=False, daemon=False, kernel=False)
-TRANSPORT = Layers(daemon=False, kernel=False)
-DAEMON = Layers(transport=False, kernel=False)
-KERNEL = Layers(transport=False, daemon=False)
+NONE = Layers(transport=False, daemon=False, kernel=False, token=False)
+TRANSPORT, DAEMON, KERNEL, TOKEN = (replace(NONE, **{name: True}) for name in Layers.__slots__)
+# On `user` no machine has a token unless it is asked for.
 MATRIX = (NONE, TRANSPORT, DAEMON, KERNEL, ALL)
 
 
@@ -53,6 +55,23 @@ class Scene:
 
     def __str__(self) -> str:
         return f"{self.image}-{self.kernel}-{self.backend}-{self.layers}"
+
+
+# `make wall-full` sets it to the file that the table of the run is written to.
+FULL_TABLE = os.environ.get("VMKIT_WALL_FULL", "")
+
+
+def plan_scenes(backend: str) -> list[Scene]:
+    """The scenes of every run, or of `make wall-full`: images by kernels by sets of layers."""
+    kernels = tuple(KERNEL_SUITES)
+    if FULL_TABLE:
+        sets = (*MATRIX, TOKEN) if backend == "vhost" else MATRIX
+        images = ("tiny",) if backend == "vhost" else ("tiny", "debian")
+        return [Scene(layers, image, kernel, backend) for image in images for kernel in kernels for layers in sets]
+    if backend == "vhost":
+        return [Scene(layers, backend=backend) for layers in (ALL, NONE)]
+    scenes = [Scene(layers, kernel=kernel) for kernel in kernels for layers in MATRIX]
+    return scenes + [Scene(layers, image="debian") for layers in (ALL, NONE)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +92,18 @@ class Outcome:
 
 def render_recipe(scene: Scene) -> str:
     """The scene's image with the attacker, its hook, and vsock_loopback on the disk for whoever can load it."""
-    layers = "\n".join(f"{name} = {str(getattr(scene.layers, name)).lower()}" for name in Layers.__slots__)
+    switches = {name: getattr(scene.layers, name) for name in ("transport", "daemon", "kernel")}
+    switches["legacy_clients"] = not scene.layers.token
+    wall = "\n".join(f"{name} = {str(is_on).lower()}" for name, is_on in switches.items())
     files = "\n".join(f'"{IN_GUEST}/{path.name}" = {{ source = "{path}" }}' for path in sorted(INSIDE.glob("*.py")))
     return f"""\
 extends = "{scene.image}"
-description = "an image under attack: {scene}"
-suite = "trixie"
+description = "an image under attack"
 kernel_suite = "{KERNEL_SUITES[scene.kernel]}"
 modules_available = ["vsock_loopback"]
 
 [wall]
-{layers}
+{wall}
 
 [hook]
 content = '''
@@ -96,12 +116,18 @@ exec python3 -I -S {IN_GUEST}/attacker.py boot {RECORDS}
 """
 
 
+def write_recipe(scene: Scene, folder: Path) -> Path:
+    path = folder / f"wall-{scene.image}-{str(scene.layers).replace('+', '-')}-{scene.kernel}.toml"
+    path.write_text(render_recipe(scene))
+    return path
+
+
 @contextmanager
-def open_scene(scene: Scene, folder: Path) -> Iterator[Machine]:
+def open_scene(scene: Scene, folder: Path, *, name: str = "wall", cid: int = CID) -> Iterator[Machine]:
     """A ready guest of the scene, killed at the end."""
-    recipe = folder / f"wall-{scene.image}-{str(scene.layers).replace('+', '-')}-{scene.kernel}.toml"
-    recipe.write_text(render_recipe(scene))
-    with Machine(str(recipe), name="wall", cid=CID, accelerator="tcg", backend=scene.backend) as machine:
+    with Machine(
+        str(write_recipe(scene, folder)), name=name, cid=cid, accelerator="tcg", backend=scene.backend
+    ) as machine:
         yield machine
 
 
@@ -109,7 +135,7 @@ def attack(machine: Machine, who: str, *words: str) -> list[Outcome]:
     """Runs one order of the attacker in the guest as `who`."""
     user = "root" if who == "root" else "user"
     result = machine.run(
-        ["python3", "-I", "-S", f"{IN_GUEST}/attacker.py", words[0], who, *words[1:]],
+        [*ATTACKER, words[0], who, *words[1:]],
         user=user, timeout_s=ATTACK_TIMEOUT_S,
     )  # fmt: skip
     assert result.exit == 0, result.stderr.decode()

@@ -2,6 +2,7 @@
 
     attacker.py boot DIRECTORY               from the boot hook: opens the services, tries to squat vshd's port
     attacker.py connect WHO PHASE CID PORT   tries every address, type and source; PORT is the host's ready port
+    attacker.py flood WHO CID                many connections at once, to the host and to vshd, with nonsense
     attacker.py climb WHO                    tries the ways around (climber.py)
     attacker.py undo WHO                     root takes the layers away, then connects again
 
@@ -40,8 +41,10 @@ HOST_CID, ANY_CID = 2, 0xFFFFFFFF
 USER_ID = 1000
 # Sources of one's own choice start here; every attempt has another.
 LOW_SOURCE, HIGH_SOURCE = 300, 4_000_000_000
-# The kernel gives a connect up after 2 s; vshd's answer takes a fork under emulation.
-DEADLINE_S = 8.0
+# The kernel gives a connect up after 2 s; an answer of vshd takes a fork, in emulation within emulation at worst.
+DEADLINE_S = 60.0
+# Connections of a flood: to a port of the host where nobody listens, and to vshd.
+FLOOD_OF_HOST, FLOOD_OF_VSHD = 1500, 200
 # Descriptors open at once.
 BATCH = 120
 
@@ -106,8 +109,9 @@ def resolve(label: int | str, own: int) -> int:
 class Volley:
     """Many attempts at once: each opens, waits for the connection, says hello, and waits for a word."""
 
-    def __init__(self, own: int) -> None:
+    def __init__(self, own: int, hello: bytes = HELLO) -> None:
         self._own = own
+        self._hello = hello
         self._poll = select.poll()
         self._pending: dict[int, tuple[socket.socket, Attempt]] = {}
         self._is_said: set[int] = set()
@@ -138,7 +142,7 @@ class Volley:
             connection.bind((ANY_CID, self._sources[attempt.source]))
         connection.setblocking(False)
         cid = resolve(attempt.cid, self._own)
-        if attempt.name == "connect":
+        if attempt.name in ("connect", "flood"):
             number = connection.connect_ex((cid, attempt.port))
         else:
             number = sockaddr.WAYS[attempt.name](connection, cid, attempt.port)
@@ -166,7 +170,7 @@ class Volley:
             self._is_said.add(fd)
             self._poll.modify(fd, select.POLLIN)
             try:
-                connection.send(HELLO)
+                connection.send(self._hello)
             except OSError:
                 return "closed"
             return ""
@@ -211,6 +215,13 @@ def try_binds(own: int) -> list[Attempt]:
             attempt.end("bound")
         except OSError as error:
             attempt.end(name_errno(error.errno or 0))
+    return attempts
+
+
+def flood(own: int) -> list[Attempt]:
+    attempts = [Attempt("flood", "stream", "2", 4) for _ in range(FLOOD_OF_HOST)]
+    attempts += [Attempt("flood", "stream", "own", VSHD_PORT) for _ in range(FLOOD_OF_VSHD)]
+    Volley(own, b"\xff" * 4000).run(attempts)
     return attempts
 
 
@@ -283,6 +294,8 @@ def main() -> int:
         attempts = plan_connects(own, ready_port)
         Volley(own).run(attempts)
         attempts += try_binds(own)
+    elif order == "flood":
+        phase, attempts = order, flood(int(words[1]))
     else:
         import climber  # noqa: PLC0415  (not every order needs it, and a start under emulation costs)
 
