@@ -23,7 +23,9 @@ SIZE_MAX = 256 * 1024
 STATUS = 64
 ADDRESSES = frozenset(("cid", "vm_name", "uds", "unix"))
 # What makes no sense as a default.
-FORBIDDEN = frozenset(("fd", "help", "version", "completion", "launcher", "list_hosts"))
+FORBIDDEN = frozenset(
+    ("fd", "help", "version", "completion", "launcher", "list_hosts", "proxy", "fdpass", "forward_only")
+)
 
 Table = dict[str, object]
 
