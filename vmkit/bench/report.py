@@ -143,8 +143,9 @@ def _draw_plots(outcome: Outcome, folder: Path) -> list[Path]:
 
 
 def _draw(heat: str, sides: Sequence[Series], path: Path) -> None:
-    """Bars of medians with quartile whiskers and every value as a dot; logarithmic where the sides are far apart."""
+    """Medians with quartile whiskers and every value as a dot: bars, or marks on a logarithmic axis where far apart."""
     from matplotlib import pyplot  # noqa: PLC0415 - see above
+    from matplotlib.ticker import FuncFormatter  # noqa: PLC0415
 
     unit = sides[0].unit
     factor, label = {SECONDS: (1e3, "ms"), BYTES_PER_SECOND: (1e-6, "MB/s")}.get(unit, (1.0, unit))
@@ -154,16 +155,23 @@ def _draw(heat: str, sides: Sequence[Series], path: Path) -> None:
     for row, series in enumerate(sides):
         low, high = (value * factor for value in series.spread)
         whiskers = [[max(0.0, medians[row] - low)], [max(0.0, high - medians[row])]]
-        axes.barh(row, medians[row], color=_choose_color(series.side), height=0.62, alpha=0.85)
+        if is_wide:
+            # A bar's length says nothing on a logarithmic axis, which has no zero to begin at.
+            axes.plot(medians[row], row, "D", color=_choose_color(series.side), ms=9)
+        else:
+            axes.barh(row, medians[row], color=_choose_color(series.side), height=0.62, alpha=0.85)
         axes.errorbar(medians[row], row, xerr=whiskers, color="#222222", capsize=3, linewidth=1)
         axes.plot([value * factor for value in series.values], [row] * len(series.values), ".", color="#222222", ms=3)
         text = f"  {render_value(series.median, unit)}"
         right = max(value * factor for value in series.values)
         axes.text(max(right, high), row, text, va="center", fontsize=8)
     axes.set_yticks(range(len(sides)), [series.side for series in sides], fontsize=9)
-    axes.invert_yaxis()
+    axes.set_ylim(len(sides) - 0.5, -0.5)
     if is_wide:
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
         axes.set_xlim(left=min(medians) / 2)
     # Room for the figures behind the bars.
     axes.set_xlim(right=axes.get_xlim()[1] * (2.2 if is_wide else 1.14))
