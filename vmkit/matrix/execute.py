@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from enum import StrEnum
 from threading import Event, Lock
@@ -22,6 +22,7 @@ OVERHEAD_MIB = 128
 MEMORY_SHARE = 0.8
 # Of a command's output the end is kept.
 MAX_OUTPUT_BYTES = 64 * 1024
+LOOK_AGAIN_S = 0.2
 
 
 class Verdict(StrEnum):
@@ -63,18 +64,23 @@ def run_cells(matrix: Matrix, cells: Sequence[Cell], jobs: int, tell: Tell) -> l
     run = _Run(matrix)
     outcomes: dict[str, list[Outcome]] = {}
     with ThreadPoolExecutor(jobs, thread_name_prefix="cell") as pool:
-        futures: dict[Future[list[Outcome]], Cell] = {pool.submit(run.run_cell, cell): cell for cell in cells}
+        futures: dict[Future[list[Outcome]], Cell] = {}
         try:
+            for cell in cells:
+                futures[pool.submit(run.run_cell, cell)] = cell
             for future in as_completed(futures):
                 cell = futures[future]
                 outcomes[cell.name] = future.result()
                 verdicts = ", ".join(f"{o.command.name} {o.verdict}" for o in outcomes[cell.name])
                 tell(f"{cell.name}: {verdicts} ({len(outcomes)} of {len(cells)})", None)
         except BaseException:
-            # The threads wait for machines: those are what has to end.
             for future in futures:
                 future.cancel()
+            # The threads wait for machines: those are what has to end, each once it is
+            # in the registry.
             run.end_all()
+            while wait(futures, timeout=LOOK_AGAIN_S).not_done:
+                run.end_all()
             raise
     return [outcome for cell in cells for outcome in outcomes[cell.name]]
 
