@@ -9,13 +9,15 @@ COPY box/install /usr/local/lib/vmkit-box/install
 RUN /usr/local/lib/vmkit-box/install python3 python3-venv qemu-system-x86 zstd debian-archive-keyring ca-certificates \
     mmdebstrap e2fsprogs tini
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
+# Compiled Python is checked by hash and not by time, and comes out the same in every build (py_compile reads SOURCE_DATE_EPOCH).
+# Arguments and not variables: what is built in a container of this image has times of its own.
+ARG SOURCE_DATE_EPOCH=0
+ARG PYTHONHASHSEED=0
 RUN useradd --create-home --uid 1000 --shell /bin/bash vmkit && python3 -m venv /opt/vmkit && mkdir /results && chown vmkit: /results
 ENV PATH=/opt/vmkit/bin:/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin
 
 # Python's packages, by hash. Changes when the locks do.
 FROM base AS dependencies
-# Compiled Python is checked by hash and not by time, and comes out the same in every build (py_compile reads SOURCE_DATE_EPOCH).
-# Arguments and not variables: what is built in a container of this image has times of its own.
 ARG SOURCE_DATE_EPOCH=0
 ARG PYTHONHASHSEED=0
 COPY requirements/run.lock /tmp/run.lock
