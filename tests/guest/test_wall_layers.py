@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.vmkit.image.btf_maker import make_kernel_btf
 from vmkit.image.btf import find_functions, parse_btf
 from vmkit.image.build import find_built_image
 from vmkit.image.config import load_image
+from vmkit.image.kernel_wall import make_loader
 from vmkit.image.vmlinux import find_btf
 from vsh.registry import find_machine
 
@@ -126,6 +128,16 @@ def test_kernel_that_does_not_ask_bpf_is_told_and_the_other_layers_hold(up: Run,
     assert (wall["transport"], wall["daemon"]) == ("on", "on")
     assert wall["kernel"].startswith("missing: its programs are attached, but not asked")
     assert attempt(vsh, "deaf", "bind:9001", user="user") == [EADDRINUSE]
+
+
+def test_loader_of_another_kernel_is_told_and_changes_nothing(up: Run, vmkit: Run, vsh: Run, tmp_path: Path) -> None:
+    (tmp_path / "raise-wall").write_bytes(make_loader(make_kernel_btf(), (), 9001))
+    text = '[files]\n"/usr/lib/vmkit/raise-wall" = { source = "raise-wall", mode = 0o700 }\n'
+    done = up(write_recipe(tmp_path, "stranger", text))
+    said = "  the wall's kernel layer is missing: this is not the kernel that the image was built with"
+    assert said in done.stdout.decode()
+    assert b"the wall's kernel layer is missing" in vmkit("logs", "stranger").stdout
+    assert vsh("--vm_name", "stranger", "--", "ls", "/sys/fs/bpf").stdout == b""
 
 
 def test_ids_of_a_real_kernels_btf_are_those_of_its_hooks(built: None) -> None:
