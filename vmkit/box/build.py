@@ -22,6 +22,9 @@ TAIL_LINES = 20
 SILENCE_S = 1800
 
 _STEP = re.compile(r"Step (\d+)/(\d+) : (.*)")
+# What a step wrote to stderr the engine shows in red.
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_NO_NETWORK = re.compile(r"Temporary failure (?:resolving|in name resolution)|Could not resolve|Network is unreachable")
 _OWN = re.compile(r"vmkit-box: (error|hint): (.*)")
 Tell = Callable[[str, float | None], None]
 
@@ -72,7 +75,7 @@ def follow_build(stream: Iterable[Mapping[str, object]], tell: Tell, log: Callab
     step, image = "", ""
     tail: list[str] = []
     for message in stream:
-        for line in str(message.get("stream", "")).splitlines():
+        for line in _COLOUR.sub("", str(message.get("stream", ""))).splitlines():
             found = _STEP.match(line)
             if found:
                 step, tail = line, []
@@ -100,6 +103,12 @@ def _explain_failure(text: str, step: str, tail: list[str]) -> ConfigError | Bui
         return kind(f"the image cannot be built: {own['error']}", hint=own.get("hint", ""))
     if FULL_DISK in f"{text}\n{' '.join(tail)}".lower():
         return BuildError("the engine's disk is full", details=text, hint="make room: docker system prune")
+    if any(_NO_NETWORK.search(line) for line in tail):
+        return BuildError(
+            f"the build has no network: {step}",
+            details="\n".join([*tail, text]),
+            hint="let its steps have the host's: vmkit docker build --network host",
+        )
     refusal = explain_refusal(text)
     if step.startswith("Step") and " : FROM" in step and not refusal.hint.startswith("see the engine"):
         return (

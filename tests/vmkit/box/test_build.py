@@ -70,7 +70,7 @@ def test_no_checkout(docker: Docker, tmp_path: Path) -> None:
         (
             [
                 *STEPS,
-                {"stream": "vmkit-box: error: the base image is Alpine Linux v3.20, and Debian is needed\n"},
+                {"stream": "\x1b[91mvmkit-box: error: the base image is Alpine Linux v3.20, and Debian is needed\n"},
                 {"stream": "vmkit-box: hint: build on debian:trixie-slim: --base debian:trixie-slim\n"},
                 failed("The command '/bin/sh -c x' returned a non-zero code: 3"),
             ],
@@ -97,9 +97,19 @@ def test_no_checkout(docker: Docker, tmp_path: Path) -> None:
             "the engine cannot reach the registry",
             "is there a network?",
         ),
+        (
+            [
+                *STEPS,
+                {"stream": "\x1b[91mErr:1 Temporary failure resolving 'deb.debian.org'\x1b[0m\n"},
+                failed("code: 1"),
+            ],
+            1,
+            "the build has no network: Step 2/2",
+            "--network host",
+        ),
         (STEPS, 1, "the engine ended the build without a word", "docker info"),
     ],
-    ids=["step", "base", "disk", "no-base", "no-network", "silence"],
+    ids=["step", "base", "disk", "no-base", "no-registry", "no-network", "silence"],
 )
 def test_build_that_fails(
     play: Play, docker: Docker, messages: list[dict[str, object]], status: int, brief: str, hint: str
