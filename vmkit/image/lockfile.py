@@ -51,7 +51,7 @@ def read_lock_file(path: Path, request: Request | None = None) -> Lock:
         if raw["schema"] != SCHEMA:
             raise ConfigError(f"{path} is a lock of another version of vmkit (schema {raw['schema']})", hint=_RENEW)
         asked, lock = raw["request"], _parse_lock(raw)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"the lock {path} is damaged: {error!r}", hint=_RENEW) from error
     if request is not None and asked != request.key():
         raise ConfigError(f"the recipe asks for other packages than its lock {path} has", hint=_RENEW)

@@ -68,7 +68,7 @@ def read_matrix(path: Path) -> Matrix:
         raise ConfigError(f"the matrix {path} is larger than {MAX_FILE_BYTES >> 20} MiB")
     try:
         raw = tomllib.loads(data.decode())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from error
     return plan_matrix(raw, path)
 
