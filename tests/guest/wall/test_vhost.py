@@ -1,0 +1,153 @@
+"""The wall over the kernel's own vhost-vsock, in a host VM that vmkit runs (image `host`).
+
+Two guests, one after another: the first has every layer and stays, a sibling for the second, which has none. The host
+VM's users are what `vhost` adds: the kernel lets every one of them connect to a guest. And the host VM is a guest
+itself, with a vshd of its own, so that these two are nested guests to it. Emulation in emulation is slow: a boot takes
+two minutes or more, and while one is under way nothing else is done.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.guest.conftest import EVIDENCE
+from tests.guest.host_machine import INNER_TIMEOUT_S, HostMachine
+from tests.guest.wall import expected
+from tests.guest.wall.ledger import LEDGER
+from tests.guest.wall.scene import (
+    ALL,
+    ATTACKER,
+    FULL_TABLE,
+    INSIDE,
+    NONE,
+    RECORDS,
+    Scene,
+    plan_scenes,
+    read_outcomes,
+    write_recipe,
+)
+from vmkit.image.build import build_image
+from vmkit.image.cache import Cache, find_cache_dir
+from vmkit.image.config import load_image
+from vmkit.image.packages import make_request
+
+# Each is one of the CIDs that the other tries; those of `make wall-full` come one by one to the third.
+CIDS = {ALL: 3, NONE: 4}
+OTHER_CID = 5
+GUEST_CACHE = "/root/.cache/vmkit"
+FOLDER = "/srv/wall-test"
+ATTACK_TIMEOUT_S = 300.0
+PATIENCE = "--connect_timeout=100"
+OTHER_USER = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """An inner guest, reached from the host VM over AF_VSOCK."""
+
+    host: HostMachine
+    scene: Scene
+    cid: int
+
+    def ask(self, user: str, *argv: str) -> str:
+        """What a command in it says."""
+        words = ("vsh", PATIENCE, "--cid", str(self.cid), f"--user={user}", "--", *argv)
+        result = self.host.run(*words, timeout_s=ATTACK_TIMEOUT_S)
+        assert result.exit == 0, result.stderr.decode()
+        return result.stdout.decode()
+
+
+@pytest.fixture(scope="module")
+def host(host_machine: HostMachine) -> Iterator[HostMachine]:
+    """The host VM, without machines at the end."""
+    host_machine.put(INSIDE, f"{FOLDER}/inside")
+    yield host_machine
+    host_machine.end_machines()
+
+
+@pytest.fixture(scope="module", params=plan_scenes("vhost"), ids=str)
+def guest(
+    request: pytest.FixtureRequest, host: HostMachine, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Guest]:
+    """A ready guest of a scene in the host VM. The first two stay for each other."""
+    scene: Scene = request.param
+    is_staying = scene.kernel == "6.12" and scene.layers in CIDS
+    cid = CIDS[scene.layers] if is_staying else OTHER_CID
+    start_guest(host, scene, cid, tmp_path_factory.mktemp("recipe"))
+    yield Guest(host, scene, cid)
+    if not is_staying:
+        host.check("vmkit", "kill", name_of(scene))
+
+
+def name_of(scene: Scene) -> str:
+    return f"{scene.layers}-{scene.kernel}"
+
+
+def start_guest(host: HostMachine, scene: Scene, cid: int, folder: Path) -> None:
+    recipe = ship_image(host, scene, folder)
+    words = ["vmkit", "up", recipe, "--backend", "vhost", "--cid", str(cid), "--name", name_of(scene)]
+    result = host.run(*words, "--timeout", str(INNER_TIMEOUT_S), timeout_s=INNER_TIMEOUT_S + 60)
+    if result.exit != 0:
+        host.save_evidence(EVIDENCE / "wall-vhost")
+    assert result.exit == 0, result.stderr.decode()
+
+
+def ship_image(host: HostMachine, scene: Scene, folder: Path) -> str:
+    """Builds here, and puts recipe, image and package lock where vmkit finds them there: the digest is the same."""
+    recipe = write_recipe(scene, folder)
+    spec = load_image(str(recipe))
+    built = build_image(spec)
+    lock = Cache(find_cache_dir()).lock_path(make_request(spec).key())
+    host.put(built.kernel.parent, f"{GUEST_CACHE}/images/{built.digest}")
+    host.put(lock, f"{GUEST_CACHE}/resolved/{lock.name}")
+    recipe.write_text(recipe.read_text().replace(str(INSIDE), f"{FOLDER}/inside"))
+    host.put(recipe, f"{FOLDER}/{recipe.name}")
+    return f"{FOLDER}/{recipe.name}"
+
+
+def test_every_attempt_ends_as_the_table_says(guest: Guest) -> None:
+    scene = guest.scene
+    outcomes = read_outcomes(guest.ask("root", "cat", f"{RECORDS}/squat.jsonl"))
+    ready_port = guest.ask("root", "cat", "/proc/cmdline").partition("vmkit.ready=")[2].split()[0]
+    guest.ask("root", "sh", "-c", "modprobe vsock_loopback; true")
+    # Root's attempts end as a user's do, but for the ports below 1024: the matrix of the other backend shows it.
+    for who in ("user", "root") if FULL_TABLE else ("user",):
+        words = (*ATTACKER, "connect", who, "loopback", str(guest.cid), ready_port)
+        outcomes += read_outcomes(guest.ask(who, *words))
+    LEDGER.enter(str(scene), outcomes, is_guarded=scene.layers == ALL)
+    surprises = expected.find_surprises(scene, outcomes)
+    assert not surprises, "\n".join(surprises)
+    intrusions = {(o.type, o.cid, o.result) for o in outcomes if expected.is_intrusion(o)}
+    if scene.layers == ALL:
+        assert not intrusions
+    if scene.layers == NONE:
+        assert intrusions >= {("stream", "1", "served"), ("stream", "own", "served"), ("seqpacket", "1", "connected")}
+        assert ("stream", "any", "bound") in intrusions
+
+
+def test_other_user_of_the_host_needs_the_token(guest: Guest) -> None:
+    """The kernel connects everybody; the token, which no other user can read, is what is asked for."""
+    as_other = ("setpriv", f"--reuid={OTHER_USER}", f"--regid={OTHER_USER}", "--clear-groups", "env", "HOME=/tmp")
+    token = f"--token_file=/tmp/vmkit-0/machines/{name_of(guest.scene)}/token"
+    results = {}
+    for flag in ("--extended", "--noextended", token):
+        words = (*as_other, "vsh", PATIENCE, flag, "--cid", str(guest.cid), "--", "id", "-u")
+        result = guest.host.run(*words, timeout_s=ATTACK_TIMEOUT_S)
+        results[flag] = (result.exit, result.stdout, result.stderr)
+    intrusions = sum(stdout == b"0\n" for _, stdout, _ in results.values())
+    is_guarded = guest.scene.layers.token
+    where = f"another user of the host, {guest.scene}"
+    LEDGER.add(where, len(results), intrusions, is_guarded=is_guarded)
+    if is_guarded:
+        assert intrusions == 0, results
+    else:
+        # The image allows legacy clients: whoever speaks ChromeOS's protocol is in.
+        assert results["--noextended"][:2] == (0, b"0\n"), results
+
+
+def test_host_vm_s_own_vshd_hung_up_on_its_nested_guests(guest: Guest) -> None:
+    lines = [line for line in guest.host.check("dmesg").splitlines() if "vshd: vsock " in line]
+    served = [line for line in lines if "refused" not in line and "vshd: vsock 2:" not in line]
+    assert served == []
