@@ -60,6 +60,7 @@ box: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python -m tests.bench.first_light all
 	$(BIN)/python -m tests.bench.vsh
+	$(BIN)/vmkit bench --quick
 	@echo 'the box needs an engine and its image: $(BIN)/python -m tests.bench.box'
 	$(BIN)/python -m tests.bench.wall
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import shutil
 import socket
 import statistics
@@ -39,8 +40,10 @@ AIMS = (
     Aim("100 at once", VSH, SSH, 0.3, is_ceiling=True),
 )
 ECHOES = 30
+MANY = 100
 FILE_COUNT, FILE_BYTES = 300, 2000
 CONNECT_DEADLINE_S = 20.0
+ECHO_DEADLINE_S = 60.0
 
 Sides = Mapping[str, Callable[[], float]]
 Tell = Callable[[str], None]
@@ -85,10 +88,12 @@ def run_heats(track: Track, pace: Pace, tell: Tell) -> tuple[list[Series], list[
     return series, failures
 
 
-def race(heat: str, sides: Sides, rounds: int, *, unit: str = SECONDS, size: int = 0) -> list[Series]:
+def race(
+    heat: str, sides: Sides, rounds: int, *, unit: str = SECONDS, size: int = 0, has_warm_up: bool = True
+) -> list[Series]:
     """Runs the sides in turns, once for nothing. size: what is divided by the seconds of a throughput."""
     values: dict[str, list[float]] = {side: [] for side in sides}
-    for number in range(rounds + 1):
+    for number in range(0 if has_warm_up else 1, rounds + 1):
         for side, run in sides.items():
             seconds = run()
             if number:
@@ -186,15 +191,24 @@ def _time_echoes(program: Running) -> float:
     for _ in range(ECHOES):
         started_s = time.perf_counter()
         program.stdin.write(b"x")
-        if program.stdout.read(1) != b"x":
+        if _read_byte(program) != b"x":
             raise HostError("a terminal of the guest does not echo")
         taken.append(time.perf_counter() - started_s)
     # The line's end; its echo is not timed.
     program.stdin.write(b"\n")
     seen = b""
     while seen.count(b"\n") < 2:
-        seen += program.stdout.read(1)
+        seen += _read_byte(program)
     return statistics.median(taken)
+
+
+def _read_byte(program: Running) -> bytes:
+    if not select.select([program.stdout], [], [], ECHO_DEADLINE_S)[0]:
+        raise HostError("a terminal of the guest says nothing")
+    byte = program.stdout.read(1)
+    if not byte:
+        raise HostError("a terminal of the guest has ended")
+    return byte
 
 
 def _race_at_once(track: Track, pace: Pace) -> list[Series]:
@@ -204,7 +218,8 @@ def _race_at_once(track: Track, pace: Pace) -> list[Series]:
             VSH: lambda count=count: time_many([*track.vsh, "--", "true"], count),
             SSH: lambda count=count: time_many([*track.ssh, "true"], count),
         }
-        series += race(f"{count} at once", sides, rounds)
+        # What the smaller numbers have warmed up need not be warmed by a minute of the largest.
+        series += race(f"{count} at once", sides, rounds, has_warm_up=count < MANY)
     return series
 
 
@@ -233,13 +248,23 @@ def _race_forwards(track: Track, pace: Pace) -> list[Series]:
 
 def _time_socat(track: Track, size: int) -> float:
     """The paper's: two socat, one between TCP and vsock here, one between vsock and TCP there."""
-    there = [*track.vsh, "--", "socat", f"VSOCK-LISTEN:{RELAY_PORT + 10},reuseaddr", f"TCP:127.0.0.1:{SINK_PORT}"]
+    # A half-close must outlive what is still under way: socat's own patience (-t) is half a second.
+    there = [
+        *track.vsh,
+        "--",
+        "socat",
+        "-t",
+        "30",
+        f"VSOCK-LISTEN:{RELAY_PORT + 10},reuseaddr",
+        f"TCP:127.0.0.1:{SINK_PORT}",
+    ]
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])
     with Running(there), _connect_soon(lambda: track.connect(RELAY_PORT + 10)) as back:
         # Where vsock is a UNIX socket, its CONNECT line is not socat's to say: it gets the connection as a descriptor.
         back.setblocking(True)
-        here = ["socat", f"TCP-LISTEN:{port},bind=127.0.0.1,reuseaddr", f"FD:{back.fileno()}"]
+        listen = f"TCP-LISTEN:{port},bind=127.0.0.1,reuseaddr"
+        here = ["socat", "-t", "30", listen, f"FD:{back.fileno()},shut-down"]
         with Running(here, pass_fds=[back.fileno()]):
             return time_sending(_connect_soon(lambda: _connect(port)), size)
 

@@ -1,6 +1,7 @@
 """The track: a machine of the image bench, and every way to it that the race needs, set up once for all heats."""
 
 import contextlib
+import os
 import socket
 import sys
 import tempfile
@@ -56,7 +57,7 @@ def open_track(*, accelerator: str | None = None) -> Iterator[Track]:
     """Starts the machine and everything that stays open. Raises VshError kinds."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vmkit-bench-")))
-        name = f"bench-{folder.name.rpartition('-')[2].replace('_', '-')}"
+        name = f"bench-{os.getpid()}"
         machine = stack.enter_context(Machine(IMAGE, name=name, memory=MEMORY, accelerator=accelerator))
         entry = find_machine(name=machine.name)
         if entry is None:
