@@ -44,6 +44,7 @@ ARROWS = {
     ),
     # Its containers' devices are doctor's verdict, its terminal is vsh's.
     "vmkit.box": ("vmkit.box.*", "vmkit.machine.doctor", "vmkit.errors", "vsh.terminal"),
+    "vmkit.bench": ("vmkit.*", "vsh.*", "vshd.version", "vshd.wire.*", "vshd.wire"),
     "vmkit": ("vmkit.*", "vsh.*", "vshd.version", "vshd.mapping"),
 }
 # Each third-party package has one place where it is known.

@@ -8,8 +8,12 @@ from vmkit.ssh.access import DEFAULT_PORT, Access
 from vsh.address import Address
 from vsh.client import Client
 from vsh.forward.guest import connect_guest
+from vsh.memory import BytesSource
+from vsh.pump import Pump, Sink
+from vshd.wire import messages
 
 CONNECT_TIMEOUT_S = 60.0
+BULK_TIMEOUT_S = 300.0
 
 
 class Guest(Protocol):
@@ -32,8 +36,32 @@ class VshGuest:
         result = self._client.run(argv, timeout_s=CONNECT_TIMEOUT_S)
         return result.exit, result.stdout
 
+    def time_bulk(self, way: str, size: int) -> float:
+        """Seconds of a session that brings `size` bytes out, or takes them in."""
+        started_s = time.perf_counter()
+        if way == "out":
+            sink = _Counter()
+            session = self._client.open(["head", "-c", str(size), "/dev/zero"])
+            sinks: dict[int, Sink] = {messages.STDOUT: sink}
+            source = BytesSource(b"")
+        else:
+            session = self._client.open(["sh", "-c", "cat >/dev/null"])
+            sinks, source = {}, BytesSource(bytes(size))
+        try:
+            Pump(session, source, sinks).run(time.monotonic() + BULK_TIMEOUT_S)
+        finally:
+            session.close()
+        return time.perf_counter() - started_s
+
     def close(self) -> None:
         pass
+
+
+class _Counter(Sink):
+    """Keeps nothing."""
+
+    def write(self, pieces: list[memoryview | bytes]) -> int:
+        return sum(map(len, pieces))
 
 
 class ParamikoGuest:

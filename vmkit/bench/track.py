@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmkit.bench.guest import ParamikoGuest, VshGuest
@@ -43,6 +43,8 @@ class Track:
     fastest_cipher: str
     api: VshGuest
     paramiko: ParamikoGuest | None
+    # What could not be measured of a heat that went on.
+    failures: list[str] = field(default_factory=list)
 
     def connect(self, port: int) -> socket.socket:
         """A connection to a vsock port of the guest."""

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -84,9 +85,9 @@ class FakeMachine:
         for connection in self.open:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-        for path in self.directory.iterdir():
-            path.unlink()
-        self.directory.rmdir()
+        # The keeper removes what is its own at the same time.
+        while self.directory.exists():
+            shutil.rmtree(self.directory, ignore_errors=True)
         self.lock.close()
 
 
