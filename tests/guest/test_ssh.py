@@ -64,3 +64,9 @@ def test_machine_without_sshd_is_told(ready: str, vmkit: Run) -> None:
     assert done.returncode == 1
     assert b"has no sshd" in done.stderr
     assert b"vmkit up bench" in done.stderr
+
+
+def test_terminal_is_a_terminal(bench: str, vmkit: Run) -> None:
+    done = vmkit("ssh", bench, "-tt", "tty; stty -a | grep -o -E ' -?echo '")
+    assert done.stdout.startswith(b"/dev/pts/"), done
+    assert b" echo" in done.stdout
