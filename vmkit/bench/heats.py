@@ -179,8 +179,8 @@ def _race_echo(track: Track, pace: Pace) -> list[Series]:
     """A keystroke to the guest's terminal and its echo back; each value is the median of ECHOES."""
     sessions = {
         VSH: [*track.vsh, "-t", "--", "cat"],
+        # Over a connection that is open already there is no other echo: a ControlMaster's is left out.
         SSH: [track.ssh[0], "-tt", *track.ssh[1:], "cat"],
-        MASTER: [track.ssh_master[0], "-tt", *track.ssh_master[1:], "cat"],
     }
     with contextlib.ExitStack() as stack:
         running = {side: stack.enter_context(Running(argv)) for side, argv in sessions.items()}
