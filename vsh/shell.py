@@ -15,7 +15,7 @@ class Interrupted(VshError):  # noqa: N818 - it names what happened
 
 
 class Shell:
-    """Invariant: from the first moment on, signals are passed on and do not end this process."""
+    """Invariant: from the first moment to the last, signals are passed on and do not end this process."""
 
     has_pty = False
 
@@ -33,6 +33,7 @@ class Shell:
             end = self.pump.run(deadline_s)
         finally:
             self.session.close()
+            self.wakeup.ignore()
         return SIGNALLED + end.signal if end.signal else end.code & 0xFF
 
     def make_source(self) -> Source:

@@ -33,6 +33,14 @@ class Wakeup:
             # What whoever started vsh had ignored (nohup, &) stays ignored.
             if _signal.getsignal(number) != _signal.SIG_IGN:
                 _signal.signal(number, _ignore)
+        self._numbers = numbers
+
+    def ignore(self) -> None:
+        """From here to this process's end the signals change nothing: the interpreter's own end would let them kill it
+        (it gives every handler of Python's back), when the exit status is known already.
+        """
+        for number in self._numbers:
+            _signal.signal(number, _signal.SIG_IGN)
 
     def take(self) -> bytes:
         """The numbers of the signals since the last call, one byte each."""

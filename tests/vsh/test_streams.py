@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -188,3 +189,17 @@ def test_signal_after_the_targets_end_ends_vsh(vshd, mode, number):
                 client.wait(2)
         assert client.returncode == 128 + number
         assert client.stderr.read() == b""
+
+
+def test_signals_while_vsh_ends_change_nothing(vshd, mode):
+    """The interpreter takes its time to end, and gives the handlers back while it does."""
+    for _ in range(5):
+        with ended(
+            vshd.start(*mode, "--", "sh", "-c", "trap '' TERM; echo up; read line; exit 7", stdin=subprocess.PIPE)
+        ) as client:
+            assert read_line(client.stdout) == "up"
+            client.stdin.close()
+            while client.poll() is None:
+                client.terminate()
+                time.sleep(0.0005)
+            assert client.returncode == 7
