@@ -26,12 +26,13 @@ user_option = click.option("--user", default="", help="User in the container [de
 env_option = click.option(
     "-e", "--env", "env", multiple=True, metavar="NAME=VALUE", help="A variable of the command's."
 )
+RACE = 'vmkit bench --out /results/bench.json "$@" && vmkit bench report /results/bench.json'
 PASS_ON = {"ignore_unknown_options": True}
 
 
 @click.group("docker", context_settings={"help_option_names": ["-h", "--help"]})
 def docker() -> None:
-    """The same in a container: build its image, open a shell, run commands or the tests.
+    """The same in a container: build its image, open a shell, run commands, the tests or the race.
 
     The engine is the one at $DOCKER_HOST, or the usual socket.
     """
@@ -117,6 +118,26 @@ def test(
 ) -> None:
     """Run the tests in a container; ARGUMENTS are pytest's. Its report, and the evidence of what failed, come out."""
     command = ("python3", "-m", "pytest", "--junitxml=/results/junit.xml", *arguments)
+    target = out or Path(DEFAULT_RESULTS)
+    _run(image or tag_of("test"), command, interactive=False, network=network, user="", env=env, out=target)
+
+
+@docker.command("bench", context_settings=PASS_ON)
+@image_option
+@click.option(
+    "--network",
+    default="bridge",
+    show_default=True,
+    help="The container's network: the packages of the image bench are fetched over it.",
+)
+@env_option
+@out_option
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def bench(
+    *, image: str | None, network: str, env: tuple[str, ...], out: Path | None, arguments: tuple[str, ...]
+) -> None:
+    """Run the race in a container; ARGUMENTS are `vmkit bench`'s. Its figures, plots and page come out."""
+    command = ("sh", "-c", RACE, "vmkit", *arguments)
     target = out or Path(DEFAULT_RESULTS)
     _run(image or tag_of("test"), command, interactive=False, network=network, user="", env=env, out=target)
 

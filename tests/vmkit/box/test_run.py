@@ -1,4 +1,4 @@
-"""`vmkit docker run|test`: streams, statuses, results, ends of every kind; nothing is left running."""
+"""`vmkit docker run|test|bench`: streams, statuses, results, ends of every kind; nothing is left running."""
 
 import contextlib
 import json
@@ -74,6 +74,17 @@ def test_test_takes_results_out_even_of_a_failure(play: Play, docker: Docker, tm
     assert (tmp_path / "out/junit.xml").read_bytes() == b"<x/>"
     assert (tmp_path / "out/evidence/a/console.log").read_bytes() == b"log"
     assert b"2 files of results" in done.stderr
+
+
+def test_bench_passes_words_and_status_on_and_takes_figures_out(play: Play, docker: Docker, tmp_path: Path) -> None:
+    engine = play(results={"results/bench.json": b"{}", "results/bench/bench.html": b"page"})
+    done = docker("bench", "--out", str(tmp_path / "out"), "--quick", "--accel=magic")
+    assert done.returncode == 64
+    assert b"'magic' is not one of" in done.stderr
+    assert engine.created["Image"] == "vmkit:test"
+    assert engine.created["Cmd"][-2:] == ["--quick", "--accel=magic"]
+    assert engine.created["HostConfig"]["NetworkMode"] == "bridge"
+    assert (tmp_path / "out/bench/bench.html").read_bytes() == b"page"
 
 
 @pytest.mark.parametrize("name", ["results/../../escaped", "/etc/escaped", "results/a/../../../escaped"])
