@@ -223,12 +223,10 @@ class Pump:
         self._secure_pending()
 
     def _secure_pending(self) -> None:
-        """What waits for a sink must survive the next receive: in its buffer if there is another one, or as a copy."""
-        borrowing = [outlet for outlet in self.outlets.values() if outlet.pending.is_borrowing]
-        if borrowing and not self.session.buffers.hold():
-            for outlet in borrowing:
-                outlet.pending.keep()
-            self.session.buffers.release()
+        """What waits for a sink must survive the next receive."""
+        borrowing = [outlet.pending for outlet in self.outlets.values() if outlet.pending.is_borrowing]
+        if borrowing:
+            self.session.buffers.secure(*borrowing)
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, Data):
@@ -271,8 +269,6 @@ class Pump:
                 return
             pending.sent(taken)
             self.session.connection.consumed(stream, taken)
-        if not any(other.pending.size for other in self.outlets.values()):
-            self.session.buffers.release()
         self._close_drained(outlet)
 
     def _close_drained(self, outlet: Outlet) -> None:

@@ -200,9 +200,8 @@ class Relay:
             self.lost = self.lost or "the client is gone"
             return 0
         self._handle(self.connection.receive_data(self._buffers.current[:size]))
-        if self.pending.is_borrowing and not self._buffers.hold():
-            self.pending.keep()
-            self._buffers.release()
+        if self.pending.is_borrowing:
+            self._buffers.secure(self.pending)
         self._buffers.received(size)
         return size
 
@@ -281,7 +280,6 @@ class Relay:
         except OSError:
             self._close_stdin(is_ours=False)
             return
-        self._buffers.release()
         if self.is_stdin_ending:
             self._close_stdin(is_ours=True)
 
@@ -299,7 +297,6 @@ class Relay:
     def _close_stdin(self, *, is_ours: bool) -> None:
         """Closes the target's stdin: it got all, or (not is_ours) it reads no more, which the client should know."""
         self.pending.clear()
-        self._buffers.release()
         if not self.target.has_pty:
             self._forget(self.stdin)
             os.close(self.stdin)

@@ -18,7 +18,7 @@ from vshd.wire import messages
 PORT = 9100
 TURNS = 5
 # Enough that starting a session, 0.1 s under emulation, does not count.
-SIZE = {"out": 40_000_000, "in": 120_000_000}
+SIZE = {"out": 80_000_000, "in": 480_000_000}
 
 # Runs in the guest: serves connections on PORT until it is killed.
 RELAY = f"""

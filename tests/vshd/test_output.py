@@ -2,7 +2,7 @@
 
 import random
 
-from vshd.wire.buffers import BULK_SIZE, FIRST_SIZE, Buffers
+from vshd.wire.buffers import BULK_SIZE, FIRST_SIZE, HELD_MAX, Buffers
 from vshd.wire.output import Output
 
 
@@ -43,18 +43,48 @@ def test_view_of_bytes_is_not_borrowed():
     assert not output.is_borrowing
 
 
-def test_buffers_grow_and_take_turns():
+def test_buffers_grow():
     buffers = Buffers()
     assert len(buffers.current) == FIRST_SIZE
     buffers.received(FIRST_SIZE - 1)
     assert len(buffers.current) == FIRST_SIZE
     buffers.received(FIRST_SIZE)
     assert len(buffers.current) == BULK_SIZE
+
+
+def test_a_window_of_bulk_waits_where_it_was_received():
+    buffers, output = Buffers(), Output()
+    buffers.received(FIRST_SIZE)
     first = buffers.current
-    assert buffers.hold()
-    second = buffers.current
-    assert second is not first
-    assert not buffers.hold()
-    buffers.release()
-    assert buffers.hold()
+    for _ in range(HELD_MAX):
+        output.append(buffers.current)
+        buffers.secure(output)
+        assert len(buffers.current) == BULK_SIZE
+    assert output.is_borrowing
+    # What has gone gives its buffer back, and the others stay.
+    output.sent(BULK_SIZE + 1)
+    output.append(buffers.current)
+    buffers.secure(output)
     assert buffers.current is first
+    assert output.is_borrowing
+
+
+def test_buffers_survive_any_receiving_and_sending():
+    rng = random.Random(5)
+    for _ in range(100):
+        buffers, outputs = Buffers(), (Output(), Output())
+        expected, written = [b"", b""], [b"", b""]
+        for _ in range(rng.randrange(1, 60)):
+            size = rng.randrange(1, FIRST_SIZE)
+            data = rng.randbytes(size)
+            buffers.current[:size] = data
+            index = rng.randrange(2)
+            outputs[index].append(buffers.current[:size])
+            expected[index] += data
+            buffers.secure(*outputs)
+            for which, output in enumerate(outputs):
+                joined = b"".join(output.buffers())
+                gone = rng.randrange(len(joined) + 1) if rng.random() < 0.7 else 0
+                written[which] += joined[:gone]
+                output.sent(gone)
+        assert [done + output.take() for done, output in zip(written, outputs, strict=True)] == expected

@@ -47,6 +47,10 @@ class Output:
         if size:
             self._buffers[0] = memoryview(self._buffers[0])[size:]
 
+    def borrowed(self) -> "list[object]":
+        """The owners of what waits and can change."""
+        return [buffer.obj for buffer in self._buffers if isinstance(buffer, memoryview) and not _is_fixed(buffer)]
+
     def keep(self) -> None:
         """Makes what waits our own, in one piece from the first borrowed view on."""
         for index, buffer in enumerate(self._buffers):
