@@ -111,7 +111,7 @@ def _read_machine(directory: str) -> Machine | None:
     import json  # noqa: PLC0415
 
     try:
-        if not _is_held(os.path.join(directory, LOCK)):
+        if not is_held(os.path.join(directory, LOCK)):
             return None
         with open(os.path.join(directory, RECORD), "rb") as file:
             record = json.loads(file.read(MAX_RECORD_BYTES))
@@ -122,8 +122,11 @@ def _read_machine(directory: str) -> Machine | None:
     return machine if machine.name == os.path.basename(directory) else None
 
 
-def _is_held(path: str) -> bool:
-    """True when a monitor has the lock. A shared lock asks: it is in nobody's way, and many may ask at once."""
+def is_held(path: str | os.PathLike[str]) -> bool:
+    """True when its owner, such as a machine's monitor, has the lock at `path`.
+
+    A shared lock asks: it is in nobody's way, and many may ask at once.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

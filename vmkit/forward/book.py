@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vmkit.errors import HostError
 from vmkit.machine.registry import open_runtime_directory
-from vsh.registry import find_runtime_directory
+from vsh.registry import find_runtime_directory, is_held
 
 FORWARDS = "forwards"
 RECORD = "forward.json"
@@ -110,7 +110,7 @@ def read_log(number: int) -> str:
 
 def _read(directory: Path) -> Kept | None:
     try:
-        if not _is_held(directory / LOCK):
+        if not is_held(directory / LOCK):
             return None
         with (directory / RECORD).open("rb") as file:
             record = json.loads(file.read(MAX_RECORD_BYTES))
@@ -140,16 +140,5 @@ def _sweep(root: Path) -> None:
     """Removes what processes that were killed have left."""
     for path in root.iterdir():
         # One that is being made has no lock for a moment.
-        if (path / LOCK).exists() and not _is_held(path / LOCK):
+        if (path / LOCK).exists() and not is_held(path / LOCK):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_held(path: Path) -> bool:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
