@@ -44,7 +44,7 @@ unit: $(VENV)/.test
 vm: $(VENV)/.test
 	$(BIN)/python -m pytest -m vm $(PYTEST_ARGS)
 
-# The outer and inner machines of the backend vhost take minutes each: an hour in all under emulation.
+# Some forty guests, those of the backend vhost in a host VM: most of an hour under emulation.
 wall-full: $(VENV)/.test
 	VMKIT_WALL_FULL=docs/WALL.md $(BIN)/python -m pytest tests/guest/wall $(PYTEST_ARGS)
 

@@ -1,7 +1,7 @@
 """The kernel's own vhost-vsock, for real: a machine in a machine, reached over /dev/vhost-vsock and AF_VSOCK.
 
-The host here has neither; the image `host`, run by vmkit itself, has both. One inner machine serves all tests of this
-file, for its boot is emulated twice.
+The host here may have neither; the image `host`, run by vmkit itself, has both, and a KVM on an emulated processor. One
+inner machine serves all tests of this file.
 """
 
 import hashlib
@@ -29,7 +29,8 @@ def inner(host_machine: HostMachine) -> Iterator[HostMachine]:
     assert result.exit == 0, result.stderr.decode()
     told = json.loads(result.stdout)
     print(f"nested: the inner machine was ready after {told['seconds']} s")
-    assert (told["cid"], told["backend"], told["accelerator"]) == (3, "vhost", "tcg")
+    # The emulated processor has AMD's virtualisation: vmkit has proven this KVM, as it does anywhere.
+    assert (told["cid"], told["backend"], told["accelerator"]) == (3, "vhost", "kvm")
     yield host_machine
     host_machine.end_machines()
 

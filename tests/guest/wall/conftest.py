@@ -7,9 +7,6 @@ import pytest
 from tests.guest.wall.ledger import LEDGER
 from tests.guest.wall.scene import FULL_TABLE
 
-# Two boots of emulation in emulation, and attacks as slow: until they fit into every run they are `make wall-full`'s.
-collect_ignore = [] if FULL_TABLE else ["test_vhost.py"]
-
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     lines = LEDGER.render()

@@ -5,12 +5,14 @@ A scene is a value; `render_recipe` turns it into a recipe with the attacker in 
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from vmkit.machine.machine import Machine
+from vsh.client import Result
 
 INSIDE = Path(__file__).parent / "inside"
 IN_GUEST = "/srv/wall"
@@ -20,7 +22,8 @@ ATTACKER = ("python3", "-I", "-S", f"{IN_GUEST}/attacker.py")
 KERNEL_SUITES = {"6.12": "trixie", "6.1": "bookworm"}
 CID = 40
 USER_READY_PORT = 7777
-ATTACK_TIMEOUT_S = 120.0
+# A guest of a guest may take this long; others take seconds.
+ATTACK_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +134,16 @@ def open_scene(scene: Scene, folder: Path, *, name: str = "wall", cid: int = CID
         yield machine
 
 
-def attack(machine: Machine, who: str, *words: str) -> list[Outcome]:
+class Target(Protocol):
+    """A guest that can be told to run a command: a vmkit.Machine, or one in another guest."""
+
+    def run(self, argv: Sequence[str], *, user: str = "root", timeout_s: float | None = None) -> Result: ...
+
+
+def attack(target: Target, who: str, *words: str) -> list[Outcome]:
     """Runs one order of the attacker in the guest as `who`."""
     user = "root" if who == "root" else "user"
-    result = machine.run(
+    result = target.run(
         [*ATTACKER, words[0], who, *words[1:]],
         user=user, timeout_s=ATTACK_TIMEOUT_S,
     )  # fmt: skip

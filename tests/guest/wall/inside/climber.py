@@ -345,7 +345,7 @@ def undo(_who: str) -> list[attacker.Attempt]:
 
 
 def _connect_again() -> list[attacker.Attempt]:
-    """Connects until something gets through: the kernel lets go of a program some time after its last reference."""
+    """Connects until nothing is refused: the kernel lets go of a program some time after its last reference."""
     deadline_s = time.monotonic() + DETACH_S
     while True:
         tries = [
@@ -354,7 +354,7 @@ def _connect_again() -> list[attacker.Attempt]:
             for port in (attacker.VSHD_PORT, attacker.STREAM_PORT)
         ]
         attacker.Volley(attacker.find_own_cid()).run(tries)
-        if any(attempt.result != "EPERM" for attempt in tries) or time.monotonic() > deadline_s:
+        if all(attempt.result != "EPERM" for attempt in tries) or time.monotonic() > deadline_s:
             return tries
         time.sleep(0.02)
 
