@@ -143,6 +143,16 @@ def test_kvm_that_hangs_is_given_up(make_qemu: MakeQemu) -> None:
     assert "did not boot under it in 0.2 s" in verdict.reason
 
 
+@pytest.mark.parametrize("emulated", [True, False])
+def test_kvm_of_an_emulated_host_is_given_more_time(
+    make_qemu: MakeQemu, device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, emulated: bool
+) -> None:
+    monkeypatch.setattr(probe, "is_emulated", lambda: emulated)
+    monkeypatch.setattr(probe, "KVM_DEADLINE_S", 0.2)
+    qemu = Qemu(str(make_qemu(f"sleep 1; {WORKS}")), (9, 0, 0))
+    assert probe_kvm(qemu, KERNEL, tmp_path).works is emulated
+
+
 def test_proof_leaves_no_process(make_qemu: MakeQemu, tmp_path: Path) -> None:
     """Not even one that a QEMU which is a script has started."""
     prove(make_qemu(f"sleep 60 & echo $! > {tmp_path}/child; echo $$ > {tmp_path}/pid; {WORKS}"))
