@@ -2,16 +2,20 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.guest.wall import expected
 from tests.guest.wall.scene import ALL, Scene
 
 DOC = Path(__file__).parents[3] / "docs/SECURITY.md"
-BEGIN, END = "<!-- the wall's table -->\n", "<!-- the end of the wall's table -->\n"
+BEGIN = {"user": "<!-- the wall's table -->\n", "vhost": "<!-- the wall's table, vhost -->\n"}
+END = "<!-- the end of the wall's table -->\n"
 
 
-def test_table_is_the_one_the_suite_holds() -> None:
-    written = DOC.read_text().partition(BEGIN)[2].partition(END)[0]
-    assert written == expected.render_table(), "put in what `python -m tests.guest.wall.expected` prints"
+@pytest.mark.parametrize("backend", BEGIN)
+def test_table_is_the_one_the_suite_holds(backend: str) -> None:
+    written = DOC.read_text().partition(BEGIN[backend])[2].partition(END)[0]
+    assert written == expected.render_table(backend), "put in what `python -m tests.guest.wall.expected` prints"
 
 
 def test_rules_let_nobody_but_root_through_where_all_layers_are_on() -> None:
