@@ -42,7 +42,7 @@ def test_verbs_and_options() -> None:
     assert {"up", "down", "docker"} <= complete("")
     assert complete("dow") == {"down"}
     assert "--memory" in complete("up", "--me")
-    assert complete("docker", "b") == {"build"}
+    assert complete("docker", "b") == {"build", "bench"}
 
 
 def test_images() -> None:

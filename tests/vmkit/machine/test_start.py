@@ -32,7 +32,8 @@ def entries(root: Path) -> list[str]:
 def is_alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
+        # The second: it went between open() and read().
         return False
     return state != "Z"
 
