@@ -40,6 +40,10 @@ class Scenario:
     create_error: tuple[int, str] | None = None
 
 
+# The image has our programs on its PATH; a run of the tests need not.
+PATH = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
+
+
 class FakeEngine:
     """What was asked of it, and the processes it runs."""
 
@@ -59,7 +63,12 @@ class FakeEngine:
         variables = dict(line.split("=", 1) for line in self.created["Env"])
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=pipe, env={**os.environ, **variables}, process_group=0
+            command,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            env={**os.environ, "PATH": PATH, **variables},
+            process_group=0,
         )
         self.started.set()
 
