@@ -20,7 +20,17 @@ ARROWS = {
     "vshd.wire": ("vshd.wire.*",),
     "vshd": ("vshd.*",),
     # Forwards are the same on both sides: what carries bytes between sockets, and what opens these, is one code.
-    "vsh": ("vsh.*", "vsh", "vshd.wire.*", "vshd.wire", "vshd.version", "vshd.pairs", "vshd.places", "vshd.mapping"),
+    "vsh": (
+        "vsh.*",
+        "vsh",
+        "vshd.wire.*",
+        "vshd.wire",
+        "vshd.version",
+        "vshd.conduit",
+        "vshd.pairs",
+        "vshd.places",
+        "vshd.mapping",
+    ),
     "vmkit.vsock": ("vmkit.vsock.*",),
     "vmkit.errors": ("vsh.errors",),
     "vmkit.run": ("vmkit.errors",),

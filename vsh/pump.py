@@ -1,15 +1,18 @@
 """Runs a session: bytes from a source to the target's stdin, its output to sinks, until it has exited.
 
 Owns the poll loop. A source or sink is a descriptor or memory (vsh.stdio, vsh.memory); a stalled one holds up nothing
-but itself. Knows nothing of terminals and signals but that a descriptor may announce them.
+but itself. Bulk between descriptors goes through conduits, as in vshd.relay. Knows nothing of terminals and signals but
+that a descriptor may announce them.
 """
 
+import errno
 import select
 import time
 
 from vsh.errors import VshError
 from vsh.session import Session
 from vsh.transport import remaining_ms
+from vshd.conduit import SPLICE_SIZE, Conduit, Sluice, open_conduit, open_sluice
 from vshd.wire import messages
 from vshd.wire.events import Data, EndOfStream, Event, Exited, StreamClosed
 from vshd.wire.output import Output
@@ -35,9 +38,15 @@ class Source:
     fd = -1
     # read() is not called with less.
     room_min = 1
+    # Bulk comes from it, which pass_to() may be asked for.
+    is_bulk = False
 
     def read(self, limit: int) -> "bytes | memoryview | None":
         """At most `limit` bytes, valid until the next call; empty at the end, None when there is nothing now."""
+        raise NotImplementedError
+
+    def pass_to(self, sluice: Sluice, limit: int) -> int | None:
+        """The same into a sluice: how many bytes, 0 at the end, None when there is nothing now."""
         raise NotImplementedError
 
     @property
@@ -53,9 +62,15 @@ class Sink:
     """Where output goes. `fd` is what to poll, -1 when it is always ready."""
 
     fd = -1
+    # take_from() may be asked.
+    is_spliceable = False
 
     def write(self, pieces: "list[memoryview | bytes]") -> int:
         """Takes as many bytes as go now, and says how many. Raises OSError when nothing will ever go again."""
+        raise NotImplementedError
+
+    def take_from(self, conduit: Conduit, limit: int) -> int:
+        """The same for bytes in a conduit. EINVAL: it cannot, and must be given them by write()."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -63,13 +78,24 @@ class Sink:
 
 
 class Outlet:
-    """A sink with what waits for it. Invariant: `pending` is empty once the sink is gone."""
+    """A sink with what waits for it. Invariant: `pending` is empty once the sink is gone; what of it is elsewhere is in
+    `conduit`, which bulk passes through while `is_passing`.
+    """
 
     def __init__(self, sink: Sink) -> None:
         self.sink = sink
         self.pending = Output()
         self.is_ending = False
         self.is_gone = False
+        self.is_passing = False
+        self.conduit: Conduit | None = None
+
+    def close_conduit(self) -> None:
+        """What waits must have gone, or be given up."""
+        self.is_passing = False
+        if self.conduit is not None:
+            self.conduit.close()
+            self.conduit = None
 
 
 class SinkGone(VshError):  # noqa: N818 - it names what happened
@@ -99,12 +125,25 @@ class Pump:
         self.on_wakeup: Callable[[], None] | None = None
         self._poll = select.poll()
         self._masks: dict[int, int] = {}
+        # Bulk of the source on its way to the connection.
+        self._sluice: Sluice | None = None
+        self._can_pass = session.can_pass
 
     def run(self, deadline_s: float | None = None) -> Exited:
         """Pumps until the target has exited and its output is delivered.
 
         deadline_s: of time.monotonic(). Raises ConnectionLost, SinkGone, TimedOut, and what sources and sinks raise.
         """
+        try:
+            return self._run(deadline_s)
+        finally:
+            for outlet in self.outlets.values():
+                outlet.close_conduit()
+            if self._sluice is not None:
+                self._sluice.close()
+                self._sluice = None
+
+    def _run(self, deadline_s: float | None) -> Exited:
         while self.exit is None or any(outlet.pending.size for outlet in self.outlets.values()):
             if self.session.has_early:
                 self._receive()
@@ -193,14 +232,30 @@ class Pump:
         room = min(self._stdin_room(), limit)
         if not room:
             return
-        data = source.read(room)
-        if data is None:
-            return
-        if data:
-            connection.send_data(messages.STDIN, data)
-            return
+        sluice = self._find_sluice() if source.is_bulk else None
+        if sluice is not None:
+            size = source.pass_to(sluice, room)
+            if size is None:
+                return
+            if size:
+                sluice.append_to(connection.output, connection.begin_data(messages.STDIN, size))
+                return
+        else:
+            data = source.read(room)
+            if data is None:
+                return
+            if data:
+                connection.send_data(messages.STDIN, data)
+                return
         connection.send_end(messages.STDIN)
         self._close_source()
+
+    def _find_sluice(self) -> Sluice | None:
+        """Empty: a source is not read while anything is on its way."""
+        if self._sluice is None and self._can_pass:
+            self._sluice = open_sluice()
+            self._can_pass = self._sluice is not None
+        return self._sluice
 
     def _close_source(self) -> None:
         if self.source is not None:
@@ -211,7 +266,25 @@ class Pump:
     # From the target.
 
     def _receive(self) -> None:
-        events = self.session.receive()
+        """One receive, and where it brought a large frame's head, what there is of the rest."""
+        if not self._take_bulk():
+            self._receive_events()
+            self._take_bulk()
+
+    def _take_bulk(self) -> bool:
+        """The next of a large frame, past this process's memory; False when receiving tells what there is."""
+        for stream, outlet in self.outlets.items():
+            if outlet.is_passing and outlet.conduit is not None:
+                taken = self.session.take_bulk(stream, outlet.conduit)
+                if taken:
+                    outlet.pending.append_elsewhere(outlet.conduit, taken)
+                    if outlet.pending.size == taken:
+                        self._drain(stream, outlet)
+                    return True
+        return False
+
+    def _receive_events(self) -> None:
+        events = self.session.receive(is_passing=any(outlet.is_passing for outlet in self.outlets.values()))
         for stream in self.outlets:
             pieces: list[memoryview | bytes] = [
                 event.data for event in events if isinstance(event, Data) and event.stream == stream
@@ -251,18 +324,38 @@ class Pump:
         if outlet.is_gone:
             self.session.connection.consumed(stream, sum(map(len, pieces)))
             return
-        is_idle = not outlet.pending.size
+        before = outlet.pending.size
         for piece in pieces:
             outlet.pending.append(piece)
-        if is_idle:
+        received = outlet.pending.size - before
+        if not before:
             self._drain(stream, outlet)
+        if received >= SPLICE_SIZE and outlet.sink.is_spliceable and not outlet.is_passing:
+            self._begin_passing(outlet)
+
+    def _begin_passing(self, outlet: Outlet) -> None:
+        if self._can_pass and not outlet.is_gone:
+            outlet.conduit = outlet.conduit or open_conduit()
+            outlet.is_passing = outlet.conduit is not None
+            self._can_pass = outlet.is_passing
 
     def _drain(self, stream: int, outlet: Outlet) -> None:
         pending = outlet.pending
         while pending.size:
+            turn = pending.elsewhere
             try:
-                taken = outlet.sink.write(pending.buffers())
+                if turn is None:
+                    taken = outlet.sink.write(pending.buffers())
+                else:
+                    assert isinstance(turn.place, Conduit)
+                    taken = outlet.sink.take_from(turn.place, turn.size)
             except OSError as error:
+                if turn is not None and error.errno == errno.EINVAL:
+                    # A file that appends, for one. What is in the conduit already comes this way, and nothing more.
+                    outlet.is_passing = outlet.sink.is_spliceable = False
+                    assert isinstance(turn.place, Conduit)
+                    pending.bring(turn.place.read(turn.size))
+                    continue
                 self._lose(stream, outlet, error)
                 return
             if not taken:
@@ -280,6 +373,7 @@ class Pump:
         """Nobody reads this output any more: the target learns it as on a local pipe (2.5), or the session ends."""
         outlet.is_gone = True
         outlet.pending.clear()
+        outlet.close_conduit()
         if not isinstance(error, BrokenPipeError):
             raise SinkGone(f"cannot write {messages.STREAM_NAMES[stream]}: {error.strerror}") from error
         if self.has_pty or not self.session.connection.is_extended:

@@ -11,6 +11,7 @@ import time
 from vsh.address import Address
 from vsh.errors import ConnectionLost, ExecError, VshError
 from vsh.transport import open_transport, remaining_ms
+from vshd.conduit import Conduit, write_output
 from vshd.wire import messages
 from vshd.wire.buffers import Buffers
 from vshd.wire.client import STUB_USER, ClientConnection, make_forward_request
@@ -61,15 +62,43 @@ class Session:
                 own_ms=connection.limits.silence_ms, peer_ms=connection.peer.silence_ms, now_s=time.monotonic()
             )
 
-    def receive(self) -> list[Event]:
-        """What has come; the events' data is valid until the next call."""
+    @property
+    def can_pass(self) -> bool:
+        """Bulk may go through conduits: its frames are large, and nobody wants to see them."""
+        return self.connection.is_extended and self._see is None
+
+    def take_bulk(self, stream: int, conduit: Conduit) -> int:
+        """Moves the next of a large frame of `stream` into a conduit: how much. 0: receive() tells what there is."""
+        room = 0 if self._early else self.connection.bulk_room(stream)
+        if not room:
+            return 0
+        try:
+            taken = conduit.fill(self.fd, room)
+        except OSError:
+            # Nothing there; or no room, since the sink does not take; or the transport is broken.
+            return 0
+        if taken:
+            if self._silence is not None:
+                self._silence.heard(time.monotonic())
+            self.connection.took(stream, taken)
+        return taken
+
+    def receive(self, *, is_passing: bool = False) -> list[Event]:
+        """What has come; the events' data is valid until the next call.
+
+        is_passing: of a large frame that is likely next, the head alone; take_bulk() brings the rest.
+        """
         if self._early:
             events, self._early = self._early, []
             return events
         self.buffers.received(self._received)
         self._received = 0
+        buffer = self.buffers.current
+        head_size = self.connection.bulk_head_size if is_passing else 0
+        if head_size:
+            buffer = buffer[:head_size]
         try:
-            size = os.readv(self.fd, [self.buffers.current])
+            size = os.readv(self.fd, [buffer])
         except BlockingIOError:
             return []
         except OSError:
@@ -103,10 +132,12 @@ class Session:
             self._silence.said(time.monotonic())
         try:
             while output.size:
-                size = os.writev(self.fd, output.buffers())
-                if self._see is not None:
+                if self._see is None:
+                    write_output(output, self.fd)
+                else:
+                    size = os.writev(self.fd, output.buffers())
                     self._see(">", memoryview(b"".join(output.buffers())[:size]))
-                output.sent(size)
+                    output.sent(size)
         except BlockingIOError:
             return
         except OSError:

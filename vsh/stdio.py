@@ -6,11 +6,12 @@ the size a pipe always takes.
 """
 
 import _socket
-import fcntl
+import errno
 import os
 import stat
 
 from vsh.pump import Sink, Source
+from vshd.conduit import Conduit, Sluice, enlarge_pipe
 
 # A pipe that poll() calls writable takes this much without blocking (limits.h, pipe(7)).
 PIPE_BUF = 4096
@@ -18,8 +19,6 @@ PIPE_BUF = 4096
 BUFFER_SIZES = (1 << 13, 1 << 16, 1 << 18)
 # A read of this much is bulk: stdio writes 4096 at a time.
 BURST_SIZE = 4000
-# linux/fcntl.h
-F_SETPIPE_SZ = 1031
 PIPE_SIZE = 1 << 18
 
 
@@ -33,7 +32,10 @@ class FdSource(Source):
     def __init__(self, fd: int) -> None:
         self._origin = fd
         self._buffer = memoryview(bytearray(BUFFER_SIZES[0]))
-        self._is_pipe = stat.S_ISFIFO(os.fstat(fd).st_mode)
+        mode = os.fstat(fd).st_mode
+        self._is_pipe = stat.S_ISFIFO(mode)
+        self._is_spliceable = self._is_pipe or stat.S_ISREG(mode)
+        self.is_bulk = False
         self.fd = _open_anew(fd, os.O_RDONLY) if self._is_pipe else fd
         self._is_terminal = os.isatty(fd)
         self._is_held = False
@@ -59,6 +61,18 @@ class FdSource(Source):
         if size == len(buffer):
             self._enlarge(size)
         return buffer[:size]
+
+    def pass_to(self, sluice: Sluice, limit: int) -> int | None:
+        try:
+            size = sluice.fill(self.fd, limit)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            # A file system that cannot: read() can. Any other error is the end, as it is there.
+            self.is_bulk = self._is_spliceable = False
+            return None if error.errno == errno.EINVAL else 0
+        self.is_bulk = size >= BUFFER_SIZES[0]
+        return size
 
     def close(self) -> None:
         """Nobody wants any more; who writes into a pipe should learn it as soon as the target has closed its stdin."""
@@ -87,11 +101,9 @@ class FdSource(Source):
         index = BUFFER_SIZES.index(size) + 1
         if index < len(BUFFER_SIZES):
             self._buffer = memoryview(bytearray(BUFFER_SIZES[index]))
+        self.is_bulk = self._is_spliceable and size >= BUFFER_SIZES[1]
         if index == len(BUFFER_SIZES) - 1 and self._is_pipe:
-            try:
-                fcntl.fcntl(self.fd, F_SETPIPE_SZ, PIPE_SIZE)
-            except OSError:
-                pass
+            enlarge_pipe(self.fd, PIPE_SIZE)
 
 
 class FdSink(Sink):
@@ -104,6 +116,7 @@ class FdSink(Sink):
         self._socket: _socket.socket | None = None
         self._is_pipe = False
         self._is_shared = is_shared
+        self.is_spliceable = False
         self.fd = self._open(fd)
 
     def write(self, pieces: list[memoryview | bytes]) -> int:
@@ -113,6 +126,12 @@ class FdSink(Sink):
             if self._limit:
                 return os.write(self.fd, pieces[0][: self._limit])
             return os.writev(self.fd, pieces)
+        except BlockingIOError:
+            return 0
+
+    def take_from(self, conduit: Conduit, limit: int) -> int:
+        try:
+            return conduit.drain(self.fd, limit)
         except BlockingIOError:
             return 0
 
@@ -129,6 +148,7 @@ class FdSink(Sink):
     def _open(self, fd: int) -> int:
         mode = os.fstat(fd).st_mode
         if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
+            self.is_spliceable = stat.S_ISREG(mode)
             return fd
         if stat.S_ISSOCK(mode):
             self._socket = _socket.socket(fileno=os.dup(fd))
@@ -137,6 +157,8 @@ class FdSink(Sink):
         opened = _open_anew(fd, os.O_WRONLY)
         if opened == fd:
             self._limit = PIPE_BUF
+        else:
+            self.is_spliceable = not os.isatty(opened)
         return opened
 
 

@@ -3,8 +3,8 @@
 Owns the descriptors it is given, from add() on. Knows nothing of what the bytes are, who connects, or where to. Shared
 with vsh, whose forwards are the same on the other side: nothing here is the daemon's own.
 
-A way keeps nothing in memory but what its sink has not taken of one read; so long as there is such a rest its source is
-not read, and the transport's own flow control holds up the sender.
+A way keeps nothing but what its sink has not taken of one read, in memory or (bulk) in a conduit; so long as there is
+such a rest its source is not read, and the transport's own flow control holds up the sender.
 """
 
 import _socket
@@ -13,6 +13,8 @@ import os
 import select
 import struct
 import time
+
+from vshd.conduit import SPLICE_SIZE, Conduit, open_conduit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +26,10 @@ BUFFER_SIZE = 1 << 18
 # After less a second read would most often find nothing, which costs as much as finding something.
 BULK_SIZE = 1 << 17
 READS_AT_ONCE = 8
+# A way that brought bulk goes through a conduit until it brings less than this.
+QUIET_SIZE = 1 << 13
+# Two descriptors each, and each at most as full as BUFFER_SIZE; further stalled ways are copied.
+CONDUITS_MAX = 16
 
 _ERRORS = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
@@ -68,16 +74,26 @@ class Side:
 
 
 class Way:
-    """One direction. Invariant: `rest` is what `sink` has not taken yet, and while there is some, nothing is read."""
+    """One direction. Invariant: `rest` and what is in `conduit` are what `sink` has not taken yet, never both; while
+    there is some, nothing is read. A way has a conduit only for such a rest.
+    """
 
-    __slots__ = ("is_ending", "is_over", "rest", "sink", "source")
+    __slots__ = ("conduit", "is_bulk", "is_ending", "is_over", "is_spliceable", "rest", "sink", "source")
 
     def __init__(self, source: Side, sink: Side, rest: bytes) -> None:
         self.source = source
         self.sink = sink
         self.rest: memoryview | bytes = rest
+        self.conduit: Conduit | None = None
+        self.is_bulk = False
+        self.is_spliceable = True
         self.is_ending = False
         self.is_over = False
+
+    @property
+    def is_waiting(self) -> bool:
+        """For its sink to take a rest."""
+        return bool(self.rest) or self.conduit is not None
 
 
 class Pair:
@@ -107,6 +123,9 @@ class Pairs:
         self._watched: dict[int, Callable[[], None]] = {}
         self._connecting: set[Pair] = set()
         self._buffer = memoryview(bytearray(BUFFER_SIZE))
+        # For the next bulk, empty; those with a rest are their ways'.
+        self._conduit: Conduit | None = None
+        self._conduit_count = 0
         self.count = 0
 
     def add(self, left: Side, right: Side, *, to_right: bytes = b"", to_left: bytes = b"") -> Pair:
@@ -160,6 +179,9 @@ class Pairs:
         for pair in set(self._pairs.values()):
             pair.is_reset = True
             self._end(pair)
+        if self._conduit is not None:
+            self._close_conduit(self._conduit)
+            self._conduit = None
 
     # Readiness.
 
@@ -179,8 +201,8 @@ class Pairs:
         is_open = not pair.deadline_s
         for way in pair.ways:
             if not way.is_over and is_open:
-                masks[way.source.reading] = masks.get(way.source.reading, 0) | (0 if way.rest else select.POLLIN)
-                masks[way.sink.writing] = masks.get(way.sink.writing, 0) | (select.POLLOUT if way.rest else 0)
+                masks[way.source.reading] = masks.get(way.source.reading, 0) | (0 if way.is_waiting else select.POLLIN)
+                masks[way.sink.writing] = masks.get(way.sink.writing, 0) | (select.POLLOUT if way.is_waiting else 0)
         if not is_open:
             masks[pair.right.writing] = select.POLLOUT
         for side in (pair.left, pair.right):
@@ -200,7 +222,8 @@ class Pairs:
         for way in pair.ways:
             if way.is_over:
                 continue
-            if way.source.reading == fd if not way.rest else (way.sink.writing == fd and mask & ~select.POLLIN):
+            is_due = (way.sink.writing == fd and mask & ~select.POLLIN) if way.is_waiting else way.source.reading == fd
+            if is_due:
                 self._carry(pair, way)
         if not pair.is_stale:
             return
@@ -222,17 +245,16 @@ class Pairs:
     def _carry(self, pair: Pair, way: Way) -> None:
         """What there is of one way, as far as the sink takes it."""
         for _ in range(READS_AT_ONCE):
-            if way.rest:
-                if not self._write(pair, way, way.rest):
+            if way.is_waiting:
+                if not self._write_rest(pair, way):
                     return
-                way.rest = b""
                 pair.is_stale = True
             if way.is_ending:
                 way.is_over = pair.is_stale = True
                 way.sink.end()
                 return
             try:
-                size = os.readv(way.source.reading, [self._buffer])
+                size = self._pass(pair, way) if way.is_bulk else self._copy(pair, way)
             except BlockingIOError:
                 return
             except OSError:
@@ -241,9 +263,58 @@ class Pairs:
                 return
             if not size:
                 way.is_ending = True
-                continue
-            if not self._write(pair, way, self._buffer[:size]) or size < BULK_SIZE:
+            elif way.is_over or way.is_waiting or size < BULK_SIZE:
                 return
+
+    def _copy(self, pair: Pair, way: Way) -> int:
+        """What one read brings, 0 at the end. Raises OSError of the read."""
+        size = os.readv(way.source.reading, [self._buffer])
+        if size:
+            self._write(pair, way, self._buffer[:size])
+            way.is_bulk = size >= SPLICE_SIZE and way.is_spliceable
+        return size
+
+    def _pass(self, pair: Pair, way: Way) -> int:
+        """The same for bulk, through a conduit."""
+        conduit = self._conduit or self._open_conduit()
+        if conduit is None:
+            way.is_bulk = False
+            return self._copy(pair, way)
+        try:
+            size = conduit.fill(way.source.reading, BUFFER_SIZE)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            way.is_bulk = way.is_spliceable = False
+            return self._copy(pair, way)
+        way.is_bulk = size >= QUIET_SIZE
+        if size:
+            way.conduit, self._conduit = conduit, None
+            if not self._write_rest(pair, way):
+                pair.is_stale = True
+        return size
+
+    def _write_rest(self, pair: Pair, way: Way) -> bool:
+        """True when all of it went."""
+        conduit = way.conduit
+        if conduit is None:
+            rest, way.rest = way.rest, b""
+            return self._write(pair, way, rest)
+        try:
+            while conduit.size:
+                conduit.drain(way.sink.writing, conduit.size)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                self._give_up(pair, way)
+                return False
+            way.is_spliceable = False
+            way.is_bulk = False
+            way.rest = conduit.read(conduit.size)
+        way.conduit = None
+        self._keep_conduit(conduit)
+        return not way.rest or self._write_rest(pair, way)
 
     def _write(self, pair: Pair, way: Way, data: "memoryview | bytes") -> bool:
         """True when all of it went; a rest is kept."""
@@ -252,16 +323,45 @@ class Pairs:
         except BlockingIOError:
             sent = 0
         except OSError:
-            # Nobody reads there any more: this way is over, and whoever sends should know; the other way may go on.
-            way.is_over = pair.is_stale = True
-            way.rest = b""
-            way.source.stop()
+            self._give_up(pair, way)
             return False
         if sent == len(data):
             return True
         way.rest = bytes(memoryview(data)[sent:])
         pair.is_stale = True
         return False
+
+    def _give_up(self, pair: Pair, way: Way) -> None:
+        """Nobody reads there any more: this way is over, and whoever sends should know; the other way may go on."""
+        way.is_over = pair.is_stale = True
+        self._drop_rest(way)
+        way.source.stop()
+
+    def _drop_rest(self, way: Way) -> None:
+        way.rest = b""
+        if way.conduit is not None:
+            self._close_conduit(way.conduit)
+            way.conduit = None
+
+    # Conduits.
+
+    def _open_conduit(self) -> Conduit | None:
+        if self._conduit_count == CONDUITS_MAX:
+            return None
+        self._conduit = open_conduit()
+        self._conduit_count += self._conduit is not None
+        return self._conduit
+
+    def _keep_conduit(self, conduit: Conduit) -> None:
+        """An empty one, for the next bulk."""
+        if self._conduit is None:
+            self._conduit = conduit
+        else:
+            self._close_conduit(conduit)
+
+    def _close_conduit(self, conduit: Conduit) -> None:
+        conduit.close()
+        self._conduit_count -= 1
 
     # Ends.
 
@@ -279,6 +379,8 @@ class Pairs:
 
     def _end(self, pair: Pair) -> None:
         self._connecting.discard(pair)
+        for way in pair.ways:
+            self._drop_rest(way)
         for side in (pair.left, pair.right):
             for fd in (side.reading, side.writing):
                 self._want(fd, 0)

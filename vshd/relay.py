@@ -1,8 +1,9 @@
 """One running session: bytes between the client's connection and the target, both ways, none ever blocking another.
 
 Owns the loop and the descriptors' readiness. Every descriptor is non-blocking, every buffer has a ceiling: in extended
-mode the peer's credit, in legacy mode LEGACY_STDIN_CEILING and the transport's own back-pressure. Knows nothing of
-users, programs and logs.
+mode the peer's credit, in legacy mode LEGACY_STDIN_CEILING and the transport's own back-pressure. Bulk goes through
+conduits: of stdin's large frames only the heads are read here, and output's heads alone are written from here. Knows
+nothing of users, programs and logs.
 """
 
 import os
@@ -10,8 +11,9 @@ import select
 import time
 
 from vshd import processes, signals
+from vshd.conduit import SPLICE_SIZE, Conduit, Sluice, enlarge_pipe, open_conduit, open_sluice, write_output
 from vshd.processes import Exit
-from vshd.target import Target, enlarge_pipe, set_window_size
+from vshd.target import Target, set_window_size
 from vshd.wire import messages, state
 from vshd.wire.buffers import Buffers
 from vshd.wire.events import Broken, Data, EndOfStream, Event, Failed, Held, Resized, Signalled, StreamClosed
@@ -33,7 +35,6 @@ RECEIVES_AT_ONCE = 8
 LEGACY_STDIN_CEILING = 1 << 20
 # A pipe starts with 64 KiB; one that is filled at once gets this, so that fewer and larger frames leave.
 PIPE_SIZE = 1 << 18
-PIPE_SIZE_FIRST = 1 << 16
 CTRL_D = b"\x04"
 
 _ERRORS = select.POLLHUP | select.POLLERR | select.POLLNVAL
@@ -56,6 +57,8 @@ class Relay:
         self.pending = Output()
         self.is_stdin_ending = False
         self._can_enlarge_stdin = not target.has_pty
+        # Bulk of stdin on its way to the target; None until there is some, and where it is better copied.
+        self._inlet: Conduit | None = None
         self.stdin = target.stdin
         self.sources = {messages.STDOUT: target.stdout}
         if target.stderr >= 0:
@@ -64,6 +67,9 @@ class Relay:
         # One chunk per stream; those on their way to the socket must not be read into.
         self._chunks: dict[int, memoryview] = {}
         self._sending: set[int] = set()
+        # What a stream's bulk goes through instead of its chunk, while it is bulk; None where it is better copied.
+        self._sluices: dict[int, Sluice | None] = {}
+        self._bulky: set[int] = set()
         self._poll = select.poll()
         self._poll.register(wakeup.fd, select.POLLIN)
         self._masks: dict[int, int] = {}
@@ -98,6 +104,11 @@ class Relay:
                 os.close(fd)
         self.stdin = -1
         self.sources = {}
+        for conduit in (self._inlet, *self._sluices.values()):
+            if conduit is not None:
+                conduit.close()
+        self._inlet = None
+        self._sluices = {}
 
     # Readiness.
 
@@ -180,30 +191,58 @@ class Relay:
     def _receive(self) -> None:
         """Reads the connection; and while it brings bulk, goes on without a round of the loop for each piece."""
         for _ in range(RECEIVES_AT_ONCE):
-            if self._receive_once() < BULK_PIECE or self.lost:
+            if not self._receive_once() or self.lost:
                 return
             if not self.connection.is_extended and self.pending.size >= LEGACY_STDIN_CEILING:
                 return
 
-    def _receive_once(self) -> int:
-        """How much came."""
+    def _receive_once(self) -> bool:
+        """Whether more is likely to be there."""
+        connection = self.connection
+        buffer = self._buffers.current
+        head_size = 0
+        if self._inlet is not None:
+            room = connection.bulk_room(messages.STDIN)
+            taken = self._take_bulk(self._inlet, room) if room else 0
+            if taken:
+                return taken == room
+            head_size = connection.bulk_head_size
+            if head_size:
+                buffer = buffer[:head_size]
         try:
-            size = os.readv(self.fd, [self._buffers.current])
+            size = os.readv(self.fd, [buffer])
         except BlockingIOError:
-            return 0
+            return False
         except OSError:
             size = 0
         if self._silence is not None and size:
             self._silence.heard(time.monotonic())
         if not size:
-            self._handle(self.connection.receive_end())
+            self._handle(connection.receive_end())
             self.lost = self.lost or "the client is gone"
-            return 0
-        self._handle(self.connection.receive_data(self._buffers.current[:size]))
+            return False
+        self._handle(connection.receive_data(buffer[:size]))
         if self.pending.is_borrowing:
             self._buffers.secure(self.pending)
         self._buffers.received(size)
-        return size
+        return size >= BULK_PIECE or (head_size > 0 and connection.bulk_room(messages.STDIN) > 0)
+
+    def _take_bulk(self, inlet: Conduit, room: int) -> int:
+        """The next of a large frame, past this process's memory: how much. 0 when receiving tells what there is."""
+        try:
+            taken = inlet.fill(self.fd, room)
+        except OSError:
+            # Nothing there; or no room in the conduit, since the target does not read: then memory takes it, up to the
+            # credit. Or the client is gone.
+            return 0
+        if taken:
+            if self._silence is not None:
+                self._silence.heard(time.monotonic())
+            self.connection.took(messages.STDIN, taken)
+            self.pending.append_elsewhere(inlet, taken)
+            if self.pending.size == taken:
+                self._write_stdin()
+        return taken
 
     def _flush(self) -> None:
         output = self.connection.output
@@ -213,7 +252,7 @@ class Relay:
             self._silence.said(time.monotonic())
         try:
             while output.size:
-                output.sent(os.writev(self.fd, output.buffers()))
+                write_output(output, self.fd)
             self._sending.clear()
         except BlockingIOError:
             pass
@@ -256,25 +295,24 @@ class Relay:
         """Pieces of the receive buffer, for the target: what it does not take now waits."""
         if self.stdin < 0:
             return
-        is_idle = not self.pending.size
+        before = self.pending.size
         for piece in pieces:
             self.pending.append(piece)
-        size = self.pending.size
-        if is_idle:
+        received = self.pending.size - before
+        if not before:
             self._write_stdin()
-            taken = size - self.pending.size
-            if taken >= PIPE_SIZE_FIRST and self._can_enlarge_stdin and self.stdin >= 0:
-                self._can_enlarge_stdin = False
-                enlarge_pipe(self.stdin, PIPE_SIZE)
+        if received >= SPLICE_SIZE and self._can_enlarge_stdin and self.stdin >= 0:
+            self._can_enlarge_stdin = False
+            enlarge_pipe(self.stdin, PIPE_SIZE)
+            if self.connection.is_extended:
+                self._inlet = open_conduit()
 
     def _write_stdin(self) -> None:
         """What waits for the target, as far as it takes it."""
         pending = self.pending
         try:
             while pending.size:
-                taken = os.writev(self.stdin, pending.buffers())
-                pending.sent(taken)
-                self.connection.consumed(messages.STDIN, taken)
+                self.connection.consumed(messages.STDIN, write_output(pending, self.stdin))
         except BlockingIOError:
             return
         except OSError:
@@ -297,6 +335,9 @@ class Relay:
     def _close_stdin(self, *, is_ours: bool) -> None:
         """Closes the target's stdin: it got all, or (not is_ours) it reads no more, which the client should know."""
         self.pending.clear()
+        if self._inlet is not None:
+            self._inlet.close()
+            self._inlet = None
         if not self.target.has_pty:
             self._forget(self.stdin)
             os.close(self.stdin)
@@ -310,6 +351,10 @@ class Relay:
         if not self._can_read(stream):
             return
         fd = self.sources[stream]
+        sluice = self._sluices.get(stream) if stream in self._bulky else None
+        if sluice is not None:
+            self._pass_source(stream, fd, sluice)
+            return
         chunk = self._chunks.get(stream)
         if chunk is None:
             chunk = self._chunks[stream] = memoryview(bytearray(CHUNK_SIZES[0]))
@@ -328,8 +373,38 @@ class Relay:
             return
         self.connection.send_data(stream, chunk[:size])
         self._sending.add(stream)
-        if size == len(chunk):
+        if size == len(chunk) and not self._begin_bulk(stream, size):
             self._enlarge_chunk(stream, fd, size)
+
+    def _begin_bulk(self, stream: int, size: int) -> bool:
+        """After a chunk that was filled: whether a conduit is used from now on."""
+        if size < CHUNK_SIZES[1] or self.target.has_pty or not self.connection.is_extended:
+            return False
+        if stream not in self._sluices:
+            self._sluices[stream] = open_sluice()
+            enlarge_pipe(self.sources[stream], PIPE_SIZE)
+        if self._sluices[stream] is None:
+            return False
+        self._bulky.add(stream)
+        return True
+
+    def _pass_source(self, stream: int, fd: int, sluice: Sluice) -> None:
+        """As much as one frame carries, past this process's memory."""
+        limit = min(self.connection.send_room(stream), self.connection.max_data)
+        try:
+            size = sluice.fill(fd, limit)
+        except BlockingIOError:
+            return
+        except OSError:
+            size = 0
+        if not size:
+            self._close_source(stream)
+            return
+        sluice.append_to(self.connection.output, self.connection.begin_data(stream, size))
+        self._sending.add(stream)
+        if size < CHUNK_SIZES[0]:
+            # Bulk no more: what is small is read and written with fewer calls.
+            self._bulky.discard(stream)
 
     def _enlarge_chunk(self, stream: int, fd: int, size: int) -> None:
         """A chunk that was filled is followed by a larger one, up to what one frame (or one writev()) carries."""

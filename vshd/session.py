@@ -9,6 +9,7 @@ import select
 import time
 
 from vshd.account import Account, choose_account, switch_to
+from vshd.conduit import write_output
 from vshd.flags import Options
 from vshd.limits import apply_limits
 from vshd.log import Log
@@ -280,7 +281,7 @@ def _flush(fd: int, connection: ServerConnection, timeout_s: float) -> bool:
     poll.register(fd, select.POLLOUT)
     while output.size:
         try:
-            output.sent(os.writev(fd, output.buffers()))
+            write_output(output, fd)
         except BlockingIOError:
             if not poll.poll(timeout_s * 1000):
                 return False

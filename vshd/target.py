@@ -23,8 +23,6 @@ USER_PATH = b"/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
 # asm-generic/ioctls.h
 TIOCSWINSZ = 0x5414
 WINDOW_SIZE_MAX = 0xFFFF
-# linux/fcntl.h
-F_SETPIPE_SZ = 1031
 
 SHELL_OF_SCRIPTS = b"/bin/sh"
 
@@ -109,14 +107,6 @@ def set_window_size(master: int, rows: int, cols: int) -> None:
             fcntl.ioctl(master, TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
         except OSError:
             pass
-
-
-def enlarge_pipe(fd: int, size: int) -> None:
-    """Room for `size` bytes in a pipe, if the kernel's limits allow."""
-    try:
-        fcntl.fcntl(fd, F_SETPIPE_SZ, size)
-    except OSError:
-        pass
 
 
 def _enter(path: bytes) -> None:

@@ -60,6 +60,50 @@ def test_gigabyte_goes_there_and_back_unharmed(vshd, mode):
     assert max(peaks_mib) < 32
 
 
+def find_read_size(pid):
+    """What a process has read into its memory."""
+    return int(Path(f"/proc/{pid}/io").read_text().partition("rchar:")[2].split()[0])
+
+
+@pytest.mark.parametrize("way", ["in", "out"])
+def test_bulk_passes_both_sides_memory_by(vshd, way):
+    """It is spliced: neither vsh nor the session reads more than frames' heads, and what came before it was bulk."""
+    size = 64 << 20
+    script = {
+        "in": f"head -c {size // 2} >/dev/null; echo half; cat >/dev/null",
+        "out": f"head -c {size} /dev/zero; echo half >&2; read line",
+    }[way]
+    with ended(vshd.start("--", "sh", "-c", script, stdin=subprocess.PIPE, stdout=subprocess.PIPE)) as client:
+        stream = client.stdin if way == "in" else client.stdout
+        carried = 0
+        while carried < size * 3 // 4:
+            if way == "in":
+                carried += os.write(stream.fileno(), bytes(1 << 20))
+            else:
+                carried += len(os.read(stream.fileno(), 1 << 20))
+        read = [find_read_size(pid) for pid in (client.pid, *vshd.children())]
+        assert len(read) == 2
+        assert max(read) < size // 4, read
+
+
+@pytest.mark.parametrize("sink", ["append", "file", "null", "pipe"])
+def test_bulk_arrives_whole_in_every_kind_of_file(vshd, sink, tmp_path):
+    """Some can be spliced to, some not; what is on its way when that turns out is not lost."""
+    path = tmp_path / "out"
+    data = b"".join(make_noise(16 << 20))
+    source = tmp_path / "in"
+    source.write_bytes(data)
+    opened = {"append": (path, "ab"), "file": (path, "wb"), "null": ("/dev/null", "wb"), "pipe": (path, "wb")}[sink]
+    with Path(opened[0]).open(opened[1]) as file, source.open("rb") as stdin:
+        argv = vshd.argv("--", "cat")
+        if sink == "pipe":
+            argv = ["sh", "-c", '"$@" | cat', "sh", *argv]
+        done = subprocess.run(argv, env=ENVIRONMENT, stdin=stdin, stdout=file, timeout=BULK_DEADLINE_S, check=False)
+    assert done.returncode == 0
+    if sink != "null":
+        assert path.read_bytes() == data
+
+
 def test_bulk_on_stdout_and_stderr_at_once(vshd, mode):
     script = "head -c 20000000 /dev/zero & head -c 20000000 /dev/zero >&2 & wait"
     done = vshd.run(*mode, "--", "sh", "-c", script)

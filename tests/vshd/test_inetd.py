@@ -42,7 +42,9 @@ def talk(path, data=b""):
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(DEADLINE_S)
         client.connect(str(path))
-        client.sendall(data)
+        if data:
+            # A server that reads nothing may have answered and gone.
+            client.sendall(data)
         client.shutdown(socket.SHUT_WR)
         answer = b""
         while more := client.recv(1 << 16):

@@ -123,6 +123,25 @@ class Connection:
         rest, self._early = self._early, b""
         return rest
 
+    def bulk_room(self, stream: int) -> int:
+        """Bytes of a large frame of `stream` that come next, and that the driver may take from the transport without
+        showing them here: it says took() instead. 0 when all must come through receive_data().
+        """
+        receiver = self.receiving[stream]
+        if self.state != state.RUNNING or receiver.is_ended or receiver.is_closed:
+            return 0
+        return min(self._reader.bulk_left(stream), receiver.allowance or 0)
+
+    def took(self, stream: int, size: int) -> None:
+        """The driver took `size` bytes of that; they are consumed like those of a Data event."""
+        self.receiving[stream].take(size)
+        self._reader.skip(size)
+
+    @property
+    def bulk_head_size(self) -> int:
+        """What to receive at most, so that only the head comes of a large frame that is likely next; 0: no matter."""
+        return self._reader.bulk_head_size if self.state == state.RUNNING else 0
+
     def receive_end(self) -> list[Event]:
         """The transport ended."""
         self._events = []
@@ -155,6 +174,16 @@ class Connection:
             chunk = view[start : start + self.max_data]
             self.output.append(encode_data_head(stream, len(chunk)))
             self.output.append(chunk)
+
+    def begin_data(self, stream: int, size: int) -> bytes:
+        """The head of a frame whose `size` bytes of data the driver has itself (at most max_data): it appends both to
+        `output`, at once, as what waits elsewhere."""
+        sender = self.sending[stream]
+        if size > min(self.send_room(stream), self.max_data):
+            raise LocalProtocolError(f"no room for {size} bytes of {messages.STREAM_NAMES[stream]}")
+        if sender.credit is not None:
+            sender.credit -= size
+        return encode_data_head(stream, size)
 
     def send_end(self, stream: int) -> None:
         """Ends a stream of ours; once, later calls do nothing."""

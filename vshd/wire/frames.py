@@ -20,6 +20,9 @@ _DATA_TAGS = (0x0A, 0x08, 0x12)
 NUMBER_SIZE_MAX = 3
 HEAD_MAX = LENGTH_SIZE + len(_DATA_TAGS) * (1 + NUMBER_SIZE_MAX)
 
+# A frame with this much data is bulk: worth reading its head alone, so that the data need not pass through memory.
+BULK_MIN = 1 << 14
+
 # What a head turned out to be.
 _UNDECIDED, _DATA, _OTHER = 0, 1, 2
 # In place of a position.
@@ -85,6 +88,20 @@ class FrameReader:
         self._known_head = b""
         self._known_stream = 0
         self._known_size = 0
+
+    def bulk_left(self, stream: int) -> int:
+        """What is still to come of a large data frame of `stream` under way; 0 when there is none."""
+        return self._data_left if self._known_size >= BULK_MIN and self._stream == stream else 0
+
+    def skip(self, size: int) -> None:
+        """`size` bytes of that did not come through receive()."""
+        self._data_left -= size
+
+    @property
+    def bulk_head_size(self) -> int:
+        """How much the head of the next frame has, if it is as the last one: a large one's; 0 when nobody can tell."""
+        is_next = self._known_size >= BULK_MIN and not self._data_left and not self._head and self._payload is None
+        return len(self._known_head) if is_next else 0
 
     @property
     def is_between_frames(self) -> bool:
