@@ -17,7 +17,8 @@ from vsh.client import Result
 NAME = "host"
 # Not one that an inner machine would be given: the host VM has this one itself.
 CID = 1000
-MEMORY = "2G"
+# Its disk is in it, and the images of inner machines are on that.
+MEMORY = "3G"
 # The inner boot's own deadline: enough for emulation in emulation.
 INNER_TIMEOUT_S = 480
 COPY_TIMEOUT_S = 120.0

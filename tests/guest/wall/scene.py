@@ -19,6 +19,7 @@ IN_GUEST = "/srv/wall"
 RECORDS = "/run/wall"
 ATTACKER = ("python3", "-I", "-S", f"{IN_GUEST}/attacker.py")
 # 6.1 is Debian 12's kernel, 6.12 Debian 13's.
+IMAGES = ("tiny", "debian")
 KERNEL_SUITES = {"6.12": "trixie", "6.1": "bookworm"}
 CID = 40
 USER_READY_PORT = 7777
@@ -69,8 +70,7 @@ def plan_scenes(backend: str) -> list[Scene]:
     kernels = tuple(KERNEL_SUITES)
     if FULL_TABLE:
         sets = (*MATRIX, TOKEN) if backend == "vhost" else MATRIX
-        images = ("tiny",) if backend == "vhost" else ("tiny", "debian")
-        return [Scene(layers, image, kernel, backend) for image in images for kernel in kernels for layers in sets]
+        return [Scene(layers, image, kernel, backend) for image in IMAGES for kernel in kernels for layers in sets]
     if backend == "vhost":
         return [Scene(layers, backend=backend) for layers in (ALL, NONE)]
     scenes = [Scene(layers, kernel=kernel) for kernel in kernels for layers in MATRIX]

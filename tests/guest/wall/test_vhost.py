@@ -67,29 +67,36 @@ def guest(
 ) -> Iterator[Guest]:
     """A ready guest of a scene in the host VM. The first two stay for each other."""
     scene: Scene = request.param
-    is_staying = scene.kernel == "6.12" and scene.layers in CIDS
+    is_staying = (scene.image, scene.kernel) == ("tiny", "6.12") and scene.layers in CIDS
     cid = CIDS[scene.layers] if is_staying else OTHER_CID
-    start_guest(host, scene, cid, tmp_path_factory.mktemp("recipe"))
+    digest = start_guest(host, scene, cid, tmp_path_factory.mktemp("recipe"))
     yield Guest(host, scene, cid)
     if not is_staying:
         host.check("vmkit", "kill", name_of(scene))
+        # The host VM's disk is its memory, and each set of layers is an image of its own.
+        host.check("rm", "-r", f"{GUEST_CACHE}/images/{digest}")
 
 
 def name_of(scene: Scene) -> str:
-    return f"{scene.layers}-{scene.kernel}"
+    return f"{scene.image}-{scene.layers}-{scene.kernel}"
 
 
-def start_guest(host: HostMachine, scene: Scene, cid: int, folder: Path) -> None:
-    recipe = ship_image(host, scene, folder)
+def start_guest(host: HostMachine, scene: Scene, cid: int, folder: Path) -> str:
+    """The digest of its image."""
+    recipe, digest = ship_image(host, scene, folder)
     words = ["vmkit", "up", recipe, "--backend", "vhost", "--cid", str(cid), "--name", name_of(scene)]
     result = host.run(*words, "--timeout", str(INNER_TIMEOUT_S), timeout_s=INNER_TIMEOUT_S + 60)
     if result.exit != 0:
         host.save_evidence(EVIDENCE / "wall-vhost")
     assert result.exit == 0, result.stderr.decode()
+    return digest
 
 
-def ship_image(host: HostMachine, scene: Scene, folder: Path) -> str:
-    """Builds here, and puts recipe, image and package lock where vmkit finds them there: the digest is the same."""
+def ship_image(host: HostMachine, scene: Scene, folder: Path) -> tuple[str, str]:
+    """Builds here, and puts recipe, image and package lock where vmkit finds them there: the digest is the same.
+
+    The recipe's path there, and the digest.
+    """
     recipe = write_recipe(scene, folder)
     spec = load_image(str(recipe))
     built = build_image(spec)
@@ -98,7 +105,7 @@ def ship_image(host: HostMachine, scene: Scene, folder: Path) -> str:
     host.put(lock, f"{GUEST_CACHE}/resolved/{lock.name}")
     recipe.write_text(recipe.read_text().replace(str(INSIDE), f"{FOLDER}/inside"))
     host.put(recipe, f"{FOLDER}/{recipe.name}")
-    return f"{FOLDER}/{recipe.name}"
+    return f"{FOLDER}/{recipe.name}", built.digest
 
 
 def test_every_attempt_ends_as_the_table_says(guest: Guest) -> None:
