@@ -12,6 +12,7 @@ import time
 from vshd.flags import Options
 from vshd.listener import LISTEN_FDS_START, Listener
 from vshd.log import Log
+from vshd.processes import reap_ended, wait_until_none
 from vshd.signals import SIGINT, SIGKILL, SIGTERM, Wakeup, find_ignored
 
 # Commands get TERM and then this long before they are killed.
@@ -70,25 +71,14 @@ class _Children:
         numbers = self._wakeup.take()
         if SIGTERM in numbers or SIGINT in numbers:
             self.is_stopping = True
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if not pid:
-                return
+        for pid, status in reap_ended():
             who = self.pids.pop(pid, "")
             self.log.info(f"{who}: {self.options.command[0]}: ended with {os.waitstatus_to_exitcode(status)}")
 
     def _stop(self) -> None:
         self.listener.close()
         self._signal(SIGTERM)
-        deadline_s = time.monotonic() + SHUTDOWN_S
-        poll = select.poll()
-        poll.register(self._wakeup.fd, select.POLLIN)
-        while self.pids and time.monotonic() < deadline_s:
-            poll.poll((deadline_s - time.monotonic()) * 1000 + 1)
-            self._take_signals()
+        wait_until_none(self.pids, self._wakeup, self._take_signals, SHUTDOWN_S)
         self._signal(SIGKILL)
 
     def _signal(self, number: int) -> None:

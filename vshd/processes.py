@@ -1,12 +1,17 @@
-"""The processes of a session: signals for them, the target's exit, and their end when the client is gone.
+"""Processes of ours and how they end: a session's target, its group when the client is gone, a server's children.
 
 The target stays unreaped until the session is over, so that its process group cannot become somebody else's.
 """
 
 import os
+import select
 import time
 
 from vshd import signals
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sized
 
 # Between HUP and TERM, and between TERM and KILL: enough for a shell to save its history, for a server to close.
 GRACE_S = (1.0, 4.0)
@@ -45,6 +50,30 @@ def reap(pid: int) -> None:
         os.waitpid(pid, os.WNOHANG)
     except ChildProcessError:
         pass
+
+
+def reap_ended() -> "Iterator[tuple[int, int]]":
+    """Lets go of every child that has ended: its pid and wait status."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            return
+        yield pid, status
+
+
+def wait_until_none(
+    children: "Sized", wakeup: signals.Wakeup, take_signals: "Callable[[], None]", timeout_s: float
+) -> None:
+    """Until `children` is empty, which `take_signals` makes it as they end, or the time is over."""
+    deadline_s = time.monotonic() + timeout_s
+    poll = select.poll()
+    poll.register(wakeup.fd, select.POLLIN)
+    while len(children) and time.monotonic() < deadline_s:
+        poll.poll(max(0.0, deadline_s - time.monotonic()) * 1000 + 1)
+        take_signals()
 
 
 def signal_target(pid: int, number: int, terminal: int) -> None:

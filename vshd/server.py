@@ -14,7 +14,7 @@ from vshd.account import warm_up
 from vshd.flags import Options
 from vshd.listener import Listener
 from vshd.log import Log, Throttle
-from vshd.processes import kill_session
+from vshd.processes import kill_session, reap_ended, wait_until_none
 from vshd.session import Session
 from vshd.signals import SIGCHLD, SIGINT, SIGKILL, SIGTERM, Wakeup
 from vshd.spare import Spare, make_channel, rehearse, wait_for_connection
@@ -139,13 +139,7 @@ class Server:
 
     def _reap(self) -> None:
         self._take_reports()
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
+        for pid, status in reap_ended():
             if self._spare is not None and pid == self._spare.pid:
                 self._spare.dismiss()
                 self._spare = None
@@ -256,12 +250,7 @@ class Server:
         if self._spare is not None:
             self._spare.dismiss()
         self._signal_sessions(SIGTERM)
-        deadline_s = time.monotonic() + SHUTDOWN_S
-        poll = select.poll()
-        poll.register(self._wakeup.fd, select.POLLIN)
-        while self.sessions and time.monotonic() < deadline_s:
-            poll.poll((deadline_s - time.monotonic()) * 1000 + 1)
-            self._take_signals()
+        wait_until_none(self.sessions, self._wakeup, self._take_signals, SHUTDOWN_S)
         self._signal_sessions(SIGKILL)
         for target in filter(None, self._targets.values()):
             kill_session(target)
