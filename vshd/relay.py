@@ -1,9 +1,8 @@
 """One running session: bytes between the client's connection and the target, both ways, none ever blocking another.
 
-Owns the loop and the descriptors' readiness. Every descriptor is non-blocking, every buffer has a ceiling: in extended
-mode the peer's credit, in legacy mode LEGACY_STDIN_CEILING and the transport's own back-pressure. Bulk goes through
-conduits: of stdin's large frames only the heads are read here, and output's heads alone are written from here. Knows
-nothing of users, programs and logs.
+Owns the loop and the descriptors' readiness; the target's stdin is vshd.intake's, its output vshd.outflow's. Every
+descriptor is non-blocking, every buffer has a ceiling: in extended mode the peer's credit, in legacy mode
+LEGACY_STDIN_CEILING and the transport's own back-pressure. Knows nothing of users, programs and logs.
 """
 
 import os
@@ -11,37 +10,29 @@ import select
 import time
 
 from vshd import processes, signals
-from vshd.conduit import SPLICE_SIZE, Conduit, Sluice, enlarge_pipe, open_conduit, open_sluice, write_output
+from vshd.conduit import write_output
+from vshd.intake import Intake
+from vshd.outflow import Outflow
 from vshd.processes import Exit
 from vshd.target import Target, set_window_size
 from vshd.wire import messages, state
 from vshd.wire.buffers import Buffers
 from vshd.wire.events import Broken, Data, EndOfStream, Event, Failed, Held, Resized, Signalled, StreamClosed
 from vshd.wire.messages import Failure
-from vshd.wire.output import Output
 from vshd.wire.server import ServerConnection
 from vshd.wire.silence import Silence
 
-# What is read from the target at once, in steps: see vshd.wire.buffers.
-CHUNK_SIZES = (1 << 13, 1 << 16)
-# 16 legacy frames: one writev().
-LEGACY_READ_SIZE = 16 * 4000
-# A read of this much is bulk: stdio writes 4096 at a time, a terminal gives 4095.
-BURST_SIZE = 4000
 # A receive of this much is bulk, and so many may follow one another; then signals and output have their turn.
 BULK_PIECE = 1 << 14
 RECEIVES_AT_ONCE = 8
 # Without credit, stdin for a target that does not read is kept up to here; then the connection is not read any more.
 LEGACY_STDIN_CEILING = 1 << 20
-# A pipe starts with 64 KiB; one that is filled at once gets this, so that fewer and larger frames leave.
-PIPE_SIZE = 1 << 18
-CTRL_D = b"\x04"
 
 _ERRORS = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
 class Relay:
-    """Invariant: a stream's descriptor is -1 once it is closed; `pending` holds stdin that the target has not taken."""
+    """Invariant: `sources` are the streams of output that have not ended."""
 
     def __init__(self, fd: int, connection: ServerConnection, target: Target, wakeup: signals.Wakeup) -> None:
         """wakeup: has this process's SIGCHLD and SIGTERM."""
@@ -54,22 +45,13 @@ class Relay:
         self.lost = ""
         # Why the client did not get all that the ended target had said; empty if it did.
         self.undelivered = ""
-        self.pending = Output()
-        self.is_stdin_ending = False
-        self._can_enlarge_stdin = not target.has_pty
-        # Bulk of stdin on its way to the target; None until there is some, and where it is better copied.
-        self._inlet: Conduit | None = None
-        self.stdin = target.stdin
-        self.sources = {messages.STDOUT: target.stdout}
+        is_terminal = target.has_pty
+        self.stdin = Intake(connection, target.stdin, is_terminal=is_terminal, on_close=self._forget)
+        self.sources = {messages.STDOUT: Outflow(connection, messages.STDOUT, target.stdout, is_terminal=is_terminal)}
         if target.stderr >= 0:
-            self.sources[messages.STDERR] = target.stderr
+            self.sources[messages.STDERR] = Outflow(connection, messages.STDERR, target.stderr, is_terminal=False)
+        self._outflows = tuple(self.sources.values())
         self._buffers = Buffers()
-        # One chunk per stream; those on their way to the socket must not be read into.
-        self._chunks: dict[int, memoryview] = {}
-        self._sending: set[int] = set()
-        # What a stream's bulk goes through instead of its chunk, while it is bulk; None where it is better copied.
-        self._sluices: dict[int, Sluice | None] = {}
-        self._bulky: set[int] = set()
         self._poll = select.poll()
         self._poll.register(wakeup.fd, select.POLLIN)
         self._masks: dict[int, int] = {}
@@ -99,16 +81,13 @@ class Relay:
 
     def close(self) -> None:
         """Closes our ends of the target's stdio; a terminal is hung up by it."""
-        for fd in {self.stdin, *self.sources.values(), self.target.slave}:
-            if fd >= 0:
-                os.close(fd)
-        self.stdin = -1
+        self.stdin.close(is_ours=True)
+        for outflow in self._outflows:
+            outflow.close()
         self.sources = {}
-        for conduit in (self._inlet, *self._sluices.values()):
-            if conduit is not None:
-                conduit.close()
-        self._inlet = None
-        self._sluices = {}
+        if self.target.has_pty:
+            os.close(self.target.stdout)
+            os.close(self.target.slave)
 
     # Readiness.
 
@@ -121,20 +100,21 @@ class Relay:
 
     def _want_all(self) -> None:
         connection = self.connection
-        is_reading = connection.is_extended or self.pending.size < LEGACY_STDIN_CEILING
+        waiting = self.stdin.waiting.size
+        is_reading = connection.is_extended or waiting < LEGACY_STDIN_CEILING
         self._want(
             self.fd, (select.POLLIN if is_reading else 0) | (select.POLLOUT if connection.output.size else 0), True
         )
         if self.target.has_pty:
-            if self.target.stdout >= 0:
-                mask = select.POLLOUT if self.pending.size else 0
-                self._want(self.target.stdout, mask | (select.POLLIN if self._can_read(messages.STDOUT) else 0), False)
+            readable = any(outflow.can_read for outflow in self.sources.values())
+            mask = (select.POLLOUT if waiting else 0) | (select.POLLIN if readable else 0)
+            self._want(self.target.stdout, mask, False)
             return
-        if self.stdin >= 0:
+        if self.stdin.fd >= 0:
             # Watched even with nothing to write: the pipe's error says that the target closed it.
-            self._want(self.stdin, select.POLLOUT if self.pending.size else 0, True)
-        for stream, fd in self.sources.items():
-            self._want(fd, select.POLLIN if self._can_read(stream) else 0, False)
+            self._want(self.stdin.fd, select.POLLOUT if waiting else 0, True)
+        for outflow in self.sources.values():
+            self._want(outflow.fd, select.POLLIN if outflow.can_read else 0, False)
 
     def _want(self, fd: int, mask: int, keeps_errors: bool) -> None:
         """Polls `fd` for `mask`; for an empty one only if its errors are wanted, since poll() always reports those."""
@@ -143,10 +123,6 @@ class Relay:
         elif self._masks.get(fd) != mask:
             self._poll.register(fd, mask)
             self._masks[fd] = mask
-
-    def _can_read(self, stream: int) -> bool:
-        """Output may be read: it has somewhere to go, and its chunk is free."""
-        return stream in self.sources and stream not in self._sending and self.connection.send_room(stream) > 0
 
     def _forget(self, fd: int) -> None:
         if self._masks.pop(fd, None) is not None:
@@ -173,17 +149,17 @@ class Relay:
             self._take_signals()
         elif fd == self.target.stdout and self.target.has_pty:
             if mask & select.POLLOUT:
-                self._write_stdin()
+                self.stdin.write()
             if mask & (select.POLLIN | _ERRORS):
                 self._read_source(messages.STDOUT)
-        elif fd == self.stdin:
+        elif fd == self.stdin.fd:
             if mask & _ERRORS and not mask & select.POLLOUT:
-                self._close_stdin(is_ours=False)
+                self.stdin.close(is_ours=False)
             else:
-                self._write_stdin()
+                self.stdin.write()
         else:
-            for stream, source in list(self.sources.items()):
-                if source == fd:
+            for stream, outflow in list(self.sources.items()):
+                if outflow.fd == fd:
                     self._read_source(stream)
 
     # The connection.
@@ -193,56 +169,42 @@ class Relay:
         for _ in range(RECEIVES_AT_ONCE):
             if not self._receive_once() or self.lost:
                 return
-            if not self.connection.is_extended and self.pending.size >= LEGACY_STDIN_CEILING:
+            if not self.connection.is_extended and self.stdin.waiting.size >= LEGACY_STDIN_CEILING:
                 return
 
     def _receive_once(self) -> bool:
         """Whether more is likely to be there."""
-        connection = self.connection
-        buffer = self._buffers.current
-        head_size = 0
-        if self._inlet is not None:
-            room = connection.bulk_room(messages.STDIN)
-            taken = self._take_bulk(self._inlet, room) if room else 0
+        stdin = self.stdin
+        room = stdin.bulk_room
+        if room:
+            taken = stdin.pass_bulk(self.fd, room)
             if taken:
+                self._hear()
                 return taken == room
-            head_size = connection.bulk_head_size
-            if head_size:
-                buffer = buffer[:head_size]
+        buffer = self._buffers.current
+        head_size = stdin.bulk_head_size
+        if head_size:
+            buffer = buffer[:head_size]
         try:
             size = os.readv(self.fd, [buffer])
         except BlockingIOError:
             return False
         except OSError:
             size = 0
-        if self._silence is not None and size:
-            self._silence.heard(time.monotonic())
         if not size:
-            self._handle(connection.receive_end())
+            self._handle(self.connection.receive_end())
             self.lost = self.lost or "the client is gone"
             return False
-        self._handle(connection.receive_data(buffer[:size]))
-        if self.pending.is_borrowing:
-            self._buffers.secure(self.pending)
+        self._hear()
+        self._handle(self.connection.receive_data(buffer[:size]))
+        if stdin.waiting.is_borrowing:
+            self._buffers.secure(stdin.waiting)
         self._buffers.received(size)
-        return size >= BULK_PIECE or (head_size > 0 and connection.bulk_room(messages.STDIN) > 0)
+        return size >= BULK_PIECE or (head_size > 0 and stdin.bulk_room > 0)
 
-    def _take_bulk(self, inlet: Conduit, room: int) -> int:
-        """The next of a large frame, past this process's memory: how much. 0 when receiving tells what there is."""
-        try:
-            taken = inlet.fill(self.fd, room)
-        except OSError:
-            # Nothing there; or no room in the conduit, since the target does not read: then memory takes it, up to the
-            # credit. Or the client is gone.
-            return 0
-        if taken:
-            if self._silence is not None:
-                self._silence.heard(time.monotonic())
-            self.connection.took(messages.STDIN, taken)
-            self.pending.append_elsewhere(inlet, taken)
-            if self.pending.size == taken:
-                self._write_stdin()
-        return taken
+    def _hear(self) -> None:
+        if self._silence is not None:
+            self._silence.heard(time.monotonic())
 
     def _flush(self) -> None:
         output = self.connection.output
@@ -253,7 +215,8 @@ class Relay:
         try:
             while output.size:
                 write_output(output, self.fd)
-            self._sending.clear()
+            for outflow in self._outflows:
+                outflow.is_sending = False
         except BlockingIOError:
             pass
         except OSError as error:
@@ -263,14 +226,14 @@ class Relay:
     def _handle(self, events: list[Event]) -> None:
         data = [event.data for event in events if isinstance(event, Data)]
         if data:
-            self._take_stdin(data)
+            self.stdin.take(data)
         for event in events:
             if not isinstance(event, Data):
                 self._obey(event)
 
     def _obey(self, event: Event) -> None:
         if isinstance(event, EndOfStream):
-            self._end_stdin()
+            self.stdin.end()
         elif isinstance(event, Signalled):
             processes.signal_target(self.target.pid, event.number, self._terminal())
         elif isinstance(event, Resized) and self.target.has_pty:
@@ -289,131 +252,19 @@ class Relay:
     def _terminal(self) -> int:
         return self.target.stdout if self.target.has_pty else -1
 
-    # stdin of the target.
-
-    def _take_stdin(self, pieces: list[memoryview]) -> None:
-        """Pieces of the receive buffer, for the target: what it does not take now waits."""
-        if self.stdin < 0:
-            return
-        before = self.pending.size
-        for piece in pieces:
-            self.pending.append(piece)
-        received = self.pending.size - before
-        if not before:
-            self._write_stdin()
-        if received >= SPLICE_SIZE and self._can_enlarge_stdin and self.stdin >= 0:
-            self._can_enlarge_stdin = False
-            enlarge_pipe(self.stdin, PIPE_SIZE)
-            if self.connection.is_extended:
-                self._inlet = open_conduit()
-
-    def _write_stdin(self) -> None:
-        """What waits for the target, as far as it takes it."""
-        pending = self.pending
-        try:
-            while pending.size:
-                self.connection.consumed(messages.STDIN, write_output(pending, self.stdin))
-        except BlockingIOError:
-            return
-        except OSError:
-            self._close_stdin(is_ours=False)
-            return
-        if self.is_stdin_ending:
-            self._close_stdin(is_ours=True)
-
-    def _end_stdin(self) -> None:
-        if self.stdin < 0 or self.is_stdin_ending:
-            return
-        if self.target.has_pty:
-            self.pending.append(CTRL_D)
-            self._write_stdin()
-            return
-        self.is_stdin_ending = True
-        if not self.pending.size:
-            self._close_stdin(is_ours=True)
-
-    def _close_stdin(self, *, is_ours: bool) -> None:
-        """Closes the target's stdin: it got all, or (not is_ours) it reads no more, which the client should know."""
-        self.pending.clear()
-        if self._inlet is not None:
-            self._inlet.close()
-            self._inlet = None
-        if not self.target.has_pty:
-            self._forget(self.stdin)
-            os.close(self.stdin)
-        self.stdin = -1
-        if not is_ours:
-            self.connection.close_stream(messages.STDIN)
-
     # Output of the target.
 
     def _read_source(self, stream: int) -> None:
-        if not self._can_read(stream):
+        outflow = self.sources.get(stream)
+        if outflow is None or not outflow.can_read:
             return
-        fd = self.sources[stream]
-        sluice = self._sluices.get(stream) if stream in self._bulky else None
-        if sluice is not None:
-            self._pass_source(stream, fd, sluice)
-            return
-        chunk = self._chunks.get(stream)
-        if chunk is None:
-            chunk = self._chunks[stream] = memoryview(bytearray(CHUNK_SIZES[0]))
-        room = self.connection.send_room(stream)
         try:
-            size = _read_burst(fd, chunk if room >= len(chunk) else chunk[:room])
+            if not outflow.read():
+                self._close_source(stream)
         except BlockingIOError:
             if self.exit is not None and self.target.has_pty:
                 # The target is gone and its terminal is drained.
                 self._close_source(stream)
-            return
-        except OSError:
-            size = 0  # EIO: the terminal has no other end any more
-        if not size:
-            self._close_source(stream)
-            return
-        self.connection.send_data(stream, chunk[:size])
-        self._sending.add(stream)
-        if size == len(chunk) and not self._begin_bulk(stream, size):
-            self._enlarge_chunk(stream, fd, size)
-
-    def _begin_bulk(self, stream: int, size: int) -> bool:
-        """After a chunk that was filled: whether a conduit is used from now on."""
-        if size < CHUNK_SIZES[1] or self.target.has_pty or not self.connection.is_extended:
-            return False
-        if stream not in self._sluices:
-            self._sluices[stream] = open_sluice()
-            enlarge_pipe(self.sources[stream], PIPE_SIZE)
-        if self._sluices[stream] is None:
-            return False
-        self._bulky.add(stream)
-        return True
-
-    def _pass_source(self, stream: int, fd: int, sluice: Sluice) -> None:
-        """As much as one frame carries, past this process's memory."""
-        limit = min(self.connection.send_room(stream), self.connection.max_data)
-        try:
-            size = sluice.fill(fd, limit)
-        except BlockingIOError:
-            return
-        except OSError:
-            size = 0
-        if not size:
-            self._close_source(stream)
-            return
-        sluice.append_to(self.connection.output, self.connection.begin_data(stream, size))
-        self._sending.add(stream)
-        if size < CHUNK_SIZES[0]:
-            # Bulk no more: what is small is read and written with fewer calls.
-            self._bulky.discard(stream)
-
-    def _enlarge_chunk(self, stream: int, fd: int, size: int) -> None:
-        """A chunk that was filled is followed by a larger one, up to what one frame (or one writev()) carries."""
-        limit = self.connection.max_data if self.connection.is_extended else LEGACY_READ_SIZE
-        larger = min(limit, CHUNK_SIZES[1] if size < CHUNK_SIZES[1] else limit)
-        if larger > size:
-            self._chunks[stream] = memoryview(bytearray(larger))
-        if size == CHUNK_SIZES[1] and not self.target.has_pty:
-            enlarge_pipe(fd, PIPE_SIZE)
 
     def _read_drained_terminal(self) -> None:
         if self._is_terminal_draining():
@@ -421,16 +272,14 @@ class Relay:
 
     def _is_terminal_draining(self) -> bool:
         """After the target's end nothing announces that its terminal is empty but an empty read: it is time for one."""
-        return self.exit is not None and self.target.has_pty and self._can_read(messages.STDOUT)
+        outflow = self.sources.get(messages.STDOUT) if self.exit is not None and self.target.has_pty else None
+        return outflow is not None and outflow.can_read
 
     def _close_source(self, stream: int) -> None:
-        fd = self.sources.pop(stream, -1)
-        if fd < 0:
-            return
-        self._forget(fd)
-        if not self.target.has_pty:
-            os.close(fd)
-        self.connection.send_end(stream)
+        outflow = self.sources.pop(stream, None)
+        if outflow is not None:
+            self._forget(outflow.fd)
+            outflow.end()
 
     # The end.
 
@@ -459,22 +308,3 @@ class Relay:
                 self._serve(fd, mask)
             self._flush()
         self.undelivered, self.lost = self.lost, ""
-
-
-def _read_burst(fd: int, chunk: memoryview) -> int:
-    """Reads what is there, and when that is bulk also what comes meanwhile.
-
-    A producer writes in small pieces, and a round of the loop for each would be slower than the producer. Raises
-    OSError of the first read only.
-    """
-    size = os.readv(fd, [chunk])
-    if size >= BURST_SIZE:
-        try:
-            while size < len(chunk):
-                more = os.readv(fd, [chunk[size:]])
-                if not more:
-                    break
-                size += more
-        except OSError:
-            pass
-    return size
