@@ -3,6 +3,7 @@
 import time
 from typing import Protocol
 
+from vmkit.bench.sinks import plan_source
 from vmkit.errors import HostError
 from vmkit.ssh.access import DEFAULT_PORT, Access
 from vsh.address import Address
@@ -41,7 +42,7 @@ class VshGuest:
         started_s = time.perf_counter()
         if way == "out":
             sink = _Counter()
-            session = self._client.open(["head", "-c", str(size), "/dev/zero"])
+            session = self._client.open(plan_source(size))
             sinks: dict[int, Sink] = {messages.STDOUT: sink}
             source = BytesSource(b"")
         else:
