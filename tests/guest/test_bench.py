@@ -11,7 +11,15 @@ from vmkit.bench.report import write_report
 from vmkit.bench.series import Outcome
 from vmkit.bench.track import open_track
 
-SMALLEST = Pace(rounds=1, long_rounds=1, bulk_bytes=1 << 20, at_once=((3, 1),), boots=1)
+SMALLEST = Pace(
+    rounds=1,
+    long_rounds=1,
+    bulk_bytes=1 << 20,
+    ssh_bulk_bytes=1 << 20,
+    forward_bytes=1 << 20,
+    at_once=((3, 1),),
+    boots=1,
+)
 
 
 @pytest.mark.skipif(shutil.which("socat") is None, reason="socat is one of the sides")

@@ -5,7 +5,7 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from vmkit.bench.heats import AIMS
+from vmkit.bench.heats import AIMS, BULK_IN, BULK_OUT, EXEC
 from vmkit.bench.series import BYTES_PER_SECOND, HIGHER_IS_BETTER, MIB, SECONDS, Aim, Change, Outcome, Series
 from vmkit.errors import HostError
 
@@ -24,6 +24,28 @@ def render_value(value: float, unit: str) -> str:
     return f"{value:.1f} {unit}"
 
 
+def name_side(series: Series) -> str:
+    """A side's name, of a throughput with what is carried at a time."""
+    return f"{series.side} ({series.size_bytes >> 20} MiB)" if series.size_bytes else series.side
+
+
+def explain_sizes(outcome: Outcome) -> list[str]:
+    """Sentences on what is carried at a time: sides may carry different amounts, and each has a session to start."""
+    if not any(series.size_bytes for series in outcome.series):
+        return []
+    lines = ["In brackets: what a side carries at a time. Throughput is the size of each side by its own seconds."]
+    for heat, sides in _group(outcome):
+        shares = []
+        for series in sides:
+            start = outcome.find(EXEC, series.side)
+            if start is not None and series.size_bytes and series.heat in (BULK_OUT, BULK_IN):
+                share = start.median * series.median / series.size_bytes
+                shares.append(f"{series.side} {share:.0%}")
+        if shares:
+            lines.append(f"The start of a session (exec) in a transfer of {heat}: {'; '.join(shares)}.")
+    return lines
+
+
 def render_table(outcome: Outcome) -> str:
     """Every heat and the aims, as Markdown."""
     lines = [
@@ -37,13 +59,14 @@ def render_table(outcome: Outcome) -> str:
             against = "" if series.unit == MIB else _render_ratio(series.median / best if best else 0.0)
             spread = f"{render_value(low, series.unit)} - {render_value(high, series.unit)}"
             median = render_value(series.median, series.unit)
-            lines.append(f"| {heat} | {series.side} | {median} | {spread} | {len(series.values)} | {against} |")
+            lines.append(f"| {heat} | {name_side(series)} | {median} | {spread} | {len(series.values)} | {against} |")
     lines += ["", "| aim | ratio | wanted | |", "| --- | --- | --- | --- |"]
     for aim in AIMS:
         ratio = aim.ratio(outcome)
         if ratio is not None:
             verdict = "met" if aim.is_met(ratio) else "**missed**"
             lines.append(f"| {_render_aim(aim)} | {ratio:.2f} | {_render_limit(aim)} | {verdict} |")
+    lines += [f"\n{line}" for line in explain_sizes(outcome)]
     lines += [f"\nNot measured: {failure}" for failure in outcome.failures]
     return "\n".join(lines) + "\n"
 
@@ -87,7 +110,7 @@ def render_page(outcome: Outcome, plots: Sequence[Path]) -> str:
             head = f'<th rowspan="{len(sides)}">{escape(heat)}' if not index else ""
             spread = f"{render_value(low, series.unit)} &ndash; {render_value(high, series.unit)}"
             rows.append(
-                f"<tr>{head}<td>{escape(series.side)}<td class=n>{render_value(series.median, series.unit)}"
+                f"<tr>{head}<td>{escape(name_side(series))}<td class=n>{render_value(series.median, series.unit)}"
                 f"<td class=n>{spread}<td class=n>{len(series.values)}"
             )
     for aim in AIMS:
@@ -102,8 +125,9 @@ def render_page(outcome: Outcome, plots: Sequence[Path]) -> str:
         f'<img alt="{escape(path.stem)}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
         for path in plots
     )
+    sizes = "".join(f"<p>{escape(line)}" for line in explain_sizes(outcome))
     failures = "".join(f"<p>Not measured: {escape(failure)}" for failure in outcome.failures)
-    return _PAGE.format(facts=facts, rows="".join(rows), aims="".join(aims), images=images, failures=failures)
+    return _PAGE.format(facts=facts, rows="".join(rows), aims="".join(aims), images=images, failures=sizes + failures)
 
 
 def _group(outcome: Outcome) -> list[tuple[str, list[Series]]]:
@@ -165,7 +189,7 @@ def _draw(heat: str, sides: Sequence[Series], path: Path) -> None:
         text = f"  {render_value(series.median, unit)}"
         right = max(value * factor for value in series.values)
         axes.text(max(right, high), row, text, va="center", fontsize=8)
-    axes.set_yticks(range(len(sides)), [series.side for series in sides], fontsize=9)
+    axes.set_yticks(range(len(sides)), [name_side(series) for series in sides], fontsize=9)
     axes.set_ylim(len(sides) - 0.5, -0.5)
     if is_wide:
         axes.set_xscale("log")

@@ -23,13 +23,14 @@ HIGHER_IS_BETTER = frozenset((BYTES_PER_SECOND,))
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One side of one heat."""
+    """One side of one heat. size_bytes: what each value of a throughput has carried; 0: it is none."""
 
     heat: str
     side: str
     unit: str
     values: tuple[float, ...]
     note: str = ""
+    size_bytes: int = 0
 
     @property
     def median(self) -> float:
@@ -95,6 +96,7 @@ def read_outcome(path: Path) -> Outcome:
                 str(entry["unit"]),
                 tuple(map(float, entry["values"])),
                 str(entry.get("note", "")),
+                int(entry.get("size_bytes", 0)),
             )
             for entry in data["series"]
         )

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vmkit.bench.heats import AIMS, race
-from vmkit.bench.report import render_changes, render_page, render_table, render_value, write_report
+from vmkit.bench.heats import AIMS, FULL, QUICK, Pace
+from vmkit.bench.report import explain_sizes, render_changes, render_page, render_table, render_value, write_report
 from vmkit.bench.series import (
     BYTES_PER_SECOND,
     MIB,
@@ -18,6 +18,7 @@ from vmkit.bench.series import (
     read_outcome,
     render_outcome,
 )
+from vmkit.bench.turns import WARM_UP_BYTES, Transfer, race, race_transfers
 from vmkit.errors import ConfigError
 
 FACTS = {"processor": "a <fast> one", "accelerator": "tcg"}
@@ -30,7 +31,7 @@ def make_outcome(scale: float = 1.0) -> Outcome:
             Series("exec", "vsh", SECONDS, (0.10 * scale, 0.11 * scale, 0.12 * scale, 0.11 * scale, 0.10 * scale)),
             Series("exec", "ssh", SECONDS, (1.0, 1.1, 1.2, 1.1, 1.05)),
             Series("bulk out", "vsh", BYTES_PER_SECOND, (2e8 * scale, 2.1e8 * scale, 1.9e8 * scale)),
-            Series("bulk out", "ssh", BYTES_PER_SECOND, (2e7, 2.2e7, 2.1e7)),
+            Series("bulk out", "ssh", BYTES_PER_SECOND, (2e7, 2.2e7, 2.1e7), size_bytes=64 << 20),
             Series("memory", "guest: vshd", MIB, (8.9,)),
         ),
         ("many files: scp is not there",),
@@ -79,9 +80,39 @@ def test_sides_run_in_turns_after_a_round_that_does_not_count() -> None:
         order.append(side)
         return seconds
 
-    found = race("h", {"a": lambda: take("a", 2.0), "b": lambda: take("b", 4.0)}, 3, unit=BYTES_PER_SECOND, size=8)
+    found = race("h", {"a": lambda: take("a", 2.0), "b": lambda: take("b", 4.0)}, 3)
     assert order == ["a", "b"] * 4
-    assert [(series.side, series.values) for series in found] == [("a", (4.0,) * 3), ("b", (2.0,) * 3)]
+    assert [(series.side, series.values) for series in found] == [("a", (2.0,) * 3), ("b", (4.0,) * 3)]
+
+
+def test_throughput_is_each_sides_own_size_by_its_own_seconds() -> None:
+    order: list[tuple[str, int]] = []
+
+    def carry(side: str, size: int, seconds: float) -> float:
+        order.append((side, size))
+        return seconds
+
+    large, small = 8 << 20, 1 << 20
+    sides = {
+        "fast": Transfer(lambda size: carry("fast", size, 2.0), large),
+        "slow": Transfer(lambda size: carry("slow", size, 4.0), small),
+    }
+    fast, slow = race_transfers("h", sides, 2)
+    # What does not count is short, where that is less.
+    assert order == [("fast", WARM_UP_BYTES), ("slow", small), *[("fast", large), ("slow", small)] * 2]
+    assert (fast.values, fast.size_bytes, fast.unit) == ((large / 2,) * 2, large, BYTES_PER_SECOND)
+    assert (slow.values, slow.size_bytes) == ((small / 4,) * 2, small)
+
+
+@pytest.mark.parametrize("pace", [FULL, QUICK])
+def test_starts_of_sessions_do_not_decide_a_transfer(pace: Pace) -> None:
+    # As measured under emulation on a machine that does nothing else: seconds of a start, bytes in a second.
+    for size, start_s, rate in (
+        (pace.bulk_bytes, 0.1, 40e6),
+        (pace.ssh_bulk_bytes, 0.7, 6.3e6),
+        (pace.forward_bytes, 0.1, 55e6),
+    ):
+        assert start_s / (size / rate) < 0.12
 
 
 def test_same_figures_are_no_change_and_twice_the_time_is_one() -> None:
@@ -126,9 +157,25 @@ def test_table_has_every_side_and_aim() -> None:
     table = render_table(make_outcome())
     assert "| exec | vsh | 110 ms | 100 ms - 110 ms | 5 | 1.00 |" in table
     assert "| exec | ssh | 1.1 s |" in table
+    assert "| bulk out | ssh (64 MiB) | 21 MB/s |" in table
+    assert "| bulk out | vsh | 200 MB/s |" in table
     assert "| exec: vsh / ssh | 0.10 | at most 0.2 | met |" in table
     assert "| bulk out: vsh / ssh | 9.52 | at least 3 | met |" in table
     assert "Not measured: many files: scp is not there" in table
+
+
+def test_report_says_what_is_carried_and_what_of_it_is_a_start() -> None:
+    outcome = make_outcome()
+    sizes, starts = explain_sizes(outcome)
+    assert sizes.startswith("In brackets: what a side carries at a time.")
+    # 1.1 s of start, and 64 MiB at 21 MB/s take 3.2 s.
+    assert starts == "The start of a session (exec) in a transfer of bulk out: ssh 34%."
+    page = render_page(outcome, [])
+    for line in (sizes, starts):
+        assert line in render_table(outcome)
+        assert line in page
+    assert "ssh (64 MiB)" in page
+    assert explain_sizes(Outcome({}, outcome.series[:2])) == []
 
 
 def test_page_needs_no_other_file_and_escapes_facts(tmp_path: Path) -> None:
