@@ -33,6 +33,14 @@ def test_every_heat_runs_with_all_its_sides(folders: Path, tmp_path: Path) -> No
     for aim in AIMS:
         if aim.heat != "100 at once":
             assert aim.ratio(outcome) is not None, aim
-    assert {"ssh -L", "scp", "sftp", "ssh, fastest cipher"} <= {entry.side for entry in series}
-    assert {"QEMU", "guest kernel", "host OpenSSH", "guest OpenSSH", "default cipher", "accelerator"} <= facts.keys()
+    assert {"ssh -L", "scp", "sftp", "ssh, fastest cipher", "virtual network"} <= {entry.side for entry in series}
+    assert {
+        "QEMU",
+        "guest kernel",
+        "host OpenSSH",
+        "guest OpenSSH",
+        "default cipher",
+        "accelerator",
+        "virtual network",
+    } <= facts.keys()
     assert any(path.suffix == ".html" for path in write_report(outcome, tmp_path / "report"))

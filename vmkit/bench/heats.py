@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmkit.bench.guest import Guest, time_command
+from vmkit.bench.network import find_network, open_network
 from vmkit.bench.programs import Running, time_many, time_pipeline, time_program
 from vmkit.bench.series import MIB, Aim, Series
 from vmkit.bench.sinks import PlainRelay, plan_source, time_pipe, time_sending
@@ -26,7 +27,7 @@ EXEC, BULK_OUT, BULK_IN, FILES, ECHO = "exec", "bulk out", "bulk in", "many file
 FORWARD_VSOCK, FORWARD_TCP, BOOT, MEMORY = "forward to vsock", "forward to TCP", "boot to ready", "memory"
 VSH, SSH, MASTER, API, PARAMIKO = "vsh", "ssh", "ssh, ControlMaster", "vsh, Python API", "paramiko, open connection"
 FASTEST, PLAIN, RAW = "ssh, fastest cipher", "plain Python relay", "raw vsock"
-SOCAT, SSH_FORWARD = "socat pair", "ssh -L"
+SOCAT, SSH_FORWARD, NETWORK = "socat pair", "ssh -L", "virtual network"
 
 AIMS = (
     Aim(EXEC, VSH, SSH, 0.2, is_ceiling=True),
@@ -270,8 +271,22 @@ def _race_forwards(track: Track, pace: Pace) -> list[Series]:
         }
         if shutil.which("socat"):
             relayed[SOCAT] = Transfer(lambda size: _time_socat(track, size), size)
+        network = _open_network(stack, track, size)
+        direct |= network
+        relayed |= network
         series = race_transfers(FORWARD_VSOCK, direct, pace.long_rounds)
         return series + race_transfers(FORWARD_TCP, relayed, pace.long_rounds)
+
+
+def _open_network(stack: contextlib.ExitStack, track: Track, size: int) -> dict[str, Transfer]:
+    """The ceiling: TCP to such a sink with no relay in between. Nothing where there can be none."""
+    accelerator = track.machine.started.choices.accelerator.value
+    try:
+        carry = stack.enter_context(open_network(find_network(), f"{track.machine.name}-net", accelerator))
+    except VshError as error:
+        track.failures.append(f"{FORWARD_TCP}: {NETWORK}: {error.brief}")
+        return {}
+    return {NETWORK: Transfer(carry, size)}
 
 
 def _time_socat(track: Track, size: int) -> float:

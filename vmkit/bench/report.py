@@ -5,14 +5,14 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from vmkit.bench.heats import AIMS, BULK_IN, BULK_OUT, EXEC
+from vmkit.bench.heats import AIMS, BULK_IN, BULK_OUT, EXEC, NETWORK, PLAIN, RAW
 from vmkit.bench.series import BYTES_PER_SECOND, HIGHER_IS_BETTER, MIB, SECONDS, Aim, Change, Outcome, Series
 from vmkit.errors import HostError
 
 PLOT_DPI = 110
 # Ours stand out from theirs; enough contrast on white and in grey.
 OURS, THEIRS, SCALE = "#1b6ca8", "#c8803c", "#8a8f98"
-SCALES = ("plain Python relay", "raw vsock")
+SCALES = (PLAIN, RAW, NETWORK)
 
 
 def render_value(value: float, unit: str) -> str:
