@@ -41,13 +41,21 @@ def bench(context: click.Context, *, quick: bool, out: Path | None, accel: str) 
 @bench.command("report")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--to", "folder", type=click.Path(path_type=Path, file_okay=False), help="Folder [default: beside FILE].")
-def report(*, file: Path, folder: Path | None) -> None:
+@click.option(
+    "--format",
+    "plots_as",
+    type=click.Choice(["svg", "png"]),
+    default="svg",
+    show_default=True,
+    help="What the plots are, in the page and beside it.",
+)
+def report(*, file: Path, folder: Path | None, plots_as: str) -> None:
     """Make a table, plots and an HTML page of a run's figures."""
     from vmkit.bench.report import render_table, write_report  # noqa: PLC0415
 
     outcome = read_outcome(file)
     print(render_table(outcome))
-    paths = write_report(outcome, folder or file.with_suffix(""))
+    paths = write_report(outcome, folder or file.with_suffix(""), plots_as=plots_as)
     _tell(f"open {paths[0]}")
 
 

@@ -2,11 +2,24 @@
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree as Xml
 
 import pytest
 
 from vmkit.bench.heats import AIMS, FULL, QUICK, Pace
-from vmkit.bench.report import explain_sizes, render_changes, render_page, render_table, render_value, write_report
+from vmkit.bench.report import (
+    OURS,
+    SCALE,
+    THEIRS,
+    choose_color,
+    choose_scale,
+    explain_sizes,
+    render_changes,
+    render_page,
+    render_table,
+    render_value,
+    write_report,
+)
 from vmkit.bench.series import (
     BYTES_PER_SECOND,
     MIB,
@@ -153,6 +166,25 @@ def test_figures_have_fitting_units(value: float, unit: str, text: str) -> None:
     assert render_value(value, unit) == text
 
 
+def test_axes_have_units_that_fit() -> None:
+    def scale(unit: str, *medians: float) -> tuple[float, str]:
+        return choose_scale([Series("h", "s", unit, (median,)) for median in medians])
+
+    assert scale(SECONDS, 0.05, 0.7) == (1e3, "ms")
+    assert scale(SECONDS, 0.6, 76.0) == (1.0, "s")
+    assert scale(BYTES_PER_SECOND, 1e6) == (1e-6, "MB/s")
+    assert scale(MIB, 8.0) == (1.0, "MiB")
+
+
+def test_colours_tell_whose_a_side_is() -> None:
+    for side in ("vsh", "vsh, Python API", "tar through vsh", "host: monitor", "guest: pid 1", "tiny: vshd"):
+        assert choose_color(side) == OURS
+    for side in ("ssh", "ssh -L", "tar through ssh", "guest: a session of sshd", "socat pair", "scp"):
+        assert choose_color(side) == THEIRS
+    for side in ("raw vsock", "virtual network", "plain Python relay"):
+        assert choose_color(side) == SCALE
+
+
 def test_table_has_every_side_and_aim() -> None:
     table = render_table(make_outcome())
     assert "| exec | vsh | 110 ms | 100 ms - 110 ms | 5 | 1.00 |" in table
@@ -178,14 +210,33 @@ def test_report_says_what_is_carried_and_what_of_it_is_a_start() -> None:
     assert explain_sizes(Outcome({}, outcome.series[:2])) == []
 
 
-def test_page_needs_no_other_file_and_escapes_facts(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("plots_as", "kind"), [("svg", "svg+xml"), ("png", "png")])
+def test_page_needs_no_other_file_and_escapes_facts(tmp_path: Path, plots_as: str, kind: str) -> None:
     pytest.importorskip("matplotlib")
-    paths = write_report(make_outcome(), tmp_path / "report")
+    paths = write_report(make_outcome(), tmp_path / "report", plots_as=plots_as)
     names = {path.name for path in paths}
-    assert names == {"report.html", "report.md", "exec.png", "bulk-out.png", "memory.png"}
+    plots = {f"{name}.{plots_as}" for name in ("exec", "bulk-out", "memory")}
+    assert names == {"report.html", "report.md"} | plots
     assert all(path.stat().st_size > 500 for path in paths)
     page = (tmp_path / "report/report.html").read_text()
     assert "a &lt;fast&gt; one" in page
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count(f'src="data:image/{kind};base64,') == 3
+    assert page.count("src=") == 3
     assert "http" not in page
     assert render_page(make_outcome(), []) != page
+    # The same figures make the same plots.
+    first = {name: (tmp_path / "report" / name).read_bytes() for name in plots}
+    write_report(make_outcome(), tmp_path / "again", plots_as=plots_as)
+    assert first == {name: (tmp_path / "again" / name).read_bytes() for name in plots}
+
+
+def test_plots_as_svg_are_drawings_that_stand_alone(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    paths = write_report(make_outcome(), tmp_path)
+    drawings = [path for path in paths if path.suffix == ".svg"]
+    assert len(drawings) == 3
+    for path in drawings:
+        root = Xml.parse(path).getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        links = [value for node in root.iter() for name, value in node.attrib.items() if name.endswith("href")]
+        assert all(link.startswith("#") for link in links)
