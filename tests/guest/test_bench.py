@@ -34,6 +34,7 @@ def test_every_heat_runs_with_all_its_sides(folders: Path, tmp_path: Path) -> No
         if aim.heat != "100 at once":
             assert aim.ratio(outcome) is not None, aim
     assert {"ssh -L", "scp", "sftp", "ssh, fastest cipher", "virtual network"} <= {entry.side for entry in series}
+    assert len([entry for entry in series if entry.heat == "echo"]) == 3
     assert {
         "QEMU",
         "guest kernel",

@@ -2,13 +2,12 @@
 
 import contextlib
 import os
-import select
 import shutil
 import socket
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from vmkit.bench.guest import Guest, time_command
@@ -16,6 +15,7 @@ from vmkit.bench.network import find_network, open_network
 from vmkit.bench.programs import Running, time_many, time_pipeline, time_program
 from vmkit.bench.series import MIB, Aim, Series
 from vmkit.bench.sinks import PlainRelay, plan_source, time_pipe, time_sending
+from vmkit.bench.terminal import ECHOING, await_echoing, time_echoes
 from vmkit.bench.track import PIPE_PORT, RELAY_PORT, SINK_PORT, Track, with_cipher
 from vmkit.bench.turns import Transfer, race, race_transfers
 from vmkit.errors import HostError
@@ -42,11 +42,9 @@ AIMS = (
     Aim(FORWARD_TCP, VSH, SOCAT, 1.5, is_ceiling=False),
     Aim("100 at once", VSH, SSH, 0.3, is_ceiling=True),
 )
-ECHOES = 30
 MANY = 100
 FILE_COUNT, FILE_BYTES = 300, 2000
 CONNECT_DEADLINE_S = 20.0
-ECHO_DEADLINE_S = 15.0
 
 
 Tell = Callable[[str], None]
@@ -195,49 +193,24 @@ def _race_files(track: Track, pace: Pace) -> list[Series]:
 
 
 def _race_echo(track: Track, pace: Pace) -> list[Series]:
-    """A keystroke to the guest's terminal and its echo back; each value is the median of ECHOES."""
+    """A keystroke to the guest's terminal and its echo back, in sessions that are open."""
     sessions = {
-        VSH: [*track.vsh, "-t", "--", "cat"],
-        # Over a connection that is open already there is no other echo: a ControlMaster's is left out.
-        SSH: [track.ssh[0], "-tt", *track.ssh[1:], "cat"],
+        VSH: [*track.vsh, "-t", "--", "sh", "-c", ECHOING],
+        SSH: [track.ssh[0], "-tt", *track.ssh[1:], ECHOING],
+        MASTER: [track.ssh_master[0], "-tt", *track.ssh_master[1:], ECHOING],
     }
     with contextlib.ExitStack() as stack:
         running = {side: stack.enter_context(Running(argv)) for side, argv in sessions.items()}
         sides: dict[str, Callable[[], float]] = {}
         for side, program in running.items():
             try:
-                _time_echoes(program)
+                await_echoing(program)
             except (HostError, OSError) as error:
                 # One that has no terminal is no reason not to ask the others.
                 track.failures.append(f"{ECHO}: {side}: {error}")
             else:
-                sides[side] = lambda program=program: _time_echoes(program)  # type: ignore[misc]
+                sides[side] = partial(time_echoes, program)
         return race(ECHO, sides, pace.long_rounds)
-
-
-def _time_echoes(program: Running) -> float:
-    taken = []
-    for _ in range(ECHOES):
-        started_s = time.perf_counter()
-        program.stdin.write(b"x")
-        if _read_byte(program) != b"x":
-            raise HostError("a terminal of the guest does not echo")
-        taken.append(time.perf_counter() - started_s)
-    # The line's end; its echo is not timed.
-    program.stdin.write(b"\n")
-    seen = b""
-    while seen.count(b"\n") < 2:
-        seen += _read_byte(program)
-    return statistics.median(taken)
-
-
-def _read_byte(program: Running) -> bytes:
-    if not select.select([program.stdout], [], [], ECHO_DEADLINE_S)[0]:
-        raise HostError("a terminal of the guest says nothing")
-    byte = program.stdout.read(1)
-    if not byte:
-        raise HostError("a terminal of the guest has ended")
-    return byte
 
 
 def _race_at_once(track: Track, pace: Pace) -> list[Series]:
