@@ -87,6 +87,8 @@ def render_changes(changes: Sequence[Change]) -> str:
     for change in sorted(changes, key=lambda change: not change.is_beyond_noise):
         verdict = ("better" if change.is_better else "worse") if change.is_beyond_noise else "within noise"
         interval = f"{change.low:.2f} to {change.high:.2f}"
+        if not change.is_repeated:
+            verdict, interval = "unknown", "measured once"
         lines.append(f"{verdict:<12} {change.heat}: {change.side}: {change.ratio:.2f} times ({interval})")
     return "\n".join(lines) + "\n"
 
@@ -195,9 +197,10 @@ def _draw(heat: str, sides: Sequence[Series], path: Path) -> None:
             axes.barh(row, medians[row], color=choose_color(series.side), height=0.62, alpha=0.85)
         axes.errorbar(medians[row], row, xerr=whiskers, color="#222222", capsize=3, linewidth=1)
         axes.plot([value * factor for value in series.values], [row] * len(series.values), ".", color="#222222", ms=3)
-        text = f"  {render_value(series.median, unit)}"
-        right = max(value * factor for value in series.values)
-        axes.text(max(right, high), row, text, va="center", fontsize=8)
+        right = max(high, *(value * factor for value in series.values))
+        # Behind the mark, however large that is on this axis.
+        text = render_value(series.median, unit)
+        axes.annotate(text, (right, row), xytext=(8, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_yticks(range(len(sides)), [name_side(series) for series in sides], fontsize=9)
     axes.set_ylim(len(sides) - 0.5, -0.5)
     if is_wide:

@@ -113,7 +113,10 @@ def read_outcome(path: Path) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What became of a side between two runs: the ratio of medians (new over old) and its interval of confidence."""
+    """What became of a side between two runs: the ratio of medians (new over old) and its interval of confidence.
+
+    is_repeated: whether both runs have measured it more than once; else nothing is known of its noise.
+    """
 
     heat: str
     side: str
@@ -121,10 +124,11 @@ class Change:
     ratio: float
     low: float
     high: float
+    is_repeated: bool = True
 
     @property
     def is_beyond_noise(self) -> bool:
-        return not self.low <= 1.0 <= self.high
+        return self.is_repeated and not self.low <= 1.0 <= self.high
 
     @property
     def is_better(self) -> bool:
@@ -139,8 +143,16 @@ def compare(old: Outcome, new: Outcome) -> list[Change]:
         if before is None or before.unit != series.unit or before.median <= 0:
             continue
         low, high = _resample(before.values, series.values)
-        changes.append(Change(series.heat, series.side, series.unit, series.median / before.median, low, high))
+        ratio = series.median / before.median
+        is_repeated = min(len(before.values), len(series.values)) > 1
+        changes.append(Change(series.heat, series.side, series.unit, ratio, low, high, is_repeated))
     return changes
+
+
+def find_other_sizes(old: Outcome, new: Outcome) -> list[str]:
+    """The heats in which sides carry more or less at a time than they did."""
+    pairs = ((old.find(series.heat, series.side), series) for series in new.series)
+    return list(dict.fromkeys(now.heat for before, now in pairs if before and before.size_bytes != now.size_bytes))
 
 
 def _resample(old: tuple[float, ...], new: tuple[float, ...]) -> tuple[float, float]:

@@ -117,15 +117,11 @@ def test_throughput_is_each_sides_own_size_by_its_own_seconds() -> None:
     assert (slow.values, slow.size_bytes) == ((small / 4,) * 2, small)
 
 
-@pytest.mark.parametrize("pace", [FULL, QUICK])
-def test_starts_of_sessions_do_not_decide_a_transfer(pace: Pace) -> None:
-    # As measured under emulation on a machine that does nothing else: seconds of a start, bytes in a second.
-    for size, start_s, rate in (
-        (pace.bulk_bytes, 0.1, 40e6),
-        (pace.ssh_bulk_bytes, 0.7, 6.3e6),
-        (pace.forward_bytes, 0.1, 55e6),
-    ):
-        assert start_s / (size / rate) < 0.12
+@pytest.mark.parametrize(("pace", "limit"), [(FULL, 0.11), (QUICK, 0.14)])
+def test_starts_of_sessions_do_not_decide_a_transfer(pace: Pace, limit: float) -> None:
+    # The bytes that each could have carried instead, as measured under emulation (Pace).
+    for size, start_bytes in ((pace.bulk_bytes, 4e6), (pace.ssh_bulk_bytes, 16e6), (pace.forward_bytes, 6e6)):
+        assert start_bytes / (start_bytes + size) < limit
 
 
 def test_same_figures_are_no_change_and_twice_the_time_is_one() -> None:
@@ -140,6 +136,9 @@ def test_same_figures_are_no_change_and_twice_the_time_is_one() -> None:
     text = render_changes(list(changes.values()))
     assert text.splitlines()[0].startswith("worse")
     assert "within noise exec: ssh" in text
+    # One value has no noise that could be known: 8.9 MiB and 8.8 are no change that is told.
+    assert not changes["memory", "guest: vshd"].is_beyond_noise
+    assert "unknown      memory: guest: vshd: 1.00 times (measured once)" in text
 
 
 def test_aims_are_ratios_of_medians() -> None:
