@@ -9,6 +9,7 @@ import statistics
 import sys
 import time
 
+from vmkit.bench.sinks import plan_source
 from vsh.address import Address, find_by_name
 from vsh.client import Client
 from vsh.memory import BytesSource
@@ -18,12 +19,12 @@ from vshd.wire import messages
 PORT = 9100
 TURNS = 5
 # Enough that starting a session, 0.1 s under emulation, does not count.
-SIZE = {"out": 80_000_000, "in": 480_000_000}
+SIZE = {"out": 256 << 20, "in": 480 << 20}
 
 # Runs in the guest: serves connections on PORT until it is killed.
 RELAY = f"""
 import _socket, os, sys
-mode, size = sys.argv[1], int(sys.argv[2])
+mode, size, *source = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
 listener = _socket.socket(_socket.AF_VSOCK, _socket.SOCK_STREAM)
 listener.bind((0xFFFFFFFF, {PORT}))
 listener.listen(1)
@@ -42,7 +43,7 @@ def copy(source, sink, left):
             piece = piece[os.write(sink, piece):]
 if mode == "out":
     actions = [(os.POSIX_SPAWN_DUP2, writing, 1), (os.POSIX_SPAWN_CLOSE, reading)]
-    os.posix_spawn("/bin/busybox", ["head", "-c", str(size), "/dev/zero"], {{}}, file_actions=actions)
+    os.posix_spawn("/bin/busybox", source, {{}}, file_actions=actions)
     os.close(writing)
     copy(reading, fd, size)
 else:
@@ -70,7 +71,7 @@ class CountingSink(Sink):
 
 def relay(client: Client, address: Address, mode: str, size: int) -> float:
     """Seconds of the unframed relay."""
-    session = client.open(["python3", "-I", "-S", "-c", RELAY, mode, str(size)])
+    session = client.open(["python3", "-I", "-S", "-c", RELAY, mode, str(size), *plan_source(size)])
     while not session.receive():
         time.sleep(0.01)
     started = time.perf_counter()
@@ -97,7 +98,7 @@ def framed(client: Client, mode: str, size: int) -> float:
     started = time.perf_counter()
     sink = CountingSink()
     if mode == "out":
-        session = client.open(["head", "-c", str(size), "/dev/zero"])
+        session = client.open(plan_source(size))
         Pump(session, BytesSource(b""), {messages.STDOUT: sink}).run()
         assert sink.size == size
     else:

@@ -11,7 +11,15 @@ from vmkit.bench.report import write_report
 from vmkit.bench.series import Outcome
 from vmkit.bench.track import open_track
 
-SMALLEST = Pace(rounds=1, long_rounds=1, bulk_bytes=1 << 20, at_once=((3, 1),), boots=1)
+SMALLEST = Pace(
+    rounds=1,
+    long_rounds=1,
+    bulk_bytes=1 << 20,
+    ssh_bulk_bytes=1 << 20,
+    forward_bytes=1 << 20,
+    at_once=((3, 1),),
+    boots=1,
+)
 
 
 @pytest.mark.skipif(shutil.which("socat") is None, reason="socat is one of the sides")
@@ -25,6 +33,15 @@ def test_every_heat_runs_with_all_its_sides(folders: Path, tmp_path: Path) -> No
     for aim in AIMS:
         if aim.heat != "100 at once":
             assert aim.ratio(outcome) is not None, aim
-    assert {"ssh -L", "scp", "sftp", "ssh, fastest cipher"} <= {entry.side for entry in series}
-    assert {"QEMU", "guest kernel", "host OpenSSH", "guest OpenSSH", "default cipher", "accelerator"} <= facts.keys()
+    assert {"ssh -L", "scp", "sftp", "ssh, fastest cipher", "virtual network"} <= {entry.side for entry in series}
+    assert len([entry for entry in series if entry.heat == "echo"]) == 3
+    assert {
+        "QEMU",
+        "guest kernel",
+        "host OpenSSH",
+        "guest OpenSSH",
+        "default cipher",
+        "accelerator",
+        "virtual network",
+    } <= facts.keys()
     assert any(path.suffix == ".html" for path in write_report(outcome, tmp_path / "report"))

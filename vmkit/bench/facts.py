@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from vmkit.bench.network import find_network
 from vmkit.bench.track import MEMORY, Track
 from vmkit.run import run
 from vsh.errors import VshError
@@ -36,6 +37,7 @@ def gather_facts(track: Track) -> dict[str, str]:
         "backend": str(started.choices.backend.value),
         "image": f"bench, {MEMORY}",
         "ssh transport": "vsock, descriptor passed to ssh (ProxyUseFdpass): no relay in between",
+        "virtual network": find_network().render(),
         "fastest cipher": track.fastest_cipher,
     }
     for name, argv in {

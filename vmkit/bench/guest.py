@@ -3,6 +3,7 @@
 import time
 from typing import Protocol
 
+from vmkit.bench.sinks import plan_source
 from vmkit.errors import HostError
 from vmkit.ssh.access import DEFAULT_PORT, Access
 from vsh.address import Address
@@ -37,31 +38,39 @@ class VshGuest:
         return result.exit, result.stdout
 
     def time_bulk(self, way: str, size: int) -> float:
-        """Seconds of a session that brings `size` bytes out, or takes them in."""
-        started_s = time.perf_counter()
+        """Seconds of a session that brings `size` bytes out, or takes them in. Raises HostError when it does not."""
         if way == "out":
-            sink = _Counter()
-            session = self._client.open(["head", "-c", str(size), "/dev/zero"])
-            sinks: dict[int, Sink] = {messages.STDOUT: sink}
-            source = BytesSource(b"")
-        else:
-            session = self._client.open(["sh", "-c", "cat >/dev/null"])
-            sinks, source = {}, BytesSource(bytes(size))
+            return self.time_session(plan_source(size), b"", size)
+        return self.time_session(["sh", "-c", "cat >/dev/null"], bytes(size), 0)
+
+    def time_session(self, argv: list[str], data: bytes, wanted: int) -> float:
+        """Seconds of a session that is given `data`; raises HostError unless it says `wanted` bytes and ends well."""
+        sink = _Counter()
+        started_s = time.perf_counter()
+        session = self._client.open(argv)
         try:
-            Pump(session, source, sinks).run(time.monotonic() + BULK_TIMEOUT_S)
+            end = Pump(session, BytesSource(data), {messages.STDOUT: sink}).run(time.monotonic() + BULK_TIMEOUT_S)
         finally:
             session.close()
-        return time.perf_counter() - started_s
+        taken_s = time.perf_counter() - started_s
+        if (end.code, sink.size) != (0, wanted):
+            raise HostError(f"'{argv[0]}' in the guest: status {end.code}, {sink.size} bytes of {wanted}")
+        return taken_s
 
     def close(self) -> None:
         pass
 
 
 class _Counter(Sink):
-    """Keeps nothing."""
+    """Keeps nothing but the size."""
+
+    def __init__(self) -> None:
+        self.size = 0
 
     def write(self, pieces: list[memoryview | bytes]) -> int:
-        return sum(map(len, pieces))
+        size = sum(map(len, pieces))
+        self.size += size
+        return size
 
 
 class ParamikoGuest:

@@ -1,20 +1,23 @@
-"""The heats: what is asked, of whom, how often. Sides of a heat run in turns, after one round that does not count."""
+"""The heats: what is asked, of whom, how often."""
 
 import contextlib
 import os
-import select
 import shutil
 import socket
-import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from vmkit.bench.guest import Guest, time_command
+from vmkit.bench.network import find_network, open_network
 from vmkit.bench.programs import Running, time_many, time_pipeline, time_program
-from vmkit.bench.series import BYTES_PER_SECOND, MIB, SECONDS, Aim, Series
-from vmkit.bench.sinks import PlainRelay, time_pipe, time_sending
+from vmkit.bench.series import MIB, Aim, Series
+from vmkit.bench.sinks import PlainRelay, plan_source, time_pipe, time_sending
+from vmkit.bench.terminal import ECHOING, await_echoing, time_echoes
 from vmkit.bench.track import PIPE_PORT, RELAY_PORT, SINK_PORT, Track, with_cipher
+from vmkit.bench.turns import Transfer, race, race_transfers
 from vmkit.errors import HostError
 from vmkit.machine.machine import Machine
 from vsh.errors import VshError
@@ -24,7 +27,7 @@ EXEC, BULK_OUT, BULK_IN, FILES, ECHO = "exec", "bulk out", "bulk in", "many file
 FORWARD_VSOCK, FORWARD_TCP, BOOT, MEMORY = "forward to vsock", "forward to TCP", "boot to ready", "memory"
 VSH, SSH, MASTER, API, PARAMIKO = "vsh", "ssh", "ssh, ControlMaster", "vsh, Python API", "paramiko, open connection"
 FASTEST, PLAIN, RAW = "ssh, fastest cipher", "plain Python relay", "raw vsock"
-SOCAT, SSH_FORWARD = "socat pair", "ssh -L"
+SOCAT, SSH_FORWARD, NETWORK = "socat pair", "ssh -L", "virtual network"
 
 AIMS = (
     Aim(EXEC, VSH, SSH, 0.2, is_ceiling=True),
@@ -39,29 +42,51 @@ AIMS = (
     Aim(FORWARD_TCP, VSH, SOCAT, 1.5, is_ceiling=False),
     Aim("100 at once", VSH, SSH, 0.3, is_ceiling=True),
 )
-ECHOES = 30
 MANY = 100
 FILE_COUNT, FILE_BYTES = 300, 2000
 CONNECT_DEADLINE_S = 20.0
-ECHO_DEADLINE_S = 15.0
 
-Sides = Mapping[str, Callable[[], float]]
+
 Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How much of everything: rounds of short and long heats, bytes of bulk, how many at once and how often."""
+    """How much of everything: rounds of short and long heats, bytes of a transfer, how many at once and how often.
+
+    A transfer is so long that the start of its session is about a tenth of it, or less. Under emulation vsh's start
+    takes as long as carrying 4 MB, ssh's as 12 (2.3 s at 5.4 MB/s, on a busy machine) or, with its fastest cipher, 16
+    (1.7 s at 9.6 MB/s): its transfers are of ssh_bulk_bytes, the others' of bulk_bytes, those of forwards, which do not
+    log in anew, of forward_bytes.
+    """
 
     rounds: int
     long_rounds: int
     bulk_bytes: int
+    ssh_bulk_bytes: int
+    forward_bytes: int
     at_once: tuple[tuple[int, int], ...]
     boots: int
 
 
-FULL = Pace(rounds=15, long_rounds=7, bulk_bytes=32 << 20, at_once=((1, 5), (10, 3), (100, 2)), boots=5)
-QUICK = Pace(rounds=5, long_rounds=3, bulk_bytes=16 << 20, at_once=((1, 3), (10, 2), (100, 1)), boots=2)
+FULL = Pace(
+    rounds=15,
+    long_rounds=7,
+    bulk_bytes=128 << 20,
+    ssh_bulk_bytes=128 << 20,
+    forward_bytes=256 << 20,
+    at_once=((1, 5), (10, 3), (100, 2)),
+    boots=5,
+)
+QUICK = Pace(
+    rounds=5,
+    long_rounds=3,
+    bulk_bytes=64 << 20,
+    ssh_bulk_bytes=96 << 20,
+    forward_bytes=96 << 20,
+    at_once=((1, 3), (10, 2), (100, 1)),
+    boots=2,
+)
 
 
 def run_heats(track: Track, pace: Pace, tell: Tell) -> tuple[list[Series], list[str]]:
@@ -88,19 +113,6 @@ def run_heats(track: Track, pace: Pace, tell: Tell) -> tuple[list[Series], list[
     return series, failures + track.failures
 
 
-def race(
-    heat: str, sides: Sides, rounds: int, *, unit: str = SECONDS, size: int = 0, has_warm_up: bool = True
-) -> list[Series]:
-    """Runs the sides in turns, once for nothing. size: what is divided by the seconds of a throughput."""
-    values: dict[str, list[float]] = {side: [] for side in sides}
-    for number in range(0 if has_warm_up else 1, rounds + 1):
-        for side, run in sides.items():
-            seconds = run()
-            if number:
-                values[side].append(size / seconds if size else seconds)
-    return [Series(heat, side, unit, tuple(taken)) for side, taken in values.items()]
-
-
 def _race_exec(track: Track, pace: Pace) -> list[Series]:
     sides: dict[str, Callable[[], float]] = {
         VSH: lambda: time_program([*track.vsh, "--", "true"]),
@@ -116,33 +128,40 @@ def _race_exec(track: Track, pace: Pace) -> list[Series]:
 
 
 def _race_bulk_out(track: Track, pace: Pace) -> list[Series]:
-    size = pace.bulk_bytes
-    command = ["head", "-c", str(size), "/dev/zero"]
     fastest = with_cipher(track.ssh, track.fastest_cipher)
     sides = {
-        VSH: lambda: time_program([*track.vsh, "--", *command]),
-        SSH: lambda: time_program([*track.ssh, *command]),
-        FASTEST: lambda: time_program([*fastest, *command]),
-        API: lambda: track.api.time_bulk("out", size),
-        PLAIN: lambda: time_pipe(track.connect(PIPE_PORT), "out", size),
+        VSH: Transfer(lambda size: time_program([*track.vsh, "--", *plan_source(size)]), pace.bulk_bytes),
+        SSH: Transfer(lambda size: time_program([*track.ssh, *plan_source(size)]), pace.ssh_bulk_bytes),
+        FASTEST: Transfer(lambda size: time_program([*fastest, *plan_source(size)]), pace.ssh_bulk_bytes),
+        API: Transfer(lambda size: track.api.time_bulk("out", size), pace.bulk_bytes),
+        PLAIN: Transfer(lambda size: time_pipe(track.connect(PIPE_PORT), "out", size), pace.bulk_bytes),
     }
-    return race(BULK_OUT, sides, pace.long_rounds, unit=BYTES_PER_SECOND, size=size)
+    return race_transfers(BULK_OUT, sides, pace.long_rounds)
 
 
 def _race_bulk_in(track: Track, pace: Pace) -> list[Series]:
-    size = pace.bulk_bytes
-    data = track.folder / "bulk"
-    with data.open("wb") as file:
-        file.truncate(size)
     fastest = with_cipher(track.ssh, track.fastest_cipher)
+    sink = "cat >/dev/null"
+
+    def feed(*argv: str) -> Callable[[int], float]:
+        return lambda size: time_program(argv, stdin=_make_data(track.folder, size))
+
     sides = {
-        VSH: lambda: time_program([*track.vsh, "--", "sh", "-c", "cat >/dev/null"], stdin=data),
-        SSH: lambda: time_program([*track.ssh, "cat >/dev/null"], stdin=data),
-        FASTEST: lambda: time_program([*fastest, "cat >/dev/null"], stdin=data),
-        API: lambda: track.api.time_bulk("in", size),
-        PLAIN: lambda: time_pipe(track.connect(PIPE_PORT), "in", size),
+        VSH: Transfer(feed(*track.vsh, "--", "sh", "-c", sink), pace.bulk_bytes),
+        SSH: Transfer(feed(*track.ssh, sink), pace.ssh_bulk_bytes),
+        FASTEST: Transfer(feed(*fastest, sink), pace.ssh_bulk_bytes),
+        API: Transfer(lambda size: track.api.time_bulk("in", size), pace.bulk_bytes),
+        PLAIN: Transfer(lambda size: time_pipe(track.connect(PIPE_PORT), "in", size), pace.bulk_bytes),
     }
-    return race(BULK_IN, sides, pace.long_rounds, unit=BYTES_PER_SECOND, size=size)
+    return race_transfers(BULK_IN, sides, pace.long_rounds)
+
+
+def _make_data(folder: Path, size: int) -> Path:
+    """A file of so many zeros, which takes no room."""
+    path = folder / f"zeros-{size}"
+    with path.open("ab") as file:
+        file.truncate(size)
+    return path
 
 
 def _race_files(track: Track, pace: Pace) -> list[Series]:
@@ -176,49 +195,24 @@ def _race_files(track: Track, pace: Pace) -> list[Series]:
 
 
 def _race_echo(track: Track, pace: Pace) -> list[Series]:
-    """A keystroke to the guest's terminal and its echo back; each value is the median of ECHOES."""
+    """A keystroke to the guest's terminal and its echo back, in sessions that are open."""
     sessions = {
-        VSH: [*track.vsh, "-t", "--", "cat"],
-        # Over a connection that is open already there is no other echo: a ControlMaster's is left out.
-        SSH: [track.ssh[0], "-tt", *track.ssh[1:], "cat"],
+        VSH: [*track.vsh, "-t", "--", "sh", "-c", ECHOING],
+        SSH: [track.ssh[0], "-tt", *track.ssh[1:], ECHOING],
+        MASTER: [track.ssh_master[0], "-tt", *track.ssh_master[1:], ECHOING],
     }
     with contextlib.ExitStack() as stack:
         running = {side: stack.enter_context(Running(argv)) for side, argv in sessions.items()}
         sides: dict[str, Callable[[], float]] = {}
         for side, program in running.items():
             try:
-                _time_echoes(program)
+                await_echoing(program)
             except (HostError, OSError) as error:
                 # One that has no terminal is no reason not to ask the others.
                 track.failures.append(f"{ECHO}: {side}: {error}")
             else:
-                sides[side] = lambda program=program: _time_echoes(program)  # type: ignore[misc]
+                sides[side] = partial(time_echoes, program)
         return race(ECHO, sides, pace.long_rounds)
-
-
-def _time_echoes(program: Running) -> float:
-    taken = []
-    for _ in range(ECHOES):
-        started_s = time.perf_counter()
-        program.stdin.write(b"x")
-        if _read_byte(program) != b"x":
-            raise HostError("a terminal of the guest does not echo")
-        taken.append(time.perf_counter() - started_s)
-    # The line's end; its echo is not timed.
-    program.stdin.write(b"\n")
-    seen = b""
-    while seen.count(b"\n") < 2:
-        seen += _read_byte(program)
-    return statistics.median(taken)
-
-
-def _read_byte(program: Running) -> bytes:
-    if not select.select([program.stdout], [], [], ECHO_DEADLINE_S)[0]:
-        raise HostError("a terminal of the guest says nothing")
-    byte = program.stdout.read(1)
-    if not byte:
-        raise HostError("a terminal of the guest has ended")
-    return byte
 
 
 def _race_at_once(track: Track, pace: Pace) -> list[Series]:
@@ -234,7 +228,7 @@ def _race_at_once(track: Track, pace: Pace) -> list[Series]:
 
 
 def _race_forwards(track: Track, pace: Pace) -> list[Series]:
-    size = pace.bulk_bytes * 2
+    size = pace.forward_bytes
     with contextlib.ExitStack() as stack:
         to_vsock = _open_port(stack, track, f"{SINK_PORT}")
         to_tcp = _open_port(stack, track, f"localhost:{SINK_PORT}")
@@ -242,18 +236,32 @@ def _race_forwards(track: Track, pace: Pace) -> list[Series]:
         stack.callback(plain.close)
         by_ssh = _open_ssh_port(stack, track)
         direct = {
-            VSH: lambda: time_sending(_connect(to_vsock), size),
-            RAW: lambda: time_sending(track.connect(SINK_PORT), size),
+            VSH: Transfer(lambda size: time_sending(_connect(to_vsock), size), size),
+            RAW: Transfer(lambda size: time_sending(track.connect(SINK_PORT), size), size),
         }
         relayed = {
-            VSH: lambda: time_sending(_connect(to_tcp), size),
-            PLAIN: lambda: time_sending(_connect(plain.port), size),
-            SSH_FORWARD: lambda: time_sending(_connect(by_ssh), size),
+            VSH: Transfer(lambda size: time_sending(_connect(to_tcp), size), size),
+            PLAIN: Transfer(lambda size: time_sending(_connect(plain.port), size), size),
+            SSH_FORWARD: Transfer(lambda size: time_sending(_connect(by_ssh), size), min(size, pace.ssh_bulk_bytes)),
         }
         if shutil.which("socat"):
-            relayed[SOCAT] = lambda: _time_socat(track, size)
-        series = race(FORWARD_VSOCK, direct, pace.long_rounds, unit=BYTES_PER_SECOND, size=size)
-        return series + race(FORWARD_TCP, relayed, pace.long_rounds, unit=BYTES_PER_SECOND, size=size)
+            relayed[SOCAT] = Transfer(lambda size: _time_socat(track, size), size)
+        network = _open_network(stack, track, size)
+        direct |= network
+        relayed |= network
+        series = race_transfers(FORWARD_VSOCK, direct, pace.long_rounds)
+        return series + race_transfers(FORWARD_TCP, relayed, pace.long_rounds)
+
+
+def _open_network(stack: contextlib.ExitStack, track: Track, size: int) -> dict[str, Transfer]:
+    """The ceiling: TCP to such a sink with no relay in between. Nothing where there can be none."""
+    accelerator = track.machine.started.choices.accelerator.value
+    try:
+        carry = stack.enter_context(open_network(find_network(), f"{track.machine.name}-net", accelerator))
+    except VshError as error:
+        track.failures.append(f"{FORWARD_TCP}: {NETWORK}: {error.brief}")
+        return {}
+    return {NETWORK: Transfer(carry, size)}
 
 
 def _time_socat(track: Track, size: int) -> float:
@@ -369,8 +377,3 @@ def _list_host_processes(track: Track) -> Iterator[tuple[str, int]]:
 def _read_resident_mib(pid: int) -> float:
     with open(f"/proc/{pid}/status") as file:  # noqa: PTH123
         return int(file.read().partition("VmRSS:")[2].split()[0]) / 1024
-
-
-def names_of(sides: Sequence[Series]) -> list[str]:
-    """The sides, each once, in order."""
-    return list(dict.fromkeys(series.side for series in sides))

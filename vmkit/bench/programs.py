@@ -2,7 +2,7 @@
 
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -58,8 +58,11 @@ def time_pipeline(first: Sequence[str], second: Sequence[str], *, deadline_s: fl
 class Running:
     """A program that runs for as long as the block lasts."""
 
-    def __init__(self, argv: Sequence[str], *, pass_fds: Sequence[int] = ()) -> None:
+    def __init__(
+        self, argv: Sequence[str], *, pass_fds: Sequence[int] = (), env: Mapping[str, str] | None = None
+    ) -> None:
         self.argv = argv
+        self._env = env
         self._pass_fds = pass_fds
 
     def __enter__(self) -> Self:
@@ -70,6 +73,7 @@ class Running:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 pass_fds=self._pass_fds,
+                env=self._env,
                 bufsize=0,
             )
         except FileNotFoundError as error:

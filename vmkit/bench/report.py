@@ -5,14 +5,17 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from vmkit.bench.heats import AIMS
+from vmkit.bench.heats import AIMS, BULK_IN, BULK_OUT, EXEC, NETWORK, PLAIN, RAW
 from vmkit.bench.series import BYTES_PER_SECOND, HIGHER_IS_BETTER, MIB, SECONDS, Aim, Change, Outcome, Series
 from vmkit.errors import HostError
 
 PLOT_DPI = 110
+# What plots can be, with the type by which a page shows it.
+FORMATS = {"svg": "image/svg+xml", "png": "image/png"}
+RIVALS = ("ssh", "paramiko", "scp", "sftp", "socat")
 # Ours stand out from theirs; enough contrast on white and in grey.
 OURS, THEIRS, SCALE = "#1b6ca8", "#c8803c", "#8a8f98"
-SCALES = ("plain Python relay", "raw vsock")
+SCALES = (PLAIN, RAW, NETWORK)
 
 
 def render_value(value: float, unit: str) -> str:
@@ -22,6 +25,28 @@ def render_value(value: float, unit: str) -> str:
     if unit == BYTES_PER_SECOND:
         return f"{value / 1e6:.3g} MB/s"
     return f"{value:.1f} {unit}"
+
+
+def name_side(series: Series) -> str:
+    """A side's name, of a throughput with what is carried at a time."""
+    return f"{series.side} ({series.size_bytes >> 20} MiB)" if series.size_bytes else series.side
+
+
+def explain_sizes(outcome: Outcome) -> list[str]:
+    """Sentences on what is carried at a time: sides may carry different amounts, and each has a session to start."""
+    if not any(series.size_bytes for series in outcome.series):
+        return []
+    lines = ["In brackets: what a side carries at a time. Throughput is the size of each side by its own seconds."]
+    for heat, sides in _group(outcome):
+        shares = []
+        for series in sides:
+            start = outcome.find(EXEC, series.side)
+            if start is not None and series.size_bytes and series.heat in (BULK_OUT, BULK_IN):
+                share = start.median * series.median / series.size_bytes
+                shares.append(f"{series.side} {share:.0%}")
+        if shares:
+            lines.append(f"The start of a session (exec) in a transfer of {heat}: {'; '.join(shares)}.")
+    return lines
 
 
 def render_table(outcome: Outcome) -> str:
@@ -37,13 +62,14 @@ def render_table(outcome: Outcome) -> str:
             against = "" if series.unit == MIB else _render_ratio(series.median / best if best else 0.0)
             spread = f"{render_value(low, series.unit)} - {render_value(high, series.unit)}"
             median = render_value(series.median, series.unit)
-            lines.append(f"| {heat} | {series.side} | {median} | {spread} | {len(series.values)} | {against} |")
+            lines.append(f"| {heat} | {name_side(series)} | {median} | {spread} | {len(series.values)} | {against} |")
     lines += ["", "| aim | ratio | wanted | |", "| --- | --- | --- | --- |"]
     for aim in AIMS:
         ratio = aim.ratio(outcome)
         if ratio is not None:
             verdict = "met" if aim.is_met(ratio) else "**missed**"
             lines.append(f"| {_render_aim(aim)} | {ratio:.2f} | {_render_limit(aim)} | {verdict} |")
+    lines += [f"\n{line}" for line in explain_sizes(outcome)]
     lines += [f"\nNot measured: {failure}" for failure in outcome.failures]
     return "\n".join(lines) + "\n"
 
@@ -61,14 +87,19 @@ def render_changes(changes: Sequence[Change]) -> str:
     for change in sorted(changes, key=lambda change: not change.is_beyond_noise):
         verdict = ("better" if change.is_better else "worse") if change.is_beyond_noise else "within noise"
         interval = f"{change.low:.2f} to {change.high:.2f}"
+        if not change.is_repeated:
+            verdict, interval = "unknown", "measured once"
         lines.append(f"{verdict:<12} {change.heat}: {change.side}: {change.ratio:.2f} times ({interval})")
     return "\n".join(lines) + "\n"
 
 
-def write_report(outcome: Outcome, folder: Path) -> list[Path]:
-    """The table, a plot for each heat, and the page, in `folder`. Raises HostError without matplotlib."""
+def write_report(outcome: Outcome, folder: Path, *, plots_as: str = "svg") -> list[Path]:
+    """The table, a plot for each heat, and the page, in `folder`. plots_as: one of FORMATS.
+
+    Raises HostError without matplotlib.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    plots = _draw_plots(outcome, folder)
+    plots = _draw_plots(outcome, folder, plots_as)
     table = folder / "report.md"
     table.write_text(f"# vsh and ssh over the same vsock\n\n{render_facts(outcome)}\n{render_table(outcome)}")
     page = folder / "report.html"
@@ -87,7 +118,7 @@ def render_page(outcome: Outcome, plots: Sequence[Path]) -> str:
             head = f'<th rowspan="{len(sides)}">{escape(heat)}' if not index else ""
             spread = f"{render_value(low, series.unit)} &ndash; {render_value(high, series.unit)}"
             rows.append(
-                f"<tr>{head}<td>{escape(series.side)}<td class=n>{render_value(series.median, series.unit)}"
+                f"<tr>{head}<td>{escape(name_side(series))}<td class=n>{render_value(series.median, series.unit)}"
                 f"<td class=n>{spread}<td class=n>{len(series.values)}"
             )
     for aim in AIMS:
@@ -99,11 +130,13 @@ def render_page(outcome: Outcome, plots: Sequence[Path]) -> str:
                 f"<td class=n>{escape(_render_limit(aim))}<td>{verdict}"
             )
     images = "".join(
-        f'<img alt="{escape(path.stem)}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+        f'<img alt="{escape(path.stem)}" src="data:{FORMATS[path.suffix[1:]]};base64,'
+        f'{base64.b64encode(path.read_bytes()).decode()}">'
         for path in plots
     )
+    sizes = "".join(f"<p>{escape(line)}" for line in explain_sizes(outcome))
     failures = "".join(f"<p>Not measured: {escape(failure)}" for failure in outcome.failures)
-    return _PAGE.format(facts=facts, rows="".join(rows), aims="".join(aims), images=images, failures=failures)
+    return _PAGE.format(facts=facts, rows="".join(rows), aims="".join(aims), images=images, failures=sizes + failures)
 
 
 def _group(outcome: Outcome) -> list[tuple[str, list[Series]]]:
@@ -128,15 +161,17 @@ def _render_limit(aim: Aim) -> str:
     return f"at {'most' if aim.is_ceiling else 'least'} {aim.limit:g}"
 
 
-def _draw_plots(outcome: Outcome, folder: Path) -> list[Path]:
+def _draw_plots(outcome: Outcome, folder: Path, plots_as: str) -> list[Path]:
     try:
         import matplotlib as mpl  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise HostError("plots need matplotlib", hint="pip install 'vmkit-vsh[bench]'") from error
     mpl.use("Agg")
+    # The same figures make the same file.
+    mpl.rcParams["svg.hashsalt"] = "vmkit"
     paths = []
     for heat, sides in _group(outcome):
-        path = folder / f"{heat.replace(' ', '-')}.png"
+        path = folder / f"{heat.replace(' ', '-')}.{plots_as}"
         _draw(heat, sides, path)
         paths.append(path)
     return paths
@@ -145,10 +180,10 @@ def _draw_plots(outcome: Outcome, folder: Path) -> list[Path]:
 def _draw(heat: str, sides: Sequence[Series], path: Path) -> None:
     """Medians with quartile whiskers and every value as a dot: bars, or marks on a logarithmic axis where far apart."""
     from matplotlib import pyplot  # noqa: PLC0415 - see above
-    from matplotlib.ticker import FuncFormatter  # noqa: PLC0415
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: PLC0415
 
     unit = sides[0].unit
-    factor, label = {SECONDS: (1e3, "ms"), BYTES_PER_SECOND: (1e-6, "MB/s")}.get(unit, (1.0, unit))
+    factor, label = choose_scale(sides)
     figure, axes = pyplot.subplots(figsize=(8, 0.9 + 0.5 * len(sides)))
     medians = [series.median * factor for series in sides]
     is_wide = min(medians) > 0 and max(medians) / min(medians) > 12
@@ -157,18 +192,22 @@ def _draw(heat: str, sides: Sequence[Series], path: Path) -> None:
         whiskers = [[max(0.0, medians[row] - low)], [max(0.0, high - medians[row])]]
         if is_wide:
             # A bar's length says nothing on a logarithmic axis, which has no zero to begin at.
-            axes.plot(medians[row], row, "D", color=_choose_color(series.side), ms=9)
+            axes.plot(medians[row], row, "D", color=choose_color(series.side), ms=9)
         else:
-            axes.barh(row, medians[row], color=_choose_color(series.side), height=0.62, alpha=0.85)
+            axes.barh(row, medians[row], color=choose_color(series.side), height=0.62, alpha=0.85)
         axes.errorbar(medians[row], row, xerr=whiskers, color="#222222", capsize=3, linewidth=1)
         axes.plot([value * factor for value in series.values], [row] * len(series.values), ".", color="#222222", ms=3)
-        text = f"  {render_value(series.median, unit)}"
-        right = max(value * factor for value in series.values)
-        axes.text(max(right, high), row, text, va="center", fontsize=8)
-    axes.set_yticks(range(len(sides)), [series.side for series in sides], fontsize=9)
+        right = max(high, *(value * factor for value in series.values))
+        # Behind the mark, however large that is on this axis.
+        text = render_value(series.median, unit)
+        axes.annotate(text, (right, row), xytext=(8, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set_yticks(range(len(sides)), [name_side(series) for series in sides], fontsize=9)
     axes.set_ylim(len(sides) - 0.5, -0.5)
     if is_wide:
         axes.set_xscale("log")
+        # Several numbers also where the axis spans hardly a power of ten.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.grid(axis="x", color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
@@ -181,14 +220,23 @@ def _draw(heat: str, sides: Sequence[Series], path: Path) -> None:
     for spine in ("top", "right"):
         axes.spines[spine].set_visible(False)
     figure.tight_layout()
-    figure.savefig(path, dpi=PLOT_DPI)
+    figure.savefig(path, dpi=PLOT_DPI, metadata={"Date": None} if path.suffix == ".svg" else {})
     pyplot.close(figure)
 
 
-def _choose_color(side: str) -> str:
+def choose_scale(sides: Sequence[Series]) -> tuple[float, str]:
+    """By what figures are multiplied on an axis, and the unit they have then."""
+    unit = sides[0].unit
+    if unit == SECONDS:
+        return (1.0, "s") if max(series.median for series in sides) >= 1 else (1e3, "ms")
+    return (1e-6, "MB/s") if unit == BYTES_PER_SECOND else (1.0, unit)
+
+
+def choose_color(side: str) -> str:
+    """Ours, theirs, or what both are measured by."""
     if side in SCALES:
         return SCALE
-    return OURS if "vsh" in side else THEIRS
+    return THEIRS if "vsh" not in side and any(word in side for word in RIVALS) else OURS
 
 
 _PAGE = """<!doctype html>
@@ -206,6 +254,8 @@ third quartile.
 <h2>Where and with what</h2><table>{facts}</table>
 <h2>Aims</h2><table><tr><th>ratio of medians<th>here<th>wanted<th>{aims}</table>
 <h2>Figures</h2><table><tr><th>heat<th>side<th>median<th>spread<th>n{rows}</table>{failures}
-<h2>Plots</h2>{images}
+<h2>Plots</h2>
+<p>Bars, or marks on a logarithmic axis, are medians, whiskers quartiles, dots single rounds. Blue is this project's,
+ochre its rivals', grey what both are measured by.{images}
 </html>
 """

@@ -23,13 +23,14 @@ HIGHER_IS_BETTER = frozenset((BYTES_PER_SECOND,))
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One side of one heat."""
+    """One side of one heat. size_bytes: what each value of a throughput has carried; 0: it is none."""
 
     heat: str
     side: str
     unit: str
     values: tuple[float, ...]
     note: str = ""
+    size_bytes: int = 0
 
     @property
     def median(self) -> float:
@@ -95,6 +96,7 @@ def read_outcome(path: Path) -> Outcome:
                 str(entry["unit"]),
                 tuple(map(float, entry["values"])),
                 str(entry.get("note", "")),
+                int(entry.get("size_bytes", 0)),
             )
             for entry in data["series"]
         )
@@ -111,7 +113,10 @@ def read_outcome(path: Path) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What became of a side between two runs: the ratio of medians (new over old) and its interval of confidence."""
+    """What became of a side between two runs: the ratio of medians (new over old) and its interval of confidence.
+
+    is_repeated: whether both runs have measured it more than once; else nothing is known of its noise.
+    """
 
     heat: str
     side: str
@@ -119,10 +124,11 @@ class Change:
     ratio: float
     low: float
     high: float
+    is_repeated: bool = True
 
     @property
     def is_beyond_noise(self) -> bool:
-        return not self.low <= 1.0 <= self.high
+        return self.is_repeated and not self.low <= 1.0 <= self.high
 
     @property
     def is_better(self) -> bool:
@@ -137,8 +143,16 @@ def compare(old: Outcome, new: Outcome) -> list[Change]:
         if before is None or before.unit != series.unit or before.median <= 0:
             continue
         low, high = _resample(before.values, series.values)
-        changes.append(Change(series.heat, series.side, series.unit, series.median / before.median, low, high))
+        ratio = series.median / before.median
+        is_repeated = min(len(before.values), len(series.values)) > 1
+        changes.append(Change(series.heat, series.side, series.unit, ratio, low, high, is_repeated))
     return changes
+
+
+def find_other_sizes(old: Outcome, new: Outcome) -> list[str]:
+    """The heats in which sides carry more or less at a time than they did."""
+    pairs = ((old.find(series.heat, series.side), series) for series in new.series)
+    return list(dict.fromkeys(now.heat for before, now in pairs if before and before.size_bytes != now.size_bytes))
 
 
 def _resample(old: tuple[float, ...], new: tuple[float, ...]) -> tuple[float, float]:

@@ -66,12 +66,11 @@ def open_track(*, accelerator: str | None = None) -> Iterator[Track]:
             raise HostError("the machine of the race is gone")
         access = prepare_access(entry)
         address = address_of(entry)
-        start = START.format(str(Path(__file__).resolve().parents[2]))
-        vsh = (sys.executable, "-I", "-S", "-c", start, f"--vm_name={machine.name}")
+        vsh = plan_vsh(machine.name)
         ssh = ("ssh", "-F", str(access.config), "-o", "ControlMaster=no")
         master = _open_master(stack, access, folder)
         for script, words in ((SINK, [SINK_PORT]), (RELAY, [RELAY_PORT, SINK_PORT]), (PIPE, [PIPE_PORT])):
-            _start_script(stack, vsh, script, words)
+            start_script(stack, vsh, script, words)
         paramiko = None
         with contextlib.suppress(HostError):
             paramiko = ParamikoGuest(address, access)
@@ -111,7 +110,14 @@ def _open_master(stack: contextlib.ExitStack, access: Access, folder: Path) -> t
         time.sleep(0.1)
 
 
-def _start_script(stack: contextlib.ExitStack, vsh: Sequence[str], script: str, words: Sequence[int]) -> None:
+def plan_vsh(machine: str) -> tuple[str, ...]:
+    """The words of vsh's client of this very checkout, before those of a session."""
+    start = START.format(str(Path(__file__).resolve().parents[2]))
+    return (sys.executable, "-I", "-S", "-c", start, f"--vm_name={machine}")
+
+
+def start_script(stack: contextlib.ExitStack, vsh: Sequence[str], script: str, words: Sequence[int]) -> None:
+    """A script of vmkit.bench.sinks in a guest, for as long as the stack lasts; it listens. Raises HostError."""
     argv = [*vsh, "--", "python3", "-I", "-S", "-c", script, *map(str, words)]
     running = stack.enter_context(Running(argv))
     if running.stdout.readline() != b"up\n":

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from vmkit.bench.series import Outcome, compare, read_outcome, render_outcome
+from vmkit.bench.series import Outcome, compare, find_other_sizes, read_outcome, render_outcome
 
 RESULTS = "vmkit-bench"
 
 
 @click.group("bench", invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--quick", is_flag=True, help="Fewer rounds of less: minutes instead of a quarter of an hour under TCG.")
+@click.option("--quick", is_flag=True, help="Fewer rounds of less: minutes instead of a third of an hour under TCG.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file to write [default: vmkit-bench/DATE.json].")
 @click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", help="As for up.")
 @click.pass_context
@@ -41,13 +41,21 @@ def bench(context: click.Context, *, quick: bool, out: Path | None, accel: str) 
 @bench.command("report")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--to", "folder", type=click.Path(path_type=Path, file_okay=False), help="Folder [default: beside FILE].")
-def report(*, file: Path, folder: Path | None) -> None:
+@click.option(
+    "--format",
+    "plots_as",
+    type=click.Choice(["svg", "png"]),
+    default="svg",
+    show_default=True,
+    help="What the plots are, in the page and beside it.",
+)
+def report(*, file: Path, folder: Path | None, plots_as: str) -> None:
     """Make a table, plots and an HTML page of a run's figures."""
     from vmkit.bench.report import render_table, write_report  # noqa: PLC0415
 
     outcome = read_outcome(file)
     print(render_table(outcome))
-    paths = write_report(outcome, folder or file.with_suffix(""))
+    paths = write_report(outcome, folder or file.with_suffix(""), plots_as=plots_as)
     _tell(f"open {paths[0]}")
 
 
@@ -62,6 +70,8 @@ def compare_(*, old: Path, new: Path) -> None:
     for name in ("processor", "accelerator", "backend", "guest kernel", "QEMU"):
         if before.facts.get(name) != after.facts.get(name):
             _tell(f"not alike: {name}: {before.facts.get(name)} and {after.facts.get(name)}")
+    for heat in find_other_sizes(before, after):
+        _tell(f"not alike: {heat}: transfers are of other sizes, and so is what of them is the start of a session")
     print(render_changes(compare(before, after)), end="")
 
 

@@ -38,6 +38,8 @@ COMMAND_TIMEOUT_S = 20.0
 NOT_FOUND, NOT_EXECUTABLE, SIGNALLED = 127, 126, 128
 # For commands, in place of an address: "[${VMKIT_PREFIX}::3]:80".
 VARIABLE = "VMKIT_PREFIX"
+# Words before a command: root of a network namespace of its own, with nothing in it.
+ENTER = ("unshare", "--user", "--map-root-user", "--net", "--")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +75,8 @@ def run_mapped(mapping: Mapping) -> int:
 
 def _enter(mapping: Mapping) -> NoReturn:
     """Goes on as main() in a namespace of its own. Raises HostError when there can be none."""
-    enter = ["unshare", "--user", "--map-root-user", "--net", "--"]
     try:
-        run([*enter, "true"], timeout_s=COMMAND_TIMEOUT_S, package="util-linux")
+        run([*ENTER, "true"], timeout_s=COMMAND_TIMEOUT_S, package="util-linux")
     except CommandError as error:
         raise HostError(
             "this host does not let you make a network namespace",
@@ -83,11 +84,15 @@ def _enter(mapping: Mapping) -> NoReturn:
             hint="sysctl kernel.unprivileged_userns_clone, ...apparmor_restrict_unprivileged_userns; or --host-wide",
         ) from error
     words = [render_prefix(mapping.prefix), str(mapping.uid), str(mapping.gid), *mapping.command]
-    environment = render_environment(os.environ)
-    # In the namespace we are root, whose runtime directory is another one.
-    environment["VMKIT_RUNTIME_DIR"] = str(open_runtime_directory())
-    argv = [*enter, sys.executable, "-P", "-m", "vmkit.forward.namespace", *words]
+    environment = render_entry_environment()
+    argv = [*ENTER, sys.executable, "-P", "-m", "vmkit.forward.namespace", *words]
     os.execvpe(argv[0], argv, environment)  # noqa: S606 - nothing of us is needed any more
+
+
+def render_entry_environment() -> dict[str, str]:
+    """The environment in which a program of ours behind ENTER finds this vmkit and its machines."""
+    # In the namespace we are root, whose runtime directory is another one.
+    return {**render_environment(os.environ), "VMKIT_RUNTIME_DIR": str(open_runtime_directory())}
 
 
 def _serve(mapping: Mapping) -> int:
@@ -106,15 +111,15 @@ def _set_up(mapping: Mapping) -> Iterator[Service]:
     set_up, take_down = plan_commands(mapping.prefix)
     with contextlib.ExitStack() as stack:
         if not mapping.is_host_wide:
-            _run_tool(["ip", "link", "set", "lo", "up"])
+            run_tool(["ip", "link", "set", "lo", "up"])
         service = stack.enter_context(Service(_find_nobody, [forward], tell=_tell))
         port = int(service.listening[0].rpartition(":")[2])
         if mapping.is_host_wide:
             for argv in take_down:
                 stack.callback(_run_quietly, argv)
         for argv in set_up:
-            _run_tool(argv)
-        _run_tool(["nft", "-f", "-"], render_rules(mapping.prefix, port))
+            run_tool(argv)
+        run_tool(["nft", "-f", "-"], render_rules(mapping.prefix, port))
         yield service
 
 
@@ -152,16 +157,20 @@ def _reset_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def _run_tool(argv: Sequence[str], text: str = "") -> None:
+def run_tool(argv: Sequence[str], text: str = "") -> None:
+    """Runs ip or nft, with `text` as its input. Raises HostError, CommandError."""
     package = {"ip": "iproute2", "nft": "nftables"}[argv[0]]
-    # They are administrators' tools, and a user's PATH may not have their folder.
-    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-    run(argv, timeout_s=COMMAND_TIMEOUT_S, stdin=text.encode(), env={**os.environ, "PATH": path}, package=package)
+    run(argv, timeout_s=COMMAND_TIMEOUT_S, stdin=text.encode(), env=render_tools_environment(), package=package)
+
+
+def render_tools_environment() -> dict[str, str]:
+    """The environment in which these are found: administrators' tools, whose folder a user's PATH may not have."""
+    return {**os.environ, "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"}
 
 
 def _run_quietly(argv: Sequence[str]) -> None:
     with contextlib.suppress(VshError):
-        _run_tool(argv)
+        run_tool(argv)
 
 
 def _find_nobody() -> NoReturn:

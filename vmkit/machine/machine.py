@@ -39,6 +39,7 @@ class Machine:
 
     root: an ext4 instead of the image's disk. disks: files the guest has as disks and may read; rwdisks: may write,
     after those. gdb_port: gdb's remote protocol on this port of the host's loopback. cpu: as QEMU's -cpu.
+    netdev: a network device, by QEMU's -netdev without an id (otherwise there is none).
     """
 
     def __init__(  # noqa: PLR0913  (a machine is its options)
@@ -60,6 +61,7 @@ class Machine:
         rwdisks: Sequence[str | Path] = (),
         gdb_port: int | None = None,
         cpu: str | None = None,
+        netdev: str | None = None,
     ) -> None:
         self.spec = MachineSpec(
             image=image,
@@ -77,6 +79,7 @@ class Machine:
             disks=make_disks(disks, rwdisks),
             gdb_port=gdb_port,
             cpu=cpu,
+            netdev=netdev,
         )
         self._started: Started | None = None
 

@@ -68,6 +68,7 @@ class Hardware:
     disks: tuple[DiskSpec, ...] = ()
     gdb_port: int | None = None
     cpu: str | None = None
+    netdev: str | None = None
     nested: bool = False
 
 
@@ -128,7 +129,7 @@ def render_kernel_command_line(hardware: Hardware) -> str:
 
 
 def plan_qemu(hardware: Hardware) -> QemuPlan:
-    """QEMU's argv (paused, no display, no network, no disk but those asked for), and the vsock device to plug."""
+    """QEMU's argv (paused, no display, no network and no disk but those asked for), and the vsock device to plug."""
     return QemuPlan(
         argv=(
             hardware.qemu,
@@ -146,6 +147,7 @@ def plan_qemu(hardware: Hardware) -> QemuPlan:
             *_plan_memory(hardware),
             "-device", f"pcie-root-port,id={ROOT_PORT_ID},slot=1",
             *_plan_disks(hardware),
+            *_plan_network(hardware),
             # Loopback alone: whoever reaches it owns the guest.
             *(() if hardware.gdb_port is None else ("-gdb", f"tcp:127.0.0.1:{hardware.gdb_port}")),
             "-chardev", CONSOLE_CHARDEV, "-serial", "chardev:console",
@@ -191,6 +193,13 @@ def _plan_disks(hardware: Hardware) -> tuple[str, ...]:
         # As JSON, where a path may hold commas.
         words += ["-blockdev", json.dumps(blockdev), "-device", f"virtio-blk-pci,drive=disk{number},serial={serial}"]
     return tuple(words)
+
+
+def _plan_network(hardware: Hardware) -> tuple[str, ...]:
+    if hardware.netdev is None:
+        return ()
+    # Without the firmware to boot from a network, which not every host has.
+    return ("-netdev", f"{hardware.netdev},id=net0", "-device", "virtio-net-pci,netdev=net0,romfile=")
 
 
 def _plan_memory(hardware: Hardware) -> tuple[str, ...]:

@@ -68,7 +68,9 @@ class MachineSpec:
     """One machine as asked for; None means: let vmkit choose, and say what it chose.
 
     root replaces the disk of an image whose root is one. disks are the guest's disks after that, in their order.
-    gdb_port: a TCP port of the host's loopback. cpu: a model and features, as QEMU's -cpu has them.
+    gdb_port: a TCP port of the host's loopback. cpu: a model and features, as QEMU's -cpu has them. netdev: gives the
+    guest a network device with this behind it, as QEMU's -netdev has it, without an id: for measuring against, and so
+    no option of the command line.
     """
 
     image: str = "tiny"
@@ -87,6 +89,7 @@ class MachineSpec:
     disks: tuple[DiskSpec, ...] = ()
     gdb_port: int | None = None
     cpu: str | None = None
+    netdev: str | None = None
 
     def __post_init__(self) -> None:
         if self.name is not None:

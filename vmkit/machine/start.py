@@ -169,6 +169,7 @@ def plan_hardware(spec: MachineSpec, choices: Choices, name: str, cid: int, dire
         disks=spec.disks,
         gdb_port=spec.gdb_port,
         cpu=spec.cpu,
+        netdev=spec.netdev,
         nested=choices.nested,
     )
 

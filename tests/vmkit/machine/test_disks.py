@@ -59,15 +59,16 @@ def test_port_in_use_is_named() -> None:
     check_gdb_port(port)
 
 
-def test_qemu_is_given_disks_and_port(boot: Boot, image: BuiltImage, tmp_path: Path) -> None:
+def test_qemu_is_given_disks_port_and_network(boot: Boot, image: BuiltImage, tmp_path: Path) -> None:
     (tmp_path / "d").write_bytes(bytes(512))
     disks = (DiskSpec(tmp_path / "d"), DiskSpec(tmp_path / "d"))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    started = boot("ready", disks=disks, gdb_port=port, cpu="qemu64")
+    started = boot("ready", disks=disks, gdb_port=port, cpu="qemu64", netdev="user")
     argv = (started.directory / "argv.txt").read_text()
     assert f"-gdb tcp:127.0.0.1:{port}" in argv
     assert "-cpu qemu64" in argv
+    assert "-netdev user,id=net0" in argv
     assert argv.splitlines()[0].count("virtio-blk-pci") == 2
     (machine,) = read_machines()
     assert machine.record["gdb_port"] == port

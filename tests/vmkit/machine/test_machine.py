@@ -32,8 +32,8 @@ def test_arguments_become_a_spec() -> None:
     ).spec
     assert (spec.image, spec.name, spec.cid, spec.memory_mib, spec.cpus) == ("mine", "m", 9, 1024, 2)
     assert (spec.accelerator, spec.backend, spec.kernel, spec.append) == (None, Backend.VHOST, Path("/k"), "x")
-    spec = vmkit.Machine(root="/r", disks=["/a"], rwdisks=["/b"], gdb_port=1234, cpu="qemu64,-cx16").spec
-    assert (spec.root, spec.gdb_port, spec.cpu) == (Path("/r"), 1234, "qemu64,-cx16")
+    spec = vmkit.Machine(root="/r", disks=["/a"], rwdisks=["/b"], gdb_port=1234, cpu="qemu64,-cx16", netdev="user").spec
+    assert (spec.root, spec.gdb_port, spec.cpu, spec.netdev) == (Path("/r"), 1234, "qemu64,-cx16", "user")
     assert [(disk.path, disk.mode.value) for disk in spec.disks] == [(Path("/a"), "ro"), (Path("/b"), "rw")]
     assert vmkit.Machine(accelerator="kvm", memory=512).spec.accelerator is Accelerator.KVM
 

@@ -61,6 +61,13 @@ def test_user_backend_plugs_a_chardev_on_a_passed_descriptor() -> None:
     assert device.arguments["driver"] == "vhost-user-vsock-pci"
 
 
+def test_network_is_there_when_asked_for_alone() -> None:
+    argv = plan_qemu(replace(HARDWARE, netdev="tap,ifname=tap0,script=no")).argv
+    assert argv[argv.index("-netdev") + 1] == "tap,ifname=tap0,script=no,id=net0"
+    assert "virtio-net-pci,netdev=net0,romfile=" in argv
+    assert "net" not in " ".join(plan_qemu(HARDWARE).argv)
+
+
 def test_kvm_uses_the_hosts_processor() -> None:
     argv = plan_qemu(replace(HARDWARE, accelerator=Accelerator.KVM)).argv
     assert argv[argv.index("-accel") + 1] == "kvm"

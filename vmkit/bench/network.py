@@ -1,0 +1,101 @@
+"""A virtual network to a machine of the race's own: the ceiling of its forwards, for machines that have no network.
+
+Best is a TAP device, the host's kernel on one side and QEMU's virtio-net on the other, in a network namespace that
+takes no privilege and is gone with its process; where the host does not let us, QEMU's user-mode network (slirp), a TCP
+stack in QEMU itself, with a port of loopback. Neither touches the host's network. What is in the namespace is another
+process, vmkit.bench.__main__: it has the machine, and does the sending.
+"""
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from vmkit.bench.programs import Running
+from vmkit.errors import CommandError, HostError
+from vmkit.forward.namespace import ENTER, render_entry_environment, render_tools_environment
+from vmkit.run import run
+
+# slirp's own numbers, so that the guest is set up the same way for both.
+HOST_ADDRESS, GUEST_ADDRESS, PREFIX_BITS = "10.0.2.2", "10.0.2.15", 24
+TAP = "vmkit0"
+PROBE_TIMEOUT_S = 20.0
+# What ends a machine has deadlines of its own, all together shorter than this.
+END_DEADLINE_S = 20.0
+
+
+class Kind(StrEnum):
+    """What is behind the guest's network device."""
+
+    TAP = "tap"
+    SLIRP = "slirp"
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What this host lets us have; reason: why it is not the better one."""
+
+    kind: Kind
+    reason: str = ""
+
+    def render(self) -> str:
+        """For people who read the figures."""
+        if self.kind is Kind.TAP:
+            return "a TAP in a network namespace, virtio-net in QEMU (no vhost-net), 1500 bytes of MTU, offloads on"
+        return f"QEMU's user-mode network (slirp): no TAP ({self.reason})"
+
+
+def plan_tap() -> list[list[str]]:
+    """The commands that make the host's end, inside the namespace."""
+    return [
+        ["ip", "tuntap", "add", "dev", TAP, "mode", "tap"],
+        ["ip", "addr", "add", f"{HOST_ADDRESS}/{PREFIX_BITS}", "dev", TAP],
+        ["ip", "link", "set", TAP, "up"],
+    ]
+
+
+def find_network() -> Network:
+    """By making a TAP in a namespace that is thrown away."""
+    make, *_ = plan_tap()
+    try:
+        run([*ENTER, *make], timeout_s=PROBE_TIMEOUT_S, env=render_tools_environment())
+    except CommandError as error:
+        return Network(Kind.SLIRP, error.details.splitlines()[-1])
+    except HostError as error:
+        return Network(Kind.SLIRP, error.brief)
+    return Network(Kind.TAP)
+
+
+@contextlib.contextmanager
+def open_network(network: Network, name: str, accelerator: str) -> Iterator[Callable[[int], float]]:
+    """A machine of that name with a network; gives what sends so many bytes to its sink by TCP, and says the seconds.
+
+    Raises HostError, then and when it sends.
+    """
+    enter = ENTER if network.kind is Kind.TAP else ()
+    argv = [*enter, sys.executable, "-P", "-m", "vmkit.bench", network.kind.value, name, accelerator]
+    with Running(argv, env=render_entry_environment()) as running:
+        try:
+            if (answer := _read_answer(running)) != "up":
+                raise HostError(answer)
+            yield lambda size: _ask(running, size)
+        finally:
+            # Says that nothing more is wanted, also when we are killed.
+            running.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running.process.wait(END_DEADLINE_S)
+
+
+def _ask(running: Running, size: int) -> float:
+    running.stdin.write(f"{size}\n".encode())
+    answer = _read_answer(running)
+    try:
+        return float(answer)
+    except ValueError as error:
+        raise HostError(answer) from error
+
+
+def _read_answer(running: Running) -> str:
+    return running.stdout.readline().decode(errors="replace").strip() or "the machine with a network has ended"
