@@ -51,20 +51,23 @@ class HostMachine:
         result = self.run("tar", "-x", "--no-same-owner", "-C", "/", input=packed.getvalue(), timeout_s=COPY_TIMEOUT_S)
         assert result.exit == 0, result.stderr.decode()
 
-    def get(self, source: str, target: Path) -> None:
-        """Copies a file or a folder to below the folder target."""
+    def get(self, source: str, target: Path, *exclude: str) -> None:
+        """Copies a file or a folder to below the folder target, without sockets and what has a name in `exclude`."""
         folder, name = os.path.split(source.rstrip("/"))
-        words = ["tar", "-c", "--warning=no-file-changed", "--exclude=*.sock*", "-C", folder, name]
+        patterns = [f"--exclude={pattern}" for pattern in ("*.sock*", *exclude)]
+        words = ["tar", "-c", "--warning=no-file-changed", *patterns, "-C", folder, name]
         packed = self.run(*words, timeout_s=COPY_TIMEOUT_S).stdout
         target.mkdir(parents=True, exist_ok=True)
         with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
             tar.extractall(target, filter="data")
 
     def save_evidence(self, target: Path) -> None:
-        """The logs of its machines: those that run, and those that ended badly."""
+        """The logs of its machines, those that run and those that ended badly, and its kernel's. No token of any."""
         for folder in (f"{RUNTIME}/machines", STATE):
             if self.run("test", "-d", folder).exit == 0:
-                self.get(folder, target)
+                self.get(folder, target, "token")
+        target.mkdir(parents=True, exist_ok=True)
+        (target / f"{NAME}.dmesg").write_bytes(self.run("dmesg").stdout)
 
     def end_machines(self) -> None:
         """Kills every machine in it."""

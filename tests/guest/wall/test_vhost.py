@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.conftest import EVIDENCE
 from tests.guest.host_machine import INNER_TIMEOUT_S, HostMachine
 from tests.guest.wall.ledger import LEDGER
 from tests.guest.wall.scene import (
@@ -83,8 +82,6 @@ def start_guest(host: HostMachine, scene: Scene, cid: int, folder: Path) -> None
     recipe = ship_image(host, scene, folder)
     words = ["vmkit", "up", recipe, "--backend", "vhost", "--cid", str(cid), "--name", name_of(scene)]
     result = host.run(*words, "--timeout", str(INNER_TIMEOUT_S), timeout_s=INNER_TIMEOUT_S + 60)
-    if result.exit != 0:
-        host.save_evidence(EVIDENCE / "wall-vhost")
     assert result.exit == 0, result.stderr.decode()
 
 
