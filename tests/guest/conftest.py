@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.host_machine import CID, MEMORY, NAME, HostMachine
+from tests.guest.host_machine import CID, MEMORY, NAME, HostMachine, write_recipe
 from vmkit.machine import stop
 from vmkit.machine.launch import Layout
 from vmkit.machine.machine import Machine
@@ -142,7 +142,8 @@ def up(built: None, vmkit: Run) -> Iterator[Run]:
 @pytest.fixture(scope="session")
 def host_machine(folders: Path) -> Iterator[HostMachine]:
     """A Linux host of our own with /dev/vhost-vsock and AF_VSOCK, and tiny built in it; for the whole run."""
-    with Machine("host", name=NAME, cid=CID, memory=MEMORY, accelerator="tcg", backend="user") as machine:
+    image = str(write_recipe(folders))
+    with Machine(image, name=NAME, cid=CID, memory=MEMORY, accelerator="tcg", backend="user") as machine:
         yield HostMachine(machine)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.host_machine import INNER_TIMEOUT_S, HostMachine
+from tests.guest.host_machine import INNER_TIMEOUT_S, NAME, HostMachine
 from tests.guest.wall.ledger import LEDGER
 from tests.guest.wall.scene import (
     ALL,
@@ -27,7 +27,9 @@ from vmkit.image.build import build_image
 from vmkit.image.cache import Cache, find_cache_dir
 from vmkit.image.config import load_image
 from vmkit.image.packages import make_request
+from vmkit.image.wall import LOOPBACK_MODULE
 from vsh.client import Result
+from vsh.registry import find_machine
 
 # Each is one of the CIDs that the other tries; those of `make wall-full` come one by one to the third.
 CIDS = {ALL: 3, NONE: 4}
@@ -96,6 +98,14 @@ def ship_image(host: HostMachine, scene: Scene, folder: Path) -> str:
     recipe.write_text(recipe.read_text().replace(str(INSIDE), f"{FOLDER}/inside"))
     host.put(recipe, f"{FOLDER}/{recipe.name}")
     return f"{FOLDER}/{recipe.name}"
+
+
+def test_host_vm_is_a_plain_host(host: HostMachine) -> None:
+    """Whatever other tests did there: its own layers are up, and nothing connects it to itself."""
+    machine = find_machine(name=NAME)
+    assert machine is not None
+    assert machine.record["wall"] == {"transport": "on", "daemon": "on", "kernel": "on"}
+    assert LOOPBACK_MODULE not in host.check("cat", "/proc/modules")
 
 
 def test_every_attempt_ends_as_the_table_says(guest: Guest) -> None:
