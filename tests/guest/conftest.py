@@ -1,7 +1,7 @@
 """The ladder to a real machine: own directories -> built image -> booted -> ready; what fails leaves its evidence.
 
 Every machine of a test is killed at its end. When a test fails, the console, the QMP log, the argv and the other logs
-of every machine it had are copied to test-evidence/TEST/ first.
+of every machine it had are copied to test-evidence/TEST/ first, those of the machines in the host VM included.
 """
 
 import os
@@ -9,16 +9,18 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.guest.host_machine import CID, MEMORY, NAME, HostMachine
+from tests.guest.host_machine import CID, MEMORY, NAME, HostMachine, write_recipe
 from vmkit.machine import stop
 from vmkit.machine.launch import Layout
 from vmkit.machine.machine import Machine
+from vsh.errors import VshError
 from vsh.registry import read_machines
 
 EVIDENCE = Path(__file__).parents[2] / "test-evidence"
@@ -36,23 +38,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = yield
-    if report.when == "call" and report.failed:
-        save_evidence(re.sub(r"[^A-Za-z0-9_.-]+", "_", item.name))
+    if report.when != "teardown" and report.failed:
+        folder = find_evidence(item)
+        save_evidence(folder)
+        host = getattr(item, "funcargs", {}).get("host_machine")
+        if host is not None:
+            try:
+                host.save_evidence(folder)
+            except (VshError, OSError, tarfile.TarError) as error:
+                report.sections.append(("evidence of the host VM", f"could not be had: {error}"))
     return report
 
 
-def save_evidence(name: str) -> None:
+def find_evidence(item: pytest.Item) -> Path:
+    """The folder for what a failed test leaves."""
+    return EVIDENCE / re.sub(r"[^A-Za-z0-9_.-]+", "_", item.name)
+
+
+def save_evidence(folder: Path) -> None:
     """Copies the logs of the running machines and of those that ended badly."""
-    folders = {machine.name: Path(machine.directory) for machine in read_machines()}
+    sources = {machine.name: Path(machine.directory) for machine in read_machines()}
     state = Path(os.environ.get("VMKIT_STATE_DIR", "/nonexistent"))
     if state.is_dir():
-        folders |= {f"{path.name}.ended": path for path in state.iterdir()}
-    for label, folder in folders.items():
-        target = EVIDENCE / name / label
+        sources |= {f"{path.name}.ended": path for path in state.iterdir()}
+    for label, source in sources.items():
+        target = folder / label
         target.mkdir(parents=True, exist_ok=True)
         for log in Layout.LOGS:
-            if (folder / log).exists():
-                shutil.copyfile(folder / log, target / log)
+            if (source / log).exists():
+                shutil.copyfile(source / log, target / log)
 
 
 @pytest.fixture(scope="session")
@@ -128,7 +142,8 @@ def up(built: None, vmkit: Run) -> Iterator[Run]:
 @pytest.fixture(scope="session")
 def host_machine(folders: Path) -> Iterator[HostMachine]:
     """A Linux host of our own with /dev/vhost-vsock and AF_VSOCK, and tiny built in it; for the whole run."""
-    with Machine("host", name=NAME, cid=CID, memory=MEMORY, accelerator="tcg", backend="user") as machine:
+    image = str(write_recipe(folders))
+    with Machine(image, name=NAME, cid=CID, memory=MEMORY, accelerator="tcg", backend="user") as machine:
         yield HostMachine(machine)
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.conftest import EVIDENCE
 from tests.guest.host_machine import INNER_TIMEOUT_S, HostMachine
 
 PATIENT_S = 120.0
@@ -24,8 +23,6 @@ def inner(host_machine: HostMachine) -> Iterator[HostMachine]:
     """The host VM with a machine of tiny in it, CID 3, on the backend vhost."""
     words = ["vmkit", "up", "--backend", "vhost", "--json", "--timeout", str(INNER_TIMEOUT_S)]
     result = host_machine.run(*words, timeout_s=INNER_TIMEOUT_S + 60)
-    if result.exit != 0:
-        host_machine.save_evidence(EVIDENCE / "nested")
     assert result.exit == 0, result.stderr.decode()
     told = json.loads(result.stdout)
     print(f"nested: the inner machine was ready after {told['seconds']} s")
@@ -33,14 +30,6 @@ def inner(host_machine: HostMachine) -> Iterator[HostMachine]:
     assert (told["cid"], told["backend"], told["accelerator"]) == (3, "vhost", "kvm")
     yield host_machine
     host_machine.end_machines()
-
-
-@pytest.fixture(autouse=True)
-def evidence(request: pytest.FixtureRequest) -> Iterator[None]:
-    failed = request.session.testsfailed
-    yield
-    if request.session.testsfailed > failed and "inner" in request.fixturenames:
-        request.getfixturevalue("inner").save_evidence(EVIDENCE / request.node.name)
 
 
 def test_files_go_in_and_out(host_machine: HostMachine, tmp_path: Path) -> None:
@@ -81,6 +70,14 @@ def test_cid_in_use_is_told_by_the_kernel(inner: HostMachine) -> None:
     result = inner.run("vmkit", "up", "-q", "--backend", "vhost", "--cid", "3", "--name", "b", timeout_s=PATIENT_S)
     assert result.exit == 1
     assert b"CID 3 is in use" in result.stderr
+
+
+def test_evidence_has_the_inner_machine_s_logs_and_no_token(inner: HostMachine, tmp_path: Path) -> None:
+    inner.save_evidence(tmp_path)
+    names = {path.name for path in (tmp_path / "machines/tiny").iterdir()}
+    assert {"console.log", "qmp.log", "events.jsonl"} <= names
+    assert "token" not in names
+    assert b"vshd: " in (tmp_path / "host.dmesg").read_bytes()
 
 
 def test_inner_machine_powers_off(inner: HostMachine) -> None:

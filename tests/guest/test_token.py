@@ -169,7 +169,7 @@ def test_token_is_nowhere_on_the_host_but_in_its_file(guarded: str, token: Secre
 
 
 def test_evidence_of_a_failed_test_holds_no_token(guarded: str, token: Secret) -> None:
-    save_evidence("token")
+    save_evidence(EVIDENCE / "token")
     try:
         kept = read_files(EVIDENCE / "token")
         assert any(path.endswith("qmp.log") for path in kept)

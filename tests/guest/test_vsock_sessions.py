@@ -1,4 +1,8 @@
-"""vsh and vshd over real AF_VSOCK connections: within one guest, by the kernel's loopback, and from host to guest."""
+"""vsh and vshd over real AF_VSOCK connections: within one guest, by the kernel's loopback, and from host to guest.
+
+That guest is the host VM: it has all that the tests need, and runs in every run anyway. The loopback is there for this
+file alone.
+"""
 
 import contextlib
 import io
@@ -10,51 +14,39 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.conftest import BIN, DEADLINE_S, Run, run_program
-from vmkit.machine import stop
+from tests.guest.conftest import BIN, DEADLINE_S, Run, find_evidence, run_program
+from tests.guest.host_machine import CID, NAME, HostMachine
+from tests.guest.test_wall_layers import EPERM, attempt
 from vsh.registry import find_machine
 
 CHECKOUT = Path(__file__).parents[2]
-NAME = "vsock-sessions"
-# A whole Python for pytest, Debian's tools for the tests' scripts, and connections within the guest, which the wall
-# would refuse.
-RECIPE = """
-extends = "tiny"
-packages = ["python3", "bash", "dash", "coreutils", "procps"]
-modules = ["vsock_loopback"]
-
-[wall]
-transport = false
-kernel = false
-
-[files]
-"/etc/vsh-test-guest" = { content = "AF_VSOCK leads to this guest itself\\n" }
-"/srv" = { directory = true }
-"""
 PYTEST = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments")
 SUITE_DEADLINE_S = 600
-INI = "[pytest]\naddopts = -ra --import-mode=importlib\npythonpath = .\nmarkers = vm\n"
+# In the guest: where the sources are, what says that AF_VSOCK is the tests' own, and what they leave.
+SUITE, MARK, LEFT = "/srv/vsock-suite", "/etc/vsh-test-guest", "/srv/vsock-suite-left"
+# A test that hangs shows where, and ends before the deadline of the whole.
+INI = """\
+[pytest]
+addopts = -ra --import-mode=importlib
+pythonpath = .
+markers = vm
+faulthandler_timeout = 300
+faulthandler_exit_on_timeout = true
+"""
 
 
 @pytest.fixture(scope="module")
-def guest(vmkit: Run, vsh: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """guest(argv...) runs a command in a guest that has our sources and tests."""
-    recipe = tmp_path_factory.mktemp("recipe") / "vsock.toml"
-    recipe.write_text(RECIPE)
-    done = vmkit("up", str(recipe), "--accel", "tcg", "--name", NAME, "--memory", "1500M", timeout_s=600)
-    assert done.returncode == 0, done.stderr.decode()
-    try:
-        done = vsh("--vm_name", NAME, "--", "tar", "-x", "-C", "/srv", stdin=_pack())
-        assert done.returncode == 0, done.stderr.decode()
-
-        def run(*words: str, **options: object) -> "subprocess.CompletedProcess[bytes]":
-            return vsh("--vm_name", NAME, "--cwd=/srv", "--", *words, **options)
-
-        yield run
-    finally:
-        machine = find_machine(name=NAME)
-        if machine is not None:
-            stop.kill(machine)
+def guest(host_machine: HostMachine) -> Iterator[HostMachine]:
+    """The host VM with a vsock loopback, our sources and the tests; afterwards it is as it was."""
+    with host_machine.loopback():
+        host_machine.check("mkdir", SUITE)
+        try:
+            result = host_machine.run("tar", "-x", "-C", SUITE, input=_pack())
+            assert result.exit == 0, result.stderr.decode()
+            host_machine.check("touch", MARK)
+            yield host_machine
+        finally:
+            host_machine.check("rm", "-rf", SUITE, MARK, LEFT)
 
 
 def _pack() -> bytes:
@@ -88,11 +80,24 @@ def _skip_bytecode(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
         "tests/vsh/test_terminal.py",
     ],
 )
-def test_suite_passes_over_af_vsock(guest: Run, path: str) -> None:
+def test_suite_passes_over_af_vsock(guest: HostMachine, path: str, request: pytest.FixtureRequest) -> None:
     """The same tests that run over UNIX sockets elsewhere."""
-    done = guest("python3", "-m", "pytest", "-q", path, timeout_s=SUITE_DEADLINE_S)
-    assert done.returncode == 0, done.stdout.decode()[-8000:] + done.stderr.decode()
-    assert b" passed" in done.stdout
+    words = ("python3", "-m", "pytest", "-q", f"--basetemp={LEFT}", path)
+    result = guest.run(*words, cwd=SUITE, timeout_s=SUITE_DEADLINE_S)
+    if result.exit != 0:
+        collect = "mkdir -p logs && find . -path ./logs -prune -o -name '*.log' -exec cp --parents '{}' logs ';'"
+        guest.run("sh", "-c", collect, cwd=LEFT)
+        guest.get(f"{LEFT}/logs", find_evidence(request.node))
+    assert result.exit == 0, result.stdout.decode()[-8000:] + result.stderr.decode()
+    assert b" passed" in result.stdout
+
+
+def test_own_vshd_of_the_host_vm_serves_its_host_alone(guest: HostMachine, vsh: Run) -> None:
+    """With the loopback there, and its own CID open: its wall refuses every other CID, and its vshd hangs up."""
+    assert attempt(vsh, NAME, "stream:1", "stream:13", f"stream:{CID}", user="user") == [EPERM, EPERM, 0]
+    lines = [line for line in guest.check("dmesg").splitlines() if "vshd: vsock 1:" in line]
+    assert lines
+    assert all("refused: this CID is not allowed" in line for line in lines)
 
 
 # Containers, from the host
@@ -110,13 +115,13 @@ def configured(tmp_path: Path, launch: list[str]) -> Iterator[dict[str, str]]:
 # Processes, mounts and a host name of its own.
 LAUNCH = [
     *("unshare", "-p", "-u", "-m", "-f", "--mount-proc"),
-    *("sh", "-c", 'echo {container} >/proc/sys/kernel/hostname; cd /srv; exec "$@"', "sh"),
+    *("sh", "-c", 'echo {container} >/proc/sys/kernel/hostname; cd "$0"; exec "$@"', SUITE),
     *("env", "LANG=daemon", "ONLY=1", "python3", "-m", "vshd", "--inherit_env", "--forward_to_host_port={port}"),
 ]
 
 
 @pytest.mark.parametrize("mode", [[], ["--noextended"]], ids=["extended", "legacy"])
-def test_container_calls_back_over_vsock(guest: Run, tmp_path: Path, mode: list[str]) -> None:
+def test_container_calls_back_over_vsock(guest: HostMachine, tmp_path: Path, mode: list[str]) -> None:
     script = "cat /proc/sys/kernel/hostname; echo $LANG $ONLY $PPID; wc -c; exit 6"
     with configured(tmp_path, LAUNCH) as env:
         words = ["--vm_name", NAME, *mode, "--target_container=box", "--", "LANG=client", "sh", "-c", script]
@@ -125,14 +130,14 @@ def test_container_calls_back_over_vsock(guest: Run, tmp_path: Path, mode: list[
     _assert_nothing_is_left(guest)
 
 
-def test_container_on_a_port_that_was_asked_for(guest: Run, tmp_path: Path) -> None:
+def test_container_on_a_port_that_was_asked_for(guest: HostMachine, tmp_path: Path) -> None:
     with configured(tmp_path, LAUNCH) as env:
         words = ["--vm_name", NAME, "--listen_port=49200", "--", "cat", "/proc/sys/kernel/hostname"]
         assert run_program("vsh", *words, env=env).stdout == b"penguin\n"
     _assert_nothing_is_left(guest)
 
 
-def test_client_of_a_container_that_is_killed_leaves_nothing(guest: Run, tmp_path: Path) -> None:
+def test_client_of_a_container_that_is_killed_leaves_nothing(guest: HostMachine, tmp_path: Path) -> None:
     with configured(tmp_path, LAUNCH) as env:
         argv = [str(BIN / "vsh"), "--vm_name", NAME, "--target_container=box", "--", "sh", "-c", "echo up; sleep 317"]
         client = subprocess.Popen(argv, env={**os.environ, **env}, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
@@ -142,24 +147,24 @@ def test_client_of_a_container_that_is_killed_leaves_nothing(guest: Run, tmp_pat
         client.wait(DEADLINE_S)
         client.stdout.close()
     script = "for i in $(seq 100); do pgrep -f 'sleep 31[7]' >/dev/null || exit 0; sleep 0.1; done; exit 1"
-    assert guest("sh", "-c", script).returncode == 0
+    guest.check("sh", "-c", script)
     _assert_nothing_is_left(guest)
 
 
-def _assert_nothing_is_left(guest: Run) -> None:
+def _assert_nothing_is_left(guest: HostMachine) -> None:
     """No vshd of a container in the guest, no socket on the host."""
     script = "for i in $(seq 100); do pgrep -f forward_to_host_por[t] >/dev/null || exit 0; sleep 0.1; done; exit 1"
-    assert guest("sh", "-c", script).returncode == 0
+    guest.check("sh", "-c", script)
     machine = find_machine(name=NAME)
     assert machine is not None and machine.vsock is not None
     vsock = Path(machine.vsock)
     assert not [path for path in vsock.parent.glob(f"{vsock.name}_*") if int(path.name.rpartition("_")[2]) >= 49152]
 
 
-def test_every_session_leaves_its_line_in_the_kernels_log(guest: Run) -> None:
+def test_every_session_leaves_its_line_in_the_kernels_log(guest: HostMachine) -> None:
     """The kernel lets one opening of /dev/kmsg write 10 lines in 5 s: each session has its own."""
     for number in range(25):
-        assert guest("sh", "-c", f"exit {number}").returncode == number
-    lines = guest("dmesg").stdout.decode()
+        assert guest.run("sh", "-c", f"exit {number}").exit == number
+    lines = guest.check("dmesg")
     for number in range(25):
         assert f"user root: sh -c exit {number}: exit {number} after" in lines

@@ -17,7 +17,7 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 30.0
-# Where this file is, AF_VSOCK leads to the guest itself and nowhere else.
+# Where this file is, AF_VSOCK leads to the guest itself and to machines of the tests, and to nobody else.
 IS_VSOCK_GUEST = Path("/etc/vsh-test-guest").exists()
 IOCTL_VM_SOCKETS_GET_LOCAL_CID = 0x7B9  # linux/vm_sockets.h
 PORTS = itertools.count(20_000)

@@ -35,9 +35,6 @@ def expect(scene: Scene, outcome: Outcome) -> frozenset[str]:
         result = _expect_connect(replace(scene, layers=layers), replace(outcome, phase="loopback"))
     else:
         result = _expect_connect(scene, outcome)
-    if outcome.attempt == "io-uring" and result in ("ECONNRESET", "ETIMEDOUT"):
-        # The ring may ask twice for a connect that fails.
-        return frozenset({result, "EALREADY"})
     return frozenset({result})
 
 

@@ -115,8 +115,6 @@ class Volley:
         self._poll = select.poll()
         self._pending: dict[int, tuple[socket.socket, Attempt]] = {}
         self._is_said: set[int] = set()
-        # A ring that asked twice says so of a connect that is under way, and may yet come to something.
-        self._is_asked_twice: set[int] = set()
         self._sources = {"low": LOW_SOURCE, "high": HIGH_SOURCE}
 
     def run(self, attempts: list[Attempt]) -> None:
@@ -148,9 +146,7 @@ class Volley:
             number = connection.connect_ex((cid, attempt.port))
         else:
             number = sockaddr.WAYS[attempt.name](connection, cid, attempt.port)
-        if number == errno.EALREADY:
-            self._is_asked_twice.add(connection.fileno())
-        elif number not in (0, errno.EINPROGRESS):
+        if number not in (0, errno.EINPROGRESS):
             raise OSError(number, "")
         self._pending[connection.fileno()] = (connection, attempt)
         self._poll.register(connection, select.POLLOUT)
@@ -188,9 +184,6 @@ class Volley:
     def _finish(self, fd: int, result: str) -> None:
         connection, attempt = self._pending.pop(fd)
         self._is_said.discard(fd)
-        if fd in self._is_asked_twice and result in ("closed", "silent"):
-            result = name_errno(errno.EALREADY)
-        self._is_asked_twice.discard(fd)
         self._poll.unregister(fd)
         connection.close()
         attempt.end(result)

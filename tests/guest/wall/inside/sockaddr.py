@@ -4,6 +4,7 @@ Runs inside guests, beside attacker.py. Each way is a function (socket, CID, por
 """
 
 import ctypes
+import errno
 import mmap
 import os
 import socket
@@ -90,8 +91,9 @@ def _submit_connect(ring: int, params: bytes, connection: socket.socket, address
     if LIBC.syscall(NR_IO_URING_ENTER, ring, 1, 1, IORING_ENTER_GETEVENTS, None, 0) < 0:
         return ctypes.get_errno()
     connection.setblocking(False)
-    result: int = struct.unpack_from("i", rings, cqes + 8)[0]
-    return -result
+    number: int = -struct.unpack_from("i", rings, cqes + 8)[0]
+    # The ring asks again when the socket wakes it, and may find it still connecting: the end is yet to come.
+    return errno.EINPROGRESS if number == errno.EALREADY else number
 
 
 def enter_namespaces() -> None:
