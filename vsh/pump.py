@@ -352,7 +352,7 @@ class Pump:
                     taken = outlet.sink.take_from(turn.place, turn.size)
             except OSError as error:
                 if turn is not None and error.errno == errno.EINVAL:
-                    # A file that appends, for one. What is in the conduit already comes this way, and nothing more.
+                    # A device that cannot be spliced to. What the conduit has already comes this way, and nothing more.
                     outlet.is_passing = outlet.sink.is_spliceable = False
                     assert isinstance(turn.place, Conduit)
                     pending.bring(turn.place.read(turn.size))

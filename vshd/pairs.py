@@ -39,6 +39,9 @@ class Side:
 
     __slots__ = ("_socket", "reading", "writing")
 
+    # Nobody else's reading or writing moves a position in it: of files splice(2) does not lock that.
+    is_spliceable = True
+
     def __init__(self, fd: int) -> None:
         self.reading = fd
         self.writing = fd
@@ -86,7 +89,7 @@ class Way:
         self.rest: memoryview | bytes = rest
         self.conduit: Conduit | None = None
         self.is_bulk = False
-        self.is_spliceable = True
+        self.is_spliceable = source.is_spliceable and sink.is_spliceable
         self.is_ending = False
         self.is_over = False
 
