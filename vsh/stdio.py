@@ -77,9 +77,10 @@ class FdSource(Source):
     def close(self) -> None:
         """Nobody wants any more; who writes into a pipe should learn it as soon as the target has closed its stdin."""
         if self._is_pipe:
-            _replace_with_null(self._origin, os.O_RDONLY)
+            # First what is ours: it may be the last descriptor that there was.
             if self.fd != self._origin:
                 os.close(self.fd)
+            _replace_with_null(self._origin, os.O_RDONLY)
             self.fd = self._origin
 
     def _read_burst(self, buffer: memoryview) -> int:

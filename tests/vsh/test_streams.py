@@ -139,6 +139,27 @@ def test_sources_that_share_an_open_file_take_each_byte_once(tmp_path):
     os.close(writing)
 
 
+def test_source_is_closed_without_a_descriptor_to_spare():
+    """Those that there were may be conduits."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    reading, writing = os.pipe()
+    source = FdSource(reading)
+    assert source.fd != reading
+    top = os.dup(reading)
+    os.close(top)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (top, before[1]))
+        source.close()
+        assert os.read(reading, 1) == b""
+        with pytest.raises(BrokenPipeError):
+            os.write(writing, b"x")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        os.close(reading)
+        os.close(writing)
+
+
 def test_bulk_on_stdout_and_stderr_at_once(vshd, mode):
     script = "head -c 20000000 /dev/zero & head -c 20000000 /dev/zero >&2 & wait"
     done = vshd.run(*mode, "--", "sh", "-c", script)
