@@ -216,7 +216,8 @@ class Pump:
     def _stdin_room(self) -> int:
         connection = self.session.connection
         # What was read last may still be on its way; until then its buffer must not be used again.
-        room = 0 if connection.output.size else connection.send_room(messages.STDIN)
+        is_free = not connection.output.size and not self.session.is_mute
+        room = connection.send_room(messages.STDIN) if is_free else 0
         return room if self.source is not None and room >= self.source.room_min else 0
 
     def _is_source_ready(self) -> bool:
@@ -251,7 +252,7 @@ class Pump:
         self._close_source()
 
     def _find_sluice(self) -> Sluice | None:
-        """Empty: a source is not read while anything is on its way."""
+        """Empty: a source is not read while anything is on its way, nor after that was given up."""
         if self._sluice is None and self._can_pass:
             self._sluice = open_sluice()
             self._can_pass = self._sluice is not None
@@ -351,7 +352,7 @@ class Pump:
                     taken = outlet.sink.take_from(turn.place, turn.size)
             except OSError as error:
                 if turn is not None and error.errno == errno.EINVAL:
-                    # A file that appends, for one. What is in the conduit already comes this way, and nothing more.
+                    # A device that cannot be spliced to. What the conduit has already comes this way, and nothing more.
                     outlet.is_passing = outlet.sink.is_spliceable = False
                     assert isinstance(turn.place, Conduit)
                     pending.bring(turn.place.read(turn.size))

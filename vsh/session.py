@@ -44,6 +44,8 @@ class Session:
         self.connection = connection
         self.name = name
         self.pid = 0
+        # The transport takes no more.
+        self.is_mute = False
         # Where a forward listens.
         self.description = ""
         self._see = see
@@ -124,7 +126,7 @@ class Session:
 
     def flush(self) -> None:
         """Sends what waits, as far as the transport takes it. A broken transport is found by receive(), which may still
-        have the session's end to tell."""
+        have the session's end to tell; nothing more should be read for it."""
         output = self.connection.output
         if not output.size:
             return
@@ -141,7 +143,8 @@ class Session:
         except BlockingIOError:
             return
         except OSError:
-            output.sent(output.size)
+            output.clear()
+            self.is_mute = True
 
     def check_silence(self) -> float | None:
         """Says "alive" when it is time; returns how many seconds the next call can wait. Raises ConnectionLost."""

@@ -3,10 +3,12 @@
 O_NONBLOCK belongs to the open file, which the shell and its other children share: it is never set on these descriptors.
 Pipes and terminals are opened anew through /proc instead; where that is not allowed, writes after poll() stay below
 the size a pipe always takes.
+
+Of these only pipes and devices are spliced. A regular file has a position, which the open file's other users share:
+read(2) and write(2) lock it, splice(2) does not, and two at once would get the same bytes, or write over each other's.
 """
 
 import _socket
-import errno
 import os
 import stat
 
@@ -32,9 +34,7 @@ class FdSource(Source):
     def __init__(self, fd: int) -> None:
         self._origin = fd
         self._buffer = memoryview(bytearray(BUFFER_SIZES[0]))
-        mode = os.fstat(fd).st_mode
-        self._is_pipe = stat.S_ISFIFO(mode)
-        self._is_spliceable = self._is_pipe or stat.S_ISREG(mode)
+        self._is_pipe = self._is_spliceable = stat.S_ISFIFO(os.fstat(fd).st_mode)
         self.is_bulk = False
         self.fd = _open_anew(fd, os.O_RDONLY) if self._is_pipe else fd
         self._is_terminal = os.isatty(fd)
@@ -67,19 +67,20 @@ class FdSource(Source):
             size = sluice.fill(self.fd, limit)
         except BlockingIOError:
             return None
-        except OSError as error:
-            # A file system that cannot: read() can. Any other error is the end, as it is there.
+        except OSError:
+            # Where it cannot be spliced it can be read, and what else is wrong is for read() to say.
             self.is_bulk = self._is_spliceable = False
-            return None if error.errno == errno.EINVAL else 0
+            return None
         self.is_bulk = size >= BUFFER_SIZES[0]
         return size
 
     def close(self) -> None:
         """Nobody wants any more; who writes into a pipe should learn it as soon as the target has closed its stdin."""
         if self._is_pipe:
-            _replace_with_null(self._origin, os.O_RDONLY)
+            # First what is ours: it may be the last descriptor that there was.
             if self.fd != self._origin:
                 os.close(self.fd)
+            _replace_with_null(self._origin, os.O_RDONLY)
             self.fd = self._origin
 
     def _read_burst(self, buffer: memoryview) -> int:
@@ -148,7 +149,6 @@ class FdSink(Sink):
     def _open(self, fd: int) -> int:
         mode = os.fstat(fd).st_mode
         if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
-            self.is_spliceable = stat.S_ISREG(mode)
             return fd
         if stat.S_ISSOCK(mode):
             self._socket = _socket.socket(fileno=os.dup(fd))

@@ -39,6 +39,9 @@ class Side:
 
     __slots__ = ("_socket", "reading", "writing")
 
+    # Nobody else's reading or writing moves a position in it: of files splice(2) does not lock that.
+    is_spliceable = True
+
     def __init__(self, fd: int) -> None:
         self.reading = fd
         self.writing = fd
@@ -86,7 +89,7 @@ class Way:
         self.rest: memoryview | bytes = rest
         self.conduit: Conduit | None = None
         self.is_bulk = False
-        self.is_spliceable = True
+        self.is_spliceable = source.is_spliceable and sink.is_spliceable
         self.is_ending = False
         self.is_over = False
 
@@ -244,7 +247,7 @@ class Pairs:
 
     def _carry(self, pair: Pair, way: Way) -> None:
         """What there is of one way, as far as the sink takes it."""
-        for _ in range(READS_AT_ONCE):
+        for turn in range(READS_AT_ONCE):
             if way.is_waiting:
                 if not self._write_rest(pair, way):
                     return
@@ -256,6 +259,9 @@ class Pairs:
             try:
                 size = self._pass(pair, way) if way.is_bulk else self._copy(pair, way)
             except BlockingIOError:
+                if turn == 0:
+                    # And yet it was said to have something: TCP's urgent data, which only a read steps over.
+                    way.is_bulk = False
                 return
             except OSError:
                 # Reset: nothing of the pair can be whole any more.
@@ -278,7 +284,9 @@ class Pairs:
         """The same for bulk, through a conduit."""
         conduit = self._conduit or self._open_conduit()
         if conduit is None:
+            # There is none to be had, now or ever; or too many wait just now.
             way.is_bulk = False
+            way.is_spliceable = self._conduit_count == CONDUITS_MAX
             return self._copy(pair, way)
         try:
             size = conduit.fill(way.source.reading, BUFFER_SIZE)
@@ -288,10 +296,12 @@ class Pairs:
             way.is_bulk = way.is_spliceable = False
             return self._copy(pair, way)
         way.is_bulk = size >= QUIET_SIZE
-        if size:
-            way.conduit, self._conduit = conduit, None
-            if not self._write_rest(pair, way):
-                pair.is_stale = True
+        if not size:
+            # The end, or urgent data with the end somewhere behind it: a read tells.
+            return self._copy(pair, way)
+        way.conduit, self._conduit = conduit, None
+        if not self._write_rest(pair, way):
+            pair.is_stale = True
         return size
 
     def _write_rest(self, pair: Pair, way: Way) -> bool:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -15,8 +16,10 @@ from tests.vshd.joined import Joined
 from vshd.wire import messages
 from vshd.wire.client import ClientConnection
 from vshd.wire.connection import default_limits
-from vshd.wire.events import Established
-from vshd.wire.messages import SetupConnectionRequest
+from vshd.wire.events import Data, Established, RequestReceived
+from vshd.wire.frames import encode_frame
+from vshd.wire.messages import CreditMessage, HostMessage, SetupConnectionRequest
+from vshd.wire.server import ServerConnection
 
 
 def test_timeout_ends_the_command(vshd, mode):
@@ -120,6 +123,45 @@ def test_server_that_dies_is_one_line(tmp_path, answer, is_extended):
 
 
 # Silence
+
+
+def test_server_that_reads_no_more_can_still_end_the_session(tmp_path):
+    """Bulk that was on its way to it is nowhere in the way of more, or of the exit status."""
+    path = tmp_path / "deaf.sock"
+    with socket.socket(socket.AF_UNIX) as listener, Path("/dev/zero").open("rb") as zeros:
+        listener.bind(str(path))
+        listener.listen()
+        argv = [sys.executable, "-m", "vsh", f"--unix={path}", "--", "x"]
+        with (
+            ended(subprocess.Popen(["cat"], stdin=zeros, stdout=subprocess.PIPE)) as feeder,
+            ended(subprocess.Popen(argv, env=ENVIRONMENT, stdin=feeder.stdout, stderr=subprocess.PIPE)) as client,
+            listener.accept()[0] as peer,
+        ):
+            server = ServerConnection(default_limits())
+            peer.settimeout(DEADLINE_S)
+            while not any(isinstance(event, RequestReceived) for event in server.receive_data(peer.recv(1 << 16))):
+                pass
+            server.accept(1)
+            received = 0
+            while received < 3 << 20:
+                peer.sendall(server.output.take())
+                data = peer.recv(1 << 18)
+                received += len(data)
+                for event in server.receive_data(data):
+                    if isinstance(event, Data):
+                        server.consumed(messages.STDIN, len(event.data))
+            peer.shutdown(socket.SHUT_RD)
+            for _ in range(20):
+                # As a frame of its own each time, so that the client comes to read its stdin in between.
+                credit = CreditMessage(messages.STDIN, 1 << 18)
+                peer.sendall(encode_frame(HostMessage(messages.CREDIT, credit).encode(), server.max_payload))
+                time.sleep(0.01)
+            for stream in (messages.STDOUT, messages.STDERR):
+                server.send_end(stream)
+            server.send_exit(7)
+            peer.sendall(server.output.take())
+            assert client.wait(DEADLINE_S) == 7
+            assert client.stderr.read() == b""
 
 
 def test_server_that_falls_silent_is_noticed(vshd):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.vsh.live import DEADLINE_S, ENVIRONMENT, IS_VSOCK_GUEST, ended, read_line, wait_until
+from vsh.stdio import FdSource
 
 # The figure of docs/BENCHMARKS.md; less where both sides are emulated.
 BULK = 1 << 26 if IS_VSOCK_GUEST else 1 << 30
@@ -102,6 +103,61 @@ def test_bulk_arrives_whole_in_every_kind_of_file(vshd, sink, tmp_path):
     assert done.returncode == 0
     if sink != "null":
         assert path.read_bytes() == data
+
+
+def test_sessions_that_share_an_open_file_write_over_nothing_of_each_others(vshd, tmp_path):
+    """As parallel jobs with one log do: its position is theirs together."""
+    size, path = 40_000_000, tmp_path / "out"
+    with path.open("wb") as file, contextlib.ExitStack() as stack:
+        clients = [
+            stack.enter_context(
+                ended(vshd.start("--", "sh", "-c", f"head -c {size} /dev/zero | tr '\\0' {letter}", stdout=file))
+            )
+            for letter in "ab"
+        ]
+        assert [client.wait(BULK_DEADLINE_S) for client in clients] == [0, 0]
+    data = path.read_bytes()
+    assert (data.count(b"a"), data.count(b"b"), len(data)) == (size, size, 2 * size)
+
+
+def test_sources_that_share_an_open_file_take_each_byte_once(tmp_path):
+    """Bulk of a file is read, which moves the position for all who have it; that of a pipe passes."""
+    path = tmp_path / "in"
+    path.write_bytes(bytes(1 << 20))
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with path.open("rb") as file:
+        sources = {"file": FdSource(file.fileno()), "pipe": FdSource(reading)}
+        for _ in range(3):
+            # As much as it still holds.
+            os.write(writing, bytes(1 << 16))
+            for source in sources.values():
+                assert source.read(1 << 16)
+        assert {name: source.is_bulk for name, source in sources.items()} == {"file": False, "pipe": True}
+    sources["pipe"].close()
+    os.close(reading)
+    os.close(writing)
+
+
+def test_source_is_closed_without_a_descriptor_to_spare():
+    """Those that there were may be conduits."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    reading, writing = os.pipe()
+    source = FdSource(reading)
+    assert source.fd != reading
+    top = os.dup(reading)
+    os.close(top)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (top, before[1]))
+        source.close()
+        assert os.read(reading, 1) == b""
+        with pytest.raises(BrokenPipeError):
+            os.write(writing, b"x")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        os.close(reading)
+        os.close(writing)
 
 
 def test_bulk_on_stdout_and_stderr_at_once(vshd, mode):

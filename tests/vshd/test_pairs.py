@@ -37,6 +37,14 @@ def carrying(count=1):
     assert open_files() == before
 
 
+def connect_tcp():
+    """Two ends of a TCP connection within this machine."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+    return near, far
+
+
 def push(sender, data):
     """How much of `data` goes now."""
     with contextlib.suppress(BlockingIOError):
@@ -163,6 +171,45 @@ def test_half_close_behind_bulk_comes_after_it():
             received += more
         assert received == data
         assert carry(pairs, right, left, b"still here") == b"still here"
+
+
+@pytest.mark.parametrize("is_end_behind", [False, True], ids=["alone", "end behind"])
+def test_urgent_data_in_bulk_is_stepped_over(is_end_behind):
+    """TCP's splice(2) stops before it: with nothing, again and again; once the end has come, as if it were there."""
+    left, inner = connect_tcp()
+    inner_right, right = socket.socketpair()
+    right.setblocking(False)
+    pairs = Pairs()
+    pair = pairs.add(Side(inner.detach()), Side(inner_right.detach()))
+    with left, right:
+        # All is there before the first turn.
+        data = os.urandom(9000)
+        left.sendall(data[:5000])
+        left.send(b"!", socket.MSG_OOB)
+        left.sendall(data[5000:])
+        if is_end_behind:
+            left.shutdown(socket.SHUT_WR)
+        received, turns = b"", 0
+        while len(received) < len(data) and turns < 20:
+            turns += 1
+            if turns < 3:
+                # As if bulk had come before.
+                pair.ways[0].is_bulk = True
+            pairs.turn(TURN_S)
+            received += pull(right)
+        assert received == data
+    pairs.close()
+
+
+def test_where_there_is_no_conduit_one_look_is_enough(monkeypatch):
+    """Not one for each piece of bulk, for as long as the connection lasts."""
+    looks = []
+    monkeypatch.setattr("vshd.pairs.open_conduit", lambda: looks.append(1))
+    with carrying(2) as (pairs, ends):
+        data = os.urandom(5_000_000)
+        for left, right in ends:
+            assert carry(pairs, left, right, data) == data
+    assert len(looks) == 2
 
 
 def test_file_that_cannot_be_spliced_to_is_written(tmp_path):

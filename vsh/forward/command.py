@@ -3,6 +3,7 @@
 import _signal  # type: ignore[import-not-found]
 import _socket
 import os
+import stat
 import struct
 import sys
 from collections.abc import Iterator
@@ -74,6 +75,8 @@ class _Stdio(Side):
     def __init__(self) -> None:
         self.reading = 0
         self.writing = 1
+        # See vsh.stdio.
+        self.is_spliceable = not any(stat.S_ISREG(os.fstat(fd).st_mode) for fd in (0, 1))
         self._was_blocking = [os.get_blocking(fd) for fd in (0, 1)]
         for fd in (0, 1):
             # The open file may be shared with whoever started us: it gets its mode back.
