@@ -15,8 +15,11 @@ from vshd.wire.output import Output
 
 # linux/fcntl.h
 F_SETPIPE_SZ = 1031
-# The largest that everybody may have (/proc/sys/fs/pipe-max-size), and a whole window of a stream.
+# The largest that everybody may have (/proc/sys/fs/pipe-max-size), and a whole window of a stream. All the pipes of a
+# user may have 64 MiB together (pipe-user-pages-soft), so who needs less takes less.
 CAPACITY = 1 << 20
+# A frame as large as we send them; and one in pieces that leave room in their pages, with its head.
+ARRIVING_CAPACITY, LEAVING_CAPACITY = 1 << 18, 1 << 19
 # What brings or takes this much at once is bulk.
 SPLICE_SIZE = 1 << 16
 # Before 6.5 the kernel sent a socket one message for each page of a pipe; since, one for all of them
@@ -29,12 +32,12 @@ class Conduit:
 
     __slots__ = ("_reading", "_writing", "size")
 
-    def __init__(self) -> None:
-        """Raises OSError when there is no pipe to be had, or none that is worth it."""
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        """capacity: bytes, in whole pages. Raises OSError when there is no such pipe to be had."""
         self.size = 0
         self._reading, self._writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            fcntl.fcntl(self._writing, F_SETPIPE_SZ, CAPACITY)
+            fcntl.fcntl(self._writing, F_SETPIPE_SZ, capacity)
         except OSError:
             self.close()
             raise
@@ -114,8 +117,8 @@ class Sluice:
 
 def open_sluice() -> Sluice | None:
     """See open_conduit()."""
-    arriving = open_conduit()
-    leaving = open_conduit() if arriving is not None else None
+    arriving = open_conduit(ARRIVING_CAPACITY)
+    leaving = open_conduit(LEAVING_CAPACITY) if arriving is not None else None
     if arriving is None or leaving is None:
         if arriving is not None:
             arriving.close()
@@ -123,12 +126,12 @@ def open_sluice() -> Sluice | None:
     return Sluice(arriving, leaving)
 
 
-def open_conduit() -> Conduit | None:
+def open_conduit(capacity: int = CAPACITY) -> Conduit | None:
     """One to use; None where bytes are better copied: an old kernel, no descriptors, no memory for pipes left."""
     if not is_worth_it(os.uname().release):
         return None
     try:
-        return Conduit()
+        return Conduit(capacity)
     except OSError:
         return None
 

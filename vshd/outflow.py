@@ -34,7 +34,8 @@ class Outflow:
         # What bulk goes through instead of the chunk, while it is bulk.
         self._sluice: Sluice | None = None
         self._is_bulk = False
-        self._can_splice = connection.is_extended and not is_terminal
+        # A peer that wants small frames gets them as cheaply by copying.
+        self._can_splice = connection.is_extended and not is_terminal and connection.max_data >= CHUNK_SIZES[1]
 
     @property
     def can_read(self) -> bool:

@@ -14,7 +14,7 @@ import select
 import struct
 import time
 
-from vshd.conduit import SPLICE_SIZE, Conduit, open_conduit
+from vshd.conduit import LEAVING_CAPACITY, SPLICE_SIZE, Conduit, open_conduit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -358,7 +358,7 @@ class Pairs:
     def _open_conduit(self) -> Conduit | None:
         if self._conduit_count == CONDUITS_MAX:
             return None
-        self._conduit = open_conduit()
+        self._conduit = open_conduit(LEAVING_CAPACITY)
         self._conduit_count += self._conduit is not None
         return self._conduit
 

@@ -14,5 +14,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("the wall: attempts and intrusions")
         for line in lines:
             terminalreporter.line(line)
-    if lines and FULL_TABLE:
-        Path(FULL_TABLE).write_text(LEDGER.render_table())
+    # A run that failed proves nothing that a table should say.
+    if lines and FULL_TABLE and not terminalreporter.stats.get("failed") and not terminalreporter.stats.get("error"):
+        page = Path(FULL_TABLE)
+        if page.exists():
+            LEDGER.read_table(page.read_text())
+        page.write_text(LEDGER.render_table())

@@ -103,8 +103,8 @@ def _expect_connect(scene: Scene, outcome: Outcome) -> str:
 
 def _expect_service(scene: Scene, outcome: Outcome) -> str:
     """Over the loopback: what the service itself does."""
-    if outcome.attempt == "second-connect" and scene.kernel == "6.1":
-        return "ECONNRESET"  # the socket still holds the first one's error
+    if _still_has_an_error(scene, outcome):
+        return "ECONNRESET"
     result = SERVICES.get((outcome.type, outcome.port), "ECONNRESET")
     if result != "served":
         return result
@@ -122,9 +122,14 @@ def _expect_host(scene: Scene, outcome: Outcome) -> str:
     if scene.backend == "vhost" and (outcome.type, outcome.cid, outcome.port) == ("stream", "2", attacker.VSHD_PORT):
         # The host is itself a guest there, and has a vshd that serves its own host alone: this is the nested guest.
         return "closed"
-    if outcome.cid == "2" or scene.backend == "user":
+    if outcome.cid == "2" or scene.backend == "user" or _still_has_an_error(scene, outcome):
         return "ECONNRESET"
     return "ETIMEDOUT"
+
+
+def _still_has_an_error(scene: Scene, outcome: Outcome) -> bool:
+    """The first connect's, which 6.1 leaves in the socket."""
+    return outcome.attempt == "second-connect" and scene.kernel == "6.1"
 
 
 def _always(*results: str):  # type: ignore[no-untyped-def]

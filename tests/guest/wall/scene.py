@@ -65,10 +65,10 @@ class Scene:
 FULL_TABLE = os.environ.get("VMKIT_WALL_FULL", "")
 
 
-def plan_scenes(backend: str) -> list[Scene]:
+def plan_scenes(backend: str, *, is_full: bool = bool(FULL_TABLE)) -> list[Scene]:
     """The scenes of every run, or of `make wall-full`: images by kernels by sets of layers."""
     kernels = tuple(KERNEL_SUITES)
-    if FULL_TABLE:
+    if is_full:
         sets = (*MATRIX, TOKEN) if backend == "vhost" else MATRIX
         return [Scene(layers, image, kernel, backend) for image in IMAGES for kernel in kernels for layers in sets]
     if backend == "vhost":
