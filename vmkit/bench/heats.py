@@ -71,7 +71,7 @@ class Pace:
 
 FULL = Pace(
     rounds=15,
-    long_rounds=7,
+    long_rounds=5,
     bulk_bytes=128 << 20,
     ssh_bulk_bytes=128 << 20,
     forward_bytes=256 << 20,
