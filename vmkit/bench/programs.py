@@ -1,5 +1,7 @@
 """Runs the programs of the race and takes their time; every one has a deadline and is checked."""
 
+import os
+import select
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -114,11 +116,10 @@ def _start(argv: Sequence[str], stdin: IO[bytes] | int | None, stdout: int) -> "
 def _finish(process: "subprocess.Popen[bytes]", argv: Sequence[str], deadline_s: float) -> None:
     assert process.stderr is not None
     try:
-        process.wait(deadline_s)
-    except subprocess.TimeoutExpired as error:
-        process.kill()
-        process.wait()
-        raise CommandError(f"'{argv[0]}' did not end within {deadline_s:g} s", details=render_command(argv)) from error
+        if not _wait(process, deadline_s):
+            process.kill()
+            process.wait()
+            raise CommandError(f"'{argv[0]}' did not end within {deadline_s:g} s", details=render_command(argv))
     finally:
         words = process.stderr.read(4096) if process.poll() is not None else b""
         process.stderr.close()
@@ -127,3 +128,18 @@ def _finish(process: "subprocess.Popen[bytes]", argv: Sequence[str], deadline_s:
             f"'{argv[0]}' failed with status {process.returncode}",
             details=f"{render_command(argv)}\n{words.decode(errors='replace')}",
         )
+
+
+def _wait(process: "subprocess.Popen[bytes]", deadline_s: float) -> bool:
+    """Until it has ended; False when it does not in time.
+
+    Popen.wait() with a deadline looks at intervals of up to 50 ms: what is timed by it ends at one of these.
+    """
+    fd = os.pidfd_open(process.pid)
+    try:
+        has_ended = bool(select.select([fd], [], [], deadline_s)[0])
+    finally:
+        os.close(fd)
+    if has_ended:
+        process.wait()
+    return has_ended

@@ -27,6 +27,8 @@ DEADLINE_S = 60.0
 # Ciphers worth a try; the fastest of a run is named beside ssh's own choice.
 CIPHERS = ("chacha20-poly1305@openssh.com", "aes128-gcm@openssh.com", "aes128-ctr")
 CIPHER_TRIAL_BYTES = 4 << 20
+# From OpenSSH 9.5 on a client sends keys every 20 ms, to hide how they are typed; an older one knows no such option.
+PROMPT = ("-o", "IgnoreUnknown=ObscureKeystrokeTiming", "-o", "ObscureKeystrokeTiming=no")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ def open_track(*, accelerator: str | None = None) -> Iterator[Track]:
         access = prepare_access(entry)
         address = address_of(entry)
         vsh = plan_vsh(machine.name)
-        ssh = ("ssh", "-F", str(access.config), "-o", "ControlMaster=no")
+        ssh = ("ssh", "-F", str(access.config), *PROMPT, "-o", "ControlMaster=no")
         master = _open_master(stack, access, folder)
         for script, words in ((SINK, [SINK_PORT]), (RELAY, [RELAY_PORT, SINK_PORT]), (PIPE, [PIPE_PORT])):
             start_script(stack, vsh, script, words)
@@ -97,7 +99,7 @@ def with_cipher(ssh: Sequence[str], cipher: str) -> tuple[str, ...]:
 def _open_master(stack: contextlib.ExitStack, access: Access, folder: Path) -> tuple[str, ...]:
     """A live ControlMaster, and the words that use it."""
     control = ["-o", f"ControlPath={folder / 'master'}"]
-    ssh = ("ssh", *control, "-F", str(access.config))
+    ssh = ("ssh", *control, "-F", str(access.config), *PROMPT)
     stack.enter_context(Running([*ssh, "-o", "ControlMaster=yes", "-N", access.machine]))
     deadline_s = time.monotonic() + DEADLINE_S
     while True:
