@@ -1,7 +1,7 @@
 """Runs a session: bytes from a source to the target's stdin, its output to sinks, until it has exited.
 
 Owns the poll loop. A source or sink is a descriptor or memory (vsh.stdio, vsh.memory); a stalled one holds up nothing
-but itself. Bulk between descriptors goes through conduits, as in vshd.relay. Knows nothing of terminals and signals but
+but itself. Bulk between descriptors goes through conduits, as in vshd. Knows nothing of terminals and signals but
 that a descriptor may announce them.
 """
 

@@ -13,15 +13,12 @@ import os
 import stat
 
 from vsh.pump import Sink, Source
-from vshd.conduit import Conduit, Sluice, enlarge_pipe
+from vshd.conduit import Conduit, Sluice, enlarge_pipe, read_burst
 
 # A pipe that poll() calls writable takes this much without blocking (limits.h, pipe(7)).
 PIPE_BUF = 4096
 # Every page of a buffer costs a short command a fault in the kernel: it grows with what comes.
 BUFFER_SIZES = (1 << 13, 1 << 16, 1 << 18)
-# A read of this much is bulk: stdio writes 4096 at a time.
-BURST_SIZE = 4000
-PIPE_SIZE = 1 << 18
 
 
 class FdSource(Source):
@@ -84,18 +81,8 @@ class FdSource(Source):
             self.fd = self._origin
 
     def _read_burst(self, buffer: memoryview) -> int:
-        """What is there, and when that is bulk also what comes meanwhile: see vshd.relay."""
-        size = os.readv(self.fd, [buffer])
-        if size >= BURST_SIZE and self.fd != self._origin:
-            try:
-                while size < len(buffer):
-                    more = os.readv(self.fd, [buffer[size:]])
-                    if not more:
-                        break
-                    size += more
-            except OSError:
-                pass
-        return size
+        """What is there, and when that is bulk also what comes meanwhile, if that does not block."""
+        return os.readv(self.fd, [buffer]) if self.fd == self._origin else read_burst(self.fd, buffer)
 
     def _enlarge(self, size: int) -> None:
         """Bulk: a larger buffer, and a pipe that fills it, if the kernel's limits allow."""
@@ -104,7 +91,7 @@ class FdSource(Source):
             self._buffer = memoryview(bytearray(BUFFER_SIZES[index]))
         self.is_bulk = self._is_spliceable and size >= BUFFER_SIZES[1]
         if index == len(BUFFER_SIZES) - 1 and self._is_pipe:
-            enlarge_pipe(self.fd, PIPE_SIZE)
+            enlarge_pipe(self.fd)
 
 
 class FdSink(Sink):

@@ -20,7 +20,11 @@ F_SETPIPE_SZ = 1031
 CAPACITY = 1 << 20
 # A frame as large as we send them; and one in pieces that leave room in their pages, with its head.
 ARRIVING_CAPACITY, LEAVING_CAPACITY = 1 << 18, 1 << 19
-# What brings or takes this much at once is bulk.
+# A pipe of others starts with 64 KiB; for bulk it gets this, so that fewer and larger frames leave.
+PIPE_SIZE = 1 << 18
+# A read of this much is bulk: stdio writes 4096 at a time, a terminal gives 4095.
+BURST_SIZE = 4000
+# What brings or takes this much at once is worth a conduit.
 SPLICE_SIZE = 1 << 16
 # Before 6.5 the kernel sent a socket one message for each page of a pipe; since, one for all of them
 # (MSG_SPLICE_PAGES), which from 6.7 on does not wait for room where O_NONBLOCK says that it should not.
@@ -136,12 +140,31 @@ def open_conduit(capacity: int = CAPACITY) -> Conduit | None:
         return None
 
 
-def enlarge_pipe(fd: int, size: int) -> None:
+def enlarge_pipe(fd: int, size: int = PIPE_SIZE) -> None:
     """Room for `size` bytes in a pipe, if the kernel's limits allow."""
     try:
         fcntl.fcntl(fd, F_SETPIPE_SZ, size)
     except OSError:
         pass
+
+
+def read_burst(fd: int, chunk: memoryview) -> int:
+    """Reads what is there, and when that is bulk also what comes meanwhile.
+
+    A producer writes in small pieces, and a round of the loop for each would be slower than the producer. Raises
+    OSError of the first read only.
+    """
+    size = os.readv(fd, [chunk])
+    if size >= BURST_SIZE:
+        try:
+            while size < len(chunk):
+                more = os.readv(fd, [chunk[size:]])
+                if not more:
+                    break
+                size += more
+        except OSError:
+            pass
+    return size
 
 
 def write_output(output: Output, fd: int) -> int:

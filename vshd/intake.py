@@ -15,8 +15,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# A pipe starts with 64 KiB; for bulk it gets this, so that fewer and larger pieces are written.
-PIPE_SIZE = 1 << 18
 CTRL_D = b"\x04"
 
 
@@ -67,7 +65,7 @@ class Intake:
             self.write()
         if received >= SPLICE_SIZE and not self._is_bulk and self.fd >= 0 and not self._is_terminal:
             self._is_bulk = True
-            enlarge_pipe(self.fd, PIPE_SIZE)
+            enlarge_pipe(self.fd)
             if self._connection.is_extended:
                 self._conduit = open_conduit()
 

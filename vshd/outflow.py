@@ -6,17 +6,13 @@ more is read. Bulk goes through a sluice, and only its frames' heads are written
 
 import os
 
-from vshd.conduit import Sluice, enlarge_pipe, open_sluice
+from vshd.conduit import Sluice, enlarge_pipe, open_sluice, read_burst
 from vshd.wire.server import ServerConnection
 
 # What is read at once, in steps: see vshd.wire.buffers.
 CHUNK_SIZES = (1 << 13, 1 << 16)
 # 16 legacy frames: one writev().
 LEGACY_READ_SIZE = 16 * 4000
-# A read of this much is bulk: stdio writes 4096 at a time, a terminal gives 4095.
-BURST_SIZE = 4000
-# A pipe starts with 64 KiB; one that is filled at once gets this, so that fewer and larger frames leave.
-PIPE_SIZE = 1 << 18
 
 
 class Outflow:
@@ -75,7 +71,7 @@ class Outflow:
         chunk = self._chunk
         if chunk is None:
             chunk = self._chunk = memoryview(bytearray(CHUNK_SIZES[0]))
-        size = _read_burst(self.fd, chunk if room >= len(chunk) else chunk[:room])
+        size = read_burst(self.fd, chunk if room >= len(chunk) else chunk[:room])
         if not size:
             return False
         self._connection.send_data(self.stream, chunk[:size])
@@ -101,7 +97,7 @@ class Outflow:
         if size < CHUNK_SIZES[1] or not self._can_splice:
             return False
         if self._sluice is None:
-            enlarge_pipe(self.fd, PIPE_SIZE)
+            enlarge_pipe(self.fd)
             self._sluice = open_sluice()
         self._is_bulk = self._can_splice = self._sluice is not None
         return self._is_bulk
@@ -113,23 +109,4 @@ class Outflow:
         if larger > size:
             self._chunk = memoryview(bytearray(larger))
         if size == CHUNK_SIZES[1] and not self._is_terminal:
-            enlarge_pipe(self.fd, PIPE_SIZE)
-
-
-def _read_burst(fd: int, chunk: memoryview) -> int:
-    """Reads what is there, and when that is bulk also what comes meanwhile.
-
-    A producer writes in small pieces, and a round of the loop for each would be slower than the producer. Raises
-    OSError of the first read only.
-    """
-    size = os.readv(fd, [chunk])
-    if size >= BURST_SIZE:
-        try:
-            while size < len(chunk):
-                more = os.readv(fd, [chunk[size:]])
-                if not more:
-                    break
-                size += more
-        except OSError:
-            pass
-    return size
+            enlarge_pipe(self.fd)

@@ -1,9 +1,6 @@
 """The race itself, at its smallest: every heat runs, and has all its sides. What comes out is nobody's figure."""
 
-import shutil
 from pathlib import Path
-
-import pytest
 
 from vmkit.bench.facts import gather_facts
 from vmkit.bench.heats import AIMS, Pace, run_heats
@@ -22,7 +19,6 @@ SMALLEST = Pace(
 )
 
 
-@pytest.mark.skipif(shutil.which("socat") is None, reason="socat is one of the sides")
 def test_every_heat_runs_with_all_its_sides(folders: Path, tmp_path: Path) -> None:
     with open_track(accelerator="tcg") as track:
         facts = gather_facts(track)

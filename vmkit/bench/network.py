@@ -7,6 +7,7 @@ process, vmkit.bench.__main__: it has the machine, and does the sending.
 """
 
 import contextlib
+import select
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ TAP = "vmkit0"
 PROBE_TIMEOUT_S = 20.0
 # What ends a machine has deadlines of its own, all together shorter than this.
 END_DEADLINE_S = 20.0
+# A start or a transfer: both have deadlines of their own on the other side.
+ANSWER_DEADLINE_S = 300.0
 
 
 class Kind(StrEnum):
@@ -98,4 +101,6 @@ def _ask(running: Running, size: int) -> float:
 
 
 def _read_answer(running: Running) -> str:
+    if not select.select([running.stdout], [], [], ANSWER_DEADLINE_S)[0]:
+        return "the machine with a network says nothing"
     return running.stdout.readline().decode(errors="replace").strip() or "the machine with a network has ended"
