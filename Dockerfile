@@ -5,8 +5,8 @@ ARG BASE=debian:trixie-slim
 
 # What every stage stands on: QEMU, Python, and what builds guest images. Changes when Debian does.
 FROM ${BASE} AS base
-COPY box/install /usr/local/lib/vmkit-box/install
-RUN /usr/local/lib/vmkit-box/install python3 python3-venv qemu-system-x86 zstd debian-archive-keyring ca-certificates \
+COPY images/docker/install /usr/local/lib/vmkit-docker/install
+RUN /usr/local/lib/vmkit-docker/install python3 python3-venv qemu-system-x86 zstd debian-archive-keyring ca-certificates \
     mmdebstrap e2fsprogs tini
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 # Compiled Python is checked by hash and not by time, and comes out the same in every build (py_compile reads SOURCE_DATE_EPOCH).
@@ -31,7 +31,7 @@ COPY vsh/__init__.py vsh/errors.py /src/vsh/
 COPY vshd/__init__.py /src/vshd/
 COPY images /src/images
 COPY templates /src/templates
-COPY box/fetch /src/fetch
+COPY images/docker/fetch /src/fetch
 USER vmkit
 # LOCKED=1 takes exactly the packages of images/tiny.lock.
 ARG LOCKED=
@@ -65,7 +65,7 @@ ARG PYTHONHASHSEED=0
 USER root
 COPY Makefile /tmp/Makefile
 # What `make test` installs, and what a slim base lacks.
-RUN /usr/local/lib/vmkit-box/install $(sed -n 's/^TEST_PACKAGES := //p' /tmp/Makefile) gpg-agent man-db make procps && rm /tmp/Makefile
+RUN /usr/local/lib/vmkit-docker/install $(sed -n 's/^TEST_PACKAGES := //p' /tmp/Makefile) gpg-agent man-db make procps && rm /tmp/Makefile
 COPY requirements/test.lock /tmp/test.lock
 RUN pip install --require-hashes -r /tmp/test.lock && rm /tmp/test.lock
 # Root of the container, without any capability added: half of the tests of vshd are about becoming other users.

@@ -13,14 +13,14 @@ TEST_PACKAGES := cpio gpg lz4 busybox-static gdb nftables iproute2 curl socat op
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST_ARGS ?=
 
-.PHONY: help up down test unit vm wall-full lint drift box bench fuzz lock packages test-packages clean
+.PHONY: help up down test unit vm wall-full lint drift docker bench fuzz lock packages test-packages clean
 
 help:
 	@echo 'make up      install what is missing, build the image tiny, boot it, run a command in it'
 	@echo 'make down    stop what make up started'
 	@echo 'make test    install what is missing, then every test (unit: without VMs; vm: only with)'
 	@echo 'make drift   build from the newest packages and tell what differs from images/*.lock'
-	@echo 'make box     the Docker image, and the tests inside it, with the engine there is or one of its own'
+	@echo 'make docker     the Docker image, and the tests inside it, with the engine there is or one of its own'
 	@echo 'make wall-full   attack every image, kernel, set of layers and backend (an hour), and write docs/WALL.md'
 	@echo 'make bench   print the figures of docs/BENCHMARKS.md'
 	@echo 'make fuzz    fuzz every parser for longer than the tests do (CASES=1000000)'
@@ -54,14 +54,14 @@ lint: $(VENV)/.test
 drift: $(VENV)/.run
 	$(BIN)/vmkit build --update --drift tiny
 
-box: $(VENV)/.test
-	.ci/box
+docker: $(VENV)/.test
+	.ci/docker
 
 bench: $(VENV)/.test
 	$(BIN)/python -m tests.bench.first_light all
 	$(BIN)/python -m tests.bench.vsh
 	$(BIN)/vmkit bench --quick
-	@echo 'the box needs an engine and its image: $(BIN)/python -m tests.bench.box'
+	@echo 'the box needs an engine and its image: $(BIN)/python -m tests.bench.docker'
 	$(BIN)/python -m tests.bench.wall
 
 CASES ?= 1000000

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from vshd.version import __version__
+from vshd.wire.version import __version__
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 DEADLINE_S = 120

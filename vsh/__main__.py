@@ -6,7 +6,7 @@ import sys
 from vsh import cli
 from vsh.errors import ConnectionLost, VshError
 from vsh.flags import HELP, Options, find_config_path, parse_flags
-from vshd.version import __version__
+from vshd.wire.version import __version__
 
 INTERRUPTED = 128 + 2
 PIPE_BROKEN = 128 + 13

@@ -12,7 +12,7 @@ import time
 from vsh.errors import VshError
 from vsh.session import Session
 from vsh.transport import remaining_ms
-from vshd.conduit import SPLICE_SIZE, Conduit, Sluice, open_conduit, open_sluice
+from vshd.carry.conduit import SPLICE_SIZE, Conduit, Sluice, open_conduit, open_sluice
 from vshd.wire import messages
 from vshd.wire.events import Data, EndOfStream, Event, Exited, StreamClosed
 from vshd.wire.output import Output

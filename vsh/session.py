@@ -11,7 +11,7 @@ import time
 from vsh.address import Address
 from vsh.errors import ConnectionLost, ExecError, VshError
 from vsh.transport import open_transport, remaining_ms
-from vshd.conduit import Conduit, write_output
+from vshd.carry.conduit import Conduit, write_output
 from vshd.wire import messages
 from vshd.wire.buffers import Buffers
 from vshd.wire.client import STUB_USER, ClientConnection, make_forward_request

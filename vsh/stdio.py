@@ -13,7 +13,7 @@ import os
 import stat
 
 from vsh.pump import Sink, Source
-from vshd.conduit import Conduit, Sluice, enlarge_pipe, read_burst
+from vshd.carry.conduit import Conduit, Sluice, enlarge_pipe, read_burst
 
 # A pipe that poll() calls writable takes this much without blocking (limits.h, pipe(7)).
 PIPE_BUF = 4096

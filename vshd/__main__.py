@@ -4,13 +4,13 @@ import os
 import sys
 
 from vshd import ready
+from vshd.carry.vsock import HOST_CID, VsockError
 from vshd.flags import HELP, FlagError, Options, parse_flags
 from vshd.listener import Listener, connect_to, open_listener, parse_allowed_cids, take_passed_listener
 from vshd.log import Log
 from vshd.signals import SIGCHLD, SIGINT, SIGTERM, Wakeup
-from vshd.version import __version__
-from vshd.vsock import HOST_CID, VsockError
 from vshd.wire.errors import TokenError
+from vshd.wire.version import __version__
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _find_token(options: Options, listener: Listener) -> bytes | None:
 
 def _serve_one(options: Options, log: Log) -> int:
     """Container mode: one session, on a connection to the host."""
-    from vshd.session import Session  # noqa: PLC0415  (see serve)
+    from vshd.session.session import Session  # noqa: PLC0415  (see serve)
 
     where = options.forward_to or f"vsock:{HOST_CID}:{options.forward_to_host_port}"
     fd = connect_to(where)
@@ -112,7 +112,7 @@ def _serve_one(options: Options, log: Log) -> int:
 
 def _serve_commands(options: Options, log: Log) -> int:
     """Instead of shells: commands, each for a connection, or one for the socket."""
-    from vshd.inetd import Activator, Inetd  # noqa: PLC0415  (see serve)
+    from vshd.services.inetd import Activator, Inetd  # noqa: PLC0415  (see serve)
 
     where = options.inetd or options.activate
     allowed_cids = parse_allowed_cids(options.allow_cid)
@@ -128,7 +128,7 @@ def _serve_commands(options: Options, log: Log) -> int:
 
 def _serve_mapping(options: Options, log: Log) -> int:
     """Instead of shells: TCP connections to the mapped prefix."""
-    from vshd.mapped import serve_mapping  # noqa: PLC0415  (see serve)
+    from vshd.services.mapped import serve_mapping  # noqa: PLC0415  (see serve)
 
     serve_mapping(options.ipv6, log, Wakeup((SIGTERM, SIGINT)), ready.tell_systemd)
     return 0

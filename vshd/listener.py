@@ -6,7 +6,7 @@ Owns opening, accepting and the check of who connects. Knows nothing of sessions
 import _socket
 import os
 
-from vshd import vsock
+from vshd.carry import vsock
 from vshd.flags import PORT_MAX, FlagError
 
 # Upstream's is 32; a flood of clients should wait in the kernel (which allows 4096), not be refused.

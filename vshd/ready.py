@@ -3,7 +3,7 @@
 import _socket
 import os
 
-from vshd import vsock
+from vshd.carry import vsock
 from vshd.flags import ILLEGAL_VALUE_STATUS, FlagError
 
 READY = b"READY=1\n"

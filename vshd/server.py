@@ -10,12 +10,12 @@ import select
 import struct
 import time
 
-from vshd.account import warm_up
 from vshd.flags import Options
 from vshd.listener import Listener
 from vshd.log import Log, Throttle
 from vshd.processes import kill_session, reap_ended, wait_until_none
-from vshd.session import Session
+from vshd.session.account import warm_up
+from vshd.session.session import Session
 from vshd.signals import SIGCHLD, SIGINT, SIGKILL, SIGTERM, Wakeup
 from vshd.spare import Spare, make_channel, rehearse, wait_for_connection
 from vshd.wire import messages

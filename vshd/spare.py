@@ -9,11 +9,11 @@ import os
 import select
 import struct
 
-from vshd.account import choose_account
 from vshd.flags import Options
-from vshd.refusal import RefusalError
+from vshd.session.account import choose_account
+from vshd.session.refusal import RefusalError
+from vshd.session.target import build_environment
 from vshd.signals import SIGTERM, Wakeup
-from vshd.target import build_environment
 from vshd.wire import messages
 from vshd.wire.connection import default_limits
 from vshd.wire.events import RequestReceived

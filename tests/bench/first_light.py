@@ -26,9 +26,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vmkit.image.build import BuiltImage, build_image
-from vmkit.image.config import load_image
-from vmkit.image.cpio import render_cpio
-from vmkit.image.tree import Tree, file_node
+from vmkit.image.formats.cpio import render_cpio
+from vmkit.image.formats.tree import Tree, file_node
+from vmkit.image.recipe.config import load_image
 from vmkit.machine import stop
 from vmkit.machine.machine import Machine
 from vmkit.machine.probe import find_qemu
@@ -175,7 +175,7 @@ def bench_memory(_count: int) -> None:
     print("resident memory (VmRSS):")
     with Machine("tiny", accelerator="tcg", backend="user", name="bench") as machine:
         look = "grep -E 'VmRSS|^Pid|^PPid' ${p%cmdline}status"
-        script = f"for p in $(grep -l vshd.init /proc/[0-9]*/cmdline); do {look}; done"
+        script = f"for p in $(grep -l vshd.pid1.init /proc/[0-9]*/cmdline); do {look}; done"
         words = machine.run(["sh", "-c", script]).stdout.decode().split()
         for at in range(0, len(words) - 6, 7):
             print(f"  guest: {int(words[at + 5]) / 1024:7.1f} MiB  pid {words[at + 1]}, parent {words[at + 3]}")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.bench.first_light import BIN, run_to_exit, say_series, time_call
 from vmkit.image.build import build_image
-from vmkit.image.config import load_image
+from vmkit.image.recipe.config import load_image
 from vmkit.machine import stop
 from vmkit.machine.machine import Machine
 from vsh.registry import read_machines

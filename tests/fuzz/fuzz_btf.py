@@ -7,8 +7,8 @@ import argparse
 import random
 import struct
 
-from tests.vmkit.image.btf_maker import BtfMaker, make_kernel_btf
-from vmkit.image.btf import BtfError, find_functions, parse_btf
+from tests.vmkit.image.wall.btf_maker import BtfMaker, make_kernel_btf
+from vmkit.image.wall.btf import BtfError, find_functions, parse_btf
 
 NAMES = ("bpf_lsm_socket_connect", "bpf_lsm_socket_bind")
 LENGTH_LIMIT = 400

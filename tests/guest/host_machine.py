@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from vmkit.image.config import load_image
-from vmkit.image.wall import LOOPBACK_MODULE
+from vmkit.image.recipe.config import load_image
+from vmkit.image.wall.spec import LOOPBACK_MODULE
 from vmkit.machine.machine import Machine
 from vsh.client import Result
 

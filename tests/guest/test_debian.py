@@ -11,8 +11,8 @@ import pytest
 import vmkit
 from vmkit.image.build import BuiltImage, build_image
 from vmkit.image.cache import find_cache_dir
-from vmkit.image.config import load_image
-from vmkit.image.packages import make_request
+from vmkit.image.debian.packages import make_request
+from vmkit.image.recipe.config import load_image
 
 KERNELS = {"6.1": 'kernel_suite = "bookworm"\n', "6.12": ""}
 

@@ -12,7 +12,7 @@ import pytest
 import vmkit as vmkit_package
 from vmkit.errors import MachineError
 from vmkit.image.build import build_image
-from vmkit.image.config import load_image
+from vmkit.image.recipe.config import load_image
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 

@@ -180,7 +180,7 @@ def test_many_sessions_at_once(ready: str) -> None:
 
 def test_memory_of_daemon_and_of_host_processes_is_told(ready: str, vsh: Run) -> None:
     """Printed by tests/bench/first_light.py with medians; here only the ceilings that the issue sets."""
-    script = "for p in $(grep -l vshd.init /proc/[0-9]*/cmdline); do grep VmRSS ${p%cmdline}status; done"
+    script = "for p in $(grep -l vshd.pid1.init /proc/[0-9]*/cmdline); do grep VmRSS ${p%cmdline}status; done"
     sizes = [int(line.split()[1]) for line in vsh("--vm_name", ready, "--", "sh", "-c", script).stdout.splitlines()]
     # pid 1, the daemon it forked, and this very session's process; the daemon's own ceiling is the issue's.
     assert len(sizes) >= 2

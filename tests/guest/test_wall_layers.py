@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.vmkit.image.btf_maker import make_kernel_btf
-from vmkit.image.btf import find_functions, parse_btf
+from tests.vmkit.image.wall.btf_maker import make_kernel_btf
 from vmkit.image.build import find_built_image
-from vmkit.image.config import load_image
-from vmkit.image.kernel_wall import make_loader
-from vmkit.image.vmlinux import find_btf
+from vmkit.image.formats.vmlinux import find_btf
+from vmkit.image.recipe.config import load_image
+from vmkit.image.wall.btf import find_functions, parse_btf
+from vmkit.image.wall.layer import make_loader
 from vsh.registry import find_machine
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]

@@ -7,7 +7,16 @@ import socket
 
 import pytest
 
-from vshd.conduit import CAPACITY, Conduit, Sluice, enlarge_pipe, is_worth_it, open_conduit, open_sluice, write_output
+from vshd.carry.conduit import (
+    CAPACITY,
+    Conduit,
+    Sluice,
+    enlarge_pipe,
+    is_worth_it,
+    open_conduit,
+    open_sluice,
+    write_output,
+)
 from vshd.wire.output import Output
 
 

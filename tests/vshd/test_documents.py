@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from vsh.flags import KINDS
-from vshd import server, session
+from vshd import server
 from vshd.flags import Options
+from vshd.session import session
 from vshd.wire import connection, messages
 
 CHECKOUT = Path(__file__).resolve().parents[2]

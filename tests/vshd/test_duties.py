@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from vshd import duties
-from vshd.duties import Duties, DutyError, describe_wall, lock_modules, raise_kernel_layer, run_hook, take_duties
+from vshd.pid1 import duties
+from vshd.pid1.duties import Duties, DutyError, describe_wall, lock_modules, raise_kernel_layer, run_hook, take_duties
 
 
 def write_script(path, text):

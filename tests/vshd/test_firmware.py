@@ -6,7 +6,7 @@ import pytest
 
 from vshd import firmware
 from vshd.firmware import find_token, read_oem_strings
-from vshd.init import find_token_source
+from vshd.pid1.init import find_token_source
 from vshd.wire.errors import TokenError
 from vshd.wire.proof import TOKEN_PREFIX, render_token
 

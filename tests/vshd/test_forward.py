@@ -10,9 +10,9 @@ from tests.vshd.joined import Joined
 from vsh.address import Address
 from vsh.errors import VshError
 from vsh.forward.guest import connect_guest
-from vshd.forward import open_forward
-from vshd.places import PlaceError, connect
-from vshd.refusal import RefusalError
+from vshd.carry.places import PlaceError, connect
+from vshd.services.forward import open_forward
+from vshd.session.refusal import RefusalError
 from vshd.wire import messages, state
 from vshd.wire.client import STUB_ARGV, STUB_USER, make_forward_request
 from vshd.wire.events import HandedOver

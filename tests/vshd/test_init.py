@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.vsh.live import CHECKOUT, DEADLINE_S, ENVIRONMENT, ended, wait_until
-from vshd import init
-from vshd.init import InitError, find_ready_port
+from vshd.pid1 import init
+from vshd.pid1.init import InitError, find_ready_port
 
 NAMESPACE = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
@@ -26,7 +26,7 @@ needs_namespace = pytest.mark.skipif(not can_unshare(), reason="no PID namespace
 
 
 class Guest:
-    """A running vshd.init; `busybox` is a script that notes how it was called."""
+    """A running vshd.pid1.init; `busybox` is a script that notes how it was called."""
 
     def __init__(self, folder, *flags, script=""):
         self.socket = folder / "vshd.sock"
@@ -36,7 +36,7 @@ class Guest:
         busybox.chmod(0o755)
         program = (
             f"import sys; sys.path.insert(0, {str(CHECKOUT)!r})\n"
-            f"import vshd.init as init\ninit.BUSYBOX = {str(busybox)!r}\n{script}\n"
+            f"import vshd.pid1.init as init\ninit.BUSYBOX = {str(busybox)!r}\n{script}\n"
             f"init.main(['--listen=unix:{self.socket}', '--log_stderr', *{list(flags)!r}])"
         )
         self.process = subprocess.Popen(
@@ -187,7 +187,7 @@ def test_init_failure_is_a_line_and_a_power_off(start_guest, flags, script, line
 
 def test_init_refuses_to_end_what_is_not_its_own():
     """Outside a guest, "all processes" would be everybody's."""
-    argv = [sys.executable, "-c", "import vshd.init; vshd.init.main(['--nonsense'])"]
+    argv = [sys.executable, "-c", "import vshd.pid1.init; vshd.pid1.init.main(['--nonsense'])"]
     done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, check=False, timeout=DEADLINE_S)
     assert done.returncode == 1
     assert b"this is not pid 1" in done.stderr

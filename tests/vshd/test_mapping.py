@@ -8,7 +8,7 @@ import pytest
 
 from tests.vsh.live import CHECKOUT, DEADLINE_S
 from tests.vshd.test_init import needs_namespace
-from vshd.mapping import MappingError, find_cid, parse_prefix, render_address, render_prefix, render_rules
+from vshd.carry.mapping import MappingError, find_cid, parse_prefix, render_address, render_prefix, render_rules
 
 PREFIX = bytes.fromhex("fd123456789a0001")
 
@@ -49,9 +49,9 @@ def test_rules_replace_those_of_a_killed_one():
 GUEST = f"""
 import os, socket, sys, threading
 sys.path.insert(0, {str(CHECKOUT)!r})
-from vshd import places
+from vshd.carry import places
 from vshd.log import Log
-from vshd.mapped import serve_mapping
+from vshd.services.mapped import serve_mapping
 from vshd.signals import SIGTERM, Wakeup
 
 # The host's port is a UNIX socket here; all before it, and the way there, is real.

@@ -135,7 +135,7 @@ import os, sys
 sys.path.insert(0, {checkout!r})
 from vshd.flags import Options
 from vshd.log import Log
-from vshd.session import Session
+from vshd.session.session import Session
 from vshd.signals import SIGCHLD, SIGTERM, Wakeup
 fd = int(sys.argv[1])
 os.set_blocking(fd, False)

@@ -11,7 +11,7 @@ from vmkit.bench.network import find_network
 from vmkit.bench.track import MEMORY, Track
 from vmkit.run import run
 from vsh.errors import VshError
-from vshd.version import __version__
+from vshd.wire.version import __version__
 
 TIMEOUT_S = 20.0
 GUEST_QUESTIONS = {

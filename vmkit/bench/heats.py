@@ -357,7 +357,7 @@ for pid in /proc/[0-9]*; do
     case "$words" in
         *sshd-session*|*sshd-auth*|"sshd"*) echo "$kib guest: a session of sshd" ;;
         *--inetd*) echo "$kib guest: vshd --inetd (listens for sshd)" ;;
-        *vshd.init*) [ ${pid#/proc/} = 1 ] && echo "$kib guest: pid 1" || echo "$kib guest: vshd, a session of it" ;;
+        *pid1.init*) [ ${pid#/proc/} = 1 ] && echo "$kib guest: pid 1" || echo "$kib guest: vshd, a session of it" ;;
     esac
 done
 """

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vmkit.cli.show import open_progress, print_json, read_wall
 from vmkit.image.build import find_built_image, plan_image
-from vmkit.image.config import load_image
+from vmkit.image.recipe.config import load_image
 from vmkit.machine.handover import Monitor
 from vmkit.machine.launch import Layout
 from vmkit.machine.qemu import QemuPlan, plan_qemu

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from vmkit.box.build import TARGETS, BuildSpec, build_box, tag_of
-from vmkit.box.container import RunSpec, check_terminal, run_box
-from vmkit.box.context import find_context
-from vmkit.box.devices import choose_devices
-from vmkit.box.engine import find_host, is_local, open_engine
 from vmkit.cli.show import open_progress
+from vmkit.docker.build import TARGETS, BuildSpec, build_docker_image, tag_of
+from vmkit.docker.container import RunSpec, check_terminal, run_container
+from vmkit.docker.context import find_context
+from vmkit.docker.devices import choose_devices
+from vmkit.docker.engine import find_host, is_local, open_engine
 from vmkit.machine.doctor import examine
 
 DEFAULT_RESULTS = "vmkit-results"
@@ -69,7 +69,7 @@ def build(
         fresh=fresh,
     )
     with open_engine() as engine, open_progress(quiet=quiet) as tell:
-        image = build_box(engine, spec, tell, _ignore if quiet or sys.stderr.isatty() else _log)
+        image = build_docker_image(engine, spec, tell, _ignore if quiet or sys.stderr.isatty() else _log)
         size_mb = engine.inspect_image(image)["Size"] / 1e6
     print(f"{spec.tag} is built: {image.removeprefix('sha256:')[:12]}, {size_mb:.0f} MB")
 
@@ -169,7 +169,7 @@ def _run(
             out=out,
             environment=environment,
         )
-        status = run_box(engine, spec, _tell)
+        status = run_container(engine, spec, _tell)
     sys.exit(status)
 
 

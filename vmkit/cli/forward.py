@@ -113,7 +113,7 @@ def _remove(words: tuple[str, ...]) -> None:
 def _map(words: tuple[str, ...], prefix: str | None, *, host_wide: bool) -> int:
     # Imported here: few need it, and it needs much.
     from vmkit.forward.namespace import Mapping, choose_prefix, run_mapped  # noqa: PLC0415
-    from vshd.mapping import render_prefix  # noqa: PLC0415
+    from vshd.carry.mapping import render_prefix  # noqa: PLC0415
 
     if not words and not host_wide:
         raise ConfigError("--ipv6 needs a command to run in its namespace: vmkit forward --ipv6 -- curl ...")

@@ -9,8 +9,8 @@ from vmkit.cli.show import open_progress, print_json, print_table
 from vmkit.cli.values import complete_images
 from vmkit.errors import ConfigError
 from vmkit.image.build import build_image, find_built_image, find_drift, plan_image, update_lock_file
-from vmkit.image.config import list_images, load_image
-from vmkit.image.lockfile import find_lock_path
+from vmkit.image.debian.lockfile import find_lock_path
+from vmkit.image.recipe.config import list_images, load_image
 
 
 @click.command("build")

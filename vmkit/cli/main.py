@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from vshd.version import __version__
+from vshd.wire.version import __version__
 
 # In the order of --help: what a newcomer needs first.
 VERBS = {

@@ -7,7 +7,7 @@ import click
 
 from vmkit.cli.show import open_progress, print_table
 from vmkit.image.build import build_image
-from vmkit.image.config import load_image
+from vmkit.image.recipe.config import load_image
 from vmkit.matrix.execute import Verdict, find_jobs, run_cells
 from vmkit.matrix.plan import pick_cells, read_matrix
 from vmkit.matrix.report import COLUMNS, render_github, render_junit, render_rows

@@ -43,7 +43,7 @@ def complete_images(_context: click.Context, _param: click.Parameter, incomplete
     """The shipped images; a path is the shell's to complete."""
     from click.shell_completion import CompletionItem  # noqa: PLC0415  (only a shell asks)
 
-    from vmkit.image.resources import find_images_dir  # noqa: PLC0415
+    from vmkit.image.recipe.resources import find_images_dir  # noqa: PLC0415
 
     if "/" in incomplete or incomplete.startswith("."):
         return [CompletionItem(incomplete, type="file")]

@@ -22,7 +22,7 @@ from vsh.errors import VshError
 from vsh.forward.service import Service
 from vsh.forward.spec import MAPPED, Forward
 from vsh.signals import SIGHUP, SIGINT, SIGTERM, Wakeup
-from vshd.mapping import (
+from vshd.carry.mapping import (
     PREFIX_BYTES,
     UNIQUE_LOCAL,
     MappingError,

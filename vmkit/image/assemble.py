@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import assert_never
 
 from vmkit.errors import BuildError, ConfigError
-from vmkit.image.bootstrap import bootstrap
-from vmkit.image.btf import BtfError
-from vmkit.image.config import ImageSpec
-from vmkit.image.deb import extract_deb, extract_patterns
-from vmkit.image.elf import is_elf, read_needed
-from vmkit.image.inputs import Inputs
+from vmkit.image.debian.bootstrap import bootstrap
+from vmkit.image.debian.deb import extract_deb, extract_patterns
+from vmkit.image.debian.packages import python_packages
+from vmkit.image.formats.elf import is_elf, read_needed
+from vmkit.image.formats.tree import COMPLETE_PATH, Kind, Node, Tree, directory_node, file_node, symlink_node
+from vmkit.image.formats.vmlinux import find_btf
 from vmkit.image.kernel import Kernel, take_kernel
-from vmkit.image.kernel_wall import LOADER_PATH, find_vshd_port, make_loader
-from vmkit.image.packages import python_packages
 from vmkit.image.plan import (
     Install,
     LinkApplets,
@@ -36,11 +34,13 @@ from vmkit.image.plan import (
     WriteRoot,
 )
 from vmkit.image.python import GuestPython
-from vmkit.image.settings import HOOK_PATH, Source
-from vmkit.image.template import Renderer
-from vmkit.image.tree import COMPLETE_PATH, Kind, Node, Tree, directory_node, file_node, symlink_node
-from vmkit.image.vmlinux import find_btf
-from vmkit.image.wall import LOOPBACK_MODULE, MODPROBE_RULE, MODPROBE_RULE_PATH, KernelLayer, plan_init_words
+from vmkit.image.recipe.config import ImageSpec
+from vmkit.image.recipe.inputs import Inputs
+from vmkit.image.recipe.settings import HOOK_PATH, Source
+from vmkit.image.recipe.template import Renderer
+from vmkit.image.wall.btf import BtfError
+from vmkit.image.wall.layer import LOADER_PATH, find_vshd_port, make_loader
+from vmkit.image.wall.spec import LOOPBACK_MODULE, MODPROBE_RULE, MODPROBE_RULE_PATH, KernelLayer, plan_init_words
 from vmkit.run import run
 
 _BUSYBOX = "usr/bin/busybox"

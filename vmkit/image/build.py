@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmkit.errors import BuildError, ConfigError
-from vmkit.image.apt import UnknownPackageError
 from vmkit.image.cache import Cache, find_cache_dir, open_cache
-from vmkit.image.config import ImageSpec, find_mention, load_image
-from vmkit.image.inputs import Inputs, Prebuilt, read_inputs
-from vmkit.image.lockfile import compare_locks, fetch_locked, read_lock_file, write_lock_file
-from vmkit.image.packages import (
+from vmkit.image.debian.apt import UnknownPackageError
+from vmkit.image.debian.lockfile import compare_locks, fetch_locked, read_lock_file, write_lock_file
+from vmkit.image.debian.packages import (
     Lock,
     Progress,
     Request,
@@ -30,6 +28,8 @@ from vmkit.image.packages import (
     resolve,
 )
 from vmkit.image.plan import Plan, make_plan
+from vmkit.image.recipe.config import ImageSpec, find_mention, load_image
+from vmkit.image.recipe.inputs import Inputs, Prebuilt, read_inputs
 from vmkit.run import run
 
 if TYPE_CHECKING:
@@ -239,8 +239,8 @@ def _write_image(
 ) -> None:
     """Assembles and writes `folder`/image. Imported here: a cache hit needs neither Jinja2 nor the rest."""
     from vmkit.image.assemble import assemble  # noqa: PLC0415
-    from vmkit.image.cpio import render_cpio  # noqa: PLC0415
-    from vmkit.image.ext4 import write_ext4  # noqa: PLC0415
+    from vmkit.image.formats.cpio import render_cpio  # noqa: PLC0415
+    from vmkit.image.formats.ext4 import write_ext4  # noqa: PLC0415
 
     work = folder / "work"
     work.mkdir()

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vmkit.errors import BuildError, HostError, VmkitError
-from vmkit.image.apt import Apt, Archive, archive_key
+from vmkit.image.debian.apt import Apt, Archive, archive_key
 
 # A build with everything to fetch on a slow line; whoever waits is told so.
 LOCK_TIMEOUT_S = 1800.0

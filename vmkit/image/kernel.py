@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmkit.errors import BuildError, CommandError
-from vmkit.image.deb import read_deb
-from vmkit.image.elf import read_modinfo
-from vmkit.image.tree import Kind, Node, Tree, file_node
-from vmkit.image.vmlinux import extract_vmlinux, find_vmlinux, unpack_zstd
+from vmkit.image.debian.deb import read_deb
+from vmkit.image.formats.elf import read_modinfo
+from vmkit.image.formats.tree import Kind, Node, Tree, file_node
+from vmkit.image.formats.vmlinux import extract_vmlinux, find_vmlinux, unpack_zstd
 
 _DECOMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     ".ko": lambda data: data,
@@ -45,7 +45,7 @@ def take_kernel(
     """Reads a kernel package; puts the wanted and the available modules, and those they depend on, into the tree.
 
     kernel_format: `vmlinuz` is Debian's boot image as it is, `vmlinux` the ELF file inside it, which starts sooner,
-    `auto` the latter where it can be had (see vmkit.image.vmlinux).
+    `auto` the latter where it can be had (see vmkit.image.formats.vmlinux).
 
     Only the wanted ones are the Kernel's `modules`, which load at boot. A barred one is a file that modprobe is not
     told of. A module that is built into this kernel needs nothing. Raises BuildError naming one that does not exist.

@@ -8,10 +8,10 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
-from vmkit.image.config import ImageSpec
-from vmkit.image.inputs import Inputs
-from vmkit.image.packages import Lock, Request
-from vmkit.image.settings import FileSpec, Source
+from vmkit.image.debian.packages import Lock, Request
+from vmkit.image.recipe.config import ImageSpec
+from vmkit.image.recipe.inputs import Inputs
+from vmkit.image.recipe.settings import FileSpec, Source
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vmkit.errors import BuildError, CommandError
-from vmkit.image.deb import read_deb
-from vmkit.image.tree import Kind, Node, Tree, file_node, symlink_node
+from vmkit.image.debian.deb import read_deb
+from vmkit.image.formats.tree import Kind, Node, Tree, file_node, symlink_node
 from vmkit.run import run
 
 # Compiling a hundred modules takes about a second.

@@ -1,1 +1,1 @@
-"""vmkit.machine: one running VM: its plan, its monitor process, its place in the registry."""
+"""vmkit.machine: what `up` and other verbs do with a machine: its plan, its start, its place in the registry."""

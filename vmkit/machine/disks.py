@@ -1,7 +1,7 @@
 """Files of the host's that become a guest's disks, and the port for gdb, looked at before QEMU is: clear words instead
 of QEMU's.
 
-What can only be known when QEMU opens them (another machine has the file) is told by vmkit.machine.end from its words.
+What can only be known when QEMU opens them (another machine has the file) is told by vmkit.monitor.end from its words.
 """
 
 import os

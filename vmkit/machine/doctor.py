@@ -15,8 +15,8 @@ from pathlib import Path
 from vmkit.errors import HostError
 from vmkit.image.build import find_built_image
 from vmkit.image.cache import find_cache_dir
-from vmkit.image.config import load_image
-from vmkit.image.origin import find_keyring
+from vmkit.image.debian.origin import find_keyring
+from vmkit.image.recipe.config import load_image
 from vmkit.machine import probe
 from vmkit.machine.registry import open_runtime_directory
 from vmkit.machine.spec import DEFAULT_MEMORY_MIB

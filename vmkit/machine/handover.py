@@ -99,7 +99,7 @@ def render_environment(environ: Mapping[str, str]) -> dict[str, str]:
 def _start_process(fd: int, log: BinaryIO) -> "subprocess.Popen[bytes]":
     try:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "vmkit.machine.monitor", str(fd)],
+            [sys.executable, "-P", "-m", "vmkit.monitor", str(fd)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

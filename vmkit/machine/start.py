@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from vmkit.errors import ConfigError, HostError, MachineError
 from vmkit.image.build import BuiltImage, build_image
-from vmkit.image.config import load_image
+from vmkit.image.recipe.config import load_image
 from vmkit.machine import probe
 from vmkit.machine.disks import check_disk, check_gdb_port, check_root
 from vmkit.machine.handover import Monitor, start_monitor

@@ -14,10 +14,10 @@ from vsh.forward.guest import GuestListener
 from vsh.forward.openings import Openings
 from vsh.forward.spec import LOCAL, MAPPED, Forward
 from vsh.listener import HostListener
-from vshd import places
-from vshd.mapping import MappingError, find_cid, find_original, parse_prefix
-from vshd.pairs import Pairs, Side
-from vshd.places import PlaceError
+from vshd.carry import places
+from vshd.carry.mapping import MappingError, find_cid, find_original, parse_prefix
+from vshd.carry.pairs import Pairs, Side
+from vshd.carry.places import PlaceError
 
 # For a guest that is being restarted: how often to ask whether it is back.
 RETRY_S = 1.0
@@ -137,7 +137,7 @@ class _Local(Listening):
 
 
 class _Mapped(_Local):
-    """All ports of all CIDs, redirected here by the kernel (vshd.mapping)."""
+    """All ports of all CIDs, redirected here by the kernel (vshd.carry.mapping)."""
 
     def connect(self, fd: int) -> tuple[int, bytes]:
         try:

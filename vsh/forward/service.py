@@ -14,9 +14,9 @@ from vsh.forward.listening import FOREVER_S, Listening, make_listening
 from vsh.forward.openings import Openings
 from vsh.forward.spec import Forward
 from vsh.listener import HostListener, listen_for_guest
-from vshd import places
-from vshd.pairs import Pairs
-from vshd.places import PlaceError
+from vshd.carry import places
+from vshd.carry.pairs import Pairs
+from vshd.carry.places import PlaceError
 
 # Connections at once, of all forwards; who comes later waits in the listener's backlog.
 PAIRS_MAX = 512

@@ -21,7 +21,7 @@ TCP_PORT_MAX = 0xFFFF
 VSOCK_PORT_MAX = (1 << 32) - 2
 
 LOCAL, REMOTE = "L", "R"
-# Every address of a prefix (vshd.mapping) is listened at, and each connection goes to the CID and port it names.
+# Every address of a prefix (vshd.carry.mapping) is listened at, and each connection goes to the CID and port it names.
 MAPPED = "M"
 
 

@@ -25,9 +25,9 @@ from tests.guest.wall.scene import (
 from tests.guest.wall.storm import storm
 from vmkit.image.build import build_image
 from vmkit.image.cache import Cache, find_cache_dir
-from vmkit.image.config import load_image
-from vmkit.image.packages import make_request
-from vmkit.image.wall import LOOPBACK_MODULE
+from vmkit.image.debian.packages import make_request
+from vmkit.image.recipe.config import load_image
+from vmkit.image.wall.spec import LOOPBACK_MODULE
 from vsh.client import Result
 from vsh.registry import find_machine
 

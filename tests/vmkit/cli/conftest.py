@@ -17,7 +17,7 @@ from tests.vmkit.image.conftest import BASE_RECIPE, ArchiveFixture, archive
 from tests.vmkit.machine.conftest import fake_qemu, folders
 from vmkit.__main__ import _run
 from vmkit.image.build import build_image
-from vmkit.image.config import load_image
+from vmkit.image.recipe.config import load_image
 
 __all__ = ["archive", "fake_qemu", "folders"]
 

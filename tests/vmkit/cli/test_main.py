@@ -15,7 +15,7 @@ from tests.vmkit.cli.conftest import Program, Vmkit
 from vmkit.cli.main import VERBS
 from vmkit.errors import MachineError
 from vmkit.machine.registry import reserve
-from vshd.version import __version__
+from vshd.wire.version import __version__
 
 
 @pytest.mark.parametrize("verb", list(VERBS))

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from vmkit.image import config
-from vmkit.image.config import ImageSpec
+from vmkit.image.recipe import config
+from vmkit.image.recipe.config import ImageSpec
 
 KERNEL_VERSION = "6.12.1-cloud-amd64"
 MODULES = f"usr/lib/modules/{KERNEL_VERSION}"
@@ -240,5 +240,5 @@ def fake_spec(archive: ArchiveFixture, write_recipe: Callable[..., Path]) -> Cal
 @pytest.fixture
 def child_environ() -> dict[str, str]:
     """The environment for a Python child that imports what this one does."""
-    root = Path(config.__file__).parent.parent.parent
+    root = Path(config.__file__).parents[3]
     return os.environ | {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}

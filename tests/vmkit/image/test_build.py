@@ -16,10 +16,10 @@ import pytest
 
 from vmkit.errors import BuildError, ConfigError
 from vmkit.image.build import BuiltImage, build_image, find_built_image, plan_image
-from vmkit.image.config import ImageSpec, load_image
-from vmkit.image.cpio import read_cpio
-from vmkit.image.packages import hash_file, make_request
-from vmkit.image.tree import Kind, Node
+from vmkit.image.debian.packages import hash_file, make_request
+from vmkit.image.formats.cpio import read_cpio
+from vmkit.image.formats.tree import Kind, Node
+from vmkit.image.recipe.config import ImageSpec, load_image
 
 FakeSpec = Callable[..., ImageSpec]
 NOBODY = 65534
@@ -110,13 +110,14 @@ def test_cached_build_starts_no_program_and_imports_little(
     script = f"""
 import subprocess, sys
 from vmkit.image.build import build_image
-from vmkit.image.config import load_image
+from vmkit.image.recipe.config import load_image
 def refuse(*words, **settings):
     raise SystemExit("a program was started: %r" % (words,))
 subprocess.Popen.__init__ = refuse
 built = build_image(load_image({str(spec.origin)!r}))
 assert built.cached, built
-late = {{"jinja2", "tarfile", "vmkit.image.assemble", "vmkit.image.template", "vmkit.image.deb"}} & set(sys.modules)
+rooms = {{"vmkit.image." + name for name in ("assemble", "recipe.template", "debian.deb")}}
+late = ({{"jinja2", "tarfile"}} | rooms) & set(sys.modules)
 assert not late, late
 print(built.digest)
 """
@@ -261,7 +262,7 @@ CHILD = """
 import os, sys
 from vmkit.errors import VmkitError
 from vmkit.image.build import build_image
-from vmkit.image.config import load_image
+from vmkit.image.recipe.config import load_image
 def progress(text, part):
     print(text, flush=True)
     if STOP_AT and text.startswith(STOP_AT):

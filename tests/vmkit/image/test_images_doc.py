@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from vmkit.image.config import load_image
-from vmkit.image.settings import SETTINGS
-from vmkit.image.wall import WALL_KEYS
+from vmkit.image.recipe.config import load_image
+from vmkit.image.recipe.settings import SETTINGS
+from vmkit.image.wall.spec import WALL_KEYS
 
 DOC = Path(__file__).parents[3] / "docs/IMAGES.md"
 

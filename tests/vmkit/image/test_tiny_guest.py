@@ -11,11 +11,11 @@ import pytest
 
 from vmkit.image.build import BuiltImage, build_image
 from vmkit.image.cache import find_cache_dir
-from vmkit.image.config import load_image
-from vmkit.image.cpio import read_cpio
-from vmkit.image.packages import make_request
-from vmkit.image.resources import find_vshd_dir
-from vmkit.image.tree import Kind
+from vmkit.image.debian.packages import make_request
+from vmkit.image.formats.cpio import read_cpio
+from vmkit.image.formats.tree import Kind
+from vmkit.image.recipe.config import load_image
+from vmkit.image.recipe.resources import find_vshd_dir
 
 pytestmark = pytest.mark.vm
 

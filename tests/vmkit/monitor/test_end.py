@@ -1,0 +1,57 @@
+"""What is said about the end of a machine, for everything that can have been seen of it."""
+
+import pytest
+
+from vmkit.monitor.console import ConsoleTrouble, Trouble, find_trouble
+from vmkit.monitor.end import QemuExit, explain_exit
+
+LOCKED = """qemu-system-x86_64: -blockdev {...}: Failed to get shared "write" lock
+Is another process using the image [/srv/a b.img]?
+"""
+PANIC = ConsoleTrouble(Trouble.PANIC, "VFS: no root")
+
+
+@pytest.mark.parametrize(
+    ("reason", "trouble", "ready", "asked", "end", "expected"),
+    [
+        ("guest-shutdown", None, True, False, "power-off", True),
+        ("guest-shutdown", None, False, False, "power-off", False),
+        ("guest-shutdown", None, False, True, "power-off", True),
+        ("guest-reset", PANIC, False, False, "panic", False),
+        ("guest-reset", PANIC, True, False, "panic", False),
+        ("guest-reset", None, True, False, "reset", True),
+        ("guest-reset", None, False, False, "reset", False),
+        ("guest-panic", None, True, False, "panic", False),
+        ("host-qmp-quit", None, True, False, "quit", True),
+        ("", None, True, False, "qemu-exit", False),
+        ("", None, True, True, "killed", True),
+        ("host-signal", None, True, False, "qemu-exit", False),
+    ],
+)
+def test_end_is_explained(
+    reason: str, trouble: ConsoleTrouble | None, ready: bool, asked: bool, end: str, expected: bool
+) -> None:
+    told = explain_exit(QemuExit("status 1", 1, reason, "words"), trouble, ready=ready, asked=asked)
+    assert (told.reason, told.expected) == (end, expected)
+    assert told.brief
+
+
+def test_console_line_of_a_panic_is_found() -> None:
+    line = b"[    2.1] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\r"
+    assert find_trouble(line) == ConsoleTrouble(Trouble.PANIC, "VFS: Unable to mount root fs on unknown-block(0,0)")
+
+
+def test_console_line_of_inits_failure_is_found() -> None:
+    assert find_trouble(b"vmkit-init: error: cannot mount /dev\r") == ConsoleTrouble(
+        Trouble.INIT_ERROR, "cannot mount /dev"
+    )
+
+
+def test_console_line_of_an_ordinary_boot_says_nothing() -> None:
+    assert find_trouble(b"[    0.0] Command line: console=ttyS0 panic=-1") is None
+
+
+def test_disk_that_another_has_is_named() -> None:
+    end = explain_exit(QemuExit("status 1", 1, "", LOCKED), None, ready=False, asked=False)
+    assert (end.reason, end.brief) == ("disk-in-use", "the disk /srv/a b.img is in use by another machine or program")
+    assert LOCKED in end.details

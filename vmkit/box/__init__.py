@@ -1,1 +1,0 @@
-"""The docker room: the project in a container, over the Docker SDK."""

@@ -1,0 +1,1 @@
+"""vmkit.docker: the project in a container, over the Docker SDK."""

@@ -1,0 +1,1 @@
+"""vmkit.image.debian: Debian's archives, packages and lock files."""

@@ -1,0 +1,140 @@
+"""A recipe's lock as a file beside it: every package with version and hash, to be committed and built from again.
+
+The lock in the cache is one host's memory of the last resolve; this one is for everybody. Knows nothing of building.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from vmkit.errors import BuildError, ConfigError
+from vmkit.image.cache import Cache, write_atomically
+from vmkit.image.debian.apt import Archive, Record
+from vmkit.image.debian.origin import find_keyring
+from vmkit.image.debian.packages import Lock, Request, hash_file, is_cached
+from vmkit.image.recipe.config import ImageSpec
+
+SCHEMA = 1
+# A Debian of several hundred packages takes 200 KB.
+MAX_LOCK_BYTES = 16 << 20
+SNAPSHOT_VARIABLE = "VMKIT_SNAPSHOT"
+_RENEW = "renew it: vmkit build --update-lock"
+
+
+def find_lock_path(spec: ImageSpec) -> Path:
+    """`NAME.lock` beside `NAME.toml`."""
+    return spec.origin.with_suffix(".lock")
+
+
+def write_lock_file(path: Path, request: Request, lock: Lock) -> None:
+    """Writes the lock, so that a change of one package is a change of a few lines."""
+    document = {"schema": SCHEMA, "request": request.key(), **asdict(lock)}
+    write_atomically(path, (json.dumps(document, indent=1) + "\n").encode())
+
+
+def read_lock_file(path: Path, request: Request | None = None) -> Lock:
+    """The lock in a file. Raises ConfigError when there is none, when it is damaged, or is not that of `request`."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_LOCK_BYTES + 1)
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no lock {path}", hint="make one: vmkit build --update-lock") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read the lock {path}: {error.strerror}") from error
+    if len(data) > MAX_LOCK_BYTES:
+        raise ConfigError(f"the lock {path} is larger than {MAX_LOCK_BYTES >> 20} MiB", hint=_RENEW)
+    try:
+        raw = json.loads(data)
+        if raw["schema"] != SCHEMA:
+            raise ConfigError(f"{path} is a lock of another version of vmkit (schema {raw['schema']})", hint=_RENEW)
+        asked, lock = raw["request"], _parse_lock(raw)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"the lock {path} is damaged: {error!r}", hint=_RENEW) from error
+    if request is not None and asked != request.key():
+        raise ConfigError(f"the recipe asks for other packages than its lock {path} has", hint=_RENEW)
+    return lock
+
+
+def _parse_lock(raw: Mapping[str, object]) -> Lock:
+    """Raises ValueError, KeyError or TypeError."""
+    given = raw["records"]
+    if not isinstance(given, list):
+        raise ValueError("records must be a list")
+    records = tuple(Record(**record) for record in given)
+    for record in records:
+        # They become parts of paths and words of commands.
+        if not re.fullmatch(r"[0-9a-f]{64}", record.sha256) or not isinstance(record.size_bytes, int):
+            raise ValueError(f"{record.name}: no hash, or no size")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9+._~%/-]*", record.pool_path) or ".." in record.pool_path:
+            raise ValueError(f"{record.name}: '{record.pool_path}' is no path below a mirror")
+    texts = [str(raw[key]) for key in ("suite", "kernel", "kernel_suite", "python")]
+    closure = raw["closure"]
+    if not isinstance(closure, list):
+        raise ValueError("closure must be a list")
+    return Lock(texts[0], texts[1], texts[2], texts[3], tuple(map(str, closure)), records)
+
+
+def compare_locks(old: Lock, new: Lock) -> list[str]:
+    """A line for each package that is another in `new`, sorted by name; empty when they are the same."""
+    before = {record.name: record for record in old.records}
+    after = {record.name: record for record in new.records}
+    lines = []
+    for name in sorted(before.keys() | after.keys()):
+        was, now = before.get(name), after.get(name)
+        if was is None:
+            lines.append(f"{name}: new, {now.version if now else ''}")
+        elif now is None:
+            lines.append(f"{name}: gone, was {was.version}")
+        elif was.sha256 != now.sha256:
+            same = f"{was.version}, built anew" if was.version == now.version else f"{was.version} -> {now.version}"
+            lines.append(f"{name}: {same}")
+    return lines
+
+
+def fetch_locked(cache: Cache, request: Request, lock: Lock, tell: Callable[[str, float | None], None]) -> None:
+    """Puts exactly the lock's packages into the cache: from the archive's pool, else from $VMKIT_SNAPSHOT.
+
+    No index is asked, for a newer one does not name what an older lock does; the hashes are the lock's. Raises
+    BuildError naming every package that is nowhere to be had.
+    """
+    missing = [record for record in lock.records if not is_cached(cache, record)]
+    if not missing:
+        return
+    tell(f"fetching {len(missing)} packages, {sum(record.size_bytes for record in missing) / 1e6:.0f} MB", None)
+    mirrors = [request.host_mirror, *filter(None, [find_snapshot()])]
+    keyring = Path(request.keyring) if request.keyring else find_keyring()
+    gone = []
+    with cache.temporary_dir() as folder:
+        for done, record in enumerate(missing):
+            tell(f"fetching {record.name}", done / len(missing))
+            path = folder / f"{record.sha256}.deb"
+            for mirror in mirrors:
+                with cache.open_apt(Archive(mirror, lock.suite_of(record), request.components, keyring)) as apt:
+                    if apt.download_from_pool(record, path) and hash_file(path) == record.sha256:
+                        cache.adopt(path, cache.package_path(record.sha256))
+                        break
+            else:
+                gone.append(record)
+    if gone:
+        raise _explain_gone(gone, mirrors)
+
+
+def find_snapshot() -> str:
+    """$VMKIT_SNAPSHOT: an archive as it was at a date. Raises ConfigError for what is no URL."""
+    named = os.environ.get(SNAPSHOT_VARIABLE, "")
+    if named and not re.match(r"(https?|file):/", named):
+        raise ConfigError(f"{SNAPSHOT_VARIABLE}='{named}' is not an http, https or file URL")
+    return named.rstrip("/")
+
+
+def _explain_gone(gone: list[Record], mirrors: list[str]) -> BuildError:
+    names = "\n".join(f"{record.name} {record.version}" for record in gone)
+    snapshot = f"{SNAPSHOT_VARIABLE}=http://snapshot.debian.org/archive/debian/DATE"
+    return BuildError(
+        f"{len(gone)} packages of the lock are gone from {' and '.join(mirrors)}",
+        details=names,
+        hint=f"name an archive that still has them ({snapshot}), or {_RENEW.replace('renew it', 'renew the lock')}",
+    )

@@ -1,0 +1,243 @@
+"""Which packages an image is made of: a request becomes a lock (names, versions, hashes), and a lock becomes files.
+
+A lock is kept in the cache and used until it is renewed on purpose, so a build asks the network only when something is
+missing. Knows nothing of what is done with the files.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from vmkit.errors import BuildError
+from vmkit.image.cache import Cache, write_atomically
+from vmkit.image.debian.apt import Apt, Archive, MissingSuiteError, Record, UntrustedError
+from vmkit.image.debian.origin import choose_mirror, choose_suites, find_keyring
+from vmkit.image.recipe.config import ImageSpec
+
+# Part of every lock's key: raise it when the rules of resolving change.
+LOCK_SCHEMA = 2
+
+_KERNEL_DEPENDENCY = re.compile(r"(linux-image-[0-9][a-z0-9.+-]*)")
+_PYTHON_DEPENDENCY = re.compile(r"python(3\.[0-9]+)-minimal")
+# What every Debian has (debootstrap's minbase), as apt-patterns(7); and useradd, for the person's account.
+_MINBASE = ("?essential", "?priority(required)", "apt", "passwd")
+_CHUNK_BYTES = 1 << 20
+
+Progress = Callable[[str, float | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a recipe asks of an archive. Equal questions share a lock.
+
+    suite and mirror are the recipe's own words, suites and host_mirror what they mean on this host: the answer to
+    "auto" is as good on another host, so those do not tell one lock from another.
+    """
+
+    suite: str
+    suites: tuple[str, ...]
+    mirror: str
+    host_mirror: str
+    components: tuple[str, ...]
+    keyring: str
+    kernel: str
+    kernel_suite: str
+    python: bool
+    extract: tuple[str, ...]
+    packages: tuple[str, ...]
+    bootstrap: bool
+
+    def key(self) -> str:
+        """A name for this request's lock, stable between runs and releases of one LOCK_SCHEMA."""
+        asked = {key: value for key, value in asdict(self).items() if key not in ("suites", "host_mirror")}
+        text = json.dumps([LOCK_SCHEMA, asked], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """The answer.
+
+    Every package with version and hash. kernel names one of them, the only one of kernel_suite; python is like `3.13`,
+    or empty; closure names those unpacked whole, or installed.
+    """
+
+    suite: str
+    kernel: str
+    kernel_suite: str
+    python: str
+    closure: tuple[str, ...]
+    records: tuple[Record, ...]
+
+    def suite_of(self, record: Record) -> str:
+        """The suite a package is from."""
+        return self.kernel_suite if record.name == self.kernel else self.suite
+
+    def find(self, name: str) -> Record:
+        for record in self.records:
+            if record.name == name:
+                return record
+        raise BuildError(f"the package lock does not hold '{name}'", hint="renew it: vmkit build --update")
+
+
+def make_request(spec: ImageSpec) -> Request:
+    """What the recipe asks for, with the host's choices filled in."""
+    return Request(
+        suite=spec.suite,
+        suites=choose_suites(spec.suite),
+        mirror=spec.mirror,
+        host_mirror=choose_mirror(spec.mirror),
+        components=spec.components,
+        keyring=str(spec.keyring.absolute()) if spec.keyring else "",
+        kernel=spec.kernel,
+        kernel_suite=spec.kernel_suite,
+        python=bool(spec.python_modules),
+        extract=tuple(name for name, _ in spec.extract),
+        packages=tuple(sorted(spec.packages)),
+        bootstrap=spec.bootstrap,
+    )
+
+
+def read_lock(cache: Cache, request: Request) -> Lock | None:
+    """The lock of an earlier build, or None. One that cannot be read is as none: it will be made again."""
+    try:
+        raw = json.loads(cache.lock_path(request.key()).read_bytes())
+        records = tuple(Record(**record) for record in raw["records"])
+        return Lock(raw["suite"], raw["kernel"], raw["kernel_suite"], raw["python"], tuple(raw["closure"]), records)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def keep_lock(cache: Cache, request: Request, lock: Lock) -> None:
+    """Makes it the request's lock, until it is renewed."""
+    write_atomically(cache.lock_path(request.key()), json.dumps(asdict(lock), indent=1).encode())
+
+
+def resolve(cache: Cache, request: Request, progress: Progress) -> Lock:
+    """Asks the archive for the newest versions and keeps the answer as the request's lock.
+
+    `auto` falls back to the host's suite only where the first one cannot be verified, or the mirror lacks it.
+    """
+    for suite in request.suites:
+        archive = _archive(request, suite)
+        progress(f"fetching the package index of {archive}", None)
+        with cache.open_apt(archive) as apt:
+            try:
+                apt.update()
+            except (UntrustedError, MissingSuiteError) as error:
+                if suite == request.suites[-1]:
+                    raise
+                progress(f"{error.brief}: trying the host's own suite", None)
+                continue
+            progress("resolving packages", None)
+            lock = _resolve(apt, request, suite)
+        if request.kernel_suite not in ("", suite):
+            lock = _resolve_kernel(cache, request, lock, progress)
+        keep_lock(cache, request, lock)
+        return lock
+    raise AssertionError("a request names at least one suite")
+
+
+def fetch(cache: Cache, request: Request, lock: Lock, progress: Progress) -> dict[str, Path]:
+    """Every package of the lock as a verified file, by name; what the cache has is not fetched again."""
+    missing = [record for record in lock.records if not is_cached(cache, record)]
+    if missing:
+        total = sum(record.size_bytes for record in missing)
+        progress(f"fetching {len(missing)} packages, {total / 1e6:.0f} MB", None)
+    for suite in sorted({lock.suite_of(record) for record in missing}):
+        records = [record for record in missing if lock.suite_of(record) == suite]
+        with cache.open_apt(_archive(request, suite)) as apt, cache.temporary_dir() as folder:
+            if not apt.has_index():
+                apt.update()
+            apt.download(records, folder)
+            _keep(cache, records, folder)
+    return {record.name: cache.package_path(record.sha256) for record in lock.records}
+
+
+def _archive(request: Request, suite: str) -> Archive:
+    keyring = Path(request.keyring) if request.keyring else find_keyring()
+    return Archive(request.host_mirror, suite, request.components, keyring)
+
+
+def _resolve(apt: Apt, request: Request, suite: str) -> Lock:
+    """Everything of this suite; the kernel only if it is of this suite, too."""
+    closure = apt.resolve((*_MINBASE, *request.packages) if request.bootstrap else request.packages)
+    python, kernel = "", ""
+    own_kernel = request.kernel_suite in ("", suite)
+    names = [*((request.kernel,) if own_kernel else ()), *request.extract, *closure]
+    found = apt.show(sorted({*names, *(("python3-minimal",) if request.python else ())}))
+    wanted = {*request.extract, *closure}
+    if own_kernel:
+        kernel = _kernel_behind(found[request.kernel])
+        wanted.add(kernel)
+    if request.python:
+        python = _python_behind(found["python3-minimal"])
+        # An installed Debian has a Python of its own, whole.
+        wanted |= set() if request.bootstrap else set(python_packages(python))
+    records = apt.show(sorted(wanted))
+    return Lock(suite, kernel, suite, python, closure, tuple(records[name] for name in sorted(wanted)))
+
+
+def _resolve_kernel(cache: Cache, request: Request, lock: Lock, progress: Progress) -> Lock:
+    """The lock with the kernel of another suite in it."""
+    suite = request.kernel_suite
+    archive = _archive(request, suite)
+    progress(f"fetching the package index of {archive}", None)
+    with cache.open_apt(archive) as apt:
+        apt.update()
+        kernel = _kernel_behind(apt.show([request.kernel])[request.kernel])
+        record = apt.show([kernel])[kernel]
+    others = [known for known in lock.records if known.name != kernel]
+    records = tuple(sorted([*others, record], key=lambda known: known.name))
+    return replace(lock, kernel=kernel, kernel_suite=suite, records=records)
+
+
+def python_packages(python: str) -> tuple[str, str, str]:
+    """The packages of an interpreter: the program, the modules it cannot do without, the rest of the library."""
+    return (f"python{python}-minimal", f"libpython{python}-minimal", f"libpython{python}-stdlib")
+
+
+def _kernel_behind(record: Record) -> str:
+    """A meta package (linux-image-cloud-amd64) depends on the kernel of the day; a kernel is itself."""
+    found = _KERNEL_DEPENDENCY.search(record.depends)
+    return found[1] if found else record.name
+
+
+def _python_behind(record: Record) -> str:
+    found = _PYTHON_DEPENDENCY.search(record.depends)
+    if not found:
+        raise BuildError(f"cannot tell the Python version of this suite from {record.name} {record.version}")
+    return found[1]
+
+
+def is_cached(cache: Cache, record: Record) -> bool:
+    """Right name and size: the content was verified on its way in."""
+    try:
+        return cache.package_path(record.sha256).stat().st_size == record.size_bytes
+    except OSError:
+        return False
+
+
+def _keep(cache: Cache, records: list[Record], folder: Path) -> None:
+    by_hash = {hash_file(path): path for path in folder.glob("*.deb")}
+    for record in records:
+        path = by_hash.get(record.sha256)
+        if path is None:
+            raise BuildError(
+                f"the package {record.name} {record.version} that was fetched is not the one that was resolved",
+                details=f"no file with sha256 {record.sha256} arrived",
+                hint="renew the package lock: vmkit build --update",
+            )
+        cache.adopt(path, cache.package_path(record.sha256))
+
+
+def hash_file(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as source:
+        while chunk := source.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""vmkit.image.recipe: what a user writes about an image: recipes, settings, templates, files."""

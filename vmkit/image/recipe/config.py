@@ -1,0 +1,196 @@
+"""Recipes: TOML text becomes a frozen ImageSpec, or a ConfigError that names the file and the line or key.
+
+Owns every key a recipe may hold (docs/IMAGES.md lists them) and how a recipe extends another. Knows nothing of
+packages, caches or QEMU: paths and names are checked for form here and looked up by whoever uses them.
+"""
+
+import difflib
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vmkit.errors import ConfigError
+from vmkit.image.recipe import resources
+from vmkit.image.recipe.settings import IMAGE_NAME, SETTINGS, FileSpec, Place, Variable, find_line
+from vmkit.image.wall.spec import LOOPBACK_MODULE, WallSpec
+
+# A recipe is a page of text; a gigabyte named by mistake must not be read.
+RECIPE_LIMIT_BYTES = 1 << 20
+# tiny <- mine <- this-experiment is three; more is a loop or a maze.
+EXTENDS_LIMIT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpec:
+    """One image as its recipe, and those it extends, describe it."""
+
+    name: str
+    origin: Path
+    description: str
+    suite: str
+    mirror: str
+    components: tuple[str, ...]
+    keyring: Path | None
+    kernel: str
+    kernel_suite: str
+    kernel_format: str
+    kernel_args: tuple[str, ...]
+    modules: tuple[str, ...]
+    modules_available: tuple[str, ...]
+    packages: tuple[str, ...]
+    extract: tuple[tuple[str, tuple[str, ...]], ...]
+    python_modules: tuple[str, ...]
+    host_python: tuple[str, ...]
+    prebuilt: tuple[str, ...]
+    files: tuple[FileSpec, ...]
+    hook: FileSpec | None
+    variables: tuple[tuple[str, Variable], ...]
+    template_dirs: tuple[Path, ...]
+    wall: WallSpec
+    root: str
+    bootstrap: bool
+    default_user: str
+    compression: str
+
+
+def list_images() -> tuple[ImageSpec, ...]:
+    """The shipped images, by name."""
+    return tuple(_load(path, path.stem) for path in sorted(resources.find_images_dir().glob("*.toml")))
+
+
+def load_image(name_or_path: str) -> ImageSpec:
+    """The image of a shipped name (`tiny`) or of a recipe file (`./my.toml`).
+
+    Raises ConfigError when there is none, or when the recipe is wrong.
+    """
+    if "/" in name_or_path or name_or_path.endswith(".toml"):
+        path = Path(name_or_path).expanduser()
+        name = path.stem
+        if not IMAGE_NAME.fullmatch(name):
+            raise ConfigError(
+                f"a recipe's file name is its image's name, and '{name}' is none",
+                hint="use lower-case letters, digits, '-', '_' and '.', and begin with a letter or digit",
+            )
+        return _load(path, name)
+    return _load(_find_shipped(name_or_path), name_or_path)
+
+
+def find_mention(spec: ImageSpec, *spellings: str) -> str:
+    """`file:line` of the recipe that names a word, for an error found long after the recipe was read."""
+    for path in _find_layer_paths(spec.origin):
+        text = _read_text(path)
+        for word in (*(f'"{spelling}"' for spelling in spellings), *spellings):
+            at = text.find(word)
+            if at >= 0:
+                return f"{path}:{text.count(chr(10), 0, at) + 1}"
+    return str(spec.origin)
+
+
+def _find_shipped(name: str) -> Path:
+    path = resources.find_images_dir() / f"{name}.toml"
+    if IMAGE_NAME.fullmatch(name) and path.is_file():
+        return path
+    known = sorted(found.stem for found in resources.find_images_dir().glob("*.toml"))
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"for a recipe of your own give its path: ./{name}.toml"
+    raise ConfigError(f"there is no image '{name}'; the images are: {', '.join(known)}", hint=hint)
+
+
+def _load(path: Path, name: str) -> ImageSpec:
+    merged: dict[str, Any] = {}
+    for _, layer in reversed(_read_layers(path)):
+        for key, value in layer.items():
+            setting = SETTINGS[key]
+            merged[key] = setting.merge(merged[key], value) if key in merged else value
+    merged.pop("extends", None)
+    values = {key: setting.default for key, setting in SETTINGS.items() if key != "extends"} | merged
+    if not values["kernel"]:
+        raise ConfigError(
+            f"{path}: the recipe names no kernel",
+            hint='add `extends = "tiny"`, or `kernel = "linux-image-cloud-amd64"`',
+        )
+    files: dict[str, FileSpec] = values.pop("files")
+    variables: dict[str, Variable] = values.pop("variables")
+    extract: dict[str, tuple[str, ...]] = values.pop("extract")
+    templates: tuple[Path, ...] = values.pop("templates")
+    wall = WallSpec(**values.pop("wall"))
+    spec = ImageSpec(
+        name=name,
+        origin=path,
+        files=tuple(files[guest_path] for guest_path in sorted(files)),
+        variables=tuple(sorted(variables.items())),
+        extract=tuple(sorted(extract.items())),
+        # The user's templates are looked at first, the shipped ones last.
+        template_dirs=(*reversed(templates), resources.find_templates_dir()),
+        wall=wall,
+        # SETTINGS' parsers made each value; a test holds the two together.
+        **values,
+    )
+    _check_wall(spec)
+    return spec
+
+
+def _check_wall(spec: ImageSpec) -> None:
+    if spec.wall.transport and LOOPBACK_MODULE in spec.modules:
+        where = find_mention(spec, LOOPBACK_MODULE, LOOPBACK_MODULE.replace("_", "-"))
+        raise ConfigError(
+            f"{where}: modules: {LOOPBACK_MODULE} is not loaded while the wall's transport layer is on",
+            hint="with it any user of the guest could speak to vshd as if it were the host; "
+            "`modules_available` ships it without loading it, `[wall] transport = false` allows it",
+        )
+
+
+def _find_layer_paths(path: Path) -> list[Path]:
+    return [layer_path for layer_path, _ in _read_layers(path)]
+
+
+def _read_layers(path: Path) -> list[tuple[Path, dict[str, object]]]:
+    """The recipe first, then the ones it extends, nearest first."""
+    layers: list[tuple[Path, dict[str, object]]] = []
+    while True:
+        if len(layers) >= EXTENDS_LIMIT or path.resolve() in [seen.resolve() for seen, _ in layers]:
+            raise ConfigError(f"{path}: the recipe extends itself, or more than {EXTENDS_LIMIT} others")
+        layer = _read_layer(path)
+        layers.append((path, layer))
+        base = layer.get("extends")
+        if not base:
+            return layers
+        assert isinstance(base, str)
+        path = path.parent / base if "/" in base or base.endswith(".toml") else _find_shipped(base)
+
+
+def _read_layer(path: Path) -> dict[str, object]:
+    text = _read_text(path)
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        # tomllib's message ends with "(at line N, column M)".
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    layer: dict[str, object] = {}
+    for key, value in table.items():
+        place = Place(path, text, (key,))
+        if key not in SETTINGS:
+            raise place.unknown_key(SETTINGS)
+        layer[key] = SETTINGS[key].parse(place, value)
+    return layer
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with path.open("rb") as recipe:
+            raw = recipe.read(RECIPE_LIMIT_BYTES + 1)
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no recipe {path}", hint="`vmkit images` lists the shipped images") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from error
+    if len(raw) > RECIPE_LIMIT_BYTES:
+        raise ConfigError(f"{path} is larger than {RECIPE_LIMIT_BYTES >> 20} MiB: not a recipe")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}:{line}: a recipe is UTF-8 text, and this line is not") from error
+
+
+__all__ = ["FileSpec", "ImageSpec", "Variable", "find_line", "list_images", "load_image"]

@@ -1,0 +1,1 @@
+"""vmkit.image.wall: the layers that keep a guest's processes away from vshd."""

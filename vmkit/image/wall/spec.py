@@ -1,0 +1,54 @@
+"""A recipe's `[wall]`: which layers keep everyone in the guest but vshd's host away from vshd, as a value.
+
+Pure. What the layers are and what each stops is in docs/ARCHITECTURE.md, "The wall"; docs/IMAGES.md has a row per key.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+LOOPBACK_MODULE = "vsock_loopback"
+MODPROBE_RULE_PATH = "etc/modprobe.d/vmkit-wall.conf"
+# modprobe.d(5): `blacklist` is about aliases, by which the kernel asks (net-pf-40), `install` about the name.
+MODPROBE_RULE = f"blacklist {LOOPBACK_MODULE}\ninstall {LOOPBACK_MODULE} /bin/false\n"
+# Each is two instructions of a program that runs at every connect; a host of nested VMs has a handful.
+CONNECT_CIDS_LIMIT = 64
+# linux/vm_sockets.h: VMADDR_CID_LOCAL, VMADDR_CID_HOST, VMADDR_CID_ANY.
+CID_LOCAL, CID_HOST, CID_ANY = 1, 2, 0xFFFFFFFF
+
+
+class KernelLayer(StrEnum):
+    """ON: where the kernel can; REQUIRED: a guest without it does not come up."""
+
+    OFF = "off"
+    ON = "on"
+    REQUIRED = "required"
+
+
+@dataclass(frozen=True, slots=True)
+class WallSpec:
+    """The layers of one image.
+
+    connect_cids: the CIDs, besides the host's, that guest processes may connect to while the kernel layer is on.
+    """
+
+    transport: bool = True
+    daemon: bool = True
+    kernel: KernelLayer = KernelLayer.ON
+    lock_modules: bool = False
+    connect_cids: tuple[int, ...] = ()
+    legacy_clients: bool = False
+
+
+WALL_KEYS = tuple(WallSpec.__dataclass_fields__)
+
+
+def plan_init_words(wall: WallSpec, hook: str) -> tuple[str, ...]:
+    """What /init tells vshd.pid1.init: its duties (vshd.pid1.duties), and those of vshd's flags that are the wall's."""
+    layers = {"transport": wall.transport, "daemon": wall.daemon, "kernel": wall.kernel is not KernelLayer.OFF}
+    words = [f"--init_hook={hook}"] if hook else []
+    words += [f"--init_wall={','.join(name for name, is_on in layers.items() if is_on)}"]
+    words += ["--init_require_kernel"] if wall.kernel is KernelLayer.REQUIRED else []
+    words += ["--init_lock_modules"] if wall.lock_modules else []
+    words += [] if wall.daemon else ["--allow_cid=any"]
+    words += ["--allow_legacy_clients"] if wall.legacy_clients else []
+    return tuple(words)

@@ -1,0 +1,87 @@
+"""The vsock device of the `user` backend as the monitor sees it: a process to start, to watch, and to replace when it
+dies under a running guest. What it does inside is vmkit.vsock's.
+"""
+
+import asyncio
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from vmkit.errors import VmkitError
+from vmkit.machine.launch import Layout
+from vmkit.machine.qemu import USER_READY_PORT
+from vmkit.monitor.child import Child, start_child
+from vmkit.monitor.end import End
+from vmkit.monitor.life import Life
+from vmkit.monitor.logs import CappedLog, EventLog
+
+# A device process that dies is replaced; one that keeps dying is a fault worth ending the machine for.
+MAX_RESTARTS = 3
+# QEMU's end closes the device's connection, and that ends the device: see first whether it was that.
+QEMU_END_DEADLINE_S = 1.0
+# The device ends by itself when QEMU has gone.
+OWN_END_DEADLINE_S = 1.0
+
+Replug = Callable[[socket.socket], Awaitable[None]]
+
+
+class VsockDevice:
+    """One machine's device processes, one after another. Invariant: `listener` outlives them all."""
+
+    def __init__(self, directory: Path, cid: int, listener: socket.socket, log: CappedLog) -> None:
+        self._argv = ["--guest-cid", str(cid), "--uds-path", str(directory / Layout.VSOCK)]
+        self._listener = listener
+        self._log = log
+        self._child: Child | None = None
+
+    async def start(self) -> socket.socket:
+        """Starts a device process; the answer is QEMU's end of the connection to it, to be closed by the caller."""
+        device_sock, qemu_sock = socket.socketpair()
+        try:
+            with device_sock:
+                fds = (device_sock.fileno(), self._listener.fileno())
+                self._child = await start_child("vsock device", self._render_argv(*fds), log=self._log, pass_fds=fds)
+        except BaseException:
+            qemu_sock.close()
+            raise
+        return qemu_sock
+
+    async def watch(self, life: Life, events: EventLog, replug: Replug) -> None:
+        """Replaces a device that ends under a running guest. replug gives QEMU the connection to the new one."""
+        for restart in range(MAX_RESTARTS + 1):
+            child = self._child
+            if child is None:
+                return
+            events.add("device-started", {"pid": child.pid})
+            await child.wait()
+            events.add("device-ended", {"how": child.render_end()})
+            await asyncio.wait({life.end}, timeout=QEMU_END_DEADLINE_S)
+            if life.end.done():
+                return
+            if restart == MAX_RESTARTS or not life.is_ready:
+                how = f"the vsock device ended with {child.render_end()}"
+                life.finish(End("device-exit", how, details=child.render_tail()))
+                return
+            try:
+                with await self.start() as qemu_sock:
+                    await replug(qemu_sock)
+            except (VmkitError, OSError) as error:
+                brief = "the vsock device ended and could not be replaced"
+                life.finish(End("device-exit", brief, details=str(error)))
+                return
+            events.add("device-replaced")
+
+    async def stop(self) -> None:
+        """Sees the process gone."""
+        if self._child is not None:
+            await asyncio.wait([asyncio.ensure_future(self._child.wait())], timeout=OWN_END_DEADLINE_S)
+            await self._child.stop()
+
+    def _render_argv(self, frontend_fd: int, listen_fd: int) -> Sequence[str]:
+        return [
+            sys.executable, "-P", "-m", "vmkit.vsock", *self._argv,
+            "--vhost-user-fd", str(frontend_fd),
+            "--listen-fd", str(listen_fd),
+            "--privileged-port", str(USER_READY_PORT),
+        ]  # fmt: skip

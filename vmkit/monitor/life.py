@@ -1,0 +1,95 @@
+"""What the parts of a monitor share while its machine lives: one end, and the tasks that may bring it.
+
+Whatever happens first decides: every watcher calls `finish`, and the first End wins. A task that fails is an end, too:
+a monitor that has lost one of its parts must not look well.
+"""
+
+import asyncio
+import sys
+import traceback
+from collections.abc import Coroutine
+from typing import cast
+
+from vmkit.errors import MachineError, VmkitError
+from vmkit.monitor.end import End
+from vsh.errors import VshError
+
+# A QMP that breaks off is most often QEMU's exit, which is seen a moment later and is the better explanation.
+CAUSE_DEADLINE_S = 1.0
+
+
+class RefusedError(MachineError):
+    """QEMU lives, and has refused a command: its end is not the cause, and need not be waited for."""
+
+
+class EndedError(VmkitError):
+    """A step was given up because the machine's end came first; `end` says which."""
+
+    def __init__(self, end: End) -> None:
+        super().__init__(end.brief, details=end.details, hint=end.hint)
+        self.end = end
+
+
+class Life:
+    """Invariant: `end` is set at most once; every task is in `_tasks` until it is done.
+
+    is_ready: the guest has said READY. is_asked: somebody on the host has asked for the end.
+    """
+
+    def __init__(self) -> None:
+        self.end: asyncio.Future[End] = asyncio.get_running_loop().create_future()
+        self.is_ready = False
+        self.is_asked = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def finish(self, end: End) -> None:
+        """The machine ends like this, unless it has ended already."""
+        if not self.end.done():
+            self.end.set_result(end)
+
+    def spawn(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":
+        """Runs work beside everything else, until it is done or the machine has ended."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_done)
+        return task
+
+    async def or_end(self, work: Coroutine[None, None, object]) -> None:
+        """Awaits a step of the start. Raises EndedError when the end comes first (QEMU exits, `up` goes away)."""
+        task = asyncio.ensure_future(work)
+        both: set[asyncio.Future[object]] = {task, cast("asyncio.Future[object]", self.end)}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if not self.end.done() and not isinstance(task.exception(), RefusedError | None):
+            await asyncio.wait({self.end}, timeout=CAUSE_DEADLINE_S)
+        if self.end.done():
+            task.cancel()
+            await asyncio.wait({task})
+            raise EndedError(self.end.result())
+        await task
+
+    async def cancel_all(self) -> None:
+        """Ends every task."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _on_done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.finish(explain_failure(error))
+
+
+def explain_failure(error: BaseException) -> End:
+    """The end that an exception in the monitor is; one that nobody foresaw leaves its traceback in monitor.log."""
+    match error:
+        case EndedError():
+            return error.end
+        case VshError():
+            return End("start-failed", error.brief, details=error.details, hint=error.hint)
+        case OSError():
+            where = f"{error.filename}: " if error.filename else ""
+            return End("monitor-error", f"the machine's monitor failed: {where}{error.strerror or error}")
+    traceback.print_exception(error, file=sys.stderr)
+    return End(
+        "monitor-error", f"the machine's monitor failed: {error!r}", hint="this is a fault of vmkit; see its logs"
+    )

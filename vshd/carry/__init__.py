@@ -1,0 +1,1 @@
+"""vshd.carry: what client and daemon share to carry bytes: relays, pipes, endpoints, vsock."""

@@ -1,0 +1,130 @@
+"""Places of this system that a forward connects to or listens at: `tcp:HOST:PORT`, `unix:PATH`, `vsock:CID:PORT`.
+
+Owns the sockets' making, and names what goes wrong by errno. Knows nothing of sessions and of who asks.
+"""
+
+import _socket
+import errno
+import os
+import select
+import time
+
+from vshd.carry import vsock
+
+BACKLOG = 128
+TCP_PORT_MAX = 0xFFFF
+# linux/un.h, with its closing NUL
+UNIX_PATH_MAX = 107
+_TCP = (_socket.AF_INET, _socket.AF_INET6)
+
+
+class PlaceError(Exception):
+    """It cannot be reached, or listened at: what was tried and why not; error is the errno, 0 for none."""
+
+    def __init__(self, text: str, error: int = 0) -> None:
+        super().__init__(text)
+        self.error = error
+
+
+def connect(place: str, timeout_s: float) -> int:
+    """A connected, non-blocking descriptor, to the first address of the place that answers. Raises PlaceError."""
+    deadline_s = time.monotonic() + timeout_s
+    code = 0
+    for family, address in _find_addresses(place, is_passive=False):
+        connection = _open(family, place)
+        code = connection.connect_ex(address)
+        if code == errno.EINPROGRESS:
+            code = _wait_for_connect(connection, deadline_s)
+        if not code:
+            return connection.detach()
+        connection.close()
+    raise _cannot_connect(place, code)
+
+
+def start_connect(place: str) -> "_socket.socket":
+    """A non-blocking socket whose connect() is done or under way, to the place's first address. Raises PlaceError."""
+    family, address = _find_addresses(place, is_passive=False)[0]
+    connection = _open(family, place)
+    # A UNIX socket whose backlog is full says EAGAIN: there is no waiting for it without blocking.
+    code = connection.connect_ex(address)
+    if code not in (0, errno.EINPROGRESS):
+        connection.close()
+        raise _cannot_connect(place, code)
+    return connection
+
+
+def _wait_for_connect(connection: "_socket.socket", deadline_s: float) -> int:
+    """The errno of a connect() under way, 0 when it succeeded."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLOUT)
+    if not poll.poll(max(0.0, deadline_s - time.monotonic()) * 1000 + 1):
+        return errno.ETIMEDOUT
+    return connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
+
+
+def _cannot_connect(place: str, code: int) -> PlaceError:
+    return PlaceError(f"cannot connect to {place}: {os.strerror(code)}", code)
+
+
+def listen(place: str) -> "_socket.socket":
+    """A listening, non-blocking socket; only its owner may reach one with a path. Raises PlaceError."""
+    family, address = _find_addresses(place, is_passive=True)[0]
+    listener = _open(family, place)
+    try:
+        if family in _TCP:
+            listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+        mask = os.umask(0o177)
+        try:
+            listener.bind(address)
+        finally:
+            os.umask(mask)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise PlaceError(f"cannot listen at {place}: {error.strerror or error}", error.errno or 0) from error
+    return listener
+
+
+def render(listener: "_socket.socket", place: str) -> str:
+    """The place a socket listens at, with the port that the kernel chose."""
+    if listener.family not in _TCP:
+        return place
+    host, port = listener.getsockname()[:2]
+    return f"tcp:[{host}]:{port}" if ":" in host else f"tcp:{host}:{port}"
+
+
+def _open(family: int, place: str) -> "_socket.socket":
+    try:
+        opened = vsock.open_socket() if family == _socket.AF_VSOCK else _socket.socket(family, _socket.SOCK_STREAM)
+    except OSError as error:
+        raise PlaceError(f"cannot use {place}: {error.strerror}", error.errno or 0) from error
+    except vsock.VsockError as error:
+        raise PlaceError(f"cannot use {place}: {error}") from error
+    opened.setblocking(False)
+    return opened
+
+
+def _find_addresses(place: str, *, is_passive: bool) -> "list[tuple[int, tuple[object, ...] | str]]":
+    """Families and addresses of a place, at least one. Raises PlaceError."""
+    kind, _, rest = place.partition(":")
+    if kind == "unix" and rest and "\0" not in rest:
+        if len(os.fsencode(rest)) > UNIX_PATH_MAX:
+            raise PlaceError(f"{place}: the path is longer than a socket's can be", errno.ENAMETOOLONG)
+        return [(_socket.AF_UNIX, rest)]
+    host, _, port = rest.rpartition(":")
+    if port.isascii() and port.isdigit():
+        if kind == "vsock" and host.isascii() and host.isdigit() and max(int(host), int(port)) < vsock.ANY:
+            return [(_socket.AF_VSOCK, (int(host), int(port)))]
+        if kind == "tcp" and host and int(port) <= TCP_PORT_MAX:
+            return _look_up(place, host.removeprefix("[").removesuffix("]"), int(port), is_passive)
+    raise PlaceError(f"'{place}' is no place", errno.EINVAL)
+
+
+def _look_up(place: str, host: str, port: int, is_passive: bool) -> "list[tuple[int, tuple[object, ...] | str]]":
+    flags = _socket.AI_PASSIVE if is_passive else 0
+    try:
+        found = _socket.getaddrinfo(None if host == "*" else host, port, 0, _socket.SOCK_STREAM, 0, flags)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "no such name"
+        raise PlaceError(f"cannot find {place}: {reason}", errno.EADDRNOTAVAIL) from error
+    return [(family, address) for family, _, _, _, address in found]

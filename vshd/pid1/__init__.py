@@ -1,0 +1,1 @@
+"""vshd.pid1: vshd as the first process of a small guest."""

@@ -1,0 +1,258 @@
+"""pid 1 of a small guest: starts vshd and keeps it running, reaps what nobody waits for, and ends the guest on request.
+
+/init has mounted and loaded what the guest needs and then becomes this process. vshd is forked from it: the guest
+starts one interpreter, and pid 1 has imported no more than listening needs. The words are busybox init's: USR2 powers
+off, TERM and INT reboot, USR1 halts. pid 1 must not die, so that every failure ends in a line for the console and a
+power-off.
+"""
+
+import _socket
+import fcntl
+import os
+import select
+import struct
+import sys
+import time
+
+from vshd.__main__ import serve
+from vshd.carry.vsock import VsockError
+from vshd.flags import HOST_CID, FlagError, Options, parse_flags
+from vshd.listener import bind_early, parse_allowed_cids
+from vshd.pid1.duties import Duties, DutyError, describe_wall, lock_modules, raise_kernel_layer, run_hook, take_duties
+from vshd.signals import SIGCHLD, SIGINT, SIGKILL, SIGTERM, SIGUSR1, SIGUSR2, Wakeup
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _socket
+    from typing import NoReturn
+
+READY_ARGUMENT = "vmkit.ready="
+# Says that there is a token, and where: a guest that cannot find it must not serve without.
+TOKEN_ARGUMENT = "vmkit.token="  # noqa: S105 - a word, not a secret
+# maitred's limit: more deaths of vshd than this in the period mean that starting it again will not help.
+RESPAWN_MAX = 10
+RESPAWN_PERIOD_S = 30.0
+# How long processes have after TERM, and the kernel after KILL.
+TERM_S = 2.0
+KILL_S = 1.0
+# linux/sockios.h, linux/if.h
+SIOCSIFFLAGS = 0x8914
+IFF_UP = 1
+BUSYBOX = "/bin/busybox"
+
+WAYS_DOWN = {SIGUSR2: "poweroff", SIGTERM: "reboot", SIGINT: "reboot", SIGUSR1: "halt"}
+
+
+class InitError(Exception):
+    """The guest cannot go on; one line says why."""
+
+
+def main(argv: list[str] | None = None) -> "NoReturn":
+    """Runs the guest until it is powered off. argv: flags for vshd, and those of vshd.pid1.duties."""
+    way = "poweroff"
+    try:
+        way = Init(sys.argv[1:] if argv is None else argv).run()
+    except (InitError, DutyError, FlagError, VsockError, OSError) as error:
+        _report(str(error))
+    except BaseException as error:  # pid 1 must not die of anything
+        _report(f"{type(error).__name__}: {error}")
+    _end_guest(way)
+
+
+class Init:
+    """Invariant: `_vshd` is the running daemon's pid, -1 between two; `_bound` has its port all the time, if anybody
+    has."""
+
+    def __init__(self, argv: list[str]) -> None:
+        self._duties, self._argv = take_duties(argv)
+        self._bound: _socket.socket | None = None
+        self._vshd = -1
+        self._deaths_s: list[float] = []
+        self._is_ready = False
+        self._token_from: str | None = None
+        self._ready, self._ready_end = os.pipe()
+        os.set_blocking(self._ready, False)
+        self._wakeup = Wakeup((SIGCHLD, *WAYS_DOWN))
+
+    def run(self) -> str:
+        """Keeps vshd running; returns the way down that was asked for. Raises InitError."""
+        raise_loopback()
+        command_line = _read_command_line()
+        self._token_from = find_token_source(command_line)
+        ready_port = find_ready_port(command_line)
+        self._start_vshd(ready_port, self._prepare(self._duties, parse_flags(self._argv)))
+        poll = select.poll()
+        poll.register(self._wakeup.fd, select.POLLIN)
+        while True:
+            poll.poll()
+            for number in self._wakeup.take():
+                if number in WAYS_DOWN:
+                    return WAYS_DOWN[number]
+            self._reap()
+
+    def _prepare(self, duties: Duties, options: Options) -> bytes:
+        """Everything that comes before vshd; what the host is told of it. Raises what cannot be done."""
+        allowed_cids = parse_allowed_cids(options.allow_cid)
+        kernel = raise_kernel_layer(duties)
+        if kernel.startswith("missing"):
+            _say(f"warning: the wall's kernel layer is {kernel}")
+        if "daemon" in duties.layers:
+            self._bound = bind_early(options.listen)
+        if duties.hook:
+            run_hook(duties.hook)
+        if duties.lock_modules:
+            lock_modules()
+        return describe_wall(duties, kernel, allowed_cids) if duties.layers else b""
+
+    def _start_vshd(self, ready_port: int | None, facts: bytes = b"") -> None:
+        options = parse_flags(self._argv)
+        if ready_port is not None:
+            options.ready = f"{HOST_CID}:{ready_port}"
+        if self._token_from is not None:
+            options.token_from = self._token_from
+        pid = os.fork()
+        if pid:
+            self._vshd = pid
+            return
+        self._become_vshd(options, facts)
+
+    def _become_vshd(self, options: Options, facts: bytes) -> "NoReturn":
+        status = 1
+        try:
+            self._wakeup.close()
+            os.setsid()
+            status = serve(options, self._say_ready, self._bound, facts)
+        except BaseException as error:  # reported here, or nowhere
+            _report(f"vshd: {type(error).__name__}: {error}")
+        finally:
+            os._exit(status)
+
+    def _say_ready(self) -> None:
+        os.write(self._ready_end, b"1")
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self._vshd:
+                self._restart_vshd(os.waitstatus_to_exitcode(status))
+
+    def _restart_vshd(self, status: int) -> None:
+        """A vshd that has served once is started again, within limits; one that never came up will not."""
+        self._vshd = -1
+        self._is_ready = self._is_ready or self._was_ready()
+        if not self._is_ready:
+            raise InitError(f"vshd ended with {status} before it was ready")
+        now_s = time.monotonic()
+        self._deaths_s = [death_s for death_s in self._deaths_s if now_s - death_s < RESPAWN_PERIOD_S] + [now_s]
+        if len(self._deaths_s) > RESPAWN_MAX:
+            raise InitError(
+                f"vshd ended {len(self._deaths_s)} times within {RESPAWN_PERIOD_S:.0f} s, last with {status}"
+            )
+        # The host has been told once, and may not listen any more.
+        self._start_vshd(None)
+
+    def _was_ready(self) -> bool:
+        try:
+            return bool(os.read(self._ready, 1))
+        except BlockingIOError:
+            return False
+
+
+def find_ready_port(command_line: str) -> int | None:
+    """The port of `vmkit.ready=PORT`; None without one. Raises InitError when it is no port."""
+    port = None
+    for word in command_line.split():
+        if word.startswith(READY_ARGUMENT):
+            text = word.removeprefix(READY_ARGUMENT)
+            if not (text.isascii() and text.isdigit()):
+                raise InitError(f"the kernel argument {word} names no port")
+            port = int(text)
+    return port
+
+
+def find_token_source(command_line: str) -> str | None:
+    """What `vmkit.token=SOURCE` says, for vshd's --token_from; None without one."""
+    words = [word for word in command_line.split() if word.startswith(TOKEN_ARGUMENT)]
+    return words[-1].removeprefix(TOKEN_ARGUMENT) if words else None
+
+
+def raise_loopback() -> None:
+    """Servers of the guest listen there, and forwards connect to them. A kernel without it has no TCP either."""
+    request = struct.pack("16sH14x", b"lo", IFF_UP)
+    try:
+        with_interfaces = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+    except OSError:
+        return
+    try:
+        fcntl.ioctl(with_interfaces.fileno(), SIOCSIFFLAGS, request)
+    except OSError as error:
+        _report(f"cannot raise the interface lo: {error.strerror}")
+    finally:
+        with_interfaces.close()
+
+
+def _read_command_line() -> str:
+    with open("/proc/cmdline", encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
+def _report(text: str) -> None:
+    """The one line the host looks for on the console."""
+    _say(f"error: {text}")
+
+
+def _say(text: str) -> None:
+    try:
+        os.write(2, f"vmkit-init: {text}\n".encode("utf-8", "replace"))
+    except OSError:
+        pass
+
+
+def _end_guest(way: str) -> "NoReturn":
+    """TERM for all, KILL for who stays, then busybox tells the kernel."""
+    if os.getpid() != 1:
+        # Started by mistake outside a guest: "all" would be everybody else's processes.
+        _report("this is not pid 1")
+        os._exit(1)
+    wakeup = Wakeup((SIGCHLD,))
+    for number, timeout_s in ((SIGTERM, TERM_S), (SIGKILL, KILL_S)):
+        try:
+            os.kill(-1, number)
+        except ProcessLookupError:
+            break
+        if _wait_for_all(wakeup, timeout_s):
+            break
+    os.sync()
+    try:
+        os.execv(BUSYBOX, [BUSYBOX, way, "-f"])  # noqa: S606 - pid 1 becomes it
+    except OSError as error:
+        _report(f"cannot {way}: {BUSYBOX}: {error.strerror}")
+    # The end of pid 1 is a kernel panic, which the host sees: better than a guest that hangs.
+    os._exit(1)
+
+
+def _wait_for_all(wakeup: Wakeup, timeout_s: float) -> bool:
+    """Reaps until no process is left; False at the deadline."""
+    deadline_s = time.monotonic() + timeout_s
+    poll = select.poll()
+    poll.register(wakeup.fd, select.POLLIN)
+    while True:
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return True
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0:
+            return False
+        poll.poll(left_s * 1000 + 1)
+        wakeup.take()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""vshd.services: what a connection can become besides a session's command."""

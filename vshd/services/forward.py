@@ -1,0 +1,166 @@
+"""Forwards in the guest (docs/PROTOCOL.md 3): the client's connection becomes one to a place here, or a place here is
+listened at and every connection to it is brought to the client.
+
+Runs in a session's process, as the session's user. Owns what a forward opens; vshd.carry.pairs carries the bytes.
+"""
+
+import _socket
+import os
+import time
+
+from vshd.carry import places
+from vshd.carry.pairs import Pairs, Side
+from vshd.carry.places import PlaceError
+from vshd.log import Log
+from vshd.session.refusal import RefusalError
+from vshd.signals import SIGINT, SIGTERM, Wakeup
+from vshd.wire import messages
+from vshd.wire.messages import Forward
+
+# A local server answers at once; a distant one within a few retries of TCP (1, 3, 7 s).
+CONNECT_TIMEOUT_S = 10.0
+# Connections of one listening forward; who comes later waits in the backlog.
+PAIRS_MAX = 256
+TOKEN_MAX = 64
+# After an accept() that failed for want of descriptors or memory.
+ACCEPT_PAUSE_S = 0.1
+
+
+def open_forward(forward: Forward) -> "Connected | Listening":
+    """What was asked for. Raises RefusalError."""
+    try:
+        if forward.connect and not forward.listen:
+            return Connected(places.connect(os.fsdecode(forward.connect), CONNECT_TIMEOUT_S))
+        if forward.listen and forward.back and len(forward.token) <= TOKEN_MAX:
+            return Listening(os.fsdecode(forward.listen), os.fsdecode(forward.back), forward.token)
+    except PlaceError as error:
+        raise RefusalError(str(error), messages.UNREACHABLE, error=error.error) from error
+    raise RefusalError("a forward that neither connects nor listens", messages.BAD_REQUEST)
+
+
+class Connected:
+    """The client's connection and one of ours are a pair."""
+
+    description = b""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def run(self, fd: int, rest: bytes, wakeup: Wakeup, log: Log) -> str:
+        """Carries until both ways have ended; says how, for the log. fd: the client's; rest: what was read from it."""
+        pairs = Pairs()
+        stop = watch_for_stop(pairs, wakeup)
+        pairs.add(Side(fd), Side(self._fd), to_right=rest)
+        while pairs.count and not stop:
+            pairs.turn()
+        pairs.close()
+        return "vshd is shutting down" if stop else "closed"
+
+
+class Bringing:
+    """A listener here whose connections are brought elsewhere. Invariant: every accepted connection is in `pairs` with
+    the one it was brought to, or closed.
+    """
+
+    def __init__(self, listener: "_socket.socket", token: bytes = b"") -> None:
+        """token: what each connection elsewhere begins with."""
+        self.listener = listener
+        self.pairs = Pairs()
+        self._token = token
+        self._log: Log | None = None
+
+    def find_back(self, fd: int) -> str:
+        """The place where an accepted connection is brought. Raises PlaceError."""
+        raise NotImplementedError
+
+    def serve(self, stop: list[int], log: Log) -> None:
+        """Accepts and carries until `stop` is not empty any more."""
+        self._log = log
+        pairs = self.pairs
+        is_listening = False
+        try:
+            while not stop:
+                if is_listening != (pairs.count < PAIRS_MAX):
+                    is_listening = not is_listening
+                    self._listen(is_listening)
+                pairs.turn()
+        finally:
+            self.listener.close()
+            pairs.close()
+
+    def _listen(self, is_wanted: bool) -> None:
+        if is_wanted:
+            self.pairs.watch(self.listener.fileno(), self._accept)
+        else:
+            self.pairs.ignore(self.listener.fileno())
+
+    def _accept(self) -> None:
+        assert self._log is not None
+        try:
+            fd, _ = self.listener._accept()  # type: ignore[attr-defined]
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._log.error(f"cannot accept a connection: {error.strerror}")
+            time.sleep(ACCEPT_PAUSE_S)
+            return
+        left = Side(fd)
+        try:
+            place = self.find_back(fd)
+            back = places.start_connect(place)
+        except PlaceError as error:
+            self._log.warning(str(error))
+            left.close(is_reset=True)
+            return
+
+        def tell_failure(error: int) -> None:
+            assert self._log is not None
+            self._log.warning(f"cannot bring a connection to {place}: {os.strerror(error)}")
+
+        deadline_s = time.monotonic() + CONNECT_TIMEOUT_S
+        self.pairs.add_connecting(left, Side(back.detach()), deadline_s, tell_failure, to_right=self._token)
+
+
+class Listening(Bringing):
+    """A listener here whose connections are brought to the client."""
+
+    def __init__(self, place: str, back: str, token: bytes) -> None:
+        super().__init__(places.listen(place), token)
+        self._path = place.removeprefix("unix:") if place.startswith("unix:") else ""
+        self._back = back
+        self.description = os.fsencode(places.render(self.listener, place))
+
+    def find_back(self, fd: int) -> str:
+        return self._back
+
+    def run(self, fd: int, rest: bytes, wakeup: Wakeup, log: Log) -> str:
+        """Listens for as long as the client's connection stands; see Connected.run()."""
+        stop = watch_for_stop(self.pairs, wakeup)
+        # The client has nothing to say: whatever there is to read is its end.
+        self.pairs.watch(fd, lambda: stop.append(1))
+        try:
+            self.serve(stop, log)
+        finally:
+            self._unlink()
+            os.close(fd)
+        return "closed"
+
+    def _unlink(self) -> None:
+        if self._path:
+            try:
+                os.unlink(self._path)
+            except OSError:
+                pass
+
+
+def watch_for_stop(pairs: Pairs, wakeup: Wakeup) -> list[int]:
+    """A list that is not empty any more once this process was told to end."""
+    stop: list[int] = []
+
+    def take() -> None:
+        numbers = wakeup.take()
+        if SIGTERM in numbers or SIGINT in numbers:
+            stop.append(SIGTERM)
+
+    pairs.watch(wakeup.fd, take)
+    return stop

@@ -1,0 +1,1 @@
+"""vshd.session: one session in a process of its own."""

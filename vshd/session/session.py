@@ -1,0 +1,290 @@
+"""One session in a process of its own, from the first byte of the client to the target's exit.
+
+Owns the order of things: handshake, account, directory, program, relay, end. Runs as root until the account is known
+and then as that account, for good.
+"""
+
+import os
+import select
+import time
+
+from vshd.carry.conduit import write_output
+from vshd.flags import Options
+from vshd.log import Log
+from vshd.processes import Exit, end_session, reap
+from vshd.session.account import Account, choose_account, switch_to
+from vshd.session.limits import apply_limits
+from vshd.session.refusal import RefusalError
+from vshd.session.relay import Relay
+from vshd.session.target import Target, build_environment, enter_directory, start_target
+from vshd.signals import SIGTERM, Wakeup
+from vshd.wire import messages
+from vshd.wire.connection import SILENCE_MS_MAX, default_limits
+from vshd.wire.events import Broken, Distrusted, RequestReceived
+from vshd.wire.messages import Extended, Failure, Forward, SetupConnectionRequest
+from vshd.wire.server import ServerConnection
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vshd.wire.proof import Proof
+
+# Handshake messages are small; a deferred request comes in as many reads as it needs.
+RECEIVE_SIZE = 1 << 13
+# `CONNECT 4294967295\n` has 19 bytes.
+CONNECT_LINE_MAX = 32
+# A refusal waits this long for a client that does not read.
+LAST_WORDS_S = 10.0
+# What an audit line shows of a command.
+COMMAND_SHOWN_MAX = 200
+
+EXIT_NOT_FOUND = 127
+EXIT_NOT_EXECUTABLE = 126
+
+
+class HandshakeError(Exception):
+    """The client did not say, in time or intelligibly, what it wants."""
+
+
+class Session:
+    """Invariant: `fd` is non-blocking and the only connection of this process."""
+
+    def __init__(
+        self,
+        fd: int,
+        who: str,
+        options: Options,
+        log: Log,
+        wakeup: Wakeup,
+        on_start: "Callable[[int], None] | None" = None,
+        token: bytes | None = None,
+    ) -> None:
+        """who: the peer, for the log. wakeup: has SIGCHLD and SIGTERM. on_start is told the target's pid, and
+        before that 0 when the token was proven. token: what the client must prove to know."""
+        os.set_blocking(fd, False)
+        self.fd = fd
+        self.who = who
+        self.options = options
+        self.log = log
+        self._wakeup = wakeup
+        self._on_start = on_start
+        self.connection = ServerConnection(
+            _make_limits(options), _make_proof(token), allow_legacy_clients=options.allow_legacy_clients
+        )
+
+    def run(self) -> None:
+        """The whole session; what goes wrong is told to the client, else to the log."""
+        try:
+            request = self._receive_request()
+        except HandshakeError as error:
+            self.log.warning(f"{self.who}: {error}")
+            return
+        if self.connection.proof is not None and self._on_start is not None:
+            # It is no stranger: the server keeps it when it needs room.
+            self._on_start(0)
+        # Nothing that runs as the session's user knows the token.
+        self.connection.proof = None
+        if request.forward is not None:
+            # Its own user is the stub of 3.1, for servers that know no forwards.
+            request.user = request.forward.user
+        command = _describe(request)
+        try:
+            account = choose_account(request, self.options)
+            self.who = f"{self.who} user {account.name}"
+            apply_limits(self.options)
+            if self.options.allow_to_switch_user:
+                switch_to(account)
+            if request.forward is not None:
+                self._forward(request.forward)
+                return
+            notice = self._enter_directory(request, account)
+            environment = build_environment(request, account, inherit=self.options.inherit_env)
+            target = start_target(request, account, environment)
+        except RefusalError as refusal:
+            self._refuse(request, refusal)
+            self.log.info(f"{self.who}: {command}: refused: {refusal.description}")
+            return
+        if self._on_start is not None:
+            self._on_start(target.pid)
+        started_s = time.monotonic()
+        self.connection.accept(target.pid)
+        if notice:
+            self._say(request, notice)
+        end = self._relay(target)
+        self.log.info(f"{self.who}: {command}: {end} after {time.monotonic() - started_s:.3f} s")
+
+    def _forward(self, asked: Forward) -> None:
+        """The connection becomes a forward's. Raises RefusalError."""
+        # Sessions that run commands, nearly all, need not load it.
+        from vshd.services.forward import open_forward  # noqa: PLC0415
+
+        if not self.connection.is_extended:
+            raise RefusalError("a forward needs extended mode", messages.BAD_REQUEST)
+        forward = open_forward(asked)
+        self.connection.hand_over(os.getpid(), forward.description)
+        if not _flush(self.fd, self.connection, LAST_WORDS_S):
+            return
+        started_s = time.monotonic()
+        end = forward.run(self.fd, self.connection.take_rest(), self._wakeup, self.log)
+        self.log.info(f"{self.who}: {_describe_forward(asked)}: {end} after {time.monotonic() - started_s:.3f} s")
+
+    def _relay(self, target: Target) -> "Exit | str":
+        relay = Relay(self.fd, self.connection, target, self._wakeup)
+        relay.run()
+        if relay.lost:
+            _flush(self.fd, self.connection, 0)
+            os.close(self.fd)
+        relay.close()
+        if relay.lost:
+            end_session(target.pid, has_terminal=target.has_pty)
+        reap(target.pid)
+        if relay.undelivered:
+            return f"{relay.exit}, not all of it told: {relay.undelivered}"
+        return relay.lost or relay.exit or Exit(0)
+
+    # The handshake.
+
+    def _receive_request(self) -> SetupConnectionRequest:
+        """The client's request, whole. Raises HandshakeError."""
+        deadline_s = time.monotonic() + self.options.handshake_timeout
+        data = self._take_connect_line(deadline_s)
+        while True:
+            for event in self.connection.receive_data(data):
+                if isinstance(event, RequestReceived):
+                    return event.request
+                if isinstance(event, Broken):
+                    self.connection.send_failure(event.reason, Failure(messages.PROTOCOL))
+                    _flush(self.fd, self.connection, 0)
+                    raise HandshakeError(event.reason)
+                if isinstance(event, Distrusted):
+                    _flush(self.fd, self.connection, LAST_WORDS_S)
+                    raise HandshakeError(f"refused: {event.reason}")
+            # A deferred request is answered with "go on", or refused for its size.
+            if not _flush(self.fd, self.connection, max(0.0, deadline_s - time.monotonic())):
+                raise HandshakeError("the client does not read")
+            if self.connection.is_finished:
+                raise HandshakeError("the request is too long")
+            data = self._receive(RECEIVE_SIZE, deadline_s)
+
+    def _take_connect_line(self, deadline_s: float) -> bytes:
+        """Answers a first line `CONNECT <port>` of a hybrid-vsock client, and returns what else was read."""
+        if not self.who.startswith("unix"):
+            return b""
+        data = self._receive(CONNECT_LINE_MAX, deadline_s)
+        while b"CONNECT "[: len(data)] == data[:8] and b"\n" not in data:
+            if len(data) >= CONNECT_LINE_MAX:
+                raise HandshakeError("a CONNECT line without an end")
+            data += self._receive(CONNECT_LINE_MAX - len(data), deadline_s)
+        if not data.startswith(b"CONNECT "):
+            return data
+        line, _, rest = data.partition(b"\n")
+        port = line[8:].strip()
+        if not port.isdigit():
+            raise HandshakeError("a CONNECT line without a port")
+        try:
+            os.write(self.fd, b"OK %d\n" % int(port))
+        except OSError as error:
+            raise HandshakeError(f"the client is gone: {error.strerror}") from error
+        return rest
+
+    def _receive(self, size: int, deadline_s: float) -> bytes:
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        poll.register(self._wakeup.fd, select.POLLIN)
+        ready = poll.poll(max(0.0, deadline_s - time.monotonic()) * 1000)
+        if not ready:
+            raise HandshakeError(f"no request within {self.options.handshake_timeout} s")
+        if any(fd == self._wakeup.fd for fd, _ in ready) and SIGTERM in self._wakeup.take():
+            raise HandshakeError("vshd is shutting down")
+        try:
+            data = os.read(self.fd, size)
+        except BlockingIOError:
+            return b""
+        except OSError as error:
+            raise HandshakeError(f"the client is gone: {error.strerror}") from error
+        if not data:
+            raise HandshakeError("the client left without a request")
+        return data
+
+    # Answers.
+
+    def _enter_directory(self, request: SetupConnectionRequest, account: Account) -> str:
+        """Where the target starts. In legacy mode a bad directory is only a notice, as upstream starts there anyway."""
+        try:
+            enter_directory(request, account)
+        except RefusalError as refusal:
+            if self.connection.is_extended:
+                raise
+            return refusal.description
+        return ""
+
+    def _refuse(self, request: SetupConnectionRequest, refusal: RefusalError) -> None:
+        """In legacy mode a program that cannot run is a session that says so and exits as a shell would."""
+        kind = refusal.failure.kind
+        if self.connection.is_extended or kind not in (
+            messages.NOT_FOUND,
+            messages.NOT_EXECUTABLE,
+            messages.TOO_LONG,
+        ):
+            self.connection.refuse(refusal.description, refusal.failure)
+        else:
+            self.connection.accept(os.getpid())
+            self._say(request, refusal.description)
+            self.connection.send_exit(EXIT_NOT_FOUND if kind == messages.NOT_FOUND else EXIT_NOT_EXECUTABLE)
+        _flush(self.fd, self.connection, LAST_WORDS_S)
+
+    def _say(self, request: SetupConnectionRequest, text: str) -> None:
+        """A line of ours among the target's output."""
+        line = os.fsencode(f"vshd: {text}\n")
+        if request.nopty:
+            self.connection.send_data(messages.STDERR, line)
+        else:
+            self.connection.send_data(messages.STDOUT, line.replace(b"\n", b"\r\n"))
+
+
+def _make_limits(options: Options) -> Extended | None:
+    """What we announce; None: legacy mode only."""
+    if not options.extended:
+        return None
+    limits = default_limits()
+    limits.silence_ms = min(options.keepalive * 1000, SILENCE_MS_MAX)
+    return limits
+
+
+def _make_proof(token: bytes | None) -> "Proof | None":
+    if token is None:
+        return None
+    # Only where there is a token.
+    from vshd.wire.proof import NONCE_BYTES, SERVER, Proof  # noqa: PLC0415
+
+    return Proof(SERVER, token, os.urandom(NONCE_BYTES))
+
+
+def _describe_forward(forward: Forward) -> str:
+    words = b"forward to " + forward.connect if forward.connect else b"forward from " + forward.listen
+    return os.fsdecode(words)[:COMMAND_SHOWN_MAX]
+
+
+def _describe(request: SetupConnectionRequest) -> str:
+    if request.forward is not None:
+        return _describe_forward(request.forward)
+    if not request.argv:
+        return "login shell"
+    return os.fsdecode(b" ".join(request.argv))[:COMMAND_SHOWN_MAX]
+
+
+def _flush(fd: int, connection: ServerConnection, timeout_s: float) -> bool:
+    """Sends all that waits; False when the client takes nothing for timeout_s seconds, or is gone."""
+    output = connection.output
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    while output.size:
+        try:
+            write_output(output, fd)
+        except BlockingIOError:
+            if not poll.poll(timeout_s * 1000):
+                return False
+        except OSError:
+            return False
+    return True
