@@ -270,8 +270,8 @@ class Backend:
 
     def _watch_kick(self, fd: int) -> None:
         # Edge-triggered and never read: a kick says only that there is something, and the rings say what.
-        self._kicks.add(fd)
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
+        self._kicks.add(fd)
 
     def _unwatch_kick(self, fd: int) -> None:
         self._kicks.discard(fd)

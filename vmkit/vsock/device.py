@@ -4,6 +4,10 @@ It answers vhost-user messages and turns what they say into running rings. It mo
 whoever owns the event loop is told which kick descriptors to watch, and looks at `is_running` and `start_count` after
 each message.
 
+The guest chooses much of what the front-end passes on: features, sizes, addresses, bases, and in which order its rings
+come. So no whole message ends the device. What cannot be done is refused, with a line in the log, and the ring that it
+concerns stands still.
+
 The front-end stops the rings both when a machine is paused and when its guest is reset, with the same messages. A
 pause leaves the guest's memory alone, and the rings come back where they stopped; a reset brings rings that begin
 anew. So connections are kept over a stop and judged at the next start: `is_resumed` says whether the same driver came
@@ -12,6 +16,7 @@ back. QEMU from 8.2 on also says RESET_DEVICE on a reset, which decides at once.
 Specification: QEMU's docs/interop/vhost-user.rst.
 """
 
+import contextlib
 import os
 import struct
 from collections.abc import Callable
@@ -27,6 +32,11 @@ VIRTIO_F_EVENT_IDX: Final = 1 << 29
 VHOST_USER_F_PROTOCOL_FEATURES: Final = 1 << 30
 VIRTIO_F_VERSION_1: Final = 1 << 32
 FEATURES: Final = VIRTIO_F_VERSION_1 | VHOST_USER_F_PROTOCOL_FEATURES | VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC
+
+# A front-end offers these by itself, so a driver may agree to them although we did not offer them. This device takes
+# any layout of buffers (27), may skip a notification of an empty ring (24), orders its accesses in any case (36), and
+# sees the reset of one ring as the front-end's stop (40).
+IGNORED_FEATURES: Final = 1 << 24 | 1 << 27 | 1 << 36 | 1 << 40
 
 PROTOCOL_F_REPLY_ACK: Final = 1 << 3
 PROTOCOL_F_CONFIG: Final = 1 << 9
@@ -58,13 +68,19 @@ class RingSetup:
     def signal_call(self) -> None:
         """Interrupts the guest, where it has an interrupt for this ring."""
         if self.call_fd is not None:
-            os.eventfd_write(self.call_fd, 1)
+            _write_event(self.call_fd)
 
     def identity(self) -> tuple[object, ...]:
         """What is the same after a pause and different after a reset."""
         used_idx = self.ring.used_idx if self.ring else 0
         base = self.ring.base if self.ring else self.base
         return self.size, self.addresses, base, used_idx
+
+
+def _write_event(fd: int) -> None:
+    """Adds one to an eventfd. The front-end chose the descriptor, and one that takes nothing is its own loss."""
+    with contextlib.suppress(OSError):
+        os.eventfd_write(fd, 1)
 
 
 class Device:
@@ -82,7 +98,8 @@ class Device:
         self._notice = notice
         self._watch = watch
         self._unwatch = unwatch
-        self._features = 0
+        # None while the driver has agreed to features that were never offered: no ring runs then.
+        self._features: int | None = 0
         self._memory: GuestMemory | None = None
         self._stopped_identity: list[tuple[object, ...]] | None = None
         self.setups = [RingSetup() for _ in range(RING_COUNT)]
@@ -125,27 +142,18 @@ class Device:
             self._drop_ring(setup)
             setup.is_broken = True
             if setup.err_fd is not None:
-                os.eventfd_write(setup.err_fd, 1)
+                _write_event(setup.err_fd)
         self._stopped_identity = None
         self._update_running()
 
     # Messages.
 
     def handle(self, message: vu.Message) -> bytes | None:
-        """Does what a message says; returns the reply to send, if any. Raises VhostUserError on a protocol fault."""
+        """Does what a message says, or refuses it; returns the reply to send, if any."""
         answer = self._query(message)
         if answer is not None:
             return vu.render_reply(message.request, answer)
-        command = _COMMANDS.get(message.request)
-        is_ok = False
-        try:
-            if command is None:
-                self._notice("vhost-user", f"message {message.request} is not known")
-            else:
-                command(self, message)
-                is_ok = True
-        except MemoryFaultError as error:
-            self._notice("vhost-user", f"message {message.request}: {error}")
+        is_ok = self._command(message)
         is_ok &= self._update_running()
         return vu.render_reply(message.request, vu.render_u64(0 if is_ok else 1)) if message.needs_reply else None
 
@@ -158,20 +166,47 @@ class Device:
                 return vu.render_u64(PROTOCOL_FEATURES)
             case vu.GET_QUEUE_NUM:
                 return vu.render_u64(RING_COUNT)
-            case vu.GET_CONFIG:
-                return vu.render_config_reply(message.payload, self._config)
-            case vu.GET_VRING_BASE:
-                return self._stop_ring(message)
+        try:
+            match message.request:
+                case vu.GET_CONFIG:
+                    return vu.render_config_reply(message.payload, self._config)
+                case vu.GET_VRING_BASE:
+                    return self._stop_ring(message)
+        except vu.RefusedError as error:
+            self._refuse(message, error)
+            # The front-end waits for an answer. An empty one is the specification's word for a refused GET_CONFIG.
+            return b"" if message.request == vu.GET_CONFIG else vu.render_vring_state(0, 0)
         return None
+
+    def _command(self, message: vu.Message) -> bool:
+        """Does what a message without a reply of its own says; False when it was refused."""
+        try:
+            command = _COMMANDS.get(message.request)
+            if command is None:
+                raise vu.RefusedError("this kind of message is not known")
+            command(self, message)
+        except (vu.RefusedError, MemoryFaultError, OSError) as error:
+            self._refuse(message, error)
+            return False
+        return True
+
+    def _refuse(self, message: vu.Message, error: Exception) -> None:
+        self._notice("refused-message", f"vhost-user message {message.request}: {error}")
 
     def _ignore(self, message: vu.Message) -> None:
         """SET_OWNER says nothing to a device with one owner; the configuration is not the guest's to write."""
 
     def _set_features(self, message: vu.Message) -> None:
         features = vu.parse_u64(message.payload)
-        if features & ~FEATURES:
-            raise vu.VhostUserError(f"features {features:#x} were never offered")
-        self._features = features
+        unknown = features & ~(FEATURES | IGNORED_FEATURES)
+        agreed = None if unknown else features
+        if agreed != self._features:
+            # Running rings were built for other features.
+            for setup in self.setups:
+                self._drop_ring(setup)
+        self._features = agreed
+        if unknown:
+            raise vu.RefusedError(f"features {unknown:#x} were never offered; vsock waits for a driver without them")
         if not features & VHOST_USER_F_PROTOCOL_FEATURES:
             for setup in self.setups:
                 setup.is_enabled = True
@@ -179,7 +214,7 @@ class Device:
     def _set_protocol_features(self, message: vu.Message) -> None:
         features = vu.parse_u64(message.payload)
         if features & ~PROTOCOL_FEATURES:
-            raise vu.VhostUserError(f"protocol features {features:#x} were never offered")
+            raise vu.RefusedError(f"protocol features {features:#x} were never offered")
 
     def _set_memory(self, message: vu.Message) -> None:
         """A new table, also under running rings (memory hotplug): they go on in the new mapping from where they are."""
@@ -199,6 +234,7 @@ class Device:
         setup, number = self._find_setup(message)
         self._drop_ring(setup)
         setup.base = number
+        setup.is_broken = False
 
     def _set_address(self, message: vu.Message) -> None:
         address = vu.parse_vring_address(message.payload)
@@ -216,9 +252,11 @@ class Device:
 
     def _set_kick(self, message: vu.Message) -> None:
         index, has_fd = vu.parse_vring_fd(message.payload)
-        if not has_fd:
-            raise vu.VhostUserError("a ring without a kick descriptor, which would have to be polled")
         setup = self._setup_at(index)
+        if not has_fd:
+            self._drop_ring(setup)
+            self._replace_kick(setup, None)
+            raise vu.RefusedError(f"ring {index} has no kick descriptor, and this device does not poll")
         self._replace_kick(setup, message.take_fd())
         setup.is_broken = False
 
@@ -265,7 +303,7 @@ class Device:
 
     def _setup_at(self, index: int) -> RingSetup:
         if index >= RING_COUNT:
-            raise vu.VhostUserError(f"ring {index} of {RING_COUNT}")
+            raise vu.RefusedError(f"ring {index} of {RING_COUNT}")
         return self.setups[index]
 
     def _find_setup(self, message: vu.Message) -> tuple[RingSetup, int]:
@@ -282,9 +320,14 @@ class Device:
             # The front-end holds the same open file, so closing ours would not take it out of an epoll set.
             self._unwatch(setup.kick_fd)
             os.close(setup.kick_fd)
-        setup.kick_fd = fd
+            setup.kick_fd = None
         if fd is not None:
-            self._watch(fd)
+            try:
+                self._watch(fd)
+            except OSError:
+                os.close(fd)
+                raise
+            setup.kick_fd = fd
 
     def _note_stop(self) -> None:
         """Remembers how the rings stood when the first of them stops."""
@@ -296,7 +339,7 @@ class Device:
         setup = self.setups[index]
         if setup.kick_fd is None or not setup.is_enabled or setup.is_broken:
             return None
-        if setup.addresses is None or self._memory is None:
+        if setup.addresses is None or self._memory is None or self._features is None:
             return None
         layout = RingLayout(
             self._memory,
@@ -316,7 +359,7 @@ class Device:
             try:
                 setup.ring = self._build_ring(index)
             except RingError as error:
-                self._notice("vhost-user", f"ring {index} cannot run: {error}")
+                self._notice("refused-ring", f"ring {index} stands still: {error}")
                 setup.is_broken = True
                 is_ok = False
             if setup.ring is not None and setup.base:

@@ -55,7 +55,11 @@ _VRING_NO_FD: Final = 0x100
 
 
 class VhostUserError(Exception):
-    """The front-end broke the protocol, or left in the middle of a message; the text says how."""
+    """The stream of messages is broken: where the next one begins is not known. The text says how."""
+
+
+class RefusedError(Exception):
+    """A whole message asks for what cannot be done; the text says what. The device refuses it and goes on."""
 
 
 class Message:
@@ -75,9 +79,9 @@ class Message:
         return bool(self.flags & _FLAG_NEED_REPLY)
 
     def take_fd(self) -> int:
-        """The one descriptor that belongs to this message."""
+        """The one descriptor that belongs to this message. Raises RefusedError."""
         if len(self.fds) != 1:
-            raise VhostUserError(f"message {self.request} with {len(self.fds)} descriptors instead of one")
+            raise RefusedError(f"message {self.request} with {len(self.fds)} descriptors instead of one")
         return self.fds.pop()
 
     def close(self) -> None:
@@ -170,7 +174,7 @@ def _parse_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     return fds
 
 
-# Payloads.
+# Payloads. Raises RefusedError where a payload is too short, or holds numbers that cannot be.
 
 
 def parse_u64(payload: bytes) -> int:
@@ -216,7 +220,7 @@ def parse_memory_table(payload: bytes) -> list[RegionSpec]:
     count, _padding = _unpack(_TABLE, payload[: _TABLE.size])
     entries = payload[_TABLE.size :]
     if count > MAX_REGIONS or len(entries) < count * _REGION.size:
-        raise VhostUserError(f"a table of {count} memory regions in {len(payload)} bytes")
+        raise RefusedError(f"a table of {count} memory regions in {len(payload)} bytes")
     return [RegionSpec(*fields) for fields in _REGION.iter_unpack(entries[: count * _REGION.size])]
 
 
@@ -227,7 +231,7 @@ def render_config_reply(payload: bytes, config: bytes) -> bytes:
     """
     offset, size, flags = _unpack(_CONFIG, payload[: _CONFIG.size])
     if size > MAX_PAYLOAD_BYTES - _CONFIG.size:
-        raise VhostUserError(f"{size} bytes of configuration asked for")
+        raise RefusedError(f"{size} bytes of configuration asked for")
     return _CONFIG.pack(offset, size, flags) + config[offset : offset + size].ljust(size, b"\0")
 
 
@@ -248,5 +252,5 @@ def render_reply(request: int, payload: bytes) -> bytes:
 
 def _unpack(shape: struct.Struct, payload: bytes) -> tuple[int, ...]:
     if len(payload) < shape.size:
-        raise VhostUserError(f"a payload of {len(payload)} bytes where {shape.size} belong")
+        raise RefusedError(f"a payload of {len(payload)} bytes where {shape.size} belong")
     return shape.unpack_from(payload)

@@ -295,13 +295,17 @@ class FakeDriver:
     def reboot(self) -> None:
         """A guest reset under the device: new rings, empty stack."""
         self.stop()
+        self.forget_rings()
+        self.start()
+
+    def forget_rings(self) -> None:
+        """What a reset of the guest takes with it."""
         for ring in (self.rx, self.tx):
             ring.reset()
         self.rx_pieces.clear()
         self.tx_backlog.clear()
         self.sockets.clear()
         self.listening.clear()
-        self.start()
 
     # Rings.
 
