@@ -21,8 +21,8 @@ help:
 	@echo 'make test    install what is missing, then every test (unit: without VMs; vm: only with)'
 	@echo 'make drift   build from the newest packages and tell what differs from images/*.lock'
 	@echo 'make docker     the Docker image, and the tests inside it, with the engine there is or one of its own'
-	@echo 'make wall-full   attack every image, kernel, set of layers and backend (an hour), and write docs/WALL.md'
-	@echo 'make bench   print the figures of docs/BENCHMARKS.md'
+	@echo 'make wall-full   attack every image, kernel, set of layers and backend (an hour), and write docs/explanation/wall.md'
+	@echo 'make bench   print the figures of docs/explanation/benchmarks.md'
 	@echo 'make fuzz    fuzz every parser for longer than the tests do (CASES=1000000)'
 	@echo 'make lock    renew requirements/*.lock from pyproject.toml'
 
@@ -46,7 +46,7 @@ vm: $(VENV)/.test
 
 # Some forty guests, those of the backend vhost in a host VM: most of an hour under emulation.
 wall-full: $(VENV)/.test
-	VMKIT_WALL_FULL=docs/WALL.md $(BIN)/python -m pytest tests/guest/wall $(PYTEST_ARGS)
+	VMKIT_WALL_FULL=docs/explanation/wall.md $(BIN)/python -m pytest tests/guest/wall $(PYTEST_ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -1,4 +1,7 @@
-"""The rooms and the arrows between them, docs/ARCHITECTURE.md as a test; vshd's own budget is in tests/vshd."""
+"""The rooms and the arrows between them, docs/explanation/architecture.md as a test.
+
+vshd's own budget is in tests/vshd.
+"""
 
 import ast
 import sys

@@ -86,9 +86,9 @@ def test_sdist_can_be_tested_and_built_from(dist: Path) -> None:
     (sdist,) = dist.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"Dockerfile", "Makefile", "LICENSE", "tests/conftest.py", "docs/CHANGELOG.md", ".ci/run"} <= names
+    assert {"Dockerfile", "Makefile", "LICENSE", "tests/conftest.py", "CHANGELOG.md", ".ci/run"} <= names
     assert not [name for name in names if ".venv" in name or "__pycache__" in name]
 
 
 def test_changelog_knows_the_version() -> None:
-    assert f"## {__version__}" in (CHECKOUT / "docs/CHANGELOG.md").read_text()
+    assert f"## {__version__}" in (CHECKOUT / "CHANGELOG.md").read_text()

@@ -38,7 +38,7 @@ class ConnectionLost(VshError):  # noqa: N818 - it names what happened
 
 
 class ExecError(VshError):
-    """The command was not run, and why: kind is a FailureKind of docs/PROTOCOL.md, error the guest's errno or 0."""
+    """The command was not run. kind: a FailureKind of docs/reference/protocol.md. error: the guest's errno, or 0."""
 
     def __init__(self, brief: str, *, kind: int, error: int = 0, status: int = 1) -> None:
         super().__init__(brief, status=status)

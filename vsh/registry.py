@@ -1,6 +1,6 @@
 """The registry's reading side: which machines run here, and how to reach them. Knows vmkit's files, never vmkit's code.
 
-The contract is docs/ARCHITECTURE.md, "Contracts between rooms": one directory per machine below the runtime
+The contract is docs/explanation/architecture.md, "Contracts between rooms": one directory per machine below the runtime
 directory, `machine.json` in it, and a `lock` that the machine's monitor holds for life. An entry whose lock is free
 is stale, and not a machine. Names that begin with a dot are entries being made or removed.
 """

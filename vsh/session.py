@@ -204,8 +204,8 @@ def open_session(
 
 
 def open_raw(address: Address, forward: Forward, *, timeout_s: float) -> tuple[int, bytes, str]:
-    """A connection that a forward (docs/PROTOCOL.md 3) was handed: its descriptor, non-blocking; what was read from it
-    already; and what the server said, which is where it listens, or nothing. Raises VshError.
+    """A connection that a forward (docs/reference/protocol.md 3) was handed: its descriptor, non-blocking; what was
+    read from it already; and what the server said, which is where it listens, or nothing. Raises VshError.
     """
     deadline_s = time.monotonic() + (timeout_s or FOREVER_S)
     try:

@@ -16,7 +16,7 @@ import pytest
 from tests.vsh.live import DEADLINE_S, ENVIRONMENT, IS_VSOCK_GUEST, ended, read_line, wait_until
 from vsh.stdio import FdSource
 
-# The figure of docs/BENCHMARKS.md; less where both sides are emulated.
+# The figure of docs/explanation/benchmarks.md; less where both sides are emulated.
 BULK = 1 << 26 if IS_VSOCK_GUEST else 1 << 30
 # All of it, on a machine that does other things as well.
 BULK_DEADLINE_S = 240.0

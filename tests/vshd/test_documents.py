@@ -14,7 +14,7 @@ from vshd.session import session
 from vshd.wire import connection, messages
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-PROTOCOL = (CHECKOUT / "docs/PROTOCOL.md").read_text()
+PROTOCOL = (CHECKOUT / "docs/reference/protocol.md").read_text()
 
 
 @pytest.mark.parametrize("page", ["vsh.1", "vshd.8"])

@@ -1,4 +1,4 @@
-"""Extended mode (docs/PROTOCOL.md part 2): negotiation, credit, deferred requests, typed ends, every fault of 2.8."""
+"""Extended mode (docs/reference/protocol.md part 2): negotiation, credit, deferred requests, typed ends, faults."""
 
 import pytest
 

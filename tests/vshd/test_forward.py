@@ -1,4 +1,4 @@
-"""Forwards on the wire (docs/PROTOCOL.md 3), joined in memory and with a server that knows none."""
+"""Forwards on the wire (docs/reference/protocol.md 3), joined in memory and with a server that knows none."""
 
 import contextlib
 import socket

@@ -1,4 +1,4 @@
-"""Legacy mode, against what ChromeOS's programs said (docs/PROTOCOL.md part 1)."""
+"""Legacy mode, against what ChromeOS's programs said (docs/reference/protocol.md part 1)."""
 
 import pytest
 

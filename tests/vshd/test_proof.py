@@ -1,4 +1,4 @@
-"""The token's proof (docs/PROTOCOL.md 2.9): both sides joined, and every way to get by without the token."""
+"""The token's proof (docs/reference/protocol.md 2.9): both sides joined, and every way to get by without the token."""
 
 import hmac
 import inspect

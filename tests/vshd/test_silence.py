@@ -1,4 +1,4 @@
-"""Silence (docs/PROTOCOL.md 2.7), with a clock that the test moves."""
+"""Silence (docs/reference/protocol.md 2.7), with a clock that the test moves."""
 
 from vshd.wire.silence import Silence
 

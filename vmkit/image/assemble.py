@@ -285,7 +285,7 @@ class _Assembly:
         return self._renderer.render(template, self._variables() | more)
 
     def _variables(self) -> dict[str, object]:
-        """What every template knows (docs/IMAGES.md lists them), and the recipe's own."""
+        """What every template knows (docs/reference/recipes.md lists them), and the recipe's own."""
         assert self._kernel is not None
         known: dict[str, object] = {
             "image": self._spec.name,

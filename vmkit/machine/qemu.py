@@ -1,6 +1,6 @@
 """What a machine is made of becomes QEMU's argv and the devices to plug over QMP. Pure: opens nothing, starts nothing.
 
-Why each option is there is said beside it; what was measured to choose them is in docs/DECISIONS.md.
+Why each option is there is said beside it; what was measured to choose them is in docs/explanation/decisions.md.
 """
 
 import json

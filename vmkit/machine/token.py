@@ -1,4 +1,4 @@
-"""A machine's token: made with the machine, kept in its directory, gone with it (docs/PROTOCOL.md 2.9).
+"""A machine's token: made with the machine, kept in its directory, gone with it (docs/reference/protocol.md 2.9).
 
 Nothing here returns it: who needs it (vsh, and QEMU for the guest's firmware) reads the file.
 """

@@ -1,6 +1,6 @@
 """A matrix file becomes cells: pure. A cell is one machine to be, and the commands to run in it, one after another.
 
-images x kernels x backends x commands; docs/MATRIX.md explains every key.
+images x kernels x backends x commands; docs/howto/matrix.md explains every key.
 """
 
 import re

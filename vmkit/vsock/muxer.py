@@ -12,7 +12,7 @@ from vmkit.vsock.packet import HOST_CID, OP_REQUEST, OP_RST, TYPE_STREAM, Header
 
 # Each connection costs one descriptor and, at worst, its window.
 MAX_CONNECTIONS: Final = 1024
-# What the guest may have on its way to one host program. A larger window gains nothing, see docs/VSOCK.md.
+# What the guest may have on its way to one host program. A larger window gains nothing, see docs/explanation/vsock.md.
 WINDOW_BYTES: Final = 256 * 1024
 # Once this much is promised in all, newcomers get the small window: it costs them speed, and bounds our memory.
 WINDOW_BUDGET_BYTES: Final = 64 * 1024 * 1024

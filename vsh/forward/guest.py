@@ -1,5 +1,5 @@
 """The guest's side of a forward, seen from the host: its vsock ports directly, its TCP ports and UNIX sockets through
-its vshd (docs/PROTOCOL.md 3). Blocking, with deadlines: for a thread, or a process that has nothing else to do.
+its vshd (docs/reference/protocol.md 3). Blocking, with deadlines: for a thread, or a process that does nothing else.
 """
 
 import hmac

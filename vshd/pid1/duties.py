@@ -1,7 +1,7 @@
 """What pid 1 does before vshd serves, as the words of its command line that are not vshd's say.
 
 The order is the wall's: the kernel layer, then vshd's port, and only then the first program that is not ours, the
-image's hook. docs/ARCHITECTURE.md, "The wall".
+image's hook. docs/explanation/architecture.md, "The wall".
 """
 
 import os

@@ -1,5 +1,5 @@
-"""Forwards in the guest (docs/PROTOCOL.md 3): the client's connection becomes one to a place here, or a place here is
-listened at and every connection to it is brought to the client.
+"""Forwards in the guest (docs/reference/protocol.md 3): the client's connection becomes one to a place here, or a place
+here is listened at and every connection to it is brought to the client.
 
 Runs in a session's process, as the session's user. Owns what a forward opens; vshd.carry.pairs carries the bytes.
 """

@@ -1,4 +1,4 @@
-"""Whom a session runs as: upstream's rules (docs/PROTOCOL.md 1.4), and the switch to that user.
+"""Whom a session runs as: upstream's rules (docs/reference/protocol.md 1.4), and the switch to that user.
 
 The choice is made as root, from the request alone; after switch_to() nothing of the session runs as root.
 """

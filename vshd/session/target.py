@@ -51,7 +51,7 @@ class Target:
 
 
 def build_environment(request: SetupConnectionRequest, account: Account, *, inherit: bool) -> dict[bytes, bytes]:
-    """The target's environment, in the order of docs/PROTOCOL.md 1.4."""
+    """The target's environment, in the order of docs/reference/protocol.md 1.4."""
     environment = dict(os.environb) if inherit else {}
     environment.update(request.env)
     environment.setdefault(b"PATH", ROOT_PATH if account.uid == 0 else USER_PATH)

@@ -1,1 +1,1 @@
-"""The vsh protocol as bytes in and events out (docs/PROTOCOL.md): no sockets, no clock, no files."""
+"""The vsh protocol as bytes in and events out (docs/reference/protocol.md): no sockets, no clock, no files."""

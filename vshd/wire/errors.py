@@ -10,4 +10,4 @@ class LocalProtocolError(Exception):
 
 
 class RemoteProtocolError(Exception):
-    """The peer sent something docs/PROTOCOL.md does not allow; the connection cannot go on."""
+    """The peer sent something docs/reference/protocol.md does not allow; the connection cannot go on."""

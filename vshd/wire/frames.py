@@ -1,4 +1,4 @@
-"""Frames: a length in front of every payload (docs/PROTOCOL.md 1.1).
+"""Frames: a length in front of every payload (docs/reference/protocol.md 1.1).
 
 Owns the length prefix and its limit. A payload that is plainly one DataMessage, as every known peer writes them, is
 handed on in pieces as it arrives: bulk data is never collected or copied here. Every other payload is collected, which

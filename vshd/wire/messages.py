@@ -1,4 +1,5 @@
-"""The messages of docs/PROTOCOL.md sections 1.2 and 2.2: their numbers, and objects that turn into bytes and back.
+"""The messages of docs/reference/protocol.md sections 1.2 and 2.2: their numbers, and objects that turn
+into bytes and back.
 
 Owns names and field numbers. Knows proto3 only through vshd.wire.proto3, and nothing of frames, order or connections.
 Strings are bytes here: what execve() takes travels unchanged.

@@ -1,4 +1,4 @@
-"""The proof of a machine's token (docs/PROTOCOL.md 2.9): what each side computes over what both have seen.
+"""The proof of a machine's token (docs/reference/protocol.md 2.9): what each side computes over what both have seen.
 
 Owns the token's text form, the two roles and the arithmetic; the driver brings the token and a nonce that nobody has
 had before. Imported only where there is a token.

@@ -1,4 +1,4 @@
-"""When to say "alive", and when to give a silent peer up (docs/PROTOCOL.md 2.7).
+"""When to say "alive", and when to give a silent peer up (docs/reference/protocol.md 2.7).
 
 Times are seconds of the caller's clock.
 """

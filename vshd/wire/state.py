@@ -1,7 +1,7 @@
 """The states of a connection, as a table.
 
-A client opens, waits for the response and runs. A deferred request (docs/PROTOCOL.md 2.3) inserts one more round: the
-stub is answered with "go on", the request follows in chunks, and a second response decides.
+A client opens, waits for the response and runs. A deferred request (docs/reference/protocol.md 2.3) inserts one more
+round: the stub is answered with "go on", the request follows in chunks, and a second response decides.
 
     client:  OPENING -> AWAITING_RESPONSE -> RUNNING -> OVER
                                 \\-> DEFERRED ---^

@@ -1,4 +1,4 @@
-"""What may still be sent or received on one stream, and the credit for it (docs/PROTOCOL.md 2.4).
+"""What may still be sent or received on one stream, and the credit for it (docs/reference/protocol.md 2.4).
 
 Credit None means legacy mode: no accounting.
 """

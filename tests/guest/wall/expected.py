@@ -1,7 +1,7 @@
 """What every attempt must end in: the rules of the wall as one pure function, and the table made from it.
 
-The suite compares each attempt of each guest with `expect`; docs/SECURITY.md holds `render_table`. A rule names the
-layer or the part of the kernel that decides, in the order in which the kernel asks them.
+The suite compares each attempt of each guest with `expect`; docs/explanation/security.md holds `render_table`. A rule
+names the layer or the part of the kernel that decides, in the order in which the kernel asks them.
 """
 
 from collections import Counter
@@ -198,8 +198,9 @@ CLIMBS = {
 }
 
 
-# The tables of docs/SECURITY.md. Each row is a representative of attempts that end alike; the columns are the sets of
-# layers that are attacked on the backend, those of `vhost` between the first and the last by `make wall-full` alone.
+# The tables of docs/explanation/security.md. Each row is a representative of attempts that end alike; the columns are
+# the sets of layers that are attacked on the backend, those of `vhost` between the first and the last by
+# `make wall-full` alone.
 COLUMNS = {"user": MATRIX, "vhost": (*MATRIX[:-1], TOKEN, ALL)}
 
 

@@ -1,4 +1,4 @@
-"""docs/SECURITY.md holds the table that the suite's rules make, and names what the suite has."""
+"""docs/explanation/security.md holds the table that the suite's rules make, and names what the suite has."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from tests.guest.wall import expected
 from tests.guest.wall.ledger import Ledger
 from tests.guest.wall.scene import ALL, Scene, plan_scenes
 
-DOCS = Path(__file__).parents[3] / "docs"
-DOC = DOCS / "SECURITY.md"
+DOCS = Path(__file__).parents[3] / "docs/explanation"
+DOC = DOCS / "security.md"
 BEGIN = {"user": "<!-- the wall's table -->\n", "vhost": "<!-- the wall's table, vhost -->\n"}
 END = "<!-- the end of the wall's table -->\n"
 
@@ -30,7 +30,7 @@ def test_rules_let_nobody_but_root_through_where_all_layers_are_on() -> None:
 def test_committed_table_of_the_full_matrix_is_whole() -> None:
     """Every image, kernel, set of layers and backend was attacked; with all layers on nobody but root got through."""
     ledger = Ledger()
-    ledger.read_table((DOCS / "WALL.md").read_text())
+    ledger.read_table((DOCS / "wall.md").read_text())
     for scene in (*plan_scenes("user", is_full=True), *plan_scenes("vhost", is_full=True)):
         entry = ledger.entries[str(scene)]
         assert entry.attempts > 3000

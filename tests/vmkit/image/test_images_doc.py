@@ -1,4 +1,4 @@
-"""docs/IMAGES.md tells the truth: every key is in its table, and its example is a recipe."""
+"""docs/reference/recipes.md tells the truth: every key is in its table, and its example is a recipe."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from vmkit.image.recipe.config import load_image
 from vmkit.image.recipe.settings import SETTINGS
 from vmkit.image.wall.spec import WALL_KEYS
 
-DOC = Path(__file__).parents[3] / "docs/IMAGES.md"
+DOC = Path(__file__).parents[3] / "docs/reference/recipes.md"
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from vmkit.image.recipe.resources import find_vshd_dir
 
 pytestmark = pytest.mark.vm
 
-DOC = Path(__file__).parents[3] / "docs/IMAGES.md"
+DOC = Path(__file__).parents[3] / "docs/reference/recipes.md"
 # A boot takes 3 to 8 s under TCG; this is for a machine that does something else as well.
 BOOT_TIMEOUT_S = 120.0
 WriteRecipe = Callable[..., Path]

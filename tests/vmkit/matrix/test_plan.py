@@ -68,7 +68,7 @@ def test_file_that_is_no_matrix(tmp_path: Path, content: bytes) -> None:
 
 
 def test_document_has_a_matrix_that_is_read(tmp_path: Path) -> None:
-    found = re.search(r"```toml\n(.*?)```", (CHECKOUT / "docs/MATRIX.md").read_text(), re.DOTALL)
+    found = re.search(r"```toml\n(.*?)```", (CHECKOUT / "docs/howto/matrix.md").read_text(), re.DOTALL)
     assert found is not None
     (tmp_path / "m.toml").write_text(found[1])
     assert len(read_matrix(tmp_path / "m.toml").cells) == 8

@@ -1,7 +1,7 @@
 """The uncompressed kernel inside a bzImage, which QEMU starts through its PVH entry.
 
 Unpacking the kernel once, here, spares the guest doing it at every start: under TCG that is more than a quarter of a
-boot (docs/DECISIONS.md). Such a kernel is not moved about in memory (no KASLR). Offsets are those of
+boot (docs/explanation/decisions.md). Such a kernel is not moved about in memory (no KASLR). Offsets are those of
 Documentation/arch/x86/boot.rst.
 """
 

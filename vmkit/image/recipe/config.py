@@ -1,7 +1,7 @@
 """Recipes: TOML text becomes a frozen ImageSpec, or a ConfigError that names the file and the line or key.
 
-Owns every key a recipe may hold (docs/IMAGES.md lists them) and how a recipe extends another. Knows nothing of
-packages, caches or QEMU: paths and names are checked for form here and looked up by whoever uses them.
+Owns every key a recipe may hold (docs/reference/recipes.md lists them) and how a recipe extends another. Knows nothing
+of packages, caches or QEMU: paths and names are checked for form here and looked up by the modules that use them.
 """
 
 import difflib

@@ -1,7 +1,7 @@
 """Recipe keys: how each value is checked, how it joins that of the recipe extended, and its default.
 
-docs/IMAGES.md has one row per key, and a test compares the two. Pure: a value is judged by its form alone, no file is
-looked at.
+docs/reference/recipes.md has one row per key, and a test compares the two. Pure: a value is judged by its form alone,
+no file is looked at.
 """
 
 import difflib

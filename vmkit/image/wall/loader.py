@@ -1,9 +1,10 @@
 """A program for the guest that is a list of system calls: a static ELF file of one page of code and one of data.
 
 The guest has no compiler, no libbpf and, in a lean image, no ctypes; CPython's ctypes would cost a boot twenty times
-what this does (docs/DECISIONS.md). The code is the same for every list: it makes one call after another, puts results
-where later calls have a use for them, and on the first failure writes that step's label and the errno, as one byte, to
-its standard output, and ends with status 1. Linux on x86-64, the one architecture that images are built for. Pure.
+what this does (docs/explanation/decisions.md). The code is the same for every list: it makes one call after another,
+puts results where later calls have a use for them, and on the first failure writes that step's label and the errno, as
+one byte, to its standard output, and ends with status 1. Linux on x86-64, the one architecture that images are built
+for. Pure.
 """
 
 import struct

@@ -1,6 +1,7 @@
 """A recipe's `[wall]`: which layers keep everyone in the guest but vshd's host away from vshd, as a value.
 
-Pure. What the layers are and what each stops is in docs/ARCHITECTURE.md, "The wall"; docs/IMAGES.md has a row per key.
+Pure. What the layers are and what each stops is in docs/explanation/architecture.md, "The wall";
+docs/reference/recipes.md has a row per key.
 """
 
 from dataclasses import dataclass

@@ -31,7 +31,7 @@ VSHD_PORT = 9001
 # The suite's own services, which root of the guest offers to the host alone; each answers with a greeting.
 STREAM_PORT, SEQPACKET_PORT, LOW_PORT = 5000, 5001, 900
 GREETING = b"wall"
-# SetupConnectionRequest: /vm_shell, user root, argv ["id"], no pty (docs/PROTOCOL.md 1.2).
+# SetupConnectionRequest: /vm_shell, user root, argv ["id"], no pty (docs/reference/protocol.md 1.2).
 HELLO = bytes.fromhex("170000000a092f766d5f7368656c6c1204726f6f742a0269644001")
 READY_STATUS, FAILED_STATUS = b"\x08\x01", b"\x08\x03"
 # Field 2 of HostMessage: a status after a first frame that was no request.
