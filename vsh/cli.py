@@ -10,7 +10,7 @@ from vsh.flags import Options, split_command
 from vsh.pump import deadline_after
 from vsh.session import Session, make_limits, open_session
 from vsh.shell import Shell
-from vsh.stdio import hold_stdio
+from vsh.stdio import hold_stdio, is_background
 from vshd.wire import messages
 from vshd.wire.messages import SetupConnectionRequest
 
@@ -123,10 +123,13 @@ def find_container(vm: Address, options: Options) -> Address:
 
 
 def wants_pty(options: Options) -> bool:
-    """Upstream's rule, a terminal on both ends, unless -t or -T says otherwise."""
+    """Upstream's rule, a terminal on both ends, unless -t or -T says otherwise.
+
+    A terminal that belongs to another job (timeout, `&`) does not count: we can neither read it nor make it raw.
+    """
     if options.tty or options.notty:
         return options.tty
-    return os.isatty(0) and os.isatty(1)
+    return os.isatty(0) and os.isatty(1) and not is_background(0)
 
 
 def make_request(options: Options, *, has_pty: bool) -> SetupConnectionRequest:

@@ -16,7 +16,7 @@ class TerminalGone(VshError):  # noqa: N818 - it names what happened
 
 
 class InteractiveShell(Shell):
-    """Invariant: `terminal` (None without one here) is raw while the session runs and this process is not stopped."""
+    """Invariant: `terminal` (None without one here) is raw while the session runs and is the foreground job."""
 
     has_pty = True
 
@@ -26,7 +26,7 @@ class InteractiveShell(Shell):
 
     def run(self, deadline_s: float | None) -> int:
         """As Shell.run(); the terminal is restored in every case."""
-        self._enter()
+        self.enter()
         try:
             return super().run(deadline_s)
         finally:
@@ -38,7 +38,7 @@ class InteractiveShell(Shell):
     def suspend(self) -> None:
         self._leave()
         super().suspend()
-        self._enter()
+        self.enter()
         self.send_size()
 
     def send_size(self) -> None:
@@ -55,9 +55,9 @@ class InteractiveShell(Shell):
         else:
             os.write(2, escapes.HELP.replace("\n", "\r\n").encode())
 
-    def _enter(self) -> None:
-        if self.terminal is not None:
-            self.terminal.enter()
+    def enter(self) -> bool:
+        """Makes the terminal raw; False while it belongs to another job."""
+        return self.terminal is None or self.terminal.enter()
 
     def _leave(self) -> None:
         if self.terminal is not None:
@@ -81,7 +81,8 @@ class TypedSource(Source):
 
     @property
     def is_held(self) -> bool:
-        return self._source.is_held
+        """The terminal belongs to another job; when it is ours again, it becomes raw here."""
+        return not self._shell.enter()
 
     def read(self, limit: int) -> bytes | None:
         data = self._source.read(limit - 1)

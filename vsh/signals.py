@@ -6,6 +6,10 @@ The C module `_signal` is used directly: `signal` would bring enum, a sixth of a
 import _signal  # type: ignore[import-not-found]
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 SIGHUP: int = _signal.SIGHUP
 SIGINT: int = _signal.SIGINT
 SIGQUIT: int = _signal.SIGQUIT
@@ -14,6 +18,7 @@ SIGUSR2: int = _signal.SIGUSR2
 SIGTERM: int = _signal.SIGTERM
 SIGCONT: int = _signal.SIGCONT
 SIGTSTP: int = _signal.SIGTSTP
+SIGTTOU: int = _signal.SIGTTOU
 SIGWINCH: int = _signal.SIGWINCH
 
 # What the target gets when vsh gets it; legacy mode has no word for the last two.
@@ -48,6 +53,22 @@ class Wakeup:
             return os.read(self.fd, READ_SIZE)
         except BlockingIOError:
             return b""
+
+
+def block(*numbers: int) -> set[int]:
+    """Holds signals back from this thread; returns the mask for restore_mask()."""
+    before: set[int] = _signal.pthread_sigmask(_signal.SIG_BLOCK, numbers)
+    return before
+
+
+def restore_mask(before: set[int]) -> None:
+    """Undoes block()."""
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
+
+
+def on_continue(act: "Callable[[], None]") -> None:
+    """Calls `act` each time this process runs again after a stop."""
+    _signal.signal(SIGCONT, lambda _number, _frame: act())
 
 
 def stop_self() -> None:

@@ -40,11 +40,11 @@ class FdSource(Source):
     @property
     def is_held(self) -> bool:
         """A terminal that belongs to another job: to read it would stop us."""
-        self._is_held = self._is_held and _is_background(self.fd)
+        self._is_held = self._is_held and is_background(self.fd)
         return self._is_held
 
     def read(self, limit: int) -> memoryview | None:
-        if self._is_terminal and _is_background(self.fd):
+        if self._is_terminal and is_background(self.fd):
             self._is_held = True
             return None
         buffer = self._buffer
@@ -149,11 +149,12 @@ class FdSink(Sink):
         return opened
 
 
-def _is_background(fd: int) -> bool:
+def is_background(fd: int) -> bool:
+    """True when the terminal belongs to another job: the kernel stops us if we read it or set its attributes."""
     try:
         return os.tcgetpgrp(fd) != os.getpgrp()
     except OSError:
-        # Not our controlling terminal: nobody would stop us.
+        # Not a terminal, or not the one that controls us: that one stops no process of ours.
         return False
 
 

@@ -17,13 +17,13 @@ from tests.vsh.live import DEADLINE_S, ENVIRONMENT
 class Typist:
     """`screen` is all that was shown since the last expect()."""
 
-    def __init__(self, argv, size=(30, 100), shell=None):
+    def __init__(self, argv, size=(30, 100), shell=None, env=None):
         self.master, self.slave = os.openpty()
         self.resize(*size, tell=False)
         self.before = termios.tcgetattr(self.slave)
         self.process = subprocess.Popen(
             argv if shell is None else shell,
-            env=ENVIRONMENT,
+            env={**ENVIRONMENT, **(env or {})},
             stdin=self.slave,
             stdout=self.slave,
             stderr=self.slave,
@@ -60,6 +60,10 @@ class Typist:
 
     def is_raw(self):
         return not termios.tcgetattr(self.slave)[3] & (termios.ICANON | termios.ECHO)
+
+    def stop_foreground(self):
+        """SIGSTOP for the job that has the terminal."""
+        os.killpg(os.tcgetpgrp(self.master), signal.SIGSTOP)
 
     def hang_up(self):
         """The window is closed."""

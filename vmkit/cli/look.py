@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,7 +17,11 @@ from vmkit.errors import HostError, MachineError
 from vmkit.machine.launch import Layout
 from vmkit.machine.registry import find_state_directory
 from vmkit.machine.spec import check_name
+from vsh.pump import HELD_LOOK_S
 from vsh.registry import find_machine
+
+if TYPE_CHECKING:
+    from vsh.terminal import RawTerminal
 
 READ_BYTES = 65536
 FOLLOW_POLL_S = 0.2
@@ -84,9 +89,8 @@ def _attach(sock: socket.socket) -> None:
 
     stdin = sys.stdin.fileno()
     terminal = RawTerminal(stdin)
-    terminal.enter()
     try:
-        Attachment(sock, stdin).run()
+        Attachment(sock, stdin, terminal if os.isatty(stdin) else None).run()
     finally:
         terminal.leave()
 
@@ -94,9 +98,11 @@ def _attach(sock: socket.socket) -> None:
 class Attachment:
     """A terminal at a console. Invariant: `_typed` is what the console has not taken yet."""
 
-    def __init__(self, sock: socket.socket, stdin: int) -> None:
+    def __init__(self, sock: socket.socket, stdin: int, terminal: "RawTerminal | None" = None) -> None:
+        """terminal: of `stdin`; it is raw whenever this process is its foreground job."""
         self._sock = sock
         self._stdin: int | None = stdin
+        self._terminal = terminal
         self._is_keyboard = os.isatty(stdin)
         self._typed = b""
 
@@ -104,8 +110,10 @@ class Attachment:
         """Until Ctrl-], or the console's end. The end of stdin ends typing only."""
         while True:
             console = self._sock.fileno()
+            is_held = self._is_held()
+            sources = [] if is_held else self._list_sources()
             readable, writable, _ = select.select(
-                [console, *self._list_sources()], [console] if self._typed else [], []
+                [console, *sources], [console] if self._typed else [], [], HELD_LOOK_S if is_held else None
             )
             try:
                 if console in readable and not self._show():
@@ -116,11 +124,15 @@ class Attachment:
                 raise MachineError(
                     "the console was closed: it had not been read for too long, or typed into"
                 ) from error
-            if self._stdin in readable and not self._type():
+            if self._stdin in readable and not self._is_held() and not self._type():
                 # What was typed before Ctrl-] still goes, if it can.
                 with contextlib.suppress(OSError):
                     self._sock.send(self._typed)
                 return
+
+    def _is_held(self) -> bool:
+        """The terminal belongs to another job; when it is ours again, it becomes raw here."""
+        return self._terminal is not None and self._stdin is not None and not self._terminal.enter()
 
     def _list_sources(self) -> list[int]:
         is_full = len(self._typed) >= MAX_TYPED_BYTES and not self._is_keyboard

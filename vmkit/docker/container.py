@@ -17,6 +17,7 @@ from vmkit.docker.devices import Passed
 from vmkit.docker.results import write_results
 from vmkit.docker.stream import Terminal, pump, write_here
 from vmkit.errors import ConfigError, HostError
+from vsh.stdio import is_background
 
 if TYPE_CHECKING:
     from docker import APIClient
@@ -155,9 +156,14 @@ def sweep(engine: "APIClient", tell: Callable[[str], None]) -> None:
 
 def check_terminal(*, asked: bool) -> bool:
     """Whether the container gets our terminal. Raises ConfigError where one is asked for and is not there."""
+    hint = "run a command instead: vmkit docker run -- CMD"
     there = sys.stdin.isatty() and sys.stdout.isatty()
     if asked and not there:
-        raise ConfigError("stdin is no terminal", hint="run a command instead: vmkit docker run -- CMD")
+        raise ConfigError("stdin is no terminal", hint=hint)
+    if there and is_background(0):
+        if asked:
+            raise ConfigError("another job has the terminal", hint=hint)
+        return False
     return there
 
 

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from vsh.pump import HELD_LOOK_S
+from vsh.stdio import is_background
 from vsh.terminal import RawTerminal, find_size
 
 HEADER = struct.Struct(">BxxxL")
@@ -49,15 +51,17 @@ def pump(connection: socket.socket, *, tty: bool, stdin: int | None, write: Call
     """
     demux = None if tty else Demux()
     while True:
-        sources: list[socket.socket | int] = [connection] if stdin is None else [connection, stdin]
-        readable, _, _ = select.select(sources, [], [])
+        # A terminal that belongs to another job must not be read.
+        is_held = stdin is not None and is_background(stdin)
+        sources: list[socket.socket | int] = [connection] if stdin is None or is_held else [connection, stdin]
+        readable, _, _ = select.select(sources, [], [], HELD_LOOK_S if is_held else None)
         if connection in readable:
             data = connection.recv(READ_BYTES)
             if not data:
                 return
             for stream, piece in [(1, data)] if demux is None else demux.feed(data):
                 write(stream, piece)
-        if stdin is not None and stdin in readable:
+        if stdin is not None and stdin in readable and not is_background(stdin):
             typed = os.read(stdin, READ_BYTES)
             if typed:
                 connection.sendall(typed)

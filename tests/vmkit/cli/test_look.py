@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.vmkit.cli.conftest import Program, Vmkit
+from tests.vsh.live import wait_until
+from tests.vsh.typist import Typist
 from vmkit.cli import look
 from vmkit.cli.look import KINDS, MAX_TYPED_BYTES, Attachment
 from vmkit.machine.registry import reserve
@@ -189,6 +191,44 @@ def test_console_leaves_a_terminal_as_it_was_when_it_is_terminated(machine: Path
     attached.end()
     os.close(ours)
     os.close(theirs)
+
+
+def test_console_in_the_background_shows_and_leaves_the_terminal_alone(machine: Path) -> None:
+    """As under timeout(1): it is not stopped; in the foreground it takes what is typed."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(machine / "console.sock"))
+        listener.listen()
+        listener.settimeout(DEADLINE_S)
+        typist = Typist(None, shell=["bash", "--norc", "--noprofile", "-i"], env=dict(os.environ))
+        try:
+            typist.type(f"PS1='%%'; {sys.executable} -m vmkit console m &\r".encode())
+            console, _ = listener.accept()
+            console.sendall(b"login: ")
+            typist.expect(b"login: ")
+            typist.type(b"echo sh''ell $(jobs | grep -c Running)\r")
+            typist.expect(b"shell 1\r\n")
+            typist.type(b"fg\r")
+            typist.expect(b"console m")
+            wait_until(lambda: is_raw(typist.slave), "the console has the terminal")
+            typist.type(b"root\r\x03")
+            assert console.recv(100) == b"root\r\x03"
+            typist.stop_foreground()
+            typist.expect(b"Stopped")
+            typist.type(b"fg\r")
+            typist.expect(b"console m")
+            wait_until(lambda: is_raw(typist.slave), "the console has the terminal again")
+            typist.type(b"\x1d")
+            typist.expect(b"%%")
+            typist.type(b"exit\r")
+            typist.wait()
+            console.close()
+            assert typist.is_restored()
+        finally:
+            typist.close()
+
+
+def is_raw(terminal: int) -> bool:
+    return not termios.tcgetattr(terminal)[3] & (termios.ICANON | termios.ISIG)
 
 
 def test_console_of_a_pipe_types_everything_and_shows_what_comes(machine: Path) -> None:

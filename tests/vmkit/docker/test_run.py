@@ -4,14 +4,16 @@ import contextlib
 import json
 import os
 import select
+import shlex
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.vmkit.docker.conftest import DEADLINE_S, Docker, Play, command
+from tests.vmkit.docker.conftest import DEADLINE_S, Docker, Play, command, environment
 from tests.vmkit.docker.fake_engine import CONTAINER
+from tests.vsh.typist import Typist
 from vmkit.docker.container import LABEL, describe_client
 
 
@@ -162,6 +164,28 @@ def test_shell_needs_a_terminal(play: Play, docker: Docker) -> None:
     done = docker("shell")
     assert done.returncode == 64
     assert b"stdin is no terminal" in done.stderr
+
+
+def at_a_terminal(script: str) -> bytes:
+    """What a shell script prints at a terminal of its own, before it prints `done`."""
+    typist = Typist(None, shell=["bash", "--norc", "-c", f"{script}; echo do''ne"], env=environment())
+    try:
+        return typist.expect(b"done\r\n")
+    finally:
+        typist.close()
+
+
+def test_run_in_the_background_of_a_terminal_goes_without_it(play: Play, socket: Path) -> None:
+    engine = play()
+    at_a_terminal(f"timeout {DEADLINE_S} {shlex.join(command('run', '-i', '--', 'true'))}")
+    assert engine.created["Tty"] is False
+    assert engine.removed == [CONTAINER]
+
+
+def test_shell_in_the_background_of_a_terminal_is_refused(play: Play, socket: Path) -> None:
+    play()
+    told = at_a_terminal(f"timeout {DEADLINE_S} {shlex.join(command('shell'))}")
+    assert b"vmkit: another job has the terminal" in told
 
 
 def test_variable_without_a_value(docker: Docker) -> None:
