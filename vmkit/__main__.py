@@ -12,6 +12,7 @@ import click
 
 from vmkit.cli.main import vmkit
 from vsh.errors import VshError
+from vsh.limits import add_remedy, find_remedy
 
 EXIT_ERROR = 1
 EXIT_USAGE = 64
@@ -52,7 +53,7 @@ def main() -> int:
     except OSError as error:
         sys.stdout = io.StringIO()
         # A verb that could not write either has told so already.
-        return status or _tell(VshError(f"cannot write the answer: {error.strerror}"))
+        return status or _tell(VshError(f"cannot write the answer: {error.strerror}", hint=find_remedy(error)))
     return status
 
 
@@ -73,8 +74,11 @@ def _run() -> int:
         raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _tell(VshError(f"{where}{error.strerror or error}"))
+        return _tell(VshError(f"{where}{error.strerror or error}", hint=find_remedy(error)))
     except Exception as error:
+        remedy = find_remedy(error)
+        if remedy:
+            return _tell(VshError(str(error) or type(error).__name__, hint=remedy))
         hint = "this is a fault of vmkit; `vmkit --debug ...` shows where"
         return _tell(VshError(f"internal error: {error!r}", hint=hint))
     return 0
@@ -84,7 +88,7 @@ def _tell(error: VshError) -> int:
     """Prints an error, under --debug the way it came, too; returns its status."""
     if os.environ.get("VMKIT_DEBUG"):
         traceback.print_exc(file=sys.stderr)
-    print(error.render("vmkit"), file=sys.stderr)
+    print(add_remedy(error).render("vmkit"), file=sys.stderr)
     return error.status
 
 

@@ -10,6 +10,7 @@ from vshd.wire.version import __version__
 
 INTERRUPTED = 128 + 2
 PIPE_BROKEN = 128 + 13
+CLOSED_MAX = 4096
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         if is_debug:
             sys.excepthook(*sys.exc_info())
         if error.brief and not (is_quiet and isinstance(error, ConnectionLost)):
+            error.hint = _find_remedy(error) or error.hint
             _say(error.render("vsh"))
         return error.status
     except KeyboardInterrupt:
@@ -46,8 +48,28 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if is_debug:
             sys.excepthook(*sys.exc_info())
-        _say(f"vsh: internal error: {type(error).__name__}: {error}\nhint: --debug shows where; please report it")
+        _say(_explain(error))
         return 1
+
+
+def _explain(error: Exception) -> str:
+    remedy = _find_remedy(error)
+    if remedy:
+        what = error.strerror if isinstance(error, OSError) else str(error) or type(error).__name__
+        return f"vsh: {what}\nhint: {remedy}"
+    return f"vsh: internal error: {type(error).__name__}: {error}\nhint: --debug shows where; please report it"
+
+
+def _find_remedy(error: Exception) -> str:
+    """What to do about a limit that caused `error`; empty for other failures."""
+    try:
+        from vsh.limits import find_remedy  # noqa: PLC0415 - only after a failure
+    except OSError:
+        # Too many files are open to read one more. What this program has open is of no use any more.
+        os.closerange(3, CLOSED_MAX)
+        from vsh.limits import find_remedy  # noqa: PLC0415
+
+    return find_remedy(error)
 
 
 def _say(text: str) -> None:

@@ -19,6 +19,8 @@ MAX_REPORT_LINE_BYTES = 256 * 1024
 # A character takes at most 12 bytes of JSON: a report with these ceilings fits into its line.
 MAX_BRIEF_CHARACTERS = 2000
 MAX_DETAILS_CHARACTERS = 16 * 1024
+# The vsock device keeps 64 for itself, and each connection takes one; monitor and QEMU open about 20 each.
+MIN_OPEN_FILES = 128
 
 
 class Layout:

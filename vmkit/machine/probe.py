@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import select
 import shutil
 import signal
@@ -19,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vmkit.errors import HostError
+from vmkit.machine.launch import MIN_OPEN_FILES
 from vmkit.machine.spec import Accelerator, Backend
 from vmkit.machine.vhost import VhostDoor
 from vmkit.run import render_command, run
@@ -208,6 +210,16 @@ def check_memory(memory_mib: int) -> None:
         raise HostError(
             f"the machine asks for {memory_mib} MiB of memory, and {available_mib} MiB are available",
             hint="ask for less with --memory, or end something (vmkit list)",
+        )
+
+
+def check_open_files() -> None:
+    """Raises HostError when a machine's processes could not open enough files."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < MIN_OPEN_FILES:
+        raise HostError(
+            f"this process may open {hard} files, and a machine needs {MIN_OPEN_FILES}",
+            hint="raise the limit: ulimit -n 1024 (in a new shell, where this one may not)",
         )
 
 

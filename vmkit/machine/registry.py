@@ -89,6 +89,17 @@ def write_record(directory: Path, record: Mapping[str, object]) -> None:
     temporary.replace(directory / Layout.RECORD)
 
 
+def check_path_length(directory: Path) -> None:
+    """Raises HostError when a socket in a machine's directory would have a longer path than the kernel takes."""
+    longest = len(os.fsencode(directory / LONGEST_SOCKET_NAME))
+    if longest > MAX_SOCKET_PATH_BYTES:
+        raise HostError(
+            f"the path of a machine's socket has {longest} bytes, and the kernel takes {MAX_SOCKET_PATH_BYTES}",
+            details=str(directory / LONGEST_SOCKET_NAME),
+            hint="set VMKIT_RUNTIME_DIR to a shorter path, or choose a shorter --name",
+        )
+
+
 @contextlib.contextmanager
 def reserve(
     name: str | None,
@@ -111,7 +122,7 @@ def reserve(
             chosen_name = _choose_name(name, image, _read_names(root))
             chosen_cid = _choose_cid(cid, entries, claim)
             directory = root / MACHINES / chosen_name
-            _check_path_length(directory)
+            check_path_length(directory)
             # Undone in reverse, and before anything is done: an interruption may come between any two lines.
             stack.callback(_sweep_locked, root, directory)
             full_record = {**record, "name": chosen_name, "cid": chosen_cid, "state": "starting"}
@@ -267,13 +278,3 @@ def _choose_cid(asked: int | None, entries: list[Entry], claim: Callable[[int], 
     raise MachineError(
         f"this host has no free CID among the {MAX_CID_ATTEMPTS} that were tried", hint="choose one with --cid"
     )
-
-
-def _check_path_length(directory: Path) -> None:
-    longest = len(os.fsencode(directory / LONGEST_SOCKET_NAME))
-    if longest > MAX_SOCKET_PATH_BYTES:
-        raise HostError(
-            f"the path of a machine's socket has {longest} bytes, and the kernel takes {MAX_SOCKET_PATH_BYTES}",
-            details=str(directory / LONGEST_SOCKET_NAME),
-            hint="set VMKIT_RUNTIME_DIR to a shorter path, or choose a shorter --name",
-        )

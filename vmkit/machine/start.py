@@ -21,8 +21,15 @@ from vmkit.machine.disks import check_disk, check_gdb_port, check_root
 from vmkit.machine.handover import Monitor, start_monitor
 from vmkit.machine.launch import MAX_REPORT_LINE_BYTES, LaunchPlan, Layout, Report, Stage, parse_report
 from vmkit.machine.qemu import USER_READY_PORT, Hardware, plan_qemu
-from vmkit.machine.registry import Reservation, find_state_directory, open_runtime_directory, reserve
-from vmkit.machine.spec import Accelerator, Backend, MachineSpec
+from vmkit.machine.registry import (
+    MACHINES,
+    Reservation,
+    check_path_length,
+    find_state_directory,
+    open_runtime_directory,
+    reserve,
+)
+from vmkit.machine.spec import MAX_NAME_CHARACTERS, Accelerator, Backend, MachineSpec
 from vmkit.machine.token import DEMANDED, find_token_path, make_token, needs_token
 from vmkit.machine.vhost import KernelVhostDoor, VhostClaim, VhostDoor
 
@@ -122,6 +129,9 @@ def choose(
     if spec.gdb_port is not None:
         check_gdb_port(spec.gdb_port)
     runtime = open_runtime_directory()
+    # What cannot work is refused before anything that takes its time: a build, the proof of KVM.
+    check_path_length(runtime / MACHINES / (spec.name or Path(spec.image).stem[:MAX_NAME_CHARACTERS]))
+    probe.check_open_files()
     qemu = probe.find_qemu(runtime)
     backend, backend_reason = probe.choose_backend(spec.backend, probe.probe_vhost(door))
     probe.check_memory(spec.memory_mib)

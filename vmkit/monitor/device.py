@@ -8,7 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from vmkit.errors import VmkitError
+from vmkit.errors import MachineError, VmkitError
 from vmkit.machine.launch import Layout
 from vmkit.machine.qemu import USER_READY_PORT
 from vmkit.monitor.child import Child, start_child
@@ -60,8 +60,7 @@ class VsockDevice:
             if life.end.done():
                 return
             if restart == MAX_RESTARTS or not life.is_ready:
-                how = f"the vsock device ended with {child.render_end()}"
-                life.finish(End("device-exit", how, details=child.render_tail()))
+                life.finish(_explain_end(child))
                 return
             try:
                 with await self.start() as qemu_sock:
@@ -71,6 +70,19 @@ class VsockDevice:
                 life.finish(End("device-exit", brief, details=str(error)))
                 return
             events.add("device-replaced")
+
+    async def raise_if_ended(self) -> None:
+        """Raises MachineError with the last words of a process that has ended, or does so within a moment.
+
+        QEMU's refusal of such a device names a protocol error, and not the cause.
+        """
+        child = self._child
+        if child is None:
+            return
+        await asyncio.wait([asyncio.ensure_future(child.wait())], timeout=QEMU_END_DEADLINE_S)
+        if child.returncode is not None:
+            end = _explain_end(child)
+            raise MachineError(end.brief, details=end.details)
 
     async def stop(self) -> None:
         """Sees the process gone."""
@@ -85,3 +97,7 @@ class VsockDevice:
             "--listen-fd", str(listen_fd),
             "--privileged-port", str(USER_READY_PORT),
         ]  # fmt: skip
+
+
+def _explain_end(child: Child) -> End:
+    return End("device-exit", f"the vsock device ended with {child.render_end()}", details=child.render_tail())

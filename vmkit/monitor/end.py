@@ -1,6 +1,7 @@
 """Why a machine ended, told from what was seen: QEMU's SHUTDOWN reason, its exit, the console. Pure."""
 
 import re
+import signal
 from dataclasses import dataclass
 
 from vmkit.monitor.console import ConsoleTrouble, Trouble
@@ -64,6 +65,10 @@ def explain_exit(exit_: QemuExit, trouble: ConsoleTrouble | None, *, ready: bool
 
 def _explain_output(exit_: QemuExit) -> End:
     """Why QEMU ended by itself, from its last words."""
+    if exit_.status == -signal.SIGXFSZ:
+        brief = f"QEMU ended with {exit_.how}: a file of its grew past the limit"
+        hint = "the guest's memory is a file, too; raise the limit: ulimit -f unlimited"
+        return End("limit", brief, details=exit_.output, hint=hint)
     locked = _LOCKED.search(exit_.output)
     if locked is None:
         return End("qemu-exit", f"QEMU ended with {exit_.how}", details=exit_.output)

@@ -13,6 +13,7 @@ from typing import cast
 from vmkit.errors import MachineError, VmkitError
 from vmkit.monitor.end import End
 from vsh.errors import VshError
+from vsh.limits import add_remedy, find_remedy
 
 # A QMP that breaks off is most often QEMU's exit, which is seen a moment later and is the better explanation.
 CAUSE_DEADLINE_S = 1.0
@@ -85,10 +86,12 @@ def explain_failure(error: BaseException) -> End:
         case EndedError():
             return error.end
         case VshError():
+            add_remedy(error)
             return End("start-failed", error.brief, details=error.details, hint=error.hint)
         case OSError():
             where = f"{error.filename}: " if error.filename else ""
-            return End("monitor-error", f"the machine's monitor failed: {where}{error.strerror or error}")
+            brief = f"the machine's monitor failed: {where}{error.strerror or error}"
+            return End("monitor-error", brief, hint=find_remedy(error))
     traceback.print_exception(error, file=sys.stderr)
     return End(
         "monitor-error", f"the machine's monitor failed: {error!r}", hint="this is a fault of vmkit; see its logs"

@@ -27,7 +27,7 @@ from vmkit.monitor.control import ControlServer
 from vmkit.monitor.device import VsockDevice
 from vmkit.monitor.end import End, QemuExit, explain_exit, explain_trouble
 from vmkit.monitor.evidence import keep_evidence
-from vmkit.monitor.life import Life, explain_failure
+from vmkit.monitor.life import Life, RefusedError, explain_failure
 from vmkit.monitor.logs import CappedLog, EventLog
 from vmkit.monitor.ready import ReadyListener, open_ready_listener, parse_wall
 from vmkit.run import render_command
@@ -112,7 +112,7 @@ class Monitor:
             qmp = self._qmp = self._make_qmp()
             await self._life.or_end(qmp.connect(qmp_sock))
             self._life.spawn(qmp.listen(self._on_qmp_event))
-            await self._life.or_end(qmp.plug(self._plan.qemu.plug, vsock.fileno()))
+            await self._plug(qmp, vsock.fileno())
         self._life.spawn(self._watch_ready(ready))
         # Told before it is done: the guest may say READY before QEMU has answered.
         self._write_record("starting")
@@ -192,6 +192,14 @@ class Monitor:
         qemu_sock = await device.start()
         self._life.spawn(device.watch(self._life, self._events, self._replug))
         return qemu_sock
+
+    async def _plug(self, qmp: "Qmp", fd: int) -> None:
+        try:
+            await self._life.or_end(qmp.plug(self._plan.qemu.plug, fd))
+        except RefusedError:
+            if self._device is not None:
+                await self._device.raise_if_ended()
+            raise
 
     async def _replug(self, vsock: socket.socket) -> None:
         """Takes the dead device out of the running guest and puts the new one in."""

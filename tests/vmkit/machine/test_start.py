@@ -97,6 +97,7 @@ def test_second_start_takes_the_next_name_and_cid(boot: Boot) -> None:
         ("internal-error", "QEMU stopped the guest with an internal error", "KVM internal error"),
         ("flood-the-ready-port", "'tiny' did not start: the guest floods the ready port", ""),
         ("refuse-device", "QEMU refused 'device_add': no such device here", ""),
+        ("hang-up-on-the-device", "the vsock device ended with status", ""),
     ],
 )
 def test_start_says_why_it_failed(boot: Boot, folders: Path, scenario: str, said: str, detail: str) -> None:

@@ -1,5 +1,7 @@
 """What is said about the end of a machine, for everything that can have been seen of it."""
 
+import signal
+
 import pytest
 
 from vmkit.monitor.console import ConsoleTrouble, Trouble, find_trouble
@@ -55,3 +57,10 @@ def test_disk_that_another_has_is_named() -> None:
     end = explain_exit(QemuExit("status 1", 1, "", LOCKED), None, ready=False, asked=False)
     assert (end.reason, end.brief) == ("disk-in-use", "the disk /srv/a b.img is in use by another machine or program")
     assert LOCKED in end.details
+
+
+def test_qemu_that_met_the_limit_of_a_files_size_is_explained() -> None:
+    exit_ = QemuExit("signal 25 (SIGXFSZ)", -signal.SIGXFSZ, "", "")
+    end = explain_exit(exit_, None, ready=False, asked=False)
+    assert (end.reason, end.expected) == ("limit", False)
+    assert "ulimit -f unlimited" in end.hint
