@@ -1,47 +1,102 @@
-"""vsh for programs: run a command in a VM and get its output, or hold a session and stream.
+"""vsh for programs: run a command in a VM and get its output, stream it, or hold a session and drive it by hand.
 
-    client = Client.connect(Address.hybrid("/run/vm/vsock.sock"))
-    result = client.run(["uname", "-a"])
-    result.stdout, result.stderr, result.exit, result.signal
+    client = Client(Address.hybrid("/run/vm/vsock.sock"))
+    result = client.run(["uname", "-a"], text=True, check=True)
+    print(result.stdout)
+    with client.popen(["tail", "-f", "/var/log/messages"], text=True) as process:
+        for line in process.stdout:
+            print(line)
 
 Every session has a connection of its own; a Client is an address and a way to speak to it, and holds nothing open.
 """
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import AnyStr, Generic, Literal, Self, TypedDict, Unpack, overload
 
 from vsh.address import Address
-from vsh.errors import VshError
+from vsh.errors import CommandFailed, UsageError
 from vsh.memory import BytesSource, CaptureSink
+from vsh.process import PIPE, SIGNALLED, Process, Stream, Wiring
 from vsh.pump import Pump, deadline_after
 from vsh.session import Session, make_limits, open_session
 from vshd.wire import messages
 from vshd.wire.messages import SetupConnectionRequest
 
+Argv = Sequence[str | bytes]
+
 # Long enough for a guest under emulation on a busy machine.
 CONNECT_TIMEOUT_S = 30.0
 # A command's output is kept in memory: more than this is a mistake, or a stream.
 OUTPUT_LIMIT_BYTES = 256 << 20
-SIGNALLED = 128
+# Of a failed command's stderr, an error shows the end.
+SHOWN_STDERR_LINES = 10
 
 
-class Result:
+class RunOptions(TypedDict, total=False):
+    """The options of run() but text, for those who pass them on."""
+
+    env: Mapping[str, str] | None
+    cwd: str
+    user: str
+    input: bytes | str | None
+    encoding: str
+    errors: str
+    check: bool
+    timeout: float | None
+    output_limit_bytes: int
+
+
+class PopenOptions(TypedDict, total=False):
+    """The options of popen() but text, for those who pass them on."""
+
+    stdin: Stream
+    stdout: Stream
+    stderr: Stream
+    env: Mapping[str, str] | None
+    cwd: str
+    user: str
+    size: tuple[int, int] | None
+    encoding: str
+    errors: str
+    timeout: float | None
+
+
+class Result(Generic[AnyStr]):
     """What a command left: its output, its exit status (128+N when signal N killed it), and that signal or 0."""
 
-    __slots__ = ("exit", "signal", "stderr", "stdout")
+    __slots__ = ("args", "exit", "signal", "stderr", "stdout")
 
-    def __init__(self, stdout: bytes, stderr: bytes, exit_status: int, signal: int) -> None:
-        self.stdout = stdout
-        self.stderr = stderr
+    def __init__(self, args: list[str | bytes], stdout: AnyStr, stderr: AnyStr, exit_status: int, signal: int) -> None:
+        self.args = args
+        self.stdout: AnyStr = stdout
+        self.stderr: AnyStr = stderr
         self.exit = exit_status
         self.signal = signal
 
     def __repr__(self) -> str:
         return f"Result(exit={self.exit}, stdout={self.stdout!r}, stderr={self.stderr!r})"
 
+    @property
+    def returncode(self) -> int:
+        """The exit status as subprocess has it: -N when signal N killed the command."""
+        return -self.signal if self.signal else self.exit
+
+    def check(self) -> Self:
+        """Returns itself. Raises CommandFailed unless the exit status is 0."""
+        if not self.exit:
+            return self
+        words = " ".join(shlex.quote(os.fsdecode(word)) for word in self.args)
+        how = f"was killed by signal {self.signal}" if self.signal else f"exited with status {self.exit}"
+        text = self.stderr.decode(errors="replace") if isinstance(self.stderr, bytes) else self.stderr
+        tail = "\n".join(text.splitlines()[-SHOWN_STDERR_LINES:])
+        raise CommandFailed(f"the command {how}: {words}", result=self, details=tail, status=self.exit)
+
 
 class Client:
-    """A way to one vshd."""
+    """A way to one vshd. As a with-block it closes what it may hold open; today that is nothing."""
 
     __slots__ = ("_address", "_is_extended", "_timeout_s")
 
@@ -51,41 +106,117 @@ class Client:
         self._timeout_s = timeout_s
         self._is_extended = extended
 
-    @classmethod
-    def connect(cls, address: Address, timeout_s: float = CONNECT_TIMEOUT_S) -> "Client":
-        """A client of `address`; connections are made by the sessions."""
-        return cls(address, timeout_s=timeout_s)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes what the client holds open. Sessions and processes have connections of their own."""
+
+    @overload
+    def run(self, argv: Argv, *, text: Literal[True], **options: Unpack[RunOptions]) -> Result[str]: ...
+
+    @overload
+    def run(self, argv: Argv, *, text: Literal[False] = False, **options: Unpack[RunOptions]) -> Result[bytes]: ...
+
+    @overload
+    def run(self, argv: Argv, *, text: bool = False, **options: Unpack[RunOptions]) -> Result[bytes] | Result[str]: ...
 
     def run(
         self,
-        argv: Sequence[str | bytes],
+        argv: Argv,
         *,
         env: Mapping[str, str] | None = None,
         cwd: str = "",
         user: str = "",
-        input: bytes = b"",
-        timeout_s: float | None = None,
+        input: bytes | str | None = None,
+        text: bool = False,
+        encoding: str = "utf-8",
+        errors: str = "replace",
+        check: bool = False,
+        timeout: float | None = None,
         output_limit_bytes: int = OUTPUT_LIMIT_BYTES,
-    ) -> Result:
-        """Runs a command to its end. timeout_s: for the whole command; its processes are ended when it is over.
+    ) -> Result[bytes] | Result[str]:
+        """Runs a command to its end, in the shape of subprocess.run; both outputs are always captured.
 
-        Raises ExecError when it could not be executed, ConnectionLost, TimedOut, VshError.
+        argv: a list of words. input: what the command reads from stdin; text is encoded. text: the outputs are str,
+        decoded by encoding and errors. check: raise CommandFailed unless the exit status is 0. timeout: seconds for
+        the whole command; its processes are ended when they are over.
+
+        Raises ExecError when the command could not be executed, ConnectionLost, TimedOut, CommandFailed, UsageError,
+        VshError.
         """
-        if not argv:
-            raise VshError("run() needs a command", hint="a login shell is open_session([])")
-        deadline_s = deadline_after(timeout_s)
-        session = self.open(argv, env=env, cwd=cwd, user=user, timeout_s=timeout_s)
+        words = _check_argv(argv, "run")
+        deadline_s = deadline_after(timeout)
+        data = input.encode(encoding) if isinstance(input, str) else input or b""
         sinks = {messages.STDOUT: CaptureSink(output_limit_bytes), messages.STDERR: CaptureSink(output_limit_bytes)}
-        try:
-            end = Pump(session, BytesSource(input), dict(sinks)).run(deadline_s)
-        finally:
-            session.close()
+        with self.open_session(words, env=env, cwd=cwd, user=user, timeout_s=timeout) as session:
+            end = Pump(session, BytesSource(data), dict(sinks)).run(deadline_s)
         status = SIGNALLED + end.signal if end.signal else end.code & 0xFF
-        return Result(sinks[messages.STDOUT].take(), sinks[messages.STDERR].take(), status, end.signal)
+        stdout, stderr = sinks[messages.STDOUT].take(), sinks[messages.STDERR].take()
+        result: Result[bytes] | Result[str] = Result(words, stdout, stderr, status, end.signal)
+        if text:
+            result = Result(words, stdout.decode(encoding, errors), stderr.decode(encoding, errors), status, end.signal)
+        return result.check() if check else result
 
-    def open(
+    @overload
+    def popen(self, argv: Argv, *, text: Literal[True], **options: Unpack[PopenOptions]) -> Process[str]: ...
+
+    @overload
+    def popen(self, argv: Argv, *, text: Literal[False] = False, **options: Unpack[PopenOptions]) -> Process[bytes]: ...
+
+    @overload
+    def popen(
+        self, argv: Argv, *, text: bool = False, **options: Unpack[PopenOptions]
+    ) -> Process[bytes] | Process[str]: ...
+
+    def popen(
         self,
-        argv: Sequence[str | bytes],
+        argv: Argv,
+        *,
+        stdin: Stream = PIPE,
+        stdout: Stream = PIPE,
+        stderr: Stream = PIPE,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+        user: str = "",
+        size: tuple[int, int] | None = None,
+        text: bool = False,
+        encoding: str = "utf-8",
+        errors: str = "replace",
+        timeout: float | None = None,
+    ) -> Process[bytes] | Process[str]:
+        """Starts a command and returns at once, in the shape of subprocess.Popen; use it as a with-block.
+
+        stdin, stdout, stderr: PIPE (a file of the returned process), DEVNULL, an open file or a descriptor; stderr
+        also STDOUT. size: rows and columns of a terminal, which has one output, stdout; None: pipes. text: the files
+        are text files. timeout: seconds for connecting and starting.
+
+        Raises ExecError when the command could not be executed, UsageError, VshError.
+        """
+        words = _check_argv(argv, "popen")
+        wiring = Wiring(stdin, stdout, stderr)
+        try:
+            session = self.open_session(words, env=env, cwd=cwd, user=user, size=size, timeout_s=timeout)
+            try:
+                process = Process[str] if text else Process[bytes]
+                return process(
+                    words, session, wiring, has_pty=size is not None, text=text, encoding=encoding, errors=errors
+                )
+            except BaseException:
+                session.close()
+                raise
+        except BaseException:
+            wiring.close()
+            raise
+
+    def open_session(
+        self,
+        argv: Argv,
         *,
         env: Mapping[str, str] | None = None,
         cwd: str = "",
@@ -93,7 +224,7 @@ class Client:
         size: tuple[int, int] | None = None,
         timeout_s: float | None = None,
     ) -> Session:
-        """A running session, to be driven by a Pump or by hand, and closed by the caller.
+        """A running session, a with-block, to be driven by a Pump or by hand.
 
         argv: empty for a login shell. size: rows and columns of a pty; None for pipes.
         """
@@ -110,3 +241,20 @@ class Client:
         limits = make_limits() if self._is_extended else None
         wait_s = self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s)
         return open_session(self._address, request, limits=limits, timeout_s=wait_s)
+
+
+def _check_argv(argv: Argv, call: str) -> list[str | bytes]:
+    """The words of a command. Raises UsageError for a string, which would be split into letters, and for no words."""
+    if isinstance(argv, str | bytes):
+        text = os.fsdecode(argv)
+        raise UsageError(
+            f"{call}() needs a list of words, not the string {text!r}",
+            hint=f'write {call}({shlex.split(text)!r}), or {call}(["sh", "-c", {text!r}]) for a shell\'s syntax',
+        )
+    words = list(argv)
+    if not words:
+        raise UsageError(f"{call}() needs a command", hint="a login shell is open_session([])")
+    for word in words:
+        if not isinstance(word, str | bytes):
+            raise UsageError(f"{call}() needs words of type str or bytes, not {word!r}")
+    return words

@@ -30,6 +30,12 @@ class VshError(Exception):
         return "\n".join(lines)
 
 
+class UsageError(VshError):
+    """A call or an option that cannot be carried out as it is written."""
+
+    status = 64
+
+
 class ConnectionLost(VshError):  # noqa: N818 - it names what happened
     """A session ended without its target's exit: the peer is gone, silent, stopped, or talks nonsense."""
 
@@ -44,3 +50,11 @@ class ExecError(VshError):
         super().__init__(brief, status=status)
         self.kind = kind
         self.error = error
+
+
+class CommandFailed(VshError):  # noqa: N818 - it names what happened
+    """run(check=True): the command ran, and its status is not 0. result has its output; the exit status is its own."""
+
+    def __init__(self, brief: str, *, result: object, details: str = "", status: int = 1) -> None:
+        super().__init__(brief, details=details, status=status)
+        self.result = result

@@ -35,3 +35,10 @@ class CaptureSink(Sink):
 
     def take(self) -> bytes:
         return b"".join(self._pieces)
+
+
+class NullSink(Sink):
+    """Throws everything away."""
+
+    def write(self, pieces: list[memoryview | bytes]) -> int:
+        return sum(map(len, pieces))

@@ -159,6 +159,12 @@ class Session:
             self.flush()
         return silence.wait_s(time.monotonic())
 
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Closes the connection; a target that still runs is ended by the server."""
         if self.fd >= 0:

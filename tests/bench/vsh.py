@@ -169,7 +169,7 @@ def bench_at_once(server, count):
     """So many sessions that all run before the first one ends."""
     client = Client(Address.unix(str(server.path)))
     started = time.perf_counter()
-    sessions = [client.open(["cat"]) for _ in range(count)]
+    sessions = [client.open_session(["cat"]) for _ in range(count)]
     opened = time.perf_counter()
     for number, session in enumerate(sessions):
         text = b"%d" % number

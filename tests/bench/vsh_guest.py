@@ -71,7 +71,7 @@ class CountingSink(Sink):
 
 def relay(client: Client, address: Address, mode: str, size: int) -> float:
     """Seconds of the unframed relay."""
-    session = client.open(["python3", "-I", "-S", "-c", RELAY, mode, str(size), *plan_source(size)])
+    session = client.open_session(["python3", "-I", "-S", "-c", RELAY, mode, str(size), *plan_source(size)])
     while not session.receive():
         time.sleep(0.01)
     started = time.perf_counter()
@@ -98,11 +98,11 @@ def framed(client: Client, mode: str, size: int) -> float:
     started = time.perf_counter()
     sink = CountingSink()
     if mode == "out":
-        session = client.open(plan_source(size))
+        session = client.open_session(plan_source(size))
         Pump(session, BytesSource(b""), {messages.STDOUT: sink}).run()
         assert sink.size == size
     else:
-        session = client.open(["sh", "-c", "cat >/dev/null"])
+        session = client.open_session(["sh", "-c", "cat >/dev/null"])
         Pump(session, BytesSource(bytes(size)), {}).run()
     session.close()
     return time.perf_counter() - started

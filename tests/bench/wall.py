@@ -34,7 +34,7 @@ def bench_connects(count: int) -> None:
     print(f"connect() in the guest, {blocks} blocks of {BLOCK} each with and without the programs, alternating:")
     with Machine("tiny", accelerator="tcg", backend="user", name="bench") as machine:
         words = ["python3", "-I", "-S", "-", str(blocks), str(BLOCK)]
-        result = machine.run(words, input=GUEST.read_bytes(), timeout_s=RUN_DEADLINE_S)
+        result = machine.run(words, input=GUEST.read_bytes(), timeout=RUN_DEADLINE_S)
         if result.exit != 0:
             raise SystemExit(result.stderr.decode())
         for kind, series in json.loads(result.stdout).items():

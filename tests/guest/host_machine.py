@@ -69,7 +69,7 @@ class HostMachine:
         input: bytes = b"",
     ) -> Result:
         """Runs a command in it as root, and returns what it wrote and how it ended."""
-        return self.machine.run(argv, env=env, cwd=cwd, input=input, timeout_s=timeout_s)
+        return self.machine.run(argv, env=env, cwd=cwd, input=input, timeout=timeout_s)
 
     def check(self, *argv: str, timeout_s: float = 120.0) -> str:
         """Its standard output; an error of the test's when it ends with another status than 0."""

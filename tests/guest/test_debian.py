@@ -29,7 +29,7 @@ def machine(debian: BuiltImage, folders: Path) -> Iterator[vmkit.Machine]:
 
 
 def ask(machine: vmkit.Machine, script: str, input: bytes = b"") -> str:
-    result = machine.run(["sh", "-c", script], input=input, timeout_s=120)
+    result = machine.run(["sh", "-c", script], input=input, timeout=120)
     assert result.exit == 0, (script, result.stdout, result.stderr)
     return result.stdout.decode()
 

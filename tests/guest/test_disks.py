@@ -89,7 +89,7 @@ def test_gdb_looks_into_a_guest(built: None, folders: Path) -> None:
         assert re.search(r"^rip\s+0x[0-9a-f]+", done.stdout, re.MULTILINE), done.stdout + done.stderr
         assert re.search(r"^cr0\s+0x80\w+", done.stdout, re.MULTILINE)
         # It goes on when gdb has left.
-        assert machine.run(["echo", "alive"], timeout_s=60).stdout == b"alive\n"
+        assert machine.run(["echo", "alive"], timeout=60).stdout == b"alive\n"
         listening = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
         ends = re.findall(rf"([0-9A-F]+):{port:04X} 0+:0000 0A", listening)
         assert ends == ["0100007F"]

@@ -30,7 +30,7 @@ def test_result_has_output_and_exit(client):
 
 
 def test_hybrid_address_works(vshd):
-    assert Client.connect(Address.hybrid(str(vshd.path))).run(["echo", "hi"]).stdout == b"hi\n"
+    assert Client(Address.hybrid(str(vshd.path))).run(["echo", "hi"]).stdout == b"hi\n"
 
 
 def test_input_is_given_and_ended(client):
@@ -102,7 +102,7 @@ def test_script_without_a_format_is_run_by_the_shell(vshd, tmp_path):
 def test_timeout_ends_the_command(client, vshd):
     started = time.monotonic()
     with pytest.raises(TimedOut):
-        client.run(["sleep", "97"], timeout_s=0.3)
+        client.run(["sleep", "97"], timeout=0.3)
     assert time.monotonic() - started < 10
     wait_until(lambda: not vshd.children(), "the session has ended")
 
@@ -113,7 +113,7 @@ def test_output_limit_is_kept(client):
 
 
 def test_session_with_a_terminal(client):
-    session = client.open(["sh", "-c", "stty size; tty >/dev/null && echo tty"], size=(33, 111))
+    session = client.open_session(["sh", "-c", "stty size; tty >/dev/null && echo tty"], size=(33, 111))
     sink = CaptureSink(10_000)
     try:
         end = Pump(session, BytesSource(b""), {messages.STDOUT: sink}, has_pty=True).run()
@@ -124,7 +124,7 @@ def test_session_with_a_terminal(client):
 
 def test_any_signal_reaches_the_target(vshd):
     client = Client(Address.unix(str(vshd.path)))
-    session = client.open(["sh", "-c", "trap 'exit 5' USR2; echo ready; while :; do read x; done"])
+    session = client.open_session(["sh", "-c", "trap 'exit 5' USR2; echo ready; while :; do read x; done"])
     try:
         while not session.receive():
             assert select.select([session.fd], [], [], DEADLINE_S)[0]

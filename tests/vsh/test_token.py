@@ -66,7 +66,7 @@ def test_request_of_any_size_is_proven(start_guarded, token_file):
 def test_program_gets_a_session(start_guarded, token_file):
     address = Address.unix(str(start_guarded().path))
     address.token_file = str(token_file)
-    assert Client.connect(address).run(["sh", "-c", "exit 5"]).exit == 5
+    assert Client(address).run(["sh", "-c", "exit 5"]).exit == 5
 
 
 def test_failures_of_the_command_are_told_as_without_a_token(start_guarded, token_file):

@@ -41,7 +41,7 @@ def _start(kind: Kind, name: str, accelerator: str) -> Iterator[Place]:
             run_tool(argv)
     netdev, place = choose_netdev(kind)
     with Machine(IMAGE, name=name, accelerator=accelerator, netdev=netdev) as machine, contextlib.ExitStack() as stack:
-        done = machine.run(["sh", "-c", SET_UP], timeout_s=CONNECT_TIMEOUT_S)
+        done = machine.run(["sh", "-c", SET_UP], timeout=CONNECT_TIMEOUT_S)
         if done.exit != 0:
             raise HostError(f"the guest has no network: {done.stderr.decode(errors='replace').strip()}")
         start_script(stack, plan_vsh(machine.name), SINK, [SINK_PORT])

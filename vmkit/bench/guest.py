@@ -31,10 +31,10 @@ class VshGuest:
     """vsh's Python API: each command has a connection of its own."""
 
     def __init__(self, address: Address) -> None:
-        self._client = Client.connect(address, timeout_s=CONNECT_TIMEOUT_S)
+        self._client = Client(address, timeout_s=CONNECT_TIMEOUT_S)
 
     def run(self, argv: list[str]) -> tuple[int, bytes]:
-        result = self._client.run(argv, timeout_s=CONNECT_TIMEOUT_S)
+        result = self._client.run(argv, timeout=CONNECT_TIMEOUT_S)
         return result.exit, result.stdout
 
     def time_bulk(self, way: str, size: int) -> float:
@@ -47,7 +47,7 @@ class VshGuest:
         """Seconds of a session that is given `data`; raises HostError unless it says `wanted` bytes and ends well."""
         sink = _Counter()
         started_s = time.perf_counter()
-        session = self._client.open(argv)
+        session = self._client.open_session(argv)
         try:
             end = Pump(session, BytesSource(data), {messages.STDOUT: sink}).run(time.monotonic() + BULK_TIMEOUT_S)
         finally:

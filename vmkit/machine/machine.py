@@ -6,10 +6,10 @@ with vmkit.Machine("tiny") as machine:
 """
 
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self, Unpack, overload
 
 from vmkit.errors import MachineError
 from vmkit.machine import stop
@@ -25,7 +25,8 @@ from vmkit.machine.spec import (
 )
 from vmkit.machine.start import Started, start_machine
 from vsh.address import address_of
-from vsh.client import Client, Result
+from vsh.client import Argv, Client, PopenOptions, Result, RunOptions
+from vsh.process import Process
 from vsh.registry import Machine as Entry
 from vsh.registry import find_machine
 
@@ -118,25 +119,37 @@ class Machine:
             raise MachineError(f"'{self._started.name}' was started already")
         self._started = start_machine(self.spec, tell=tell)
 
-    def run(
-        self,
-        argv: Sequence[str | bytes],
-        *,
-        env: Mapping[str, str] | None = None,
-        cwd: str = "",
-        user: str = "",
-        input: bytes = b"",
-        timeout_s: float | None = None,
-    ) -> Result:
-        """Runs a command in the guest and returns what it wrote and how it ended.
+    @overload
+    def run(self, argv: Argv, *, text: Literal[True], **options: Unpack[RunOptions]) -> Result[str]: ...
 
-        Raises VshError when there is no session to be had, or when timeout_s seconds pass.
+    @overload
+    def run(self, argv: Argv, *, text: Literal[False] = False, **options: Unpack[RunOptions]) -> Result[bytes]: ...
+
+    def run(self, argv: Argv, *, text: bool = False, **options: Unpack[RunOptions]) -> Result[bytes] | Result[str]:
+        """Runs a command in the guest and returns its output and its end; the options are those of Client.run.
+
+        Raises ExecError, ConnectionLost, TimedOut, CommandFailed, UsageError, MachineError.
         """
-        return self.connect().run(argv, env=env, cwd=cwd, user=user, input=input, timeout_s=timeout_s)
+        return self.connect().run(argv, text=text, **options)
+
+    @overload
+    def popen(self, argv: Argv, *, text: Literal[True], **options: Unpack[PopenOptions]) -> Process[str]: ...
+
+    @overload
+    def popen(self, argv: Argv, *, text: Literal[False] = False, **options: Unpack[PopenOptions]) -> Process[bytes]: ...
+
+    def popen(
+        self, argv: Argv, *, text: bool = False, **options: Unpack[PopenOptions]
+    ) -> Process[bytes] | Process[str]:
+        """Starts a command in the guest and returns at once; the options are those of Client.popen.
+
+        Raises ExecError, ConnectionLost, UsageError, MachineError.
+        """
+        return self.connect().popen(argv, text=text, **options)
 
     def connect(self) -> Client:
         """A client for sessions of your own; each session has a connection of its own."""
-        return Client.connect(address_of(self._entry()))
+        return Client(address_of(self._entry()))
 
     def down(self) -> None:
         """Asks the guest to power off and waits until it is gone."""

@@ -202,7 +202,7 @@ def _ask_guest(address: Address, timeout_s: float) -> None:
     The guest may be gone before it can answer: that is what was asked for.
     """
     with contextlib.suppress(VshError, OSError):
-        Client.connect(address, timeout_s=timeout_s).run(["poweroff"], timeout_s=timeout_s)
+        Client(address, timeout_s=timeout_s).run(["poweroff"], timeout=timeout_s)
 
 
 def _await_gone(entry: Entry) -> None:

@@ -144,7 +144,7 @@ class _Run:
     def _run_command(self, cell: Cell, machine: Machine, command: Command) -> Outcome:
         started_s = time.monotonic()
         try:
-            result = machine.run(command.argv, timeout_s=self._matrix.timeout_s)
+            result = machine.run(command.argv, timeout=self._matrix.timeout_s)
         except VshError as error:
             return Outcome(cell, command, Verdict.ERROR, time.monotonic() - started_s, error.brief, error.details)
         text = (result.stdout + result.stderr)[-MAX_OUTPUT_BYTES:].decode(errors="replace")

@@ -116,8 +116,8 @@ def render_config(access: Access, *, port: int = DEFAULT_PORT, runtime: str | No
 
 def _exchange_keys(entry: Entry, access: Access) -> None:
     public = access.key.with_suffix(".pub").read_bytes()
-    client = Client.connect(address_of(entry))
-    done = client.run(["sh", "-c", INSTALL], input=public, user=access.user, timeout_s=GUEST_TIMEOUT_S)
+    client = Client(address_of(entry))
+    done = client.run(["sh", "-c", INSTALL], input=public, user=access.user, timeout=GUEST_TIMEOUT_S)
     if done.exit != 0:
         raise MachineError(
             f"machine '{entry.name}' has no sshd, or none with host keys",

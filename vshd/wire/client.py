@@ -71,8 +71,12 @@ class ClientConnection(Connection):
                 self.proof.bind(payload)
         self._send_payload(payload)
 
+    def can_signal(self, number: int) -> bool:
+        """Whether the protocol has a message for this signal: legacy mode has four."""
+        return number in messages.LEGACY_SIGNALS or (self.is_extended and 0 < number <= messages.SIGNAL_MAX)
+
     def send_signal(self, number: int) -> bool:
-        """Sends a signal to the target; False when legacy mode has no word for it."""
+        """Sends a signal to the target; False when legacy mode has no message for it."""
         if self.state != state.RUNNING:
             return False
         if number in messages.LEGACY_SIGNALS:

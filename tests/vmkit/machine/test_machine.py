@@ -119,7 +119,7 @@ def test_down_asks_and_then_insists(machine: vmkit.Machine, monkeypatch: pytest.
 def test_guest_without_an_answer_is_an_error_that_ends(machine: vmkit.Machine) -> None:
     """The fake has no vshd: the device takes the call and nobody answers."""
     with machine, pytest.raises(VshError):
-        machine.run(["true"], timeout_s=0.2)
+        machine.run(["true"], timeout=0.2)
 
 
 def test_package_names_what_it_has_not() -> None:
