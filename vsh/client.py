@@ -214,6 +214,29 @@ class Client:
             wiring.close()
             raise
 
+    def push(self, source: str, destination: str, *, user: str = "") -> None:
+        """Copies a file or a directory of the host to the guest's path `destination`, whose directory must exist.
+
+        Raises UsageError for a source that is missing, VshError when the guest's tar fails.
+        """
+        from vsh import archive  # noqa: PLC0415  (most programs copy nothing)
+
+        archive.push(self, source, destination, user=user)
+
+    def pull(self, source: str, destination: str, *, user: str = "") -> None:
+        """Copies a file or a directory of the guest to the host's path `destination`.
+
+        The copy appears there whole. Raises UsageError, VshError; then an old destination is unchanged.
+        """
+        from vsh import archive  # noqa: PLC0415  (most programs copy nothing)
+
+        archive.pull(self, source, destination, user=user)
+
+    def exists(self, path: str, *, user: str = "") -> bool:
+        """Whether the guest has something at this path; a link counts, wherever it leads."""
+        script = 'test -e "$1" || test -L "$1"'
+        return self.run(["sh", "-c", script, "sh", path], user=user).exit == 0
+
     def open_session(
         self,
         argv: Argv,

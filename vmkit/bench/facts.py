@@ -50,7 +50,7 @@ def gather_facts(track: Track) -> dict[str, str]:
             facts[name] = _first_line(run(argv, timeout_s=TIMEOUT_S))
     for name, question in GUEST_QUESTIONS.items():
         with contextlib.suppress(VshError):
-            facts[name] = _first_line(track.api.run(question)[1])
+            facts[name] = _first_line(track.api.run(question).stdout)
     return {name: value for name, value in facts.items() if value}
 
 

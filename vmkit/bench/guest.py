@@ -1,13 +1,16 @@
-"""One guest, two ways to run a command in it from Python: vsh's client, and paramiko over the same vsock."""
+"""One guest, two ways to run a command in it from Python, each a vsh.executor.Executor: vsh's client, and paramiko."""
 
+import os
+import shlex
 import time
-from typing import Protocol
+from collections.abc import Sequence
 
 from vmkit.bench.sinks import plan_source
 from vmkit.errors import HostError
 from vmkit.ssh.access import DEFAULT_PORT, Access
 from vsh.address import Address
-from vsh.client import Client
+from vsh.client import Client, Result
+from vsh.executor import Executor
 from vsh.forward.guest import connect_guest
 from vsh.memory import BytesSource
 from vsh.pump import Pump, Sink
@@ -17,25 +20,11 @@ CONNECT_TIMEOUT_S = 60.0
 BULK_TIMEOUT_S = 300.0
 
 
-class Guest(Protocol):
-    """Runs commands; whoever uses it does not know how."""
-
-    def run(self, argv: list[str]) -> tuple[int, bytes]:
-        """A command's exit status and stdout."""
-
-    def close(self) -> None:
-        """No more commands."""
-
-
-class VshGuest:
+class VshGuest(Client):
     """vsh's Python API: each command has a connection of its own."""
 
     def __init__(self, address: Address) -> None:
-        self._client = Client(address, timeout_s=CONNECT_TIMEOUT_S)
-
-    def run(self, argv: list[str]) -> tuple[int, bytes]:
-        result = self._client.run(argv, timeout=CONNECT_TIMEOUT_S)
-        return result.exit, result.stdout
+        super().__init__(address, timeout_s=CONNECT_TIMEOUT_S)
 
     def time_bulk(self, way: str, size: int) -> float:
         """Seconds of a session that brings `size` bytes out, or takes them in. Raises HostError when it does not."""
@@ -47,18 +36,12 @@ class VshGuest:
         """Seconds of a session that is given `data`; raises HostError unless it says `wanted` bytes and ends well."""
         sink = _Counter()
         started_s = time.perf_counter()
-        session = self._client.open_session(argv)
-        try:
+        with self.open_session(argv) as session:
             end = Pump(session, BytesSource(data), {messages.STDOUT: sink}).run(time.monotonic() + BULK_TIMEOUT_S)
-        finally:
-            session.close()
         taken_s = time.perf_counter() - started_s
         if (end.code, sink.size) != (0, wanted):
             raise HostError(f"'{argv[0]}' in the guest: status {end.code}, {sink.size} bytes of {wanted}")
         return taken_s
-
-    def close(self) -> None:
-        pass
 
 
 class _Counter(Sink):
@@ -99,19 +82,37 @@ class ParamikoGuest:
             timeout=CONNECT_TIMEOUT_S,
         )
 
-    def run(self, argv: list[str]) -> tuple[int, bytes]:
-        _, stdout, _ = self._client.exec_command(" ".join(argv), timeout=CONNECT_TIMEOUT_S)
-        output = stdout.read()
-        return stdout.channel.recv_exit_status(), bytes(output)
+    def run(self, argv: Sequence[str | bytes]) -> Result[bytes]:
+        """A command by way of the user's login shell, as ssh has it."""
+        words = [os.fsdecode(word) for word in argv]
+        _, stdout, stderr = self._client.exec_command(shlex.join(words), timeout=CONNECT_TIMEOUT_S)
+        output, errors = bytes(stdout.read()), bytes(stderr.read())
+        status = int(stdout.channel.recv_exit_status())
+        return Result(list(argv), output, errors, status, 0)
+
+    def push(self, source: str, destination: str) -> None:
+        """A file; SFTP has no word for a tree."""
+        with self._client.open_sftp() as sftp:
+            sftp.put(source, destination)
+
+    def pull(self, source: str, destination: str) -> None:
+        """A file; SFTP has no word for a tree."""
+        with self._client.open_sftp() as sftp:
+            sftp.get(source, destination)
+
+    def exists(self, path: str) -> bool:
+        """Whether the guest has something at this path."""
+        return self.run(["sh", "-c", 'test -e "$1" || test -L "$1"', "sh", path]).exit == 0
 
     def close(self) -> None:
+        """Closes the ssh connection."""
         self._client.close()
 
 
-def time_command(guest: Guest, argv: list[str]) -> float:
+def time_command(guest: Executor, argv: list[str]) -> float:
     """Seconds of one command. Raises HostError when it fails."""
     started_s = time.perf_counter()
-    status, _ = guest.run(argv)
+    status = guest.run(argv).exit
     taken_s = time.perf_counter() - started_s
     if status != 0:
         raise HostError(f"'{argv[0]}' failed in the guest with status {status}")

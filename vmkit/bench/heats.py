@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from vmkit.bench.guest import Guest, time_command
+from vmkit.bench.guest import time_command
 from vmkit.bench.network import find_network, open_network
 from vmkit.bench.programs import Running, time_many, time_pipeline, time_program
 from vmkit.bench.series import MIB, Aim, Series
@@ -21,6 +21,7 @@ from vmkit.bench.turns import Transfer, race, race_transfers
 from vmkit.errors import HostError
 from vmkit.machine.machine import Machine
 from vsh.errors import VshError
+from vsh.executor import Executor
 from vsh.forward.spec import LOCAL, parse_forward
 
 EXEC, BULK_OUT, BULK_IN, FILES, ECHO = "exec", "bulk out", "bulk in", "many files", "echo"
@@ -122,7 +123,7 @@ def _race_exec(track: Track, pace: Pace) -> list[Series]:
     }
     paramiko = track.paramiko
     if paramiko is not None:
-        guest: Guest = paramiko
+        guest: Executor = paramiko
         sides[PARAMIKO] = lambda: time_command(guest, ["true"])
     return race(EXEC, sides, pace.rounds)
 
@@ -337,7 +338,7 @@ def _weigh(track: Track, pace: Pace) -> list[Series]:
     """Resident memory of what is there without a session, and of what one session adds."""
     with Running([*track.ssh, "sleep", "100"]), Running([*track.vsh, "--", "sleep", "100"]):
         time.sleep(3.0)
-        _, output = track.api.run(["sh", "-c", _LIST_MEMORY])
+        output = track.api.run(["sh", "-c", _LIST_MEMORY]).stdout
     found: dict[str, list[float]] = {}
     for line in output.decode(errors="replace").splitlines():
         kib, _, name = line.partition(" ")

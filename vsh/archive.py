@@ -1,0 +1,141 @@
+"""Files and directories in and out of a guest as a tar stream, through a session that runs the guest's tar.
+
+Owns the way between a path here and a path there. What a guest sends is not trusted: nothing is written outside the
+destination, no link is followed, and only files, directories and symbolic links are made.
+"""
+
+import os
+import posixpath
+import shutil
+import tarfile
+import tempfile
+from typing import IO, Protocol
+
+from vsh.errors import UsageError, VshError
+from vsh.process import DEVNULL, PIPE, Process
+
+# Of a failed tar's stderr, an error shows this much.
+SHOWN_BYTES = 2000
+CHUNK_BYTES = 1 << 18
+# Directories stay writable for their owner while they are filled; setuid, setgid and sticky bits are dropped.
+MODE_MASK = 0o777
+
+
+class Opener(Protocol):
+    """Starts commands in a guest; vsh.client.Client is one."""
+
+    def popen(self, argv: list[str], *, stdin: int, stdout: int, user: str) -> Process[bytes]:
+        """As Client.popen."""
+
+
+def push(client: Opener, source: str, destination: str, *, user: str = "") -> None:
+    """Copies a file or a directory of the host to the guest's path `destination`, whose directory must exist.
+
+    Raises UsageError for a source that is missing, VshError when the guest's tar fails.
+    """
+    if not os.path.lexists(source):
+        raise UsageError(f"cannot push {source}: no such file or directory")
+    folder, name = _split(destination)
+    with client.popen(["tar", "-x", "-f", "-", "-C", folder], stdin=PIPE, stdout=DEVNULL, user=user) as process:
+        assert process.stdin is not None
+        try:
+            with tarfile.open(fileobj=process.stdin, mode="w|", bufsize=CHUNK_BYTES, format=tarfile.GNU_FORMAT) as tar:
+                tar.add(source, arcname=name)
+            process.stdin.close()
+        except BrokenPipeError:
+            pass  # the guest's tar has failed, and its stderr has the reason
+        _finish(process, f"cannot push {source} to {destination}")
+
+
+def pull(client: Opener, source: str, destination: str, *, user: str = "") -> None:
+    """Copies a file or a directory of the guest to the host's path `destination`, which must not exist as a directory.
+
+    The copy appears there whole, by a rename. Raises UsageError, VshError; then the old destination is unchanged.
+    """
+    folder, name = _split(source)
+    if os.path.isdir(destination) and not os.path.islink(destination):
+        raise UsageError(f"cannot pull to {destination}: it is a directory", hint="name the path of the copy itself")
+    target_folder = os.path.dirname(os.path.abspath(destination))
+    try:
+        work = tempfile.mkdtemp(prefix=".vsh-pull-", dir=target_folder)
+    except OSError as error:
+        raise UsageError(f"cannot pull to {destination}: {error.strerror}") from error
+    try:
+        with client.popen(
+            ["tar", "-c", "-f", "-", "-C", folder, "--", name], stdin=DEVNULL, stdout=PIPE, user=user
+        ) as process:
+            assert process.stdout is not None
+            has_all = _unpack(process.stdout, work, name)
+            _finish(process, f"cannot pull {source}")
+        if not has_all:
+            raise VshError(f"cannot pull {source}: the guest sent no such file")
+        os.replace(os.path.join(work, name), destination)
+    except (OSError, tarfile.TarError) as error:
+        raise VshError(f"cannot pull {source} to {destination}: {error}") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _split(path: str) -> tuple[str, str]:
+    """The directory and the name of a guest's path. Raises UsageError for one without a name."""
+    folder, name = posixpath.split(path.rstrip("/"))
+    if name in ("", ".", ".."):
+        raise UsageError(f"the guest's path {path!r} must end in a name")
+    return folder or ".", name
+
+
+def _finish(process: Process[bytes], brief: str) -> None:
+    assert process.stderr is not None
+    said = process.stderr.read(SHOWN_BYTES)
+    if process.wait():
+        raise VshError(brief, details=said.decode(errors="replace"))
+
+
+def _unpack(stream: IO[bytes], work: str, name: str) -> bool:
+    """Makes in `work` what the stream has of `name` and below; whether `name` itself was there."""
+    folders = {""}
+    modes: list[tuple[str, int]] = []
+    with tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK_BYTES) as tar:
+        for member in tar:
+            path = posixpath.normpath(member.name)
+            parent = posixpath.dirname(path)
+            is_below = path == name or path.startswith(name + "/")
+            # A parent that this copy has not made may be a link that the guest sent before.
+            if not is_below or ".." in path.split("/") or parent not in folders:
+                raise VshError(f"the guest sent a path outside the copy: {member.name!r}")
+            target = os.path.join(work, path)
+            if member.isdir():
+                os.mkdir(target, 0o700)
+                folders.add(path)
+                modes.append((target, member.mode & MODE_MASK))
+            elif member.issym():
+                os.symlink(member.linkname, target)
+            elif member.isreg():
+                _write(tar, member, target)
+            elif member.islnk():
+                _link(work, member, target, name)
+            # Devices, FIFOs and sockets have no meaning here.
+    for target, mode in reversed(modes):
+        os.chmod(target, mode)
+    return os.path.lexists(os.path.join(work, name))
+
+
+def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, target: str) -> None:
+    data = tar.extractfile(member)
+    assert data is not None
+    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with open(fd, "wb") as file:
+        shutil.copyfileobj(data, file, CHUNK_BYTES)
+        os.fchmod(fd, member.mode & MODE_MASK)
+    os.utime(target, (member.mtime, member.mtime))
+
+
+def _link(work: str, member: tarfile.TarInfo, target: str, name: str) -> None:
+    """A hard link within the copy. Raises VshError for one to anything else."""
+    origin = posixpath.normpath(member.linkname)
+    if not (origin == name or origin.startswith(name + "/")) or ".." in origin.split("/"):
+        raise VshError(f"the guest sent a link out of the copy: {member.linkname!r}")
+    path = os.path.join(work, origin)
+    if os.path.realpath(os.path.dirname(path)) != os.path.dirname(path) or not os.path.isfile(path):
+        raise VshError(f"the guest sent a link to what it did not send: {member.linkname!r}")
+    os.link(path, target, follow_symlinks=False)

@@ -1,0 +1,29 @@
+"""The narrow interface to a guest: what can be done in it, whichever way leads there.
+
+vsh.client.Client implements it over vsock, vmkit.bench.guest.ParamikoGuest over ssh. Code that takes an Executor works
+with either.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from vsh.client import Result
+
+
+class Executor(Protocol):
+    """Runs commands in one guest and moves files in and out of it."""
+
+    def run(self, argv: Sequence[str | bytes]) -> Result[bytes]:
+        """Runs a command to its end. Raises VshError kinds when it could not be run."""
+
+    def push(self, source: str, destination: str) -> None:
+        """Copies a file or a directory of the host to a path of the guest. Raises VshError kinds."""
+
+    def pull(self, source: str, destination: str) -> None:
+        """Copies a file or a directory of the guest to a path of the host. Raises VshError kinds."""
+
+    def exists(self, path: str) -> bool:
+        """Whether the guest has something at this path; a link counts, wherever it leads."""
+
+    def close(self) -> None:
+        """Closes what is open; the guest goes on."""
