@@ -3,8 +3,13 @@
 Virtio lets no device rely on how a driver cuts its buffers into descriptors (virtio 1.2, 2.7.4), and drivers differ.
 """
 
+from typing import Final
+
 from vmkit.vsock.packet import HEADER_SIZE, Header, decode_header
-from vmkit.vsock.vring import Chain, RingError
+from vmkit.vsock.vring import Chain, RingError, Vring
+
+# Python has no name for it: UIO_MAXIOV, linux/uio.h.
+IOV_MAX: Final = 1024
 
 
 def split_packet(segments: list[memoryview]) -> tuple[Header, list[memoryview], int]:
@@ -42,12 +47,36 @@ def skip_header(segments: list[memoryview]) -> list[memoryview]:
 
 
 def measure_room(chain: Chain) -> int:
-    """Divides a buffer that is to be filled: notes its payload's pieces and returns how many bytes they hold."""
+    """Divides a buffer that is to be filled: notes its payload's pieces and returns how many bytes they hold.
+
+    A buffer for a header alone holds none; it carries every packet but RW.
+    """
     chain.payload = skip_header(chain.segments)
     chain.room = sum(map(len, chain.payload))
-    if not chain.room:
-        raise RingError("an rx buffer without room for a byte of payload")
     return chain.room
+
+
+def choose_buffers(ring: Vring, count: int, credit: int) -> tuple[list[Chain], list[memoryview], int]:
+    """Buffers of the guest for up to `credit` bytes: chains, the pieces behind their headers, their room."""
+    chains: list[Chain] = []
+    buffers: list[memoryview] = []
+    room = 0
+    for chain in ring.peek(count):
+        if len(chains) == count or room == credit:
+            break
+        size_bytes = chain.room or measure_room(chain)
+        if not size_bytes:
+            break
+        payload = chain.payload
+        if chains and len(buffers) + len(payload) > IOV_MAX:
+            break
+        if room + size_bytes > credit:
+            payload = trim_pieces(payload, size_bytes, credit - room)
+            size_bytes = credit - room
+        chains.append(chain)
+        buffers += payload
+        room += size_bytes
+    return chains, buffers, room
 
 
 def write_header(segments: list[memoryview], header: bytes) -> None:

@@ -7,12 +7,11 @@ protocol.
 import socket
 from typing import Final
 
+from vmkit.vsock.buffers import IOV_MAX
 from vmkit.vsock.connection import Connection
 
 # Read from a socket in one go, in buffers of the guest; grows while reads come back full. More gained nothing.
 MAX_BATCH: Final = 64
-# Python has no name for it: UIO_MAXIOV, linux/uio.h.
-IOV_MAX: Final = 1024
 
 
 class Link:

@@ -10,10 +10,10 @@ from collections import deque
 from contextlib import suppress
 from typing import Final, Protocol
 
-from vmkit.vsock.buffers import measure_room, split_packet, trim_pieces, write_header
+from vmkit.vsock.buffers import choose_buffers, measure_room, split_packet, trim_pieces, write_header
 from vmkit.vsock.connection import Connection, Event, State
 from vmkit.vsock.device import RX, TX, Device
-from vmkit.vsock.link import IOV_MAX, MAX_BATCH, Link
+from vmkit.vsock.link import MAX_BATCH, Link
 from vmkit.vsock.muxer import Muxer, Notice
 from vmkit.vsock.packet import (
     HEADER_SIZE,
@@ -71,6 +71,9 @@ class Traffic:
         self.is_holding = False
         self._is_only_credit = True
         self._starved: dict[Link, None] = {}
+        # Links with bytes for the guest, for which all its buffers up to _cramped_idx are too small.
+        self._cramped: dict[Link, None] = {}
+        self._cramped_idx = 0
 
     def open_link(self, connection: Connection) -> Link:
         """The host side of a new connection; close_link() ends it."""
@@ -202,12 +205,20 @@ class Traffic:
         for link in self._starved:
             link.is_starved = False
         self._starved.clear()
+        self._cramped.clear()
         self.is_holding = False
         self._is_only_credit = True
 
     def has_rx(self) -> bool:
         """Whether something waits for the guest, and a buffer of the guest for it."""
+        if self._cramped and self._has_new_buffers():
+            return True
         return bool(self._queue or self._muxer.strays) and self._device.rx.has_chain
+
+    def _has_new_buffers(self) -> bool:
+        """Whether the guest gave buffers since the last ones were found too small for a byte."""
+        ring = self._device.rx
+        return ring.read_idx != self._cramped_idx or ring.available() > 0
 
     @property
     def is_queueing(self) -> bool:
@@ -217,6 +228,10 @@ class Traffic:
     def process_rx(self) -> bool:
         """One turn for each link that waits; True when buffers were used. Raises RingError."""
         queue, strays = self._queue, self._muxer.strays
+        if self._cramped and self._has_new_buffers():
+            for link in self._cramped:
+                self.enqueue(link)
+            self._cramped.clear()
         if not queue and not strays:
             return False
         ring = self._device.rx
@@ -268,18 +283,16 @@ class Traffic:
         connection = link.connection
         credit = connection.send.free()
         if not credit:
-            if link.is_at_end():
-                # An end needs no credit.
-                self._end(link, SHUTDOWN_BOTH if link.is_hung_up else SHUTDOWN_SEND)
+            if self._end_at_last_byte(link):
                 return False
             if not link.is_starved:
                 link.is_starved = True
                 link.starved_rounds = 0
                 self._starved[link] = None
             return False
-        chains, buffers, room = _choose_buffers(ring, link.batch, credit)
+        chains, buffers, room = choose_buffers(ring, link.batch, credit)
         if not chains:
-            return True
+            return not ring.waiting or self._pass_small_buffers(ring, link)
         try:
             size_bytes = link.read_into(buffers, room)
         except OSError:
@@ -298,6 +311,26 @@ class Traffic:
         _give_filled(ring, connection, chains, size_bytes)
         return link.is_readable
 
+    def _pass_small_buffers(self, ring: Vring, link: Link) -> bool:
+        """The next buffer of the guest holds a header and no byte: fills it and its like with news of credit.
+
+        False, and the link is put aside, where no larger one lies behind them: bytes would wait for it all the same.
+        """
+        if self._end_at_last_byte(link):
+            return False
+        count = 0
+        for chain in ring.peek(ring.size):
+            if chain.room or measure_room(chain):
+                break
+            count += 1
+        if count == len(ring.waiting) and not ring.available():
+            self._cramped[link] = None
+            self._cramped_idx = ring.read_idx
+            return False
+        for _ in range(count):
+            self._put(ring, link.connection.render_header(OP_CREDIT_UPDATE))
+        return True
+
     def _put(self, ring: Vring, header: Header) -> None:
         """One packet without payload into the next buffer; there is one."""
         write_header(ring.peek(1)[0].segments, header.encode())
@@ -307,6 +340,13 @@ class Traffic:
         """The guest gave credit again."""
         self.forget(link)
         self.enqueue(link)
+
+    def _end_at_last_byte(self, link: Link) -> bool:
+        """True when the program's end is next, which needs neither credit nor room: it is owed to the guest now."""
+        if not link.is_at_end():
+            return False
+        self._end(link, SHUTDOWN_BOTH if link.is_hung_up else SHUTDOWN_SEND)
+        return True
 
     def _end(self, link: Link, flags: int) -> None:
         """What the host program will not do any more, owed to the guest; when that is everything, the socket goes."""
@@ -333,9 +373,10 @@ class Traffic:
         self.flush(link)
 
     def forget(self, link: Link) -> None:
-        """The link is retired: nothing waits for the guest's credit any more."""
+        """The link is retired, or has credit again: it waits for nothing of the guest any more."""
         link.is_starved = False
         self._starved.pop(link, None)
+        self._cramped.pop(link, None)
 
     def prepare_sleep(self) -> bool:
         """Asks the guest for kicks, then looks at what it may have done meanwhile; True when there is work."""
@@ -344,7 +385,7 @@ class Traffic:
             return True
         # A buffer for the next byte of a host program, read now, while nobody waits for it.
         device.rx.peek(1)
-        return bool(self._queue or self._muxer.strays) and device.rx.request_kick()
+        return bool(self._queue or self._muxer.strays or self._cramped) and device.rx.request_kick()
 
     def has_news(self) -> bool:
         """The last look before a sleep, some microseconds after prepare_sleep().
@@ -365,27 +406,6 @@ def _shut(link: Link, how: int) -> None:
     if link.sock is not None:
         with suppress(OSError):
             link.sock.shutdown(how)
-
-
-def _choose_buffers(ring: Vring, count: int, credit: int) -> tuple[list[Chain], list[memoryview], int]:
-    """Buffers of the guest for up to `credit` bytes: chains, the pieces behind their headers, their room."""
-    chains: list[Chain] = []
-    buffers: list[memoryview] = []
-    room = 0
-    for chain in ring.peek(count):
-        if len(chains) == count or room == credit:
-            break
-        size_bytes = chain.room or measure_room(chain)
-        payload = chain.payload
-        if chains and len(buffers) + len(payload) > IOV_MAX:
-            break
-        if room + size_bytes > credit:
-            payload = trim_pieces(payload, size_bytes, credit - room)
-            size_bytes = credit - room
-        chains.append(chain)
-        buffers += payload
-        room += size_bytes
-    return chains, buffers, room
 
 
 def _give_filled(ring: Vring, connection: Connection, chains: list[Chain], size_bytes: int) -> None:

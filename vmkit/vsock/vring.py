@@ -41,6 +41,9 @@ USED_F_NO_NOTIFY: Final = 1
 
 # As QEMU's VIRTQUEUE_MAX_SIZE; also keeps every chain within IOV_MAX of one readv or writev.
 MAX_RING_SIZE: Final = 1024
+# Pieces of RAM that are read ahead, and one chain more. Each costs some 200 bytes, and a driver may cut its buffers
+# into single bytes. Linux's need at most some 2300 for the chains of one turn.
+MAX_SEGMENTS_AHEAD: Final = 4096
 
 _MASK16: Final = 0xFFFF
 # The signalled index trails the used one by at most this, so that distances stay meaningful modulo 2**16.
@@ -127,6 +130,7 @@ class Vring:
         "_has_indirect",
         "_last_avail",
         "_memory",
+        "_segments_ahead",
         "_used16",
         "_used32",
         "published_idx",
@@ -154,8 +158,9 @@ class Vring:
         self._last_avail = base & _MASK16
         # Written by push_used(), shown to the driver by publish(), and the last one it got an interrupt for.
         self.used_idx = self.published_idx = self.signalled = self._used16[1]
-        # Chains that were read ahead and not given back.
+        # Chains that were read ahead and not given back, and how many pieces they have together.
         self.waiting: deque[Chain] = deque()
+        self._segments_ahead = 0
 
     # Taking chains.
 
@@ -172,7 +177,7 @@ class Vring:
         return count
 
     def peek(self, count: int) -> deque[Chain]:
-        """Reads chains ahead until `count` wait, or all.
+        """Reads chains ahead until `count` wait, or all, or MAX_SEGMENTS_AHEAD is reached.
 
         They stay the ring's until push_used() took them one by one.
         """
@@ -181,8 +186,17 @@ class Vring:
         if missing > 0:
             offered = self.available()
             for _ in range(missing if missing < offered else offered):
-                waiting.append(self._read_next())
+                if self._segments_ahead >= MAX_SEGMENTS_AHEAD:
+                    break
+                chain = self._read_next()
+                self._segments_ahead += len(chain.segments)
+                waiting.append(chain)
         return waiting
+
+    @property
+    def read_idx(self) -> int:
+        """The index of the next chain to read: it moves with every chain that peek() reads."""
+        return self._last_avail
 
     @property
     def has_chain(self) -> bool:
@@ -260,6 +274,7 @@ class Vring:
     def push_used(self, written_bytes: int) -> None:
         """Gives the oldest peeked chain back; the driver sees it after publish()."""
         chain = self.waiting.popleft()
+        self._segments_ahead -= len(chain.segments)
         slot = self.used_idx % self.size
         self._used32[2 * slot] = chain.head
         self._used32[2 * slot + 1] = written_bytes

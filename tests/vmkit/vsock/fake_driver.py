@@ -4,6 +4,7 @@ It says what QEMU says, in QEMU's order, over a socketpair; its RAM is a memfd a
 a test cut buffers, forge packets and break rings as no kernel would.
 """
 
+import itertools
 import mmap
 import os
 import select
@@ -37,6 +38,9 @@ NEXT, WRITE, INDIRECT = 1, 2, 4
 RX_SINGLE = (3776,)
 RX_SPLIT = (44, 4096)
 RX_ODD = (7, 30, 100, 1, 900)
+# Room for a header alone, in one piece and in two.
+RX_HEADER = (44,)
+RX_HEADER_SPLIT = (40, 4)
 
 GUEST_CID = 3
 WAIT_S = 20.0
@@ -206,6 +210,7 @@ class FakeDriver:
         *,
         features: int = ALL_FEATURES,
         rx_cut: tuple[int, ...] = RX_SINGLE,
+        rx_cuts: tuple[tuple[int, ...], ...] = (),
         rx_buffers: int = 100,
         is_rx_indirect: bool = False,
         tx_cut: tuple[int, ...] = (44,),
@@ -214,8 +219,8 @@ class FakeDriver:
     ) -> None:
         self.front = FrontEnd(sock)
         self.features = features
-        self.rx_cut = rx_cut
-        self.rx_buffers = rx_buffers
+        # One cut for every buffer, or several in turn.
+        cuts = list(itertools.islice(itertools.cycle(rx_cuts or (rx_cut,)), rx_buffers))
         self.is_rx_indirect = is_rx_indirect
         self.tx_cut = tx_cut
         self.is_tx_indirect = is_tx_indirect
@@ -233,8 +238,8 @@ class FakeDriver:
         self.sockets: dict[tuple[int, int], GuestSocket] = {}
         self.next_port = 5000
         self.watched: list[Any] = []
-        self._rx_areas = [ram_area(self.ram, rx_cut) for _ in range(rx_buffers)]
-        self._rx_tables = [self.ram.allocate(16 * len(rx_cut)) for _ in range(rx_buffers)]
+        self._rx_areas = [ram_area(self.ram, cut) for cut in cuts]
+        self._rx_tables = [self.ram.allocate(16 * len(cut)) for cut in cuts]
         self._tx_areas = [self.ram.allocate(66000) for _ in range(RING_SIZE)]
         self._tx_tables = [self.ram.allocate(16 * 64) for _ in range(RING_SIZE)]
 
@@ -310,7 +315,7 @@ class FakeDriver:
     # Rings.
 
     def refill(self) -> None:
-        """Offers rx buffers up to rx_buffers."""
+        """Offers all rx buffers that the device does not have."""
         if not self.is_refilling:
             return
         busy = {pieces[0][0] for pieces in self.rx_pieces.values()}

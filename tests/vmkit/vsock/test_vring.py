@@ -395,6 +395,22 @@ def test_any_descriptors_give_chains_within_ram_or_an_error(table: bytes, indire
         arena.close()
 
 
+def test_chains_in_splinters_are_not_read_ahead_without_bound(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmkit.vsock.vring.MAX_SEGMENTS_AHEAD", 10)
+    for i in range(6):
+        arena.desc(i, guest(DATA + i), 1, at=TABLE, flags=NEXT if i < 5 else 0, following=i + 1)
+    arena.desc(0, guest(TABLE), 6 * 16, INDIRECT)
+    arena.offer(0, 0, 0, 0)
+    ring = arena.ring
+    assert [len(chain.segments) for chain in ring.peek(4)] == [6, 6]
+    ring.push_used(0)
+    assert ring.has_chain and ring.base == 1
+    for waiting in ([6, 6], [6, 6], [6]):
+        assert [len(chain.segments) for chain in ring.peek(4)] == waiting
+        ring.push_used(0)
+    assert not ring.has_chain
+
+
 # Memory.
 
 
