@@ -24,7 +24,8 @@ ARROWS = {
     "vshd.carry": ("vshd.carry.*", "vshd.wire.*"),
     "vshd": ("vshd.*",),
     "vsh": ("vsh.*", "vsh", "vshd.wire.*", "vshd.wire", "vshd.carry.*", "vshd.carry"),
-    "vmkit.vsock": ("vmkit.vsock.*",),
+    # By hand it binds its own sockets, with the care that all of ours take.
+    "vmkit.vsock": ("vmkit.vsock.*", "vshd.carry.sockets"),
     "vmkit.errors": ("vsh.errors",),
     "vmkit.run": ("vmkit.errors",),
     "vmkit.image": ("vmkit.image.*", "vmkit.errors", "vmkit.run", "vsh.errors", "vmkit", "vshd"),

@@ -7,6 +7,7 @@ import _socket
 import os
 
 from vshd.carry import vsock
+from vshd.carry.sockets import ListeningSocket, listen_at
 from vshd.flags import PORT_MAX, FlagError
 
 # Upstream's is 32; a flood of clients should wait in the kernel (which allows 4096), not be refused.
@@ -18,15 +19,15 @@ LISTEN_FDS_START = 3
 
 
 class Listener:
-    """A listening socket. `path` is the UNIX socket to unlink at the end, or empty."""
+    """A listening socket, with the check of who connects."""
 
-    __slots__ = ("_allowed_cids", "path", "socket")
+    __slots__ = ("_allowed_cids", "_bound", "socket")
 
-    def __init__(self, listening: "_socket.socket", path: str, allowed_cids: frozenset[int] | None) -> None:
+    def __init__(self, bound: ListeningSocket, allowed_cids: frozenset[int] | None) -> None:
         """allowed_cids: the CIDs that are served; None: all."""
-        listening.setblocking(False)
-        self.socket = listening
-        self.path = path
+        bound.socket.setblocking(False)
+        self.socket = bound.socket
+        self._bound = bound
         self._allowed_cids = allowed_cids
 
     @property
@@ -38,8 +39,8 @@ class Listener:
 
         Raises BlockingIOError when none waits.
         """
-        fd, address = self.socket._accept()  # type: ignore[attr-defined]
-        if self.is_vsock:
+        fd, address = self._bound.accept()
+        if isinstance(address, tuple) and self.is_vsock:
             cid, port = address
             is_allowed = self._allowed_cids is None or cid in self._allowed_cids
             return fd, f"vsock {cid}:{port}", is_allowed
@@ -50,12 +51,8 @@ class Listener:
         return fd, "unix", True
 
     def close(self) -> None:
-        self.socket.close()
-        if self.path:
-            try:
-                os.unlink(self.path)
-            except OSError:
-                pass
+        """Ends listening; the path goes, too, if it is still this socket's."""
+        self._bound.close()
 
 
 def parse_allowed_cids(words: list[str]) -> frozenset[int] | None:
@@ -87,10 +84,9 @@ def open_listener(where: str, allowed_cids: frozenset[int] | None, bound: "_sock
     """Listens at `vsock:PORT` or `unix:PATH`; bound: what bind_early gave. Raises FlagError, VsockError, OSError."""
     bound = bound or bind_early(where)
     if bound is None:
-        path = where.partition(":")[2]
-        return Listener(_open_unix(path), path, allowed_cids)
+        return Listener(_open_unix(where.partition(":")[2]), allowed_cids)
     vsock.listen(bound, BACKLOG)
-    return Listener(bound, "", allowed_cids)
+    return Listener(ListeningSocket(bound), allowed_cids)
 
 
 def take_passed_listener(allowed_cids: frozenset[int] | None) -> Listener | None:
@@ -102,7 +98,7 @@ def take_passed_listener(allowed_cids: frozenset[int] | None) -> Listener | None
         return None
     if int(count) > 1:
         raise FlagError(f"vshd: {count} sockets were passed by systemd, and one is served", 1)
-    return Listener(_socket.socket(fileno=LISTEN_FDS_START), "", allowed_cids)
+    return Listener(ListeningSocket(_socket.socket(fileno=LISTEN_FDS_START)), allowed_cids)
 
 
 def connect_to(where: str) -> int:
@@ -127,30 +123,9 @@ def connect_to(where: str) -> int:
     raise FlagError(f"vshd: ERROR: illegal value '{where}' specified for address flag 'forward_to'", 65)
 
 
-def _open_unix(path: str) -> "_socket.socket":
-    """A socket that only its owner may reach. A dead one of the same name is replaced, a live one is not."""
-    listening = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+def _open_unix(path: str) -> ListeningSocket:
+    """A socket that only its owner may reach. Raises OSError."""
     try:
-        _remove_dead(path)
-        mask = os.umask(0o177)
-        try:
-            listening.bind(path)
-        finally:
-            os.umask(mask)
-        listening.listen(BACKLOG)
+        return listen_at(path, BACKLOG)
     except OSError as error:
-        listening.close()
         raise OSError(error.errno, f"Failed to listen at {path}: {error.strerror or error}") from error
-    return listening
-
-
-def _remove_dead(path: str) -> None:
-    probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    try:
-        probe.connect(path)
-    except ConnectionRefusedError:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
-    finally:
-        probe.close()

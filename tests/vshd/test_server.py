@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -370,8 +371,32 @@ def test_dead_socket_is_replaced_and_a_live_one_is_not(start_vshd, tmp_path):
         check=False,
     )
     assert second.returncode == 1
-    assert b"already in use" in second.stderr
+    assert b"the socket is in use by another program" in second.stderr
     assert vshd.run("--", "true").returncode == 0
+
+
+def test_other_file_where_the_daemon_should_listen_stays(tmp_path: Path) -> None:
+    path = tmp_path / "precious"
+    path.write_text("precious")
+    done = subprocess.run(
+        [sys.executable, "-m", "vshd", f"--listen=unix:{path}", "--log_stderr"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"Failed to listen at {path}: the path is a regular file, not a socket".encode() in done.stderr
+    assert path.read_text() == "precious"
+
+
+def test_daemon_that_ends_leaves_the_socket_of_another_program(start_vshd: Any) -> None:
+    vshd = start_vshd()
+    vshd.path.unlink()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(vshd.path))
+        assert vshd.stop() == 0
+        assert vshd.path.is_socket()
 
 
 def test_every_session_leaves_a_line(start_vshd):

@@ -9,12 +9,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from vmkit.errors import HostError, MachineError
 from vmkit.forward.book import Kept, read_kept
 from vmkit.machine.handover import render_environment
 from vsh.errors import VshError
-from vsh.forward.spec import Forward
+from vsh.forward.spec import LOCAL, Forward
 
 # It listens as soon as its interpreter is up; a listener in the guest takes a session.
 START_DEADLINE_S = 60.0
@@ -85,7 +86,7 @@ def _meet(ours: socket.socket, machine: str, forwards: Sequence[Forward], user: 
     request = {
         "machine": machine,
         "user": user,
-        "forwards": [(forward.kind, forward.listen, forward.target) for forward in forwards],
+        "forwards": [(forward.kind, *_find_places(forward)) for forward in forwards],
     }
     ours.settimeout(START_DEADLINE_S)
     try:
@@ -100,3 +101,15 @@ def _meet(ours: socket.socket, machine: str, forwards: Sequence[Forward], user: 
     if "error" in answer:
         raise VshError(**answer["error"])
     return Kept(**{**answer, "forwards": tuple(answer["forwards"]), "listening": tuple(answer["listening"])})
+
+
+def _find_places(forward: Forward) -> tuple[str, str]:
+    """Where it listens and connects. The keeper's working directory is another: this host's paths become absolute."""
+    if forward.kind == LOCAL:
+        return _make_absolute(forward.listen), forward.target
+    return forward.listen, _make_absolute(forward.target)
+
+
+def _make_absolute(place: str) -> str:
+    kind, _, path = place.partition(":")
+    return f"unix:{Path(path).absolute()}" if kind == "unix" else place

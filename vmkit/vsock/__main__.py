@@ -11,7 +11,6 @@ import contextlib
 import os
 import resource
 import socket
-import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from vmkit.vsock.backend import Backend
 from vmkit.vsock.muxer import MAX_CONNECTIONS
 from vmkit.vsock.notices import Notices
 from vmkit.vsock.packet import MAX_GUEST_CID, MIN_GUEST_CID
+from vshd.carry.sockets import listen_at
 
 USAGE_STATUS: Final = 64  # EX_USAGE, sysexits.h
 INTERNAL_STATUS: Final = 70  # EX_SOFTWARE, sysexits.h
@@ -158,53 +158,12 @@ def _adopt_socket(fd: int, option: str) -> socket.socket:
 @contextlib.contextmanager
 def _bind_socket(path: str) -> Iterator[socket.socket]:
     """A listening socket at `path`, for its owner alone; removed at the end if it is still ours."""
-    _remove_stale_socket(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    old_umask = os.umask(0o177)
     try:
-        sock.bind(path)
-        sock.listen()
+        bound = listen_at(path, socket.SOMAXCONN)
     except OSError as error:
-        sock.close()
         raise StartError(f"cannot listen at {path}: {error.strerror or error}") from error
-    finally:
-        os.umask(old_umask)
-    identity = _find_identity(path)
-    try:
+    with contextlib.closing(bound), socket.socket(fileno=os.dup(bound.socket.fileno())) as sock:
         yield sock
-    finally:
-        sock.close()
-        if identity is not None and _find_identity(path) == identity:
-            Path(path).unlink(missing_ok=True)
-
-
-def _remove_stale_socket(path: str) -> None:
-    """Removes a socket that nobody listens at any more.
-
-    One that somebody does is an error, and so is any other file.
-    """
-    try:
-        if not stat.S_ISSOCK(Path(path).lstat().st_mode):
-            raise StartError(f"{path} exists and is not a socket")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            Path(path).unlink(missing_ok=True)
-            return
-        except OSError as error:
-            raise StartError(f"{path} cannot be used: {error.strerror or error}") from error
-    raise StartError(f"{path} is in use by another process")
-
-
-def _find_identity(path: str) -> tuple[int, int] | None:
-    try:
-        status = Path(path).lstat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 if __name__ == "__main__":

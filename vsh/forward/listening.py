@@ -4,8 +4,7 @@ What a listener accepts waits while the other side is opened in a thread, and is
 the service it belongs to, and nothing of the loop but when it is asked to tend.
 """
 
-import _socket
-import os
+import errno
 import time
 from typing import Protocol
 
@@ -110,30 +109,24 @@ class _Local(Listening):
     """-L: a TCP port or UNIX socket here."""
 
     def open(self) -> None:
-        path = self.forward.listen.removeprefix("unix:") if self.forward.listen.startswith("unix:") else ""
-        if path:
-            _remove_dead(path)
         try:
-            self._socket = places.listen(self.forward.listen)
+            self._bound = places.listen(self.forward.listen)
         except PlaceError as error:
-            raise VshError(str(error)) from error
-        self._path = path
-        self._fd = self._socket.fileno()
-        self.place = places.render(self._socket, self.forward.listen)
+            hint = "choose another path, or remove what is there" if error.error == errno.EEXIST else ""
+            raise VshError(str(error), hint=hint) from error
+        self._fd = self._bound.socket.fileno()
+        self.place = places.render(self._bound, self.forward.listen)
 
     def accept(self) -> int:
-        fd, _ = self._socket._accept()  # type: ignore[attr-defined]
-        return int(fd)
+        return self._bound.accept()[0]
 
     def connect(self, fd: int) -> tuple[int, bytes]:
         return self.service.connect_guest(self.forward.target)
 
     def close(self) -> None:
         if self._fd >= 0:
-            self._socket.close()
+            self._bound.close()
             self._fd = -1
-            if self._path:
-                _unlink(self._path)
 
 
 class _Mapped(_Local):
@@ -264,26 +257,6 @@ class _Remote(_Returning):
     def _watch_control(self) -> None:
         assert self._listener is not None
         self._pairs.watch(self._listener.control, lambda: self.lose("the guest's vshd listens no more"))
-
-
-def _remove_dead(path: str) -> None:
-    """A socket whose program was killed is in nobody's way; a live one, and any other file, stays."""
-    probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    try:
-        probe.connect(path)
-    except ConnectionRefusedError:
-        _unlink(path)
-    except OSError:
-        pass
-    finally:
-        probe.close()
-
-
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except OSError:
-        pass
 
 
 def make_listening(service: Opener, forward: Forward) -> Listening:

@@ -1,1 +1,1 @@
-"""vshd.carry: what client and daemon share to carry bytes: relays, pipes, endpoints, vsock."""
+"""vshd.carry: what client and daemon share to carry bytes: relays, pipes, endpoints, sockets, vsock."""

@@ -10,6 +10,7 @@ import select
 import time
 
 from vshd.carry import vsock
+from vshd.carry.sockets import ListeningSocket, listen_at
 
 BACKLOG = 128
 TCP_PORT_MAX = 0xFFFF
@@ -66,30 +67,37 @@ def _cannot_connect(place: str, code: int) -> PlaceError:
     return PlaceError(f"cannot connect to {place}: {os.strerror(code)}", code)
 
 
-def listen(place: str) -> "_socket.socket":
+def listen(place: str) -> ListeningSocket:
     """A listening, non-blocking socket; only its owner may reach one with a path. Raises PlaceError."""
     family, address = _find_addresses(place, is_passive=True)[0]
+    try:
+        if isinstance(address, str):
+            bound = listen_at(address, BACKLOG)
+            bound.socket.setblocking(False)
+            return bound
+        return ListeningSocket(_listen_without_path(family, address, place))
+    except OSError as error:
+        raise PlaceError(f"cannot listen at {place}: {error.strerror or error}", error.errno or 0) from error
+
+
+def _listen_without_path(family: int, address: "tuple[object, ...]", place: str) -> "_socket.socket":
     listener = _open(family, place)
     try:
         if family in _TCP:
             listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
-        mask = os.umask(0o177)
-        try:
-            listener.bind(address)
-        finally:
-            os.umask(mask)
+        listener.bind(address)
         listener.listen(BACKLOG)
-    except OSError as error:
+    except OSError:
         listener.close()
-        raise PlaceError(f"cannot listen at {place}: {error.strerror or error}", error.errno or 0) from error
+        raise
     return listener
 
 
-def render(listener: "_socket.socket", place: str) -> str:
+def render(listener: ListeningSocket, place: str) -> str:
     """The place a socket listens at, with the port that the kernel chose."""
-    if listener.family not in _TCP:
+    if listener.socket.family not in _TCP:
         return place
-    host, port = listener.getsockname()[:2]
+    host, port = listener.socket.getsockname()[:2]
     return f"tcp:[{host}]:{port}" if ":" in host else f"tcp:{host}:{port}"
 
 

@@ -4,13 +4,13 @@ here is listened at and every connection to it is brought to the client.
 Runs in a session's process, as the session's user. Owns what a forward opens; vshd.carry.pairs carries the bytes.
 """
 
-import _socket
 import os
 import time
 
 from vshd.carry import places
 from vshd.carry.pairs import Pairs, Side
 from vshd.carry.places import PlaceError
+from vshd.carry.sockets import ListeningSocket
 from vshd.log import Log
 from vshd.session.refusal import RefusalError
 from vshd.signals import SIGINT, SIGTERM, Wakeup
@@ -62,7 +62,7 @@ class Bringing:
     the one it was brought to, or closed.
     """
 
-    def __init__(self, listener: "_socket.socket", token: bytes = b"") -> None:
+    def __init__(self, listener: ListeningSocket, token: bytes = b"") -> None:
         """token: what each connection elsewhere begins with."""
         self.listener = listener
         self.pairs = Pairs()
@@ -90,14 +90,14 @@ class Bringing:
 
     def _listen(self, is_wanted: bool) -> None:
         if is_wanted:
-            self.pairs.watch(self.listener.fileno(), self._accept)
+            self.pairs.watch(self.listener.socket.fileno(), self._accept)
         else:
-            self.pairs.ignore(self.listener.fileno())
+            self.pairs.ignore(self.listener.socket.fileno())
 
     def _accept(self) -> None:
         assert self._log is not None
         try:
-            fd, _ = self.listener._accept()  # type: ignore[attr-defined]
+            fd, _ = self.listener.accept()
         except BlockingIOError:
             return
         except OSError as error:
@@ -126,7 +126,6 @@ class Listening(Bringing):
 
     def __init__(self, place: str, back: str, token: bytes) -> None:
         super().__init__(places.listen(place), token)
-        self._path = place.removeprefix("unix:") if place.startswith("unix:") else ""
         self._back = back
         self.description = os.fsencode(places.render(self.listener, place))
 
@@ -141,16 +140,8 @@ class Listening(Bringing):
         try:
             self.serve(stop, log)
         finally:
-            self._unlink()
             os.close(fd)
         return "closed"
-
-    def _unlink(self) -> None:
-        if self._path:
-            try:
-                os.unlink(self._path)
-            except OSError:
-                pass
 
 
 def watch_for_stop(pairs: Pairs, wakeup: Wakeup) -> list[int]:

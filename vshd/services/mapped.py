@@ -24,7 +24,7 @@ class _Mapped(Bringing):
     def __init__(self, prefix: bytes) -> None:
         super().__init__(places.listen("tcp:[::1]:0"))
         self._prefix = prefix
-        self.port = int(self.listener.getsockname()[1])
+        self.port = int(self.listener.socket.getsockname()[1])
 
     def find_back(self, fd: int) -> str:
         try:

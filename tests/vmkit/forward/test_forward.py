@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.vsh.forward.servers import CountThenAnswer, Echo, connect, serving
-from tests.vsh.live import DEADLINE_S, Vshd, wait_until
+from tests.vsh.live import CHECKOUT, DEADLINE_S, Vshd, wait_until
 from tests.vshd.test_init import needs_namespace
 from vmkit.forward.book import read_kept
 from vmkit.forward.start import open_forwards
@@ -225,6 +225,41 @@ def test_port_in_use_is_told_and_nothing_is_kept(runtime):
     assert done.returncode == 1
     assert b"Address already in use" in done.stderr
     assert read_kept() == []
+
+
+def test_other_file_where_a_forward_should_listen_stays(runtime: Path, tmp_path: Path) -> None:
+    path = tmp_path / "precious"
+    path.write_text("precious")
+    done = run("m", "-L", f"unix:{path}:localhost:1")
+    assert done.returncode == 1
+    assert b"the path is a regular file, not a socket\nhint: choose another path" in done.stderr
+    assert path.read_text() == "precious"
+    assert read_kept() == []
+
+
+@pytest.mark.parametrize("kind", ["file", "bound"])
+def test_other_file_at_the_path_of_a_vsock_port_stays(runtime: Path, guest: dict[int, str], kind: str) -> None:
+    machine = FakeMachine(runtime, "m", 7, guest)
+    path = Path(f"{machine.path}_445")
+    with socket.socket(socket.AF_UNIX) as other:
+        if kind == "file":
+            path.write_text("precious")
+        else:
+            other.bind(str(path))
+        before = os.lstat(path)
+        done = run("m", "-R", "vsock:445:1")
+        assert done.returncode == 1
+        assert b"cannot listen on vsock port 445 of this host for this machine: the " in done.stderr
+        assert os.path.samestat(os.lstat(path), before)
+    machine.end()
+
+
+def test_relative_path_is_of_the_folder_where_it_was_asked_for(runtime: Path, tmp_path: Path) -> None:
+    """The process that keeps the forward works in another one."""
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    kept = json.loads(run("m", "-L", "unix:here:localhost:1", "--json", cwd=tmp_path, env=environment).stdout)
+    assert kept["listening"] == [f"unix:{tmp_path}/here"]
+    assert (tmp_path / "here").is_socket()
 
 
 CLIENT = """

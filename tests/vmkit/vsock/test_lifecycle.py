@@ -315,10 +315,12 @@ def test_device_by_hand_makes_and_removes_its_sockets(directory: Path) -> None:
     assert list(directory.iterdir()) == []
 
 
-def test_device_refuses_a_socket_in_use(directory: Path) -> None:
+@pytest.mark.parametrize("does_listen", [True, False])
+def test_device_refuses_a_socket_in_use(directory: Path, *, does_listen: bool) -> None:
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(directory / "v"))
-        other.listen()
+        if does_listen:
+            other.listen()
         done = run_device("--guest-cid", "3", "--socket", str(directory / "f"), "--uds-path", str(directory / "v"))
         assert done.returncode == 1
         assert "in use" in done.stderr

@@ -6,12 +6,14 @@ import os
 import socket
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.vsh.forward.servers import CountThenAnswer, Echo, Greet, Reset, connect, read_all, serving
-from tests.vsh.live import DEADLINE_S, ENVIRONMENT, ended, read_line, wait_until
+from tests.vsh.live import DEADLINE_S, ENVIRONMENT, Vshd, ended, read_line, wait_until
 
 
 @pytest.fixture
@@ -292,7 +294,51 @@ def test_dead_unix_socket_is_replaced_and_a_live_one_is_not(vshd, tmp_path):
     with ended(vshd.start("-v", "-N", "-L", f"{path}:localhost:1")) as process:
         read_line(process.stderr)
         done = vshd.run("-N", "-L", f"{path}:localhost:1", env=ENVIRONMENT)
-        assert (done.returncode, b"Address already in use" in done.stderr) == (1, True)
+        assert (done.returncode, b"the socket is in use by another program" in done.stderr) == (1, True)
         process.terminate()
         process.wait(DEADLINE_S)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("make", [Path.touch, os.mkfifo, lambda path: path.symlink_to("/dev/null")])
+def test_other_file_where_a_forward_should_listen_stays(
+    vshd: Vshd, tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "precious"
+    make(path)
+    before = os.lstat(path)
+    done = vshd.run("-N", "-L", f"{path}:localhost:1", env=ENVIRONMENT)
+    assert done.returncode == 1
+    assert f"cannot listen at unix:{path}: the path is a".encode() in done.stderr
+    assert b"hint: choose another path" in done.stderr
+    assert os.path.samestat(os.lstat(path), before)
+
+
+def test_forward_that_ends_leaves_the_socket_of_another_program(vshd: Vshd, tmp_path: Path) -> None:
+    path = tmp_path / "here"
+    with ended(vshd.start("-v", "-N", "-L", f"{path}:localhost:1")) as process, socket.socket(socket.AF_UNIX) as other:
+        read_line(process.stderr)
+        path.unlink()
+        other.bind(str(path))
+        process.terminate()
+        process.wait(DEADLINE_S)
+        assert path.is_socket()
+
+
+def test_listener_of_the_guest_leaves_another_file(vshd: Vshd, tmp_path: Path) -> None:
+    path = tmp_path / "precious"
+    path.touch()
+    done = vshd.run("-N", "-R", f"{path}:1", env=ENVIRONMENT)
+    assert (done.returncode, b"the path is a regular file, not a socket" in done.stderr) == (1, True)
+    assert path.is_file()
+
+
+def test_listener_of_the_guest_replaces_a_dead_socket(forward: Any, tmp_path: Path) -> None:
+    path = tmp_path / "there"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    with serving(Echo) as port:
+        forward("-R", f"{path}:{port}")
+        with connect(str(path)) as client:
+            client.sendall(b"hi")
+            assert client.recv(10) == b"hi"
