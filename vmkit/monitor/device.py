@@ -5,6 +5,8 @@ dies under a running guest. What it does inside is vmkit.vsock's.
 import asyncio
 import socket
 import sys
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -16,14 +18,38 @@ from vmkit.monitor.end import End
 from vmkit.monitor.life import Life
 from vmkit.monitor.logs import CappedLog, EventLog
 
-# A device process that dies is replaced; one that keeps dying is a fault worth ending the machine for.
+# A device process that dies is replaced. One that keeps dying ends the machine: more often than so many times in so
+# many seconds. A machine that runs for weeks may replace many.
 MAX_RESTARTS = 3
+RESTART_PERIOD_S = 60.0
 # QEMU's end closes the device's connection, and that ends the device: see first whether it was that.
 QEMU_END_DEADLINE_S = 1.0
 # The device ends by itself when QEMU has gone.
 OWN_END_DEADLINE_S = 1.0
 
 Replug = Callable[[socket.socket], Awaitable[None]]
+
+
+class Restarts:
+    """The times of the last restarts. Invariant: at most `limit` of them lie within any `period_s` seconds."""
+
+    def __init__(
+        self, limit: int = MAX_RESTARTS, period_s: float = RESTART_PERIOD_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._limit = limit
+        self._period_s = period_s
+        self._clock = clock
+        self._times_s: deque[float] = deque()
+
+    def take(self) -> bool:
+        """Counts a restart now; False, and nothing is counted, when there were too many lately."""
+        now_s = self._clock()
+        while self._times_s and self._times_s[0] <= now_s - self._period_s:
+            self._times_s.popleft()
+        if len(self._times_s) >= self._limit:
+            return False
+        self._times_s.append(now_s)
+        return True
 
 
 class VsockDevice:
@@ -49,18 +75,19 @@ class VsockDevice:
 
     async def watch(self, life: Life, events: EventLog, replug: Replug) -> None:
         """Replaces a device that ends under a running guest. replug gives QEMU the connection to the new one."""
-        for restart in range(MAX_RESTARTS + 1):
-            child = self._child
-            if child is None:
-                return
+        restarts = Restarts()
+        while (child := self._child) is not None:
             events.add("device-started", {"pid": child.pid})
             await child.wait()
-            events.add("device-ended", {"how": child.render_end()})
+            events.add("device-ended", {"how": child.render_end(), "last": child.render_tail().rpartition("\n")[2]})
             await asyncio.wait({life.end}, timeout=QEMU_END_DEADLINE_S)
             if life.end.done():
                 return
-            if restart == MAX_RESTARTS or not life.is_ready:
+            if not life.is_ready:
                 life.finish(_explain_end(child))
+                return
+            if not restarts.take():
+                life.finish(_explain_end(child, f" after {MAX_RESTARTS} restarts within {RESTART_PERIOD_S:g} s"))
                 return
             try:
                 with await self.start() as qemu_sock:
@@ -99,5 +126,5 @@ class VsockDevice:
         ]  # fmt: skip
 
 
-def _explain_end(child: Child) -> End:
-    return End("device-exit", f"the vsock device ended with {child.render_end()}", details=child.render_tail())
+def _explain_end(child: Child, often: str = "") -> End:
+    return End("device-exit", f"the vsock device ended with {child.render_end()}{often}", details=child.render_tail())
