@@ -209,7 +209,7 @@ class _Assembly:
         assert self._kernel is not None
         assert self._plan.lock is not None
         kernel = take_kernel(self._debs[self._plan.lock.kernel], tree, _DISK_MODULES, "vmlinuz")
-        text = self._render(_DISK_INIT, disk_modules=kernel.modules)
+        text = self._render(_DISK_INIT, disk_modules=(*kernel.soft_modules, *kernel.modules))
         tree.add("init", file_node(text.encode(), 0o755))
         tree.add(COMPLETE_PATH, file_node(b""))
         return tree
@@ -292,6 +292,7 @@ class _Assembly:
             "suite": self._plan.lock.suite if self._plan.lock else "",
             "kernel_version": self._kernel.version,
             "modules": self._kernel.modules,
+            "soft_modules": self._kernel.soft_modules,
             "python": f"/{self._python.program}" if self._python else "",
             "hook": HOOK_PATH if self._spec.hook else "",
             "default_user": self._spec.default_user,

@@ -81,10 +81,14 @@ def read_section(data: bytes, name: str) -> bytes:
     return next((_content(data, section) for section in sections if _text(names, section.name) == name), b"")
 
 
-def read_modinfo(data: bytes) -> dict[str, str]:
-    """A kernel module's .modinfo as key and value; of a repeated key, such as alias, the last one."""
-    pairs = (item.partition(b"=") for item in read_section(data, ".modinfo").split(b"\0") if item)
-    return {key.decode("latin-1"): value.decode("latin-1") for key, _, value in pairs}
+def read_modinfo(data: bytes) -> dict[str, tuple[str, ...]]:
+    """A kernel module's .modinfo: the values of each key, in their order."""
+    values: dict[str, tuple[str, ...]] = {}
+    for item in read_section(data, ".modinfo").split(b"\0"):
+        key, equals, value = item.decode("latin-1").partition("=")
+        if equals:
+            values[key] = (*values.get(key, ()), value)
+    return values
 
 
 def _read_sections(data: bytes) -> list[_Section]:

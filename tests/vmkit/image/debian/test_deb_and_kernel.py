@@ -60,7 +60,8 @@ def test_damaged_deb_is_an_error_with_its_command(tmp_path: Path) -> None:
 
 def test_elf_tells_libraries_and_modinfo(make_elf: MakeElf) -> None:
     assert read_needed(make_elf(needed=(b"libc.so.6", b"libm.so.6"))) == ("libc.so.6", "libm.so.6")
-    assert read_modinfo(make_elf(modinfo=b"depends=a,b\0license=GPL\0")) == {"depends": "a,b", "license": "GPL"}
+    assert read_modinfo(make_elf(modinfo=b"alias=x\0alias=y\0=\0z\0")) == {"alias": ("x", "y"), "": ("",)}
+    assert read_modinfo(make_elf(modinfo=b"depends=a,b\0license=GPL\0")) == {"depends": ("a,b",), "license": ("GPL",)}
 
 
 @pytest.mark.parametrize("data", [b"", b"#!/bin/sh\n", b"\x7fELF\x02\x01", b"\x7fELF\x02\x01" + b"\xff" * 200])

@@ -1,0 +1,184 @@
+"""The kernel modules of an image: which files they need, the order in which they load, what modprobe must know.
+
+A module names what it needs in its .modinfo section: `depends` are modules without which it does not load, `softdep`
+are modules or aliases that it asks the kernel for at work (MODULE_SOFTDEP in linux/module.h; ext4 asks for
+`crypto-crc32c`). Modules are stored uncompressed: the guest's processor is the slow one. Pure.
+"""
+
+import gzip
+import lzma
+import posixpath
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from vmkit.errors import BuildError, CommandError
+from vmkit.image.formats.elf import read_modinfo
+from vmkit.image.formats.tree import Node, Tree, file_node
+from vmkit.image.formats.vmlinux import unpack_zstd
+
+_UNPACKERS: dict[str, Callable[[bytes], bytes]] = {
+    ".ko": lambda data: data,
+    ".ko.xz": lzma.decompress,
+    ".ko.gz": gzip.decompress,
+    ".ko.zst": unpack_zstd,
+}
+# Soft dependencies that are aliases and not modules are ciphers and checksums. All modules of a kernel take 20 s to
+# unpack, those of these folders a third of a second.
+_CIPHERS = ("/kernel/crypto/", "/crypto/")
+_SOFT_ORDERS = ("pre:", "post:")
+# A cipher's alias in the modules that have it (MODULE_ALIAS_CRYPTO), and a platform driver's name.
+_ALIAS_PREFIXES = ("crypto-", "platform:")
+
+
+def find_module_name(path: str) -> str:
+    """The module's name of a path in a kernel package, empty for another file."""
+    stem, dot, extension = posixpath.basename(path).partition(".ko")
+    return stem.replace("-", "_") if dot + extension in _UNPACKERS else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Module:
+    """One chosen module. path is that in the guest; needed are the modules it does not load without."""
+
+    path: str
+    data: bytes
+    needed: tuple[str, ...]
+    soft: tuple[str, ...]
+
+
+class ModuleSet:
+    """Chosen modules of one kernel, in load order: a module stands after everything it needs."""
+
+    def __init__(self, version: str, files: Mapping[str, tuple[str, Node]], builtin_list: bytes) -> None:
+        """files: each module's path and file, by its name. builtin_list: the kernel's modules.builtin."""
+        self._version = version
+        self._root = f"usr/lib/modules/{version}"
+        self._files = files
+        self._builtin_list = builtin_list
+        self._builtin = set(map(find_module_name, builtin_list.decode(errors="replace").splitlines()))
+        self._chosen: dict[str, _Module] = {}
+        # Modules whose dependencies are being added.
+        self._open: set[str] = set()
+        # An alias that a chosen module asks for, and the chosen modules that have it.
+        self._aliases: dict[str, tuple[str, ...]] = {}
+        self._ciphers: dict[str, tuple[str, ...]] | None = None
+
+    def choose(self, names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Adds modules and all they depend on. Returns what must load, in order, and what to try before that.
+
+        The second are the soft dependencies: a guest's processor or hardware may lack what they are for. A module that
+        is built into the kernel needs nothing. Raises BuildError naming a module that does not exist.
+        """
+        before = set(self._chosen)
+        for name in names:
+            self._add(name)
+        loaded = tuple(name for name in self._chosen if name not in before)
+        soft: list[str] = []
+        for name in loaded:
+            soft += self._add_soft(name)
+        return loaded, tuple(name for name in dict.fromkeys(soft) if name not in loaded)
+
+    def write(self, tree: Tree, barred: tuple[str, ...]) -> None:
+        """Puts the modules into the tree, and the lists by which modprobe finds them.
+
+        A barred module has no line there: busybox's modprobe knows no other way to be told that it must not. Of a
+        module that is built in, modprobe finds that it has nothing to do.
+        """
+        tree.add(f"{self._root}/modules.builtin", file_node(self._builtin_list))
+        for module in self._chosen.values():
+            tree.add(module.path, file_node(module.data))
+        known = [name for name in self._chosen if name not in barred]
+        dependencies = "".join(self._render_dependencies(name) for name in known)
+        tree.add(f"{self._root}/modules.dep", file_node(dependencies.encode()))
+        aliases = [
+            f"alias {alias} {name}\n"
+            for alias, names in sorted(self._aliases.items())
+            for name in names
+            if name in known and name != alias.replace("-", "_")
+        ]
+        if aliases:
+            # The kernel itself asks for these, by running /sbin/modprobe.
+            tree.add(f"{self._root}/modules.alias", file_node("".join(aliases).encode()))
+
+    def _add(self, name: str, wanted_by: str = "") -> None:
+        if name in self._chosen or name in self._builtin:
+            return
+        if name not in self._files:
+            reason = f", which {wanted_by} depends on" if wanted_by else ""
+            raise BuildError(
+                f"the kernel {self._version} has no module '{name}'{reason}", hint="see the recipe's `modules`"
+            )
+        if name in self._open:
+            raise BuildError(f"the module {name} of the kernel {self._version} depends on itself")
+        path, node = self._files[name]
+        data = _unpack(path, node.data)
+        info = read_modinfo(data)
+        depends = [word.replace("-", "_") for line in info.get("depends", ()) for word in line.split(",") if word]
+        self._open.add(name)
+        for dependency in depends:
+            self._add(dependency, name)
+        self._open.remove(name)
+        plain = path[: path.rindex(".ko")] + ".ko"
+        needed = tuple(word for word in depends if word in self._chosen)
+        soft = tuple(word for line in info.get("softdep", ()) for word in line.split() if word not in _SOFT_ORDERS)
+        self._chosen[name] = _Module(plain, data, needed, soft)
+
+    def _add_soft(self, name: str) -> list[str]:
+        """Adds the soft dependencies of a chosen module, and theirs. Those that this kernel lacks are left out."""
+        added = []
+        for word in self._chosen[name].soft:
+            for found in self._find_soft(word):
+                if found not in self._chosen:
+                    self._add(found)
+                    added += self._add_soft(found)
+                added.append(found)
+        return added
+
+    def _find_soft(self, word: str) -> tuple[str, ...]:
+        """The modules that a soft dependency means; none where it is built in, or is of another kernel."""
+        for prefix in ("", *_ALIAS_PREFIXES):
+            name = word.removeprefix(prefix).replace("-", "_")
+            if name in self._builtin:
+                return ()
+            if name in self._files:
+                self._aliases[word] = (name,)
+                return (name,)
+        if self._ciphers is None:
+            self._ciphers = dict(self._read_ciphers())
+        found = tuple(sorted(name for name, aliases in self._ciphers.items() if word in aliases))
+        self._aliases[word] = found
+        return found
+
+    def _read_ciphers(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        for name, (path, node) in self._files.items():
+            if any(folder in path for folder in _CIPHERS):
+                yield name, read_modinfo(_unpack(path, node.data)).get("alias", ())
+
+    def _render_dependencies(self, name: str) -> str:
+        """A line of modules.dep. modprobe, busybox's and kmod's, loads it from right to left (depmod(8)).
+
+        So what the module itself needs comes first, and what all others need comes last.
+        """
+        needed = self._find_needed(name)
+        words = [self._strip(other) for other in reversed(self._chosen) if other in needed]
+        return f"{self._strip(name)}: {' '.join(words)}".rstrip() + "\n"
+
+    def _find_needed(self, name: str) -> set[str]:
+        found: set[str] = set()
+        waiting = [name]
+        while waiting:
+            more = set(self._chosen[waiting.pop()].needed) - found
+            found |= more
+            waiting += more
+        return found
+
+    def _strip(self, name: str) -> str:
+        return self._chosen[name].path.removeprefix(self._root + "/")
+
+
+def _unpack(path: str, data: bytes) -> bytes:
+    extension = path[path.rindex(".ko") :]
+    try:
+        return _UNPACKERS[extension](data)
+    except (lzma.LZMAError, OSError, EOFError, CommandError) as error:
+        raise BuildError(f"the kernel module {path} cannot be decompressed: {error}") from error
