@@ -89,7 +89,10 @@ def _cannot_reach(address: Address, error: Exception) -> VshError:
 
 
 def ask_for_port(address: Address, fd: int, deadline_s: float) -> None:
-    """The hybrid convention: CONNECT <port>, and OK <port> or a close without a word."""
+    """The hybrid convention: CONNECT <port>, and OK <port> or a close without a word.
+
+    Our own device answers FULL <places> before it closes for want of a place.
+    """
     try:
         os.write(fd, b"CONNECT %d\n" % address.port)
     except BrokenPipeError:
@@ -110,7 +113,13 @@ def ask_for_port(address: Address, fd: int, deadline_s: float) -> None:
                 hint="the guest runs, but no vshd in it; is it still booting?",
             )
         line += data
-        if len(line) >= OK_LINE_MAX or not line.startswith(b"OK "[: len(line)]):
+        if line.startswith(b"FULL ") and line.endswith(b"\n"):
+            places = line[5:-1].decode("ascii", "replace")
+            raise VshError(
+                f"{address.name} takes no more connections: all {places} places of its vsock device are taken",
+                hint="end some of its sessions or forwards: each holds a place",
+            )
+        if len(line) >= OK_LINE_MAX or not line.startswith((b"OK "[: len(line)], b"FULL "[: len(line)])):
             raise VshError(
                 f"{address.path} is no vsock of a VM: it answered {line!r}", hint="--unix is for a plain vshd"
             )

@@ -58,7 +58,23 @@ def test_hybrid_vsock_refuses(hybrid):
         open_transport(Address.hybrid(hybrid([])), soon())
 
 
-@pytest.mark.parametrize("reply", [b"NO\n", b"OKAY\n", b"OK " + b"1" * 100, b"\x00\x01"])
+@pytest.mark.parametrize("reply", [[b"FULL 1024\n"], [b"F", b"ULL 10", b"24\n"]])
+def test_hybrid_vsock_without_a_free_place_is_not_called_booting(hybrid, reply):
+    path = hybrid(reply)
+    with pytest.raises(VshError, match="all 1024 places of its vsock device are taken") as caught:
+        open_transport(Address.hybrid(path), soon())
+    assert "holds a place" in caught.value.hint
+
+
+@pytest.mark.parametrize("reply", [b"FULL", b"FULL 1024"])
+def test_hybrid_vsock_that_closes_within_its_line_refuses(hybrid, reply):
+    with pytest.raises(VshError, match="nothing listens on port 9001"):
+        open_transport(Address.hybrid(hybrid([reply])), soon())
+
+
+@pytest.mark.parametrize(
+    "reply", [b"NO\n", b"FULLER\n", b"FULL " + b"1" * 100, b"OKAY\n", b"OK " + b"1" * 100, b"\x00\x01"]
+)
 def test_hybrid_vsock_that_is_none(hybrid, reply):
     with pytest.raises(VshError, match="is no vsock of a VM"):
         open_transport(Address.hybrid(hybrid([reply])), soon())

@@ -1,7 +1,8 @@
 """The line by which a host program names the guest port it wants, and the answer to it. Pure text.
 
 The convention is Firecracker's hybrid vsock, which vhost-device-vsock shares: `CONNECT <port>\\n`, answered by `OK
-<host port>\\n` once the guest has accepted. A refusal is a close without an answer.
+<host port>\\n` once the guest has accepted. A refusal is a close without an answer. One refusal has a line of our own,
+because it says nothing about the guest: `FULL <places>\\n` before the close, when all places for connections are taken.
 """
 
 from typing import Final
@@ -47,3 +48,8 @@ def find_greeting(data: bytes) -> Greeting | None:
 def render_answer(host_port: int) -> bytes:
     """What the host program reads once the guest has accepted."""
     return b"OK %d\n" % host_port
+
+
+def render_full(places: int) -> bytes:
+    """What the host program reads when all places for connections are taken."""
+    return b"FULL %d\n" % places

@@ -4,6 +4,7 @@ It owns the programs' sockets from the first to the last moment, watches them in
 how long each wait may take. It moves no payload.
 """
 
+import contextlib
 import errno
 import select
 import socket
@@ -12,7 +13,7 @@ from typing import Final
 
 from vmkit.vsock.connection import State
 from vmkit.vsock.deadlines import Deadlines
-from vmkit.vsock.greeting import GREETING_MAX_BYTES, GreetingError, find_greeting, render_answer
+from vmkit.vsock.greeting import GREETING_MAX_BYTES, GreetingError, find_greeting, render_answer, render_full
 from vmkit.vsock.link import Link
 from vmkit.vsock.muxer import MAX_CONNECTIONS, Muxer, Notice
 from vmkit.vsock.traffic import Traffic
@@ -171,7 +172,9 @@ class HostSide:
     def _admit(self, sock: socket.socket) -> None:
         connection = self._muxer.admit()
         if connection is None:
-            sock.close()
+            with sock, contextlib.suppress(OSError):
+                # Nothing was written to this socket before, so the line fits.
+                sock.send(render_full(self._muxer.max_connections), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
             return
         sock.setblocking(False)
         link = self.traffic.open_link(connection)

@@ -194,6 +194,7 @@ def test_too_many_connections_are_refused_and_places_come_back() -> None:
         late = bench.connect()
         late.send(b"CONNECT 1\n")
         bench.wait(lambda: late.is_ended)
+        assert late.data == b"FULL 20\n"
         for program in programs:
             program.close()
         bench.wait(lambda: not bench.driver.sockets)
