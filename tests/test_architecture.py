@@ -66,7 +66,7 @@ STARTS_PROGRAMS = {
 LIBRARY = sys.stdlib_module_names | {"_sha2", "_sha256"}
 OPENS_AF_VSOCK = {"vsh/transport.py", "vshd/carry/vsock.py"}
 # These tell a socket's family when they see one.
-KNOWS_AF_VSOCK = OPENS_AF_VSOCK | {"vshd/listener.py", "vshd/carry/places.py", "vsh/listener.py"}
+KNOWS_AF_VSOCK = OPENS_AF_VSOCK | {"vshd/listener.py", "vshd/carry/endpoints.py", "vsh/listener.py"}
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc", "tools", "shared"}
 
 
@@ -194,7 +194,7 @@ def test_only_the_programs_exit_and_print_errors() -> None:
     for path, name in zip(SHIPPED, IDS, strict=True):
         if not name.startswith("vmkit/") or name.startswith("vmkit/cli/") or path.name == "__main__.py":
             continue
-        main = name in ("vmkit/forward/keeper.py", "vmkit/forward/namespace.py")
+        main = name in ("vmkit/forward/daemon.py", "vmkit/forward/namespace.py")
         for node in ast.walk(parse(path)):
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             assert called != "print" or name == "vmkit/forward/namespace.py", name

@@ -2,7 +2,7 @@
 
 from vsh import registry
 from vsh.errors import VshError
-from vsh.registry import Machine
+from vsh.registry import Entry
 
 VSHD_PORT = 9001
 # 0 and 1 are the hypervisor and the machine itself, 2 is the host; 2^32-1 is "any" (linux/vm_sockets.h).
@@ -101,7 +101,7 @@ def find_only(port: int = VSHD_PORT) -> Address:
     return address_of(machines[0], port)
 
 
-def address_of(machine: Machine, port: int = VSHD_PORT) -> Address:
+def address_of(machine: Entry, port: int = VSHD_PORT) -> Address:
     """The address of a registered machine. Raises VshError while it is not ready."""
     name = f"machine '{machine.name}'"
     if machine.state != "ready":
@@ -120,7 +120,7 @@ def address_of(machine: Machine, port: int = VSHD_PORT) -> Address:
     )
 
 
-def _known(machines: list[Machine]) -> str:
+def _known(machines: list[Entry]) -> str:
     if not machines:
         return "start a machine: vmkit up"
     names = ", ".join(f"{machine.name} (--cid {machine.cid})" for machine in machines)

@@ -19,7 +19,7 @@ TOKEN = "token"  # noqa: S105 - a file's name
 MAX_RECORD_BYTES = 64 * 1024
 
 
-class Machine:
+class Entry:
     """One entry of the registry, as its record told it at one moment. state: starting, ready or stopping."""
 
     __slots__ = ("backend", "cid", "directory", "name", "pid", "record", "state", "token_file", "vsock")
@@ -62,7 +62,7 @@ def find_runtime_directory() -> str:
     return path
 
 
-def read_machines() -> list[Machine]:
+def read_machines() -> list[Entry]:
     """Every live machine, by name."""
     folder = os.path.join(find_runtime_directory(), MACHINES)
     try:
@@ -75,7 +75,7 @@ def read_machines() -> list[Machine]:
     return [machine for machine in found if machine is not None]
 
 
-def find_machine(name: str | None = None, cid: int | None = None) -> Machine | None:
+def find_machine(name: str | None = None, cid: int | None = None) -> Entry | None:
     """The live machine of that name, or of that CID."""
     for machine in read_machines():
         if name is not None and machine.name == name:
@@ -105,7 +105,7 @@ def _is_own_directory(path: str) -> bool:
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
 
 
-def _read_machine(directory: str) -> Machine | None:
+def _read_machine(directory: str) -> Entry | None:
     """The machine in a directory; None when it is no entry, unreadable, or nobody holds its lock."""
     # With what it imports, json is a third of a short command's start; most have no registry to read.
     import json  # noqa: PLC0415
@@ -115,7 +115,7 @@ def _read_machine(directory: str) -> Machine | None:
             return None
         with open(os.path.join(directory, RECORD), "rb") as file:
             record = json.loads(file.read(MAX_RECORD_BYTES))
-        machine = Machine(directory, record)
+        machine = Entry(directory, record)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     # A copied directory, or a record of another's making, is not the machine it says it is.

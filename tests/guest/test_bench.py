@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from vmkit.bench.facts import gather_facts
-from vmkit.bench.heats import AIMS, Pace, run_heats
+from vmkit.bench.measurements import AIMS, Pace, run_heats
 from vmkit.bench.report import write_report
 from vmkit.bench.series import Outcome
-from vmkit.bench.track import open_track
+from vmkit.bench.testbed import open_track
 
 SMALLEST = Pace(
     rounds=1,

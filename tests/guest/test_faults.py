@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from vmkit.machine import stop
-from vsh.registry import Machine, find_machine, read_machines
+from vsh.registry import Entry, find_machine, read_machines
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 BIN = Path(sys.executable).parent
 
 
-def entry(name: str) -> Machine:
+def entry(name: str) -> Entry:
     machine = find_machine(name=name)
     assert machine is not None
     return machine

@@ -74,7 +74,7 @@ def _skip_bytecode(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
     "path",
     [
         "tests/guest/inside/check_vsock.py",
-        "tests/vsh/test_section8.py",
+        "tests/vsh/test_upstream_faults.py",
         "tests/vsh/test_streams.py",
         "tests/vsh/test_faults.py",
         "tests/vsh/test_terminal.py",

@@ -15,7 +15,7 @@ from vsh.address import Address, address_of
 from vsh.client import Client
 from vsh.errors import VshError
 from vsh.flags import parse_flags
-from vsh.registry import Machine
+from vsh.registry import Entry
 from vsh.token import read_token
 from vshd.server import UNPROVEN_MAX
 from vshd.wire import messages
@@ -341,7 +341,7 @@ def test_file_without_a_token_is_refused_and_not_quoted(tmp_path, text):
 
 
 def make_machine(**record):
-    return Machine("/run/x/machines/a", {"name": "a", "cid": 3, "state": "ready", **record})
+    return Entry("/run/x/machines/a", {"name": "a", "cid": 3, "state": "ready", **record})
 
 
 def test_registry_says_which_machine_demands_a_token():

@@ -10,7 +10,7 @@ from tests.vshd.joined import Joined
 from vsh.address import Address
 from vsh.errors import VshError
 from vsh.forward.guest import connect_guest
-from vshd.carry.places import PlaceError, connect
+from vshd.carry.endpoints import PlaceError, connect
 from vshd.services.forward import open_forward
 from vshd.session.refusal import RefusalError
 from vshd.wire import messages, state

@@ -49,7 +49,7 @@ def test_rules_replace_those_of_a_killed_one():
 GUEST = f"""
 import os, socket, sys, threading
 sys.path.insert(0, {str(CHECKOUT)!r})
-from vshd.carry import places
+from vshd.carry import endpoints
 from vshd.log import Log
 from vshd.services.mapped import serve_mapping
 from vshd.signals import SIGTERM, Wakeup
@@ -59,8 +59,8 @@ back = socket.socket(socket.AF_UNIX)
 back.bind(sys.argv[1])
 back.listen()
 asked = []
-start = places.start_connect
-places.start_connect = lambda place: (asked.append(place), start("unix:" + sys.argv[1]))[1]
+start = endpoints.start_connect
+endpoints.start_connect = lambda place: (asked.append(place), start("unix:" + sys.argv[1]))[1]
 os.system("ip link set lo up")
 
 def client():

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from vmkit.bench.network import GUEST_ADDRESS, PREFIX_BITS, TAP, Kind, plan_tap
 from vmkit.bench.sinks import CONNECT_TIMEOUT_S, SINK, time_sending
-from vmkit.bench.track import IMAGE, SINK_PORT, plan_vsh, start_script
+from vmkit.bench.testbed import IMAGE, SINK_PORT, plan_vsh, start_script
 from vmkit.errors import HostError
 from vmkit.forward.namespace import run_tool
 from vmkit.machine.machine import Machine

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vmkit.bench.network import find_network
-from vmkit.bench.track import MEMORY, Track
+from vmkit.bench.testbed import MEMORY, Track
 from vmkit.run import run
 from vsh.errors import VshError
 from vshd.wire.version import __version__

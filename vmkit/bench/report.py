@@ -5,7 +5,7 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from vmkit.bench.heats import AIMS, BULK_IN, BULK_OUT, EXEC, NETWORK, PLAIN, RAW
+from vmkit.bench.measurements import AIMS, BULK_IN, BULK_OUT, EXEC, NETWORK, PLAIN, RAW
 from vmkit.bench.series import BYTES_PER_SECOND, HIGHER_IS_BETTER, MIB, SECONDS, Aim, Change, Outcome, Series
 from vmkit.errors import HostError
 

@@ -22,9 +22,9 @@ def bench(context: click.Context, *, quick: bool, out: Path | None, accel: str) 
         return
     # Imported here: the other verbs read files.
     from vmkit.bench.facts import gather_facts  # noqa: PLC0415
-    from vmkit.bench.heats import FULL, QUICK, run_heats  # noqa: PLC0415
+    from vmkit.bench.measurements import FULL, QUICK, run_heats  # noqa: PLC0415
     from vmkit.bench.report import render_facts, render_table  # noqa: PLC0415
-    from vmkit.bench.track import open_track  # noqa: PLC0415
+    from vmkit.bench.testbed import open_track  # noqa: PLC0415
 
     target = out or Path(RESULTS) / time.strftime("%Y%m%d-%H%M%S.json")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from vmkit.cli.show import open_progress, print_json, read_wall
 from vmkit.image.build import find_built_image, plan_image
 from vmkit.image.recipe.config import load_image
-from vmkit.machine.handover import Monitor
+from vmkit.machine.handover import MonitorHandle
 from vmkit.machine.launch import Layout
 from vmkit.machine.qemu import QemuPlan, plan_qemu
 from vmkit.machine.registry import MACHINES
@@ -22,14 +22,13 @@ from vmkit.machine.start import Choices, Started, choose, plan_hardware, start_m
 from vmkit.machine.vhost import KernelVhostDoor
 from vmkit.run import render_command
 from vsh.address import address_of
-from vsh.registry import Machine as Entry
-from vsh.registry import find_machine, find_runtime_directory
+from vsh.registry import Entry, find_machine, find_runtime_directory
 
 CONSOLE_POLL_S = 0.05
 READ_BYTES = 65536
 
 
-def boot(spec: MachineSpec, monitor: Monitor | None, *, console: bool, as_json: bool, quiet: bool) -> None:
+def boot(spec: MachineSpec, monitor: MonitorHandle | None, *, console: bool, as_json: bool, quiet: bool) -> None:
     """Starts a machine and tells of it. monitor: one that was started already."""
     with contextlib.ExitStack() as stack:
         follow = stack.enter_context(_follow_console()) if console else None

@@ -10,7 +10,7 @@ import click
 from vmkit.cli.machines import find_named, pick_machine
 from vmkit.cli.show import print_json, print_table
 from vmkit.errors import ConfigError, MachineError
-from vmkit.forward.book import Kept, read_kept, read_log
+from vmkit.forward.registry import Kept, read_kept, read_log
 from vmkit.forward.start import keep_forwards, remove
 from vsh.forward.spec import LOCAL, REMOTE, parse_forward
 

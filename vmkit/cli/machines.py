@@ -12,8 +12,7 @@ from vmkit.errors import ConfigError, MachineError
 from vmkit.machine import stop
 from vmkit.machine.registry import sweep
 from vsh.errors import VshError
-from vsh.registry import Machine as Entry
-from vsh.registry import find_machine, read_machines
+from vsh.registry import Entry, find_machine, read_machines
 
 MAX_CID_DIGITS = 10
 

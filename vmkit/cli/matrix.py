@@ -8,7 +8,7 @@ import click
 from vmkit.cli.show import open_progress, print_table
 from vmkit.image.build import build_image
 from vmkit.image.recipe.config import load_image
-from vmkit.matrix.execute import Verdict, find_jobs, run_cells
+from vmkit.matrix.execute import CellVerdict, find_jobs, run_cells
 from vmkit.matrix.plan import pick_cells, read_matrix
 from vmkit.matrix.report import COLUMNS, render_github, render_junit, render_rows
 
@@ -43,5 +43,5 @@ def matrix(
         junit.parent.mkdir(parents=True, exist_ok=True)
         junit.write_bytes(render_junit(outcomes))
     print_table(COLUMNS, render_rows(outcomes))
-    if any(outcome.verdict in (Verdict.FAILED, Verdict.ERROR) for outcome in outcomes):
+    if any(outcome.verdict in (CellVerdict.FAILED, CellVerdict.ERROR) for outcome in outcomes):
         sys.exit(1)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vmkit.errors import HostError, MachineError
-from vmkit.forward.book import Kept, read_kept
+from vmkit.forward.registry import Kept, read_kept
 from vmkit.machine.handover import render_environment
 from vsh.errors import VshError
 from vsh.forward.spec import LOCAL, Forward
@@ -34,7 +34,7 @@ def keep_forwards(machine: str, forwards: Sequence[Forward], *, user: str = "") 
         with theirs:
             try:
                 process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "vmkit.forward.keeper", str(theirs.fileno())],
+                    [sys.executable, "-P", "-m", "vmkit.forward.daemon", str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
@@ -96,7 +96,7 @@ def _meet(ours: socket.socket, machine: str, forwards: Sequence[Forward], user: 
     except OSError as error:
         raise HostError("the process of the forward does not answer") from error
     if not line:
-        raise HostError("the process of the forward ended at once", hint="`python3 -m vmkit.forward.keeper` tells why")
+        raise HostError("the process of the forward ended at once", hint="`python3 -m vmkit.forward.daemon` tells why")
     answer = json.loads(line)
     if "error" in answer:
         raise VshError(**answer["error"])

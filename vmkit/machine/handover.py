@@ -31,7 +31,7 @@ MAX_LOG_TAIL_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Monitor:
+class MonitorHandle:
     """A monitor process and our end of its socket."""
 
     process: "subprocess.Popen[bytes]"
@@ -73,13 +73,13 @@ def _read_tail(fd: int) -> str:
 
 
 @contextlib.contextmanager
-def start_monitor() -> Iterator[Monitor]:
+def start_monitor() -> Iterator[MonitorHandle]:
     """A monitor that waits for its plan. Leaving the block by an exception ends it; otherwise it goes on alone."""
     ours, theirs = socket.socketpair()
     with ours, open(os.memfd_create("monitor-log"), "r+b") as log:  # noqa: PTH123  (it has no path)
         with theirs:
             process = _start_process(theirs.fileno(), log)
-        monitor = Monitor(process, ours, log)
+        monitor = MonitorHandle(process, ours, log)
         with monitor.ended_on_error():
             yield monitor
 

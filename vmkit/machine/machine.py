@@ -27,8 +27,7 @@ from vmkit.machine.start import Started, start_machine
 from vsh.address import address_of
 from vsh.client import Argv, Client, PopenOptions, Result, RunOptions
 from vsh.process import Process
-from vsh.registry import Machine as Entry
-from vsh.registry import find_machine
+from vsh.registry import Entry, find_machine
 
 
 class Machine:

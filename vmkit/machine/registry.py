@@ -19,8 +19,7 @@ from pathlib import Path
 from vmkit.errors import HostError, MachineError
 from vmkit.machine.launch import Layout
 from vmkit.machine.spec import FIRST_GUEST_CID, MAX_NAME_CHARACTERS, check_name
-from vsh.registry import Machine as Entry
-from vsh.registry import find_runtime_directory, read_machines
+from vsh.registry import Entry, find_runtime_directory, read_machines
 
 SCHEMA = 1
 MACHINES = "machines"

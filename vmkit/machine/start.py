@@ -18,7 +18,7 @@ from vmkit.image.build import BuiltImage, build_image
 from vmkit.image.recipe.config import load_image
 from vmkit.machine import probe
 from vmkit.machine.disks import check_disk, check_gdb_port, check_root
-from vmkit.machine.handover import Monitor, start_monitor
+from vmkit.machine.handover import MonitorHandle, start_monitor
 from vmkit.machine.launch import MAX_REPORT_LINE_BYTES, LaunchPlan, Layout, Report, Stage, parse_report
 from vmkit.machine.qemu import USER_READY_PORT, Hardware, plan_qemu
 from vmkit.machine.registry import (
@@ -74,7 +74,7 @@ def start_machine(
     on_directory: Callable[[Path], None] | None = None,
     door: VhostDoor | None = None,
     build: Build | None = None,
-    monitor: Monitor | None = None,
+    monitor: MonitorHandle | None = None,
 ) -> Started:
     """Builds if needed, starts, waits until ready. on_directory is told where the console log will grow.
 
@@ -228,7 +228,7 @@ def _check_kernel(kernel: Path) -> None:
         ) from error
 
 
-def _await_ready(plan: LaunchPlan, monitor: Monitor, tell: Tell) -> None:
+def _await_ready(plan: LaunchPlan, monitor: MonitorHandle, tell: Tell) -> None:
     reports = monitor.reports
     reports.settimeout(plan.timeout_s + MONITOR_GRACE_S)
     with reports.makefile("rb") as stream:

@@ -20,8 +20,7 @@ from vmkit.machine.registry import sweep
 from vsh.address import Address, address_of
 from vsh.client import Client
 from vsh.errors import VshError
-from vsh.registry import Machine as Entry
-from vsh.registry import find_machine
+from vsh.registry import Entry, find_machine
 
 # A guest under TCG on a busy host needs seconds to stop its processes.
 POWER_OFF_DEADLINE_S = 20.0

@@ -25,7 +25,7 @@ MAX_OUTPUT_BYTES = 64 * 1024
 LOOK_AGAIN_S = 0.2
 
 
-class Verdict(StrEnum):
+class CellVerdict(StrEnum):
     """passed; failed: the command's status was not 0; error: it could not be run; skipped: the host cannot do this."""
 
     PASSED = "passed"
@@ -35,12 +35,12 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CellResult:
     """What became of one command of one cell. text: its output, or why there is none."""
 
     cell: Cell
     command: Command
-    verdict: Verdict
+    verdict: CellVerdict
     seconds: float
     brief: str
     text: str = ""
@@ -59,12 +59,12 @@ def find_jobs(matrix: Matrix, asked: int | None) -> int:
     return max(1, min(fit, asked or os.cpu_count() or 1))
 
 
-def run_cells(matrix: Matrix, cells: Sequence[Cell], jobs: int, tell: Tell) -> list[Outcome]:
+def run_cells(matrix: Matrix, cells: Sequence[Cell], jobs: int, tell: Tell) -> list[CellResult]:
     """Runs the cells and returns an outcome for every command, in the order of the cells."""
     run = _Run(matrix)
-    outcomes: dict[str, list[Outcome]] = {}
+    outcomes: dict[str, list[CellResult]] = {}
     with ThreadPoolExecutor(jobs, thread_name_prefix="cell") as pool:
-        futures: dict[Future[list[Outcome]], Cell] = {}
+        futures: dict[Future[list[CellResult]], Cell] = {}
         try:
             for cell in cells:
                 futures[pool.submit(run.run_cell, cell)] = cell
@@ -104,7 +104,7 @@ class _Run:
             if entry is not None:
                 stop.kill(entry)
 
-    def run_cell(self, cell: Cell) -> list[Outcome]:
+    def run_cell(self, cell: Cell) -> list[CellResult]:
         name = self._choose_name()
         started_s = time.monotonic()
         try:
@@ -113,10 +113,10 @@ class _Run:
         except VshError as error:
             # A backend or an accelerator that was asked for, and this host has not.
             skipped = isinstance(error, HostError) and cell.backend == "vhost"
-            verdict = Verdict.SKIPPED if skipped else Verdict.ERROR
+            verdict = CellVerdict.SKIPPED if skipped else CellVerdict.ERROR
             seconds = time.monotonic() - started_s
             text = "\n".join(filter(None, (error.brief, error.details, error.hint)))
-            return [Outcome(cell, command, verdict, seconds, error.brief, text) for command in cell.commands]
+            return [CellResult(cell, command, verdict, seconds, error.brief, text) for command in cell.commands]
         finally:
             with self._lock:
                 self._names.discard(name)
@@ -141,12 +141,14 @@ class _Run:
             append=self._matrix.append,
         )
 
-    def _run_command(self, cell: Cell, machine: Machine, command: Command) -> Outcome:
+    def _run_command(self, cell: Cell, machine: Machine, command: Command) -> CellResult:
         started_s = time.monotonic()
         try:
             result = machine.run(command.argv, timeout=self._matrix.timeout_s)
         except VshError as error:
-            return Outcome(cell, command, Verdict.ERROR, time.monotonic() - started_s, error.brief, error.details)
+            return CellResult(
+                cell, command, CellVerdict.ERROR, time.monotonic() - started_s, error.brief, error.details
+            )
         text = (result.stdout + result.stderr)[-MAX_OUTPUT_BYTES:].decode(errors="replace")
-        verdict = Verdict.PASSED if result.exit == 0 else Verdict.FAILED
-        return Outcome(cell, command, verdict, time.monotonic() - started_s, f"status {result.exit}", text)
+        verdict = CellVerdict.PASSED if result.exit == 0 else CellVerdict.FAILED
+        return CellResult(cell, command, verdict, time.monotonic() - started_s, f"status {result.exit}", text)

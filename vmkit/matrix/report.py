@@ -5,16 +5,16 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree as Xml
 
-from vmkit.matrix.execute import Outcome, Verdict
+from vmkit.matrix.execute import CellResult, CellVerdict
 from vmkit.matrix.plan import Cell
 
 COLUMNS = ("IMAGE", "KERNEL", "BACKEND", "COMMAND", "RESULT", "SECONDS")
 # What XML 1.0 has no way to say (section 2.2, Char).
 _NO_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_ELEMENTS = {Verdict.FAILED: "failure", Verdict.ERROR: "error", Verdict.SKIPPED: "skipped"}
+_ELEMENTS = {CellVerdict.FAILED: "failure", CellVerdict.ERROR: "error", CellVerdict.SKIPPED: "skipped"}
 
 
-def render_junit(outcomes: Sequence[Outcome]) -> bytes:
+def render_junit(outcomes: Sequence[CellResult]) -> bytes:
     """One suite; a case for each command of each cell, classname the cell."""
     counts = {f"{name}s" if name != "skipped" else name: 0 for name in _ELEMENTS.values()}
     suite = Xml.Element("testsuite", name="vmkit matrix", tests=str(len(outcomes)))
@@ -40,7 +40,7 @@ def render_junit(outcomes: Sequence[Outcome]) -> bytes:
     return bytes(Xml.tostring(root, encoding="utf-8", xml_declaration=True))
 
 
-def render_rows(outcomes: Sequence[Outcome]) -> list[tuple[str, ...]]:
+def render_rows(outcomes: Sequence[CellResult]) -> list[tuple[str, ...]]:
     """A row for each outcome, for COLUMNS."""
     return [
         (
@@ -48,7 +48,7 @@ def render_rows(outcomes: Sequence[Outcome]) -> list[tuple[str, ...]]:
             "own" if outcome.cell.kernel is None else outcome.cell.kernel.name,
             outcome.cell.backend,
             outcome.command.name,
-            outcome.verdict if outcome.verdict is Verdict.PASSED else f"{outcome.verdict}: {outcome.brief}",
+            outcome.verdict if outcome.verdict is CellVerdict.PASSED else f"{outcome.verdict}: {outcome.brief}",
             f"{outcome.seconds:.1f}",
         )
         for outcome in outcomes

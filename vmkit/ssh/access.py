@@ -16,7 +16,7 @@ from vmkit.errors import HostError, MachineError
 from vmkit.run import run
 from vsh.address import address_of
 from vsh.client import Client
-from vsh.registry import Machine as Entry
+from vsh.registry import Entry
 
 FOLDER = "ssh"
 KEY, KNOWN_HOSTS, CONFIG = "key", "known_hosts", "config"

@@ -16,7 +16,7 @@ from vsh.flags import Options
 from vsh.forward.guest import connect_guest
 from vsh.forward.service import Service
 from vsh.forward.spec import LOCAL, REMOTE, Forward, parse_forward, parse_target
-from vshd.carry.pairs import Pairs, Side
+from vshd.carry.bridge import Pairs, Side
 
 USAGE_STATUS = 64
 SIGNALLED = 128

@@ -13,10 +13,10 @@ from vsh.forward.guest import GuestListener
 from vsh.forward.openings import Openings
 from vsh.forward.spec import LOCAL, MAPPED, Forward
 from vsh.listener import HostListener
-from vshd.carry import places
+from vshd.carry import endpoints
+from vshd.carry.bridge import Pairs, Side
+from vshd.carry.endpoints import PlaceError
 from vshd.carry.mapping import MappingError, find_cid, find_original, parse_prefix
-from vshd.carry.pairs import Pairs, Side
-from vshd.carry.places import PlaceError
 
 # For a guest that is being restarted: how often to ask whether it is back.
 RETRY_S = 1.0
@@ -110,12 +110,12 @@ class _Local(Listening):
 
     def open(self) -> None:
         try:
-            self._bound = places.listen(self.forward.listen)
+            self._bound = endpoints.listen(self.forward.listen)
         except PlaceError as error:
             hint = "choose another path, or remove what is there" if error.error == errno.EEXIST else ""
             raise VshError(str(error), hint=hint) from error
         self._fd = self._bound.socket.fileno()
-        self.place = places.render(self._bound, self.forward.listen)
+        self.place = endpoints.render(self._bound, self.forward.listen)
 
     def accept(self) -> int:
         return self._bound.accept()[0]

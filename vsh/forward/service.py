@@ -14,9 +14,9 @@ from vsh.forward.listening import FOREVER_S, Listening, make_listening
 from vsh.forward.openings import Openings
 from vsh.forward.spec import Forward
 from vsh.listener import HostListener, listen_for_guest
-from vshd.carry import places
-from vshd.carry.pairs import Pairs
-from vshd.carry.places import PlaceError
+from vshd.carry import endpoints
+from vshd.carry.bridge import Pairs
+from vshd.carry.endpoints import PlaceError
 
 # Connections at once, of all forwards; who comes later waits in the listener's backlog.
 PAIRS_MAX = 512
@@ -114,7 +114,7 @@ class Service:
 
     def connect_host(self, target: str) -> int:
         try:
-            return places.connect(target, self._timeout_s)
+            return endpoints.connect(target, self._timeout_s)
         except PlaceError as error:
             raise VshError(str(error)) from error
 

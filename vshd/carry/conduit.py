@@ -2,7 +2,7 @@
 
 A copy of bulk into this process and out again costs more than all the rest that is done with it: under emulation a
 relay that splices carries half as much again. Owns the pipe. Knows nothing of streams, frames and polls. Shared with
-vsh, like vshd.carry.pairs.
+vsh, like vshd.carry.bridge.
 
 What is spliced is not a copy: pages of a file that a target spliced into its own stdout are sent as they are when they
 leave, as sendfile(2) would.

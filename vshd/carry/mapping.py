@@ -4,7 +4,7 @@
 
 A program that knows only TCP connects to such an address; the kernel delivers it here, whatever the port (a `local`
 route for the whole prefix, and a NAT rule that redirects what is sent there to one listener), and the listener asks the
-kernel where the client wanted to go. Pure but for that question; shared with vsh, as vshd.carry.pairs is.
+kernel where the client wanted to go. Pure but for that question; shared with vsh, as vshd.carry.bridge is.
 """
 
 import _socket

@@ -1,15 +1,15 @@
 """Forwards in the guest (docs/reference/protocol.md 3): the client's connection becomes one to a place here, or a place
 here is listened at and every connection to it is brought to the client.
 
-Runs in a session's process, as the session's user. Owns what a forward opens; vshd.carry.pairs carries the bytes.
+Runs in a session's process, as the session's user. Owns what a forward opens; vshd.carry.bridge carries the bytes.
 """
 
 import os
 import time
 
-from vshd.carry import places
-from vshd.carry.pairs import Pairs, Side
-from vshd.carry.places import PlaceError
+from vshd.carry import endpoints
+from vshd.carry.bridge import Pairs, Side
+from vshd.carry.endpoints import PlaceError
 from vshd.carry.sockets import ListeningSocket
 from vshd.log import Log
 from vshd.session.refusal import RefusalError
@@ -30,7 +30,7 @@ def open_forward(forward: Forward) -> "Connected | Listening":
     """What was asked for. Raises RefusalError."""
     try:
         if forward.connect and not forward.listen:
-            return Connected(places.connect(os.fsdecode(forward.connect), CONNECT_TIMEOUT_S))
+            return Connected(endpoints.connect(os.fsdecode(forward.connect), CONNECT_TIMEOUT_S))
         if forward.listen and forward.back and len(forward.token) <= TOKEN_MAX:
             return Listening(os.fsdecode(forward.listen), os.fsdecode(forward.back), forward.token)
     except PlaceError as error:
@@ -107,7 +107,7 @@ class Bringing:
         left = Side(fd)
         try:
             place = self.find_back(fd)
-            back = places.start_connect(place)
+            back = endpoints.start_connect(place)
         except PlaceError as error:
             self._log.warning(str(error))
             left.close(is_reset=True)
@@ -125,9 +125,9 @@ class Listening(Bringing):
     """A listener here whose connections are brought to the client."""
 
     def __init__(self, place: str, back: str, token: bytes) -> None:
-        super().__init__(places.listen(place), token)
+        super().__init__(endpoints.listen(place), token)
         self._back = back
-        self.description = os.fsencode(places.render(self.listener, place))
+        self.description = os.fsencode(endpoints.render(self.listener, place))
 
     def find_back(self, fd: int) -> str:
         return self._back

@@ -5,9 +5,9 @@ Sets the kernel up with `ip` and `nft` (vshd(8) says what an image needs for tha
 
 import os
 
-from vshd.carry import places
+from vshd.carry import endpoints
+from vshd.carry.endpoints import PlaceError
 from vshd.carry.mapping import MappingError, find_cid, find_original, parse_prefix, plan_commands, render_rules
-from vshd.carry.places import PlaceError
 from vshd.carry.vsock import HOST_CID
 from vshd.log import Log
 from vshd.services.forward import Bringing, watch_for_stop
@@ -22,7 +22,7 @@ class _Mapped(Bringing):
     """The one listener of all mapped addresses."""
 
     def __init__(self, prefix: bytes) -> None:
-        super().__init__(places.listen("tcp:[::1]:0"))
+        super().__init__(endpoints.listen("tcp:[::1]:0"))
         self._prefix = prefix
         self.port = int(self.listener.socket.getsockname()[1])
 

@@ -6,7 +6,8 @@ from xml.etree import ElementTree as Xml
 
 import pytest
 
-from vmkit.bench.heats import AIMS, FULL, QUICK, Pace
+from vmkit.bench.alternation import WARM_UP_BYTES, Transfer, race, race_transfers
+from vmkit.bench.measurements import AIMS, FULL, QUICK, Pace
 from vmkit.bench.report import (
     OURS,
     SCALE,
@@ -31,7 +32,6 @@ from vmkit.bench.series import (
     read_outcome,
     render_outcome,
 )
-from vmkit.bench.turns import WARM_UP_BYTES, Transfer, race, race_transfers
 from vmkit.errors import ConfigError
 
 FACTS = {"processor": "a <fast> one", "accelerator": "tcg"}

@@ -20,7 +20,7 @@ import pytest
 from tests.vsh.forward.servers import CountThenAnswer, Echo, connect, serving
 from tests.vsh.live import CHECKOUT, DEADLINE_S, Vshd, wait_until
 from tests.vshd.test_init import needs_namespace
-from vmkit.forward.book import read_kept
+from vmkit.forward.registry import read_kept
 from vmkit.forward.start import open_forwards
 from vsh.forward.spec import LOCAL, parse_forward
 

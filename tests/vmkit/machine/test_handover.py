@@ -14,7 +14,7 @@ import pytest
 import vmkit
 from vmkit.errors import MachineError
 from vmkit.machine import handover, start
-from vmkit.machine.handover import Monitor, receive_plan, render_environment, start_monitor
+from vmkit.machine.handover import MonitorHandle, receive_plan, render_environment, start_monitor
 from vmkit.machine.launch import LaunchPlan, Report, Stage
 from vmkit.machine.qemu import QemuPlan, QmpCommand
 from vmkit.machine.spec import Backend
@@ -36,9 +36,9 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair()
 
 
-def make_monitor(reports: socket.socket, process: "subprocess.Popen[bytes] | None" = None) -> Monitor:
+def make_monitor(reports: socket.socket, process: "subprocess.Popen[bytes] | None" = None) -> MonitorHandle:
     log = os.fdopen(os.memfd_create("log"), "r+b")
-    return Monitor(process or subprocess.Popen(["true"]), reports, log)
+    return MonitorHandle(process or subprocess.Popen(["true"]), reports, log)
 
 
 def test_plan_arrives_with_its_descriptors(pair: tuple[socket.socket, socket.socket]) -> None:
@@ -132,7 +132,7 @@ def test_log_of_an_earlier_machine_is_not_quoted(pair: tuple[socket.socket, sock
     assert make_monitor(pair[0]).read_log(replace(PLAN, evidence=tmp_path)) == ""
 
 
-def await_ready(monitor: Monitor) -> list[str]:
+def await_ready(monitor: MonitorHandle) -> list[str]:
     said: list[str] = []
     start._await_ready(PLAN, monitor, lambda text, _fraction: said.append(text))
     return said

@@ -17,13 +17,13 @@ from vmkit.errors import MachineError
 from vmkit.machine import stop
 from vmkit.machine.registry import reserve
 from vmkit.machine.stop import Control, Ended
-from vsh.registry import Machine, find_machine, read_machines
+from vsh.registry import Entry, find_machine, read_machines
 
 Boot = Callable[..., object]
 END = b'{"end": "power-off", "brief": "the guest powered off", "expected": true}\n'
 
 
-def find(name: str) -> Machine:
+def find(name: str) -> Entry:
     machine = find_machine(name=name)
     assert machine is not None
     return machine
@@ -100,7 +100,7 @@ def test_later_machine_of_the_same_name_is_left_alone(
 
 @pytest.mark.parametrize("end", [stop.kill, lambda entry: stop.power_off(entry, timeout_s=0.1)])
 def test_monitor_that_hangs_is_killed(
-    hanging: "subprocess.Popen[str]", short: None, end: Callable[[Machine], None]
+    hanging: "subprocess.Popen[str]", short: None, end: Callable[[Entry], None]
 ) -> None:
     end(find("m"))
     assert hanging.wait(10) == -signal.SIGKILL

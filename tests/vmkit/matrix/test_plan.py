@@ -10,7 +10,7 @@ import pytest
 
 from vmkit.errors import ConfigError, HostError
 from vmkit.matrix import execute
-from vmkit.matrix.execute import Outcome, Verdict, find_jobs
+from vmkit.matrix.execute import CellResult, CellVerdict, find_jobs
 from vmkit.matrix.plan import Matrix, pick_cells, plan_matrix, read_matrix
 from vmkit.matrix.report import render_github, render_junit, render_rows
 
@@ -99,7 +99,9 @@ def test_github_output_is_json_in_one_line() -> None:
 
 def test_report_tells_all_kinds_of_outcomes() -> None:
     cell = plan().cells[0]
-    outcomes = [Outcome(cell, cell.commands[0], verdict, 1.5, "why", "text \x00\x1b[0m <&>") for verdict in Verdict]
+    outcomes = [
+        CellResult(cell, cell.commands[0], verdict, 1.5, "why", "text \x00\x1b[0m <&>") for verdict in CellVerdict
+    ]
     suite = Xml.fromstring(render_junit(outcomes))[0]
     assert {key: suite.get(key) for key in ("tests", "failures", "errors", "skipped")} == {
         "tests": "4", "failures": "1", "errors": "1", "skipped": "1"

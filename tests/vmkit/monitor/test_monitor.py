@@ -24,7 +24,7 @@ from vmkit.machine.start import choose, plan_launch, plan_record, start_machine
 from vmkit.machine.vhost import VhostClaim
 from vmkit.monitor.monitor import Monitor
 from vmkit.monitor.ready import ReadyListener, open_ready_listener
-from vsh.registry import Machine, find_machine, read_machines
+from vsh.registry import Entry, find_machine, read_machines
 
 DEADLINE_S = 30.0
 READY_PORT = 40123
@@ -52,7 +52,7 @@ class Seen:
 
     status: int = -1
     reports: list[Report] = field(default_factory=list)
-    entry: Machine | None = None
+    entry: Entry | None = None
     events: list[dict[str, object]] = field(default_factory=list)
     qmp: str = ""
     argv: str = ""

@@ -12,7 +12,7 @@ from typing import Any
 
 from vmkit.errors import ConfigError
 from vmkit.image.recipe import resources
-from vmkit.image.recipe.settings import IMAGE_NAME, SETTINGS, FileSpec, Place, Variable, find_line
+from vmkit.image.recipe.settings import IMAGE_NAME, SETTINGS, FileSpec, KeyPlace, Variable, find_line
 from vmkit.image.wall.spec import LOOPBACK_MODULE, WallSpec
 
 # A recipe is a page of text; a gigabyte named by mistake must not be read.
@@ -169,7 +169,7 @@ def _read_layer(path: Path) -> dict[str, object]:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     layer: dict[str, object] = {}
     for key, value in table.items():
-        place = Place(path, text, (key,))
+        place = KeyPlace(path, text, (key,))
         if key not in SETTINGS:
             raise place.unknown_key(SETTINGS)
         layer[key] = SETTINGS[key].parse(place, value)

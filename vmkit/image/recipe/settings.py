@@ -57,15 +57,15 @@ class FileSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class KeyPlace:
     """Where in which recipe a value stands, for its error."""
 
     path: Path
     text: str
     keys: tuple[str, ...]
 
-    def at(self, key: str) -> "Place":
-        return Place(self.path, self.text, (*self.keys, key))
+    def at(self, key: str) -> "KeyPlace":
+        return KeyPlace(self.path, self.text, (*self.keys, key))
 
     def fail(self, what: str, hint: str = "") -> NoReturn:
         raise ConfigError(f"{self}: {what}", hint=hint)
@@ -98,7 +98,7 @@ def find_line(text: str, keys: tuple[str, ...]) -> int:
 class Setting:
     """One key. parse gives the checked value; merge joins (base's value, own value)."""
 
-    parse: Callable[[Place, Any], Any]
+    parse: Callable[[KeyPlace, Any], Any]
     default: Any
     merge: Callable[[Any, Any], Any]
 
@@ -115,13 +115,13 @@ def _join(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     return base | own
 
 
-def _text(place: Place, value: Any) -> str:
+def _text(place: KeyPlace, value: Any) -> str:
     if not isinstance(value, str):
         place.fail(f"must be text, not {_type_name(value)}")
     return value
 
 
-def _flag(place: Place, value: Any) -> bool:
+def _flag(place: KeyPlace, value: Any) -> bool:
     if not isinstance(value, bool):
         place.fail(f"must be true/false, not {_type_name(value)}")
     return value
@@ -132,8 +132,8 @@ def _type_name(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def _word(pattern: re.Pattern[str], what: str) -> Callable[[Place, Any], str]:
-    def parse(place: Place, value: Any) -> str:
+def _word(pattern: re.Pattern[str], what: str) -> Callable[[KeyPlace, Any], str]:
+    def parse(place: KeyPlace, value: Any) -> str:
         if not pattern.fullmatch(_text(place, value)):
             place.fail(f"'{value}' is not {what}")
         return str(value)
@@ -141,10 +141,10 @@ def _word(pattern: re.Pattern[str], what: str) -> Callable[[Place, Any], str]:
     return parse
 
 
-def _words(pattern: re.Pattern[str], what: str) -> Callable[[Place, Any], tuple[str, ...]]:
+def _words(pattern: re.Pattern[str], what: str) -> Callable[[KeyPlace, Any], tuple[str, ...]]:
     word = _word(pattern, what)
 
-    def parse(place: Place, value: Any) -> tuple[str, ...]:
+    def parse(place: KeyPlace, value: Any) -> tuple[str, ...]:
         if not isinstance(value, list):
             place.fail(f"must be a list, not {_type_name(value)}")
         return tuple(word(place, item) for item in value)
@@ -152,11 +152,11 @@ def _words(pattern: re.Pattern[str], what: str) -> Callable[[Place, Any], tuple[
     return parse
 
 
-def _modules(place: Place, value: Any) -> tuple[str, ...]:
+def _modules(place: KeyPlace, value: Any) -> tuple[str, ...]:
     return tuple(name.replace("-", "_") for name in _words(_MODULE, "a kernel module's name")(place, value))
 
 
-def _kernel_args(place: Place, value: Any) -> tuple[str, ...]:
+def _kernel_args(place: KeyPlace, value: Any) -> tuple[str, ...]:
     args = _words(_KERNEL_ARG, "one word of the kernel's command line")(place, value)
     if any(arg.startswith("vmkit.") for arg in args):
         place.fail("words that begin with 'vmkit.' are vmkit's own")
@@ -165,37 +165,37 @@ def _kernel_args(place: Place, value: Any) -> tuple[str, ...]:
     return args
 
 
-def _host_path(place: Place, value: Any) -> Path:
+def _host_path(place: KeyPlace, value: Any) -> Path:
     """A path on the host; a relative one starts at the recipe's own folder."""
     if not _text(place, value):
         place.fail("must not be empty")
     return place.path.parent / Path(value).expanduser()
 
 
-def _host_paths(place: Place, value: Any) -> tuple[Path, ...]:
+def _host_paths(place: KeyPlace, value: Any) -> tuple[Path, ...]:
     return (_host_path(place, value),)
 
 
-def _images(place: Place, value: Any) -> tuple[str, ...]:
+def _images(place: KeyPlace, value: Any) -> tuple[str, ...]:
     """Images' names, and recipes' paths: a relative one starts at the recipe's own folder."""
     names = _words(re.compile(r"[^\0\n]+"), "an image's name or a recipe's path")(place, value)
     return tuple(str(_host_path(place, name)) if "/" in name or name.endswith(".toml") else name for name in names)
 
 
-def _table(place: Place, value: Any) -> dict[str, Any]:
+def _table(place: KeyPlace, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         place.fail(f"must be a table, not {_type_name(value)}")
     return value
 
 
-def _extract(place: Place, value: Any) -> dict[str, tuple[str, ...]]:
+def _extract(place: KeyPlace, value: Any) -> dict[str, tuple[str, ...]]:
     globs = _words(re.compile(r"[^/\n][^\n]*"), "a pattern of paths without a leading '/'")
     name = _word(_PACKAGE, "a Debian package's name")
     table = _table(place, value)
     return {name(place.at(key), key): globs(place.at(key), patterns) for key, patterns in table.items()}
 
 
-def _variables(place: Place, value: Any) -> dict[str, Variable]:
+def _variables(place: KeyPlace, value: Any) -> dict[str, Variable]:
     parsed: dict[str, Variable] = {}
     for key, item in _table(place, value).items():
         here = place.at(key)
@@ -210,7 +210,7 @@ def _variables(place: Place, value: Any) -> dict[str, Variable]:
     return parsed
 
 
-def _files(place: Place, value: Any) -> dict[str, FileSpec]:
+def _files(place: KeyPlace, value: Any) -> dict[str, FileSpec]:
     files = {}
     for guest_path, table in _table(place, value).items():
         here = place.at(guest_path)
@@ -228,7 +228,7 @@ def _files(place: Place, value: Any) -> dict[str, FileSpec]:
 _FILE_KEYS = (*Source, "mode", "uid", "gid")
 
 
-def _file(place: Place, guest_path: str, table: Mapping[str, Any]) -> FileSpec:
+def _file(place: KeyPlace, guest_path: str, table: Mapping[str, Any]) -> FileSpec:
     for key in table:
         if key not in _FILE_KEYS:
             raise place.at(key).unknown_key(_FILE_KEYS)
@@ -260,7 +260,7 @@ def _file(place: Place, guest_path: str, table: Mapping[str, Any]) -> FileSpec:
     )
 
 
-def _number(place: Place, table: Mapping[str, Any], key: str, default: int, limit: int) -> int:
+def _number(place: KeyPlace, table: Mapping[str, Any], key: str, default: int, limit: int) -> int:
     value = table.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
         shown = "0o7777" if key == "mode" else str(limit)
@@ -269,7 +269,7 @@ def _number(place: Place, table: Mapping[str, Any], key: str, default: int, limi
     return value
 
 
-def _wall(place: Place, value: Any) -> dict[str, Any]:
+def _wall(place: KeyPlace, value: Any) -> dict[str, Any]:
     """The keys that are there, checked; vmkit.image.wall.spec.WallSpec has the others' defaults."""
     wall: dict[str, Any] = {}
     for key, item in _table(place, value).items():
@@ -287,7 +287,7 @@ def _wall(place: Place, value: Any) -> dict[str, Any]:
     return wall
 
 
-def _kernel_layer(place: Place, value: Any) -> KernelLayer:
+def _kernel_layer(place: KeyPlace, value: Any) -> KernelLayer:
     if isinstance(value, bool):
         return KernelLayer.ON if value else KernelLayer.OFF
     if value != KernelLayer.REQUIRED.value:
@@ -295,7 +295,7 @@ def _kernel_layer(place: Place, value: Any) -> KernelLayer:
     return KernelLayer.REQUIRED
 
 
-def _connect_cids(place: Place, value: Any) -> tuple[int, ...]:
+def _connect_cids(place: KeyPlace, value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or any(isinstance(cid, bool) or not isinstance(cid, int) for cid in value):
         place.fail("must be a list of numbers")
     if len(value) > CONNECT_CIDS_LIMIT:
@@ -312,7 +312,7 @@ def _connect_cids(place: Place, value: Any) -> tuple[int, ...]:
 HOOK_PATH = "/etc/vmkit/hook"
 
 
-def _hook(place: Place, value: Any) -> FileSpec:
+def _hook(place: KeyPlace, value: Any) -> FileSpec:
     table: dict[str, Any] = {"source": value} if isinstance(value, str) else dict(_table(place, value))
     table.setdefault("mode", 0o755)
     spec = _file(place, HOOK_PATH, table)

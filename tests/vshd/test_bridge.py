@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vshd.carry.pairs import BUFFER_SIZE, CONDUITS_MAX, Pairs, Side
+from vshd.carry.bridge import BUFFER_SIZE, CONDUITS_MAX, Pairs, Side
 
 TURN_S = 0.05
 
@@ -204,7 +204,7 @@ def test_urgent_data_in_bulk_is_stepped_over(is_end_behind):
 def test_where_there_is_no_conduit_one_look_is_enough(monkeypatch):
     """Not one for each piece of bulk, for as long as the connection lasts."""
     looks = []
-    monkeypatch.setattr("vshd.carry.pairs.open_conduit", lambda _capacity: looks.append(1))
+    monkeypatch.setattr("vshd.carry.bridge.open_conduit", lambda _capacity: looks.append(1))
     with carrying(2) as (pairs, ends):
         data = os.urandom(5_000_000)
         for left, right in ends:

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from vmkit.bench.alternation import Transfer, race, race_transfers
 from vmkit.bench.guest import time_command
 from vmkit.bench.network import find_network, open_network
 from vmkit.bench.programs import Running, time_many, time_pipeline, time_program
 from vmkit.bench.series import MIB, Aim, Series
 from vmkit.bench.sinks import PlainRelay, plan_source, time_pipe, time_sending
 from vmkit.bench.terminal import ECHOING, await_echoing, time_echoes
-from vmkit.bench.track import PIPE_PORT, RELAY_PORT, SINK_PORT, Track, with_cipher
-from vmkit.bench.turns import Transfer, race, race_transfers
+from vmkit.bench.testbed import PIPE_PORT, RELAY_PORT, SINK_PORT, Track, with_cipher
 from vmkit.errors import HostError
 from vmkit.machine.machine import Machine
 from vsh.errors import VshError

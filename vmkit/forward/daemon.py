@@ -1,4 +1,4 @@
-"""The process that keeps a forward: `python -m vmkit.forward.keeper FD`, started by vmkit.forward.start.
+"""The process that keeps a forward: `python -m vmkit.forward.daemon FD`, started by vmkit.forward.start.
 
 What to forward comes as JSON over the socket FD; one line of JSON goes back when it listens, or why it cannot. Then it
 serves until SIGTERM, whatever becomes of the machine meanwhile.
@@ -11,7 +11,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from vmkit.forward.book import LOG, make_entry
+from vmkit.forward.registry import LOG, make_entry
 from vsh.address import Address, find_by_name
 from vsh.errors import VshError
 from vsh.forward.service import Service
