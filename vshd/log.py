@@ -9,7 +9,7 @@ import os
 # Priorities of syslog(3), facility daemon where it matters.
 ERROR, WARNING, INFO, DEBUG = 3, 4, 6, 7
 FACILITY_DAEMON = 3 << 3
-# The kernel's own limit for one record is about 1000 bytes.
+# Bytes of a line. The kernel refuses a record of more than about 1000, with its own prefix.
 LINE_MAX = 900
 THROTTLE_S = 10.0
 
@@ -65,7 +65,7 @@ class Log:
         self._write(INFO, text)
 
     def _write(self, priority: int, text: str) -> None:
-        line = printable(text)[:LINE_MAX]
+        line = fit(text, LINE_MAX)
         if self._kmsg >= 0:
             _write_all(self._kmsg, f"<{priority}>vshd: {line}\n")
         if self._syslog >= 0:
@@ -99,13 +99,23 @@ class Throttle:
 
 
 def printable(text: str) -> str:
-    """`text` on one line: a client's words must not forge another one."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """`text` on one line: a client's words must not forge another one.
+
+    ascii() is part of the interpreter. A codec such as unicode_escape is a module, which a small guest may not have.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def fit(text: str, limit: int) -> str:
+    """As much of `text`, made printable, as fits into `limit` bytes."""
+    # A character takes a byte at least: what is cut off here would not have fitted.
+    line = printable(text[:limit]).encode("utf-8", "replace")
+    return line[:limit].decode("utf-8", "ignore")
 
 
 def _write_all(fd: int, text: str) -> None:
     try:
-        os.write(fd, text.encode("utf-8", "surrogateescape"))
+        os.write(fd, text.encode("utf-8", "replace"))
     except OSError:
         pass
 
@@ -115,7 +125,10 @@ def _open_syslog() -> int:
         return -1
     import _socket  # noqa: PLC0415 - few start without /dev/kmsg
 
-    syslog = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
+    try:
+        syslog = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
+    except OSError:
+        return -1
     try:
         syslog.connect("/dev/log")
     except OSError:

@@ -18,6 +18,7 @@ from vmkit.image.formats.elf import is_elf, read_needed
 from vmkit.image.formats.tree import COMPLETE_PATH, Kind, Node, Tree, directory_node, file_node, symlink_node
 from vmkit.image.formats.vmlinux import find_btf
 from vmkit.image.kernel import Kernel, take_kernel
+from vmkit.image.needs import find_needs
 from vmkit.image.plan import (
     Install,
     LinkApplets,
@@ -174,7 +175,7 @@ class _Assembly:
             )
         python.take_package("vshd", self._inputs.vshd)
         python.compile()
-        python.check_imports(step.modules)
+        python.check_imports(step.modules, find_needs("vshd", self._inputs.vshd))
         self._python = python
 
     def _take_host_python(self, step: TakeHostPython) -> None:
@@ -221,7 +222,7 @@ class _Assembly:
         python.take_library([self._debs[name] for name in libraries], step.modules)
         python.take_package("vshd", self._inputs.vshd)
         python.compile()
-        python.check_imports(step.modules)
+        python.check_imports(step.modules, find_needs("vshd", self._inputs.vshd))
         self._python = python
 
     def _bar_loopback(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from vmkit.errors import BuildError, CommandError
 from vmkit.image.debian.deb import read_deb
 from vmkit.image.formats.tree import Kind, Node, Tree, file_node, symlink_node
+from vmkit.image.needs import Needs
 from vmkit.run import run
 
 # Compiling a hundred modules takes about a second.
@@ -37,10 +38,17 @@ for source, output, name, level in zip(lines[0::4], lines[1::4], lines[2::4], li
     with open(output, "wb") as file:
         file.write(util.MAGIC_NUMBER + (1).to_bytes(4, "little") + util.source_hash(text) + marshal.dumps(code))
 """
+# argv: the names of modules, `NAME?` for one that may be missing, and `codec:NAME`.
 _IMPORTER = """
-import importlib, sys
+import codecs, importlib, sys
 failures = []
 for name in sys.argv[1:]:
+    if name.startswith("codec:"):
+        try:
+            codecs.lookup(name[6:])
+        except LookupError as error:
+            failures.append(f"{name}: {error}")
+        continue
     name, optional, _ = name.partition("?")
     try:
         importlib.import_module(name)
@@ -120,15 +128,20 @@ class GuestPython:
             self._tree.remove(path + "c")
             self._tree.remove(self._cached_path(path))
 
-    def check_imports(self, modules: Sequence[str]) -> None:
-        """Imports each listed module with nothing but what was taken. Raises BuildError naming what is missing."""
+    def check_imports(self, modules: Sequence[str], needs: Needs) -> None:
+        """Imports each listed module, and what vshd needs, with nothing but what was taken.
+
+        Raises BuildError naming what is missing.
+        """
+        codecs = [f"codec:{name}" for name in needs.codecs]
         try:
-            self._run(_IMPORTER, *modules)
+            self._run(_IMPORTER, *modules, *needs.modules, *codecs)
         except CommandError as error:
             raise BuildError(
-                f"a listed Python module cannot be imported: {error.details.splitlines()[-1]}",
+                f"the guest's Python lacks a module or codec: {error.details.splitlines()[-1]}",
                 details=error.details,
-                hint="add the missing module to the recipe's `python_modules`, or its library to [extract]",
+                hint="add the missing module to the recipe's `python_modules` (a codec is encodings.NAME), or its "
+                "library to [extract]",
             ) from error
 
     def _add_module(self, path: str, node: Node) -> None:

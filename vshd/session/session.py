@@ -10,7 +10,7 @@ import time
 
 from vshd.carry.conduit import write_output
 from vshd.flags import Options
-from vshd.log import Log
+from vshd.log import Log, fit
 from vshd.processes import Exit, end_session, reap
 from vshd.session.account import Account, choose_account, switch_to
 from vshd.session.limits import apply_limits
@@ -36,7 +36,7 @@ RECEIVE_SIZE = 1 << 13
 CONNECT_LINE_MAX = 32
 # A refusal waits this long for a client that does not read.
 LAST_WORDS_S = 10.0
-# What an audit line shows of a command.
+# Bytes that an audit line shows of a command.
 COMMAND_SHOWN_MAX = 200
 
 EXIT_NOT_FOUND = 127
@@ -262,8 +262,7 @@ def _make_proof(token: bytes | None) -> "Proof | None":
 
 
 def _describe_forward(forward: Forward) -> str:
-    words = b"forward to " + forward.connect if forward.connect else b"forward from " + forward.listen
-    return os.fsdecode(words)[:COMMAND_SHOWN_MAX]
+    return _show(b"forward to " + forward.connect if forward.connect else b"forward from " + forward.listen)
 
 
 def _describe(request: SetupConnectionRequest) -> str:
@@ -271,7 +270,13 @@ def _describe(request: SetupConnectionRequest) -> str:
         return _describe_forward(request.forward)
     if not request.argv:
         return "login shell"
-    return os.fsdecode(b" ".join(request.argv))[:COMMAND_SHOWN_MAX]
+    return _show(b" ".join(request.argv))
+
+
+def _show(words: bytes) -> str:
+    """What the log shows of them: short enough that the end of the line, which says how it went, is never cut off."""
+    # Twice as much: a character that this cuts in two is behind what is shown.
+    return fit(os.fsdecode(words[: 2 * COMMAND_SHOWN_MAX]), COMMAND_SHOWN_MAX)
 
 
 def _flush(fd: int, connection: ServerConnection, timeout_s: float) -> bool:

@@ -5,10 +5,12 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from vmkit.errors import BuildError
 from vmkit.image.build import BuiltImage, build_image
 from vmkit.image.cache import find_cache_dir
 from vmkit.image.debian.packages import make_request
@@ -131,6 +133,13 @@ for module in list(sys.modules.values()):
 print(len(sys.modules), sys.path)
 """
     assert str(guest_root) in _run_guest_python(guest_root, script)
+
+
+def test_build_refuses_a_python_without_a_codec_that_vshd_loads_late() -> None:
+    spec = load_image("tiny")
+    modules = tuple(name for name in spec.python_modules if name != "encodings.idna")
+    with pytest.raises(BuildError, match="the guest's Python lacks a module or codec: codec:idna"):
+        build_image(replace(spec, name="lacking", python_modules=modules))
 
 
 def test_modules_that_debian_s_minimal_python_lacks_are_there(guest_root: Path) -> None:
