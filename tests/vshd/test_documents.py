@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from vsh.cli import TERMINAL_VARIABLES
 from vsh.flags import KINDS
 from vshd import server
 from vshd.flags import Options
@@ -41,6 +42,12 @@ def test_man_pages_render_without_warnings(page):
 @pytest.mark.parametrize("value", [connection.MAX_DATA, connection.WINDOW, *connection.MAX_DATA_RANGE])
 def test_protocol_document_has_the_limits(value):
     assert str(value) in PROTOCOL
+
+
+def test_protocol_document_has_what_our_request_adds():
+    differences = PROTOCOL.partition("*Byte for byte* means")[2].partition("### 1.1")[0]
+    for name in TERMINAL_VARIABLES:
+        assert f"`{name.decode()}`" in differences
 
 
 def test_protocol_document_has_the_kinds_of_failure():

@@ -302,3 +302,16 @@ def test_failed_is_a_word_of_the_server_too():
     name, fields = joined.last("client")
     assert (name, fields["description"]) == ("Failed", "vshd is shutting down")
     assert isinstance(Failed("", None), Failed)
+
+
+@pytest.mark.parametrize(
+    "first", [b"GET / HTTP/1.0\r\n\r\n", b"\x00\x10\x00\x00" + b"\xff" * 4096, b"\x02\x00\x00\x00\x0a\x7f"]
+)
+@pytest.mark.parametrize("offers", [False, True], ids=["legacy server", "extended server"])
+def test_first_message_that_is_no_request_is_not_answered(first, offers):
+    """Upstream's server closes. A HostMessage in place of the response shows as status UNKNOWN at a real client."""
+    server = ServerConnection(default_limits() if offers else None)
+    (broken,) = server.receive_data(first)
+    assert isinstance(broken, Broken)
+    server.send_failure(broken.reason, messages.Failure(messages.PROTOCOL))
+    assert (server.output.take(), server.is_finished) == (b"", True)

@@ -257,8 +257,10 @@ def test_nonce_of_another_size_is_a_fault(size):
     offer = default_limits()
     offer.nonce, offer.request_size = b"n" * size, 10
     stub = encode_frame(SetupConnectionRequest(extended=offer).encode(), 4096)
-    _, events, _ = open_server(stub)
+    server, events, _ = open_server(stub)
     assert [type(event) for event in events] == [Broken]
+    server.send_failure(events[0].reason, Failure(messages.PROTOCOL))
+    assert find_failure(server.output.take(), is_deferred=False) == messages.PROTOCOL
 
 
 def test_nonce_without_a_deferred_request_is_a_fault():

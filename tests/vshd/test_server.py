@@ -24,10 +24,10 @@ from tests.vsh.live import (
 )
 from vshd.flags import FlagError
 from vshd.listener import parse_allowed_cids
-from vshd.wire import messages
+from vshd.wire import messages, state
 from vshd.wire.client import ClientConnection
 from vshd.wire.connection import default_limits
-from vshd.wire.events import Established, Exited
+from vshd.wire.events import Data, Established, Exited
 from vshd.wire.frames import encode_frame
 from vshd.wire.messages import SetupConnectionRequest
 
@@ -467,6 +467,32 @@ def test_window_size_of_a_message_is_applied(vshd):
     assert struct.calcsize("HHHH") == 8
     done = vshd.run("-t", "--", "stty", "size")
     assert done.stdout == b"24 80\r\n"
+
+
+@pytest.mark.parametrize(
+    ("rows", "cols", "shown"), [(0, 0, b"0 0"), (7, 0, b"7 0"), (65536 + 9, -1, b"9 65535"), (33, 44, b"33 44")]
+)
+def test_window_size_of_a_later_message_is_taken_as_it_is(vshd, rows, cols, shown):
+    """As upstream's server does: 0 too, and 16 bits of what a terminal cannot have."""
+    client = ClientConnection(None)
+    argv = [b"sh", b"-c", b"read x; stty size"]
+    client.send_setup(SetupConnectionRequest(target=messages.VM_SHELL, argv=argv, window_rows=24, window_cols=80))
+    with vshd.connect() as connection:
+        connection.sendall(client.output.take())
+        while client.state == state.AWAITING_RESPONSE:
+            client.receive_data(connection.recv(1 << 16))
+        client.send_resize(rows, cols)
+        client.send_data(messages.STDIN, b"\n")
+        connection.sendall(client.output.take())
+        said = b"".join(bytes(event.data) for event in read_events(connection, client) if isinstance(event, Data))
+    assert said.split(b"\r\n")[-2] == shown
+
+
+@pytest.mark.parametrize("first", [b"GET / HTTP/1.0\r\n\r\n", b"\2\0\0\0\x0a\x7f"], ids=["http", "nonsense"])
+def test_first_message_that_is_no_request_is_hung_up_on(vshd, first):
+    with vshd.connect() as connection:
+        connection.sendall(first)
+        assert connection.recv(100) == b""
 
 
 # A spare

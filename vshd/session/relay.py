@@ -15,7 +15,7 @@ from vshd.carry.conduit import write_output
 from vshd.processes import Exit
 from vshd.session.intake import Intake
 from vshd.session.outflow import Outflow
-from vshd.session.target import Target, set_window_size
+from vshd.session.target import Target, resize_window
 from vshd.wire import messages, state
 from vshd.wire.buffers import Buffers
 from vshd.wire.events import Broken, Data, EndOfStream, Event, Failed, Held, Resized, Signalled, StreamClosed
@@ -238,7 +238,7 @@ class Relay:
         elif isinstance(event, Signalled):
             processes.signal_target(self.target.pid, event.number, self._terminal())
         elif isinstance(event, Resized) and self.target.has_pty:
-            set_window_size(self._terminal(), event.rows, event.cols)
+            resize_window(self._terminal(), event.rows, event.cols)
         elif isinstance(event, StreamClosed):
             self._close_source(event.stream)
         elif isinstance(event, Held) and self._silence is not None:

@@ -100,13 +100,13 @@ def _check_words(argv: list[bytes], environment: dict[bytes, bytes]) -> None:
             raise RefusalError(f"the environment cannot hold a variable '{shown}'", messages.BAD_REQUEST, subject=key)
 
 
-def set_window_size(master: int, rows: int, cols: int) -> None:
-    """The terminal's new size; values no terminal can have are ignored."""
-    if 0 < rows <= WINDOW_SIZE_MAX and 0 < cols <= WINDOW_SIZE_MAX:
-        try:
-            fcntl.ioctl(master, TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
-        except OSError:
-            pass
+def resize_window(master: int, rows: int, cols: int) -> None:
+    """The terminal's new size. Upstream's server takes any, 0 included, and keeps 16 bits of each."""
+    size = struct.pack("HHHH", rows & WINDOW_SIZE_MAX, cols & WINDOW_SIZE_MAX, 0, 0)
+    try:
+        fcntl.ioctl(master, TIOCSWINSZ, size)
+    except OSError:
+        pass
 
 
 def _enter(path: bytes) -> None:
@@ -153,8 +153,9 @@ def _start_with_pty(
         terminal = os.ttyname(slave)
     except OSError as error:
         raise RefusalError("could not allocate pty", messages.LIMIT, error=error.errno or 0) from error
-    # Before the program starts: it may ask at once.
-    set_window_size(master, request.window_rows, request.window_cols)
+    # Before the program starts: it may ask at once. A request without a size leaves the kernel's, which is 0.
+    if 0 < request.window_rows <= WINDOW_SIZE_MAX and 0 < request.window_cols <= WINDOW_SIZE_MAX:
+        resize_window(master, request.window_rows, request.window_cols)
     # The first terminal a session leader opens becomes its controlling terminal.
     actions: Actions = [
         (os.POSIX_SPAWN_OPEN, 0, terminal, os.O_RDWR, 0),

@@ -39,6 +39,8 @@ class ServerConnection(Connection):
         self._chunks = bytearray()
         self._request_size = 0
         self._is_deferred = False
+        # A SetupConnectionResponse has been sent: what follows it are HostMessages.
+        self._has_responded = False
 
     def accept(self, pid: int) -> None:
         """The target runs."""
@@ -67,14 +69,18 @@ class ServerConnection(Connection):
 
     def send_failure(self, description: str, failure: Failure) -> None:
         """Ends the session for a reason of ours or a fault of the peer; a response when none was given yet."""
-        text = description.encode("utf-8", "surrogateescape")
         if self.state in (state.AWAITING_SETUP, state.PREPARING):
             self.refuse(description, failure)
         elif self.state in (state.RUNNING, state.AWAITING_PROOF, state.DEFERRED, state.BROKEN):
-            status = ConnectionStatusMessage(messages.FAILED, text)
-            if self.is_extended:
-                status.failure = failure
-            self._send(messages.STATUS_MESSAGE, status)
+            text = description.encode("utf-8", "surrogateescape")
+            if self._has_responded:
+                status = ConnectionStatusMessage(messages.FAILED, text)
+                if self.is_extended:
+                    status.failure = failure
+                self._send(messages.STATUS_MESSAGE, status)
+            elif self.is_extended:
+                self._respond(SetupConnectionResponse(messages.FAILED, text), failure)
+            # Otherwise the first message was no request: its sender may speak no protocol of ours, and gets no answer.
             self.state = state.OVER
 
     def _respond(self, response: SetupConnectionResponse, failure: Failure | None = None) -> None:
@@ -85,7 +91,11 @@ class ServerConnection(Connection):
                 response.extended = None
             self._send(messages.STARTED, response)
         else:
-            self._send_payload(response.encode())
+            self._send_response(response.encode())
+
+    def _send_response(self, payload: bytes) -> None:
+        self._has_responded = True
+        self._send_payload(payload)
 
     def _answer(self, failure: Failure | None) -> Extended:
         limits = self.limits
@@ -150,7 +160,7 @@ class ServerConnection(Connection):
             proof.bind(answer)
             self._step(state.CHALLENGE)
             self._is_deferred = True
-            self._send_payload(answer)
+            self._send_response(answer)
             self._send(messages.PROOF, proof.make())
 
     def _receive_proof(self, claim: bytes) -> None:
@@ -183,7 +193,7 @@ class ServerConnection(Connection):
         self._step(state.GO_ON)
         self._is_deferred = True
         response = SetupConnectionResponse(messages.READY, messages.READY_DESCRIPTION, extended=self._answer(None))
-        self._send_payload(response.encode())
+        self._send_response(response.encode())
 
     def _receive_chunk(self, chunk: bytes) -> None:
         if len(self._chunks) + len(chunk) > self._request_size:
