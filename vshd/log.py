@@ -9,8 +9,9 @@ import os
 # Priorities of syslog(3), facility daemon where it matters.
 ERROR, WARNING, INFO, DEBUG = 3, 4, 6, 7
 FACILITY_DAEMON = 3 << 3
-# Bytes of a line. The kernel refuses a record of more than about 1000, with its own prefix.
-LINE_MAX = 900
+# Bytes of a line. The kernel gives a record out in at most 2048 bytes (PRINTK_MESSAGE_MAX), and takes four of them for
+# a backslash or a byte that is not ASCII. A record that does not fit hides itself and all later ones from dmesg(1).
+LINE_MAX = 480
 THROTTLE_S = 10.0
 
 

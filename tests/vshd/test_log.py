@@ -9,6 +9,8 @@ import pytest
 from tests.vsh.live import CHECKOUT
 from vshd.log import LINE_MAX, THROTTLE_S, Log, Throttle, fit, printable
 
+# linux/kernel/printk/internal.h: PRINTK_MESSAGE_MAX, without what the kernel puts before and behind the text.
+KERNEL_RECORD_MAX = 2048 - 64
 # Whatever a client can put into a command, a user's name or a directory.
 HOSTILE = [
     "two\nlines",
@@ -19,6 +21,7 @@ HOSTILE = [
     "\0",
     "\u00e9" * LINE_MAX,
     "\udcff" * LINE_MAX,
+    "\\" * LINE_MAX,
     "\n" * (1 << 20),
 ]
 # A Python that has no codec beside those that the interpreter itself is made of, as in the image tiny.
@@ -74,6 +77,7 @@ def test_log_takes_any_text_as_one_line_that_fits(tmp_path, text):
     (line,) = kmsg.read_bytes().splitlines()
     assert line.startswith(b"<6>vshd: ")
     assert 0 < len(line.removeprefix(b"<6>vshd: ")) <= LINE_MAX
+    assert len(line) + 3 * sum(byte == ord("\\") or byte > 0x7E for byte in line) < KERNEL_RECORD_MAX
     assert line.decode().isprintable()
 
 

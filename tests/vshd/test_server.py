@@ -111,6 +111,16 @@ def test_unknown_user_is_refused_in_upstreams_words(vshd, mode):
     assert (b"please use `vsh termina penguin`" in done.stderr) == bool(mode)
 
 
+@pytest.mark.parametrize("size", [1900, 3900])
+def test_refusal_that_quotes_long_words_still_fits_its_frame(vshd, mode, size):
+    for flags in ([f"--user={'x' * size}"], [f"--cwd=/{'x' * size}"]):
+        done = vshd.run(*mode, *flags, "--", "sh", "-c", "exit 5")
+        assert (done.returncode, b"xxxxxxxx" in done.stderr) == (
+            5 if mode and flags[0].startswith("--cwd") else 1,
+            True,
+        )
+
+
 # As whom
 
 

@@ -225,12 +225,18 @@ class Relay:
             self.lost = self.lost or f"the client is gone: {error.strerror}"
 
     def _handle(self, events: list[Event]) -> None:
-        data = [event.data for event in events if isinstance(event, Data)]
+        data: list[memoryview] = []
+        for event in events:
+            if isinstance(event, Data):
+                data.append(event.data)
+                continue
+            # In the client's order: input that follows a window's size or a signal is for who has seen those.
+            if data:
+                self.stdin.take(data)
+                data = []
+            self._obey(event)
         if data:
             self.stdin.take(data)
-        for event in events:
-            if not isinstance(event, Data):
-                self._obey(event)
 
     def _obey(self, event: Event) -> None:
         if isinstance(event, EndOfStream):

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from vshd.wire.proof import Proof
 
 
+# Descriptions and subjects quote the client's words, and a response must fit LEGACY_MAX_PAYLOAD with both.
+DESCRIPTION_MAX = 2048
+SUBJECT_MAX = 1024
+
+
 class ServerConnection(Connection):
     """Invariant: `_chunks` is the part of a deferred request that has come, never longer than announced; where a token
     is demanded nothing of it is taken before the client's proof."""
@@ -55,8 +60,7 @@ class ServerConnection(Connection):
     def refuse(self, description: str, failure: Failure) -> None:
         """Nothing was run, and the session ends."""
         self._step(state.REFUSE)
-        response = SetupConnectionResponse(messages.FAILED, description.encode("utf-8", "surrogateescape"))
-        self._respond(response, failure)
+        self._respond(SetupConnectionResponse(messages.FAILED, _quote(description)), failure)
 
     def send_exit(self, code: int, *, signal: int = 0, core_dumped: bool = False) -> None:
         """The target ended, and all its output is sent. In extended mode the streams must be ended."""
@@ -72,7 +76,7 @@ class ServerConnection(Connection):
         if self.state in (state.AWAITING_SETUP, state.PREPARING):
             self.refuse(description, failure)
         elif self.state in (state.RUNNING, state.AWAITING_PROOF, state.DEFERRED, state.BROKEN):
-            text = description.encode("utf-8", "surrogateescape")
+            text = _quote(description)
             if self._has_responded:
                 status = ConnectionStatusMessage(messages.FAILED, text)
                 if self.is_extended:
@@ -100,6 +104,8 @@ class ServerConnection(Connection):
     def _answer(self, failure: Failure | None) -> Extended:
         limits = self.limits
         assert limits is not None and self.peer is not None
+        if failure is not None:
+            failure = Failure(failure.kind, failure.error, failure.subject[:SUBJECT_MAX])
         return Extended(
             version=min(VERSION, self.peer.version),
             features=limits.features & self.peer.features,
@@ -241,3 +247,7 @@ class ServerConnection(Connection):
         if number != messages.STDIN and self.is_extended:
             raise RemoteProtocolError(f"data on stream {number}, which goes the other way")
         return messages.STDIN
+
+
+def _quote(description: str) -> bytes:
+    return description.encode("utf-8", "surrogateescape")[:DESCRIPTION_MAX]
