@@ -1,18 +1,144 @@
 """vmkit: build guest images, launch QEMU with a vsock device, tend the machines.
 
-`vmkit.Machine` is the Python API. It is loaded on first use: the monitor and the vsock device are processes of this
-package that must stay small.
+    import vmkit
+
+    with vmkit.Machine("tiny") as machine:
+        result = machine.run(["uname", "-a"], text=True, check=True)
+        print(result.stdout)
+
+Machines
+    Machine          one virtual machine as a with-block: started on entry, gone on exit
+    MachineSpec      the options of a machine as a value
+    Disk             a file of the host that the guest has as a disk
+    RunningMachine   a machine that was found running
+    list_machines    the running machines
+    find_machine     the running machine of a name or CID
+    wait             block until a machine ends; returns an Ended: the reason, and whether it was expected
+    logs             a log of a machine, running or ended
+
+Commands and files in a guest
+    Client           a way to one guest: run, popen, push, pull, exists
+    Session          one session, driven by hand
+    Process          a running command with file-like streams, as subprocess.Popen
+    Result           the output and the exit status of a command
+    PIPE, STDOUT, DEVNULL   where a process' streams go
+
+Images and this host
+    build            build an image, or take it from the cache
+    find_image       an image that is built already
+    images           the shipped recipes
+    Image            a built image: kernel, initramfs, manifest
+    doctor           what this host can do, as a list of checks
+
+Errors
+    VshError and its kinds; see vmkit.errors and docs/reference/python.md.
+
+Every name is loaded on first use: the monitor and the vsock device are processes of this package that stay small.
 """
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vmkit.machine.machine import Machine as Machine
+    from vmkit.api import build, doctor, find_image, images
+    from vmkit.errors import BuildError, CommandError, ConfigError, HostError, MachineError, VmkitError
+    from vmkit.image.build import BuiltImage as Image
+    from vmkit.machine.doctor import Check
+    from vmkit.machine.machine import Machine
+    from vmkit.machine.running import RunningMachine, find_machine, list_machines, logs, wait
+    from vmkit.machine.spec import DiskSpec as Disk
+    from vmkit.machine.spec import MachineSpec
+    from vmkit.machine.stop import Ended
+    from vsh.client import Client, Result
+    from vsh.errors import CommandFailed, ConnectionLost, ExecError, UsageError, VshError
+    from vsh.process import DEVNULL, PIPE, STDOUT, Process
+    from vsh.pump import TimedOut
+    from vsh.session import Session
+
+# Where each public name is: its module and its name there.
+_PUBLIC = {
+    "BuildError": ("vmkit.errors", "BuildError"),
+    "Check": ("vmkit.machine.doctor", "Check"),
+    "Client": ("vsh.client", "Client"),
+    "CommandError": ("vmkit.errors", "CommandError"),
+    "CommandFailed": ("vsh.errors", "CommandFailed"),
+    "ConfigError": ("vmkit.errors", "ConfigError"),
+    "ConnectionLost": ("vsh.errors", "ConnectionLost"),
+    "DEVNULL": ("vsh.process", "DEVNULL"),
+    "Disk": ("vmkit.machine.spec", "DiskSpec"),
+    "Ended": ("vmkit.machine.stop", "Ended"),
+    "ExecError": ("vsh.errors", "ExecError"),
+    "HostError": ("vmkit.errors", "HostError"),
+    "Image": ("vmkit.image.build", "BuiltImage"),
+    "Machine": ("vmkit.machine.machine", "Machine"),
+    "MachineError": ("vmkit.errors", "MachineError"),
+    "MachineSpec": ("vmkit.machine.spec", "MachineSpec"),
+    "PIPE": ("vsh.process", "PIPE"),
+    "Process": ("vsh.process", "Process"),
+    "Result": ("vsh.client", "Result"),
+    "RunningMachine": ("vmkit.machine.running", "RunningMachine"),
+    "STDOUT": ("vsh.process", "STDOUT"),
+    "Session": ("vsh.session", "Session"),
+    "TimedOut": ("vsh.pump", "TimedOut"),
+    "UsageError": ("vsh.errors", "UsageError"),
+    "VmkitError": ("vmkit.errors", "VmkitError"),
+    "VshError": ("vsh.errors", "VshError"),
+    "build": ("vmkit.api", "build"),
+    "doctor": ("vmkit.api", "doctor"),
+    "find_image": ("vmkit.api", "find_image"),
+    "find_machine": ("vmkit.machine.running", "find_machine"),
+    "images": ("vmkit.api", "images"),
+    "list_machines": ("vmkit.machine.running", "list_machines"),
+    "logs": ("vmkit.machine.running", "logs"),
+    "wait": ("vmkit.machine.running", "wait"),
+}
+
+__all__ = [
+    "DEVNULL",
+    "PIPE",
+    "STDOUT",
+    "BuildError",
+    "Check",
+    "Client",
+    "CommandError",
+    "CommandFailed",
+    "ConfigError",
+    "ConnectionLost",
+    "Disk",
+    "Ended",
+    "ExecError",
+    "HostError",
+    "Image",
+    "Machine",
+    "MachineError",
+    "MachineSpec",
+    "Process",
+    "Result",
+    "RunningMachine",
+    "Session",
+    "TimedOut",
+    "UsageError",
+    "VmkitError",
+    "VshError",
+    "build",
+    "doctor",
+    "find_image",
+    "find_machine",
+    "images",
+    "list_machines",
+    "logs",
+    "wait",
+]
 
 
 def __getattr__(name: str) -> object:
-    if name == "Machine":
-        from vmkit.machine.machine import Machine  # noqa: PLC0415  (see above)
+    from importlib import import_module  # noqa: PLC0415  (the small processes need none of this)
 
-        return Machine
-    raise AttributeError(f"module 'vmkit' has no attribute '{name}'")
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'vmkit' has no attribute '{name}'")
+    module, inner = _PUBLIC[name]
+    value = getattr(import_module(module), inner)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

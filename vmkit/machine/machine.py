@@ -9,10 +9,11 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, Unpack, overload
+from typing import Self
 
 from vmkit.errors import MachineError
 from vmkit.machine import stop
+from vmkit.machine.running import MachineHandle
 from vmkit.machine.spec import (
     DEFAULT_CPUS,
     DEFAULT_MEMORY_MIB,
@@ -21,16 +22,14 @@ from vmkit.machine.spec import (
     Backend,
     MachineSpec,
     make_disks,
+    parse_choice,
     parse_memory,
 )
 from vmkit.machine.start import Started, start_machine
-from vsh.address import address_of
-from vsh.client import Argv, Client, PopenOptions, Result, RunOptions
-from vsh.process import Process
 from vsh.registry import Entry, find_machine
 
 
-class Machine:
+class Machine(MachineHandle):
     """One virtual machine of an image, started when the block is entered and gone when it is left.
 
     image: a shipped image's name or a recipe's path. memory: MiB as a number, or text such as "1G". timeout_s: the
@@ -69,8 +68,8 @@ class Machine:
             cid=cid,
             memory_mib=memory if isinstance(memory, int) else parse_memory(memory),
             cpus=cpus,
-            accelerator=None if accelerator in (None, "auto") else Accelerator(accelerator),
-            backend=None if backend in (None, "auto") else Backend(backend),
+            accelerator=parse_choice(Accelerator, "accelerator", accelerator),
+            backend=parse_choice(Backend, "backend", backend),
             kernel=None if kernel is None else Path(kernel),
             append=append,
             timeout_s=timeout_s,
@@ -118,38 +117,6 @@ class Machine:
             raise MachineError(f"'{self._started.name}' was started already")
         self._started = start_machine(self.spec, tell=tell)
 
-    @overload
-    def run(self, argv: Argv, *, text: Literal[True], **options: Unpack[RunOptions]) -> Result[str]: ...
-
-    @overload
-    def run(self, argv: Argv, *, text: Literal[False] = False, **options: Unpack[RunOptions]) -> Result[bytes]: ...
-
-    def run(self, argv: Argv, *, text: bool = False, **options: Unpack[RunOptions]) -> Result[bytes] | Result[str]:
-        """Runs a command in the guest and returns its output and its end; the options are those of Client.run.
-
-        Raises ExecError, ConnectionLost, TimedOut, CommandFailed, UsageError, MachineError.
-        """
-        return self.connect().run(argv, text=text, **options)
-
-    @overload
-    def popen(self, argv: Argv, *, text: Literal[True], **options: Unpack[PopenOptions]) -> Process[str]: ...
-
-    @overload
-    def popen(self, argv: Argv, *, text: Literal[False] = False, **options: Unpack[PopenOptions]) -> Process[bytes]: ...
-
-    def popen(
-        self, argv: Argv, *, text: bool = False, **options: Unpack[PopenOptions]
-    ) -> Process[bytes] | Process[str]:
-        """Starts a command in the guest and returns at once; the options are those of Client.popen.
-
-        Raises ExecError, ConnectionLost, UsageError, MachineError.
-        """
-        return self.connect().popen(argv, text=text, **options)
-
-    def connect(self) -> Client:
-        """A client for sessions of your own; each session has a connection of its own."""
-        return Client(address_of(self._entry()))
-
     def down(self) -> None:
         """Asks the guest to power off and waits until it is gone."""
         self._require()
@@ -162,7 +129,7 @@ class Machine:
 
     def _end(self, end: Callable[[Entry], None]) -> None:
         started = self._require()
-        entry = self._find_entry()
+        entry = self._look_up()
         if entry is not None:
             end(entry)
         try:
@@ -173,18 +140,18 @@ class Machine:
             started.monitor.wait()
         self._started = None
 
-    def _find_entry(self) -> Entry | None:
-        """This very machine: when it has ended, another `up` may have taken its name."""
-        started = self._require()
-        entry = find_machine(name=started.name)
-        return entry if entry is not None and entry.pid == started.monitor.pid else None
-
-    def _entry(self) -> Entry:
-        entry = self._find_entry()
+    def find_entry(self) -> Entry:
+        entry = self._look_up()
         if entry is None:
             name = self._require().name
             raise MachineError(f"'{name}' is not running any more", hint=f"see why: vmkit logs {name}")
         return entry
+
+    def _look_up(self) -> Entry | None:
+        """This very machine: when it has ended, another `up` may have taken its name."""
+        started = self._require()
+        entry = find_machine(name=started.name)
+        return entry if entry is not None and entry.pid == started.monitor.pid else None
 
     def _require(self) -> Started:
         if self._started is None:

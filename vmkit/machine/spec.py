@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 
 from vmkit.errors import ConfigError
 
@@ -53,6 +54,9 @@ class Backend(StrEnum):
 
     VHOST = "vhost"
     USER = "user"
+
+
+Chosen = TypeVar("Chosen", bound=StrEnum)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +140,17 @@ def make_disks(read_only: Sequence[str | Path], read_write: Sequence[str | Path]
     """The guest's disks after its root: first those it may only read, then those it may write."""
     paths = [(path, DiskMode.READ_ONLY) for path in read_only] + [(path, DiskMode.READ_WRITE) for path in read_write]
     return tuple(DiskSpec(Path(path).absolute(), mode) for path, mode in paths)
+
+
+def parse_choice(kinds: type[Chosen], key: str, word: str | None) -> Chosen | None:
+    """A member of `kinds` by its value; None and "auto" leave the choice to vmkit. Raises ConfigError."""
+    if word is None or word == "auto":
+        return None
+    try:
+        return kinds(word)
+    except ValueError as error:
+        known = ", ".join(("auto", *(kind.value for kind in kinds)))
+        raise ConfigError(f"{key} must be one of {known}, not '{word}'") from error
 
 
 def parse_memory(text: str) -> int:

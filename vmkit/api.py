@@ -1,0 +1,39 @@
+"""Functions of the public face that join several rooms: build an image, list images, examine this host."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vmkit.image.build import BuiltImage, build_image, find_built_image
+from vmkit.image.recipe.config import ImageSpec, list_images, load_image
+from vmkit.machine.doctor import Check, examine
+
+
+def build(
+    image: str | Path = "tiny",
+    *,
+    refresh: bool = False,
+    lock_file: str | Path | None = None,
+    progress: Callable[[str, float | None], None] | None = None,
+) -> BuiltImage:
+    """The image of a shipped name or a recipe's path, from the cache or built now.
+
+    refresh looks for newer packages first. lock_file allows only the versions it lists. progress is called with what
+    is being done and, where it is known, the fraction done (0 to 1). Raises ConfigError, BuildError, HostError.
+    """
+    lock = None if lock_file is None else Path(lock_file)
+    return build_image(load_image(str(image)), progress=progress, refresh=refresh, lock_file=lock)
+
+
+def find_image(image: str | Path = "tiny") -> BuiltImage | None:
+    """The image if it is built already; nothing is built and nothing fetched. Raises ConfigError."""
+    return find_built_image(load_image(str(image)))
+
+
+def images() -> tuple[ImageSpec, ...]:
+    """The recipes that vmkit ships."""
+    return list_images()
+
+
+def doctor(image: str = "tiny") -> list[Check]:
+    """What this host can do: a list of checks, each with a name, a level, a text and a hint."""
+    return examine(image)

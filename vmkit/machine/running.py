@@ -1,0 +1,277 @@
+"""A machine that runs, whoever started it: found by name or CID, and everything that can be done with it from Python.
+
+Owns no process. Each call looks the machine up again, so that a later machine of the same name is never taken for it.
+"""
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, Unpack, overload
+
+from vmkit.errors import ConfigError, MachineError
+from vmkit.machine import stop
+from vmkit.machine.launch import Layout
+from vmkit.machine.registry import find_state_directory, sweep
+from vmkit.machine.spec import check_name
+from vmkit.machine.stop import Ended
+from vsh.address import address_of
+from vsh.client import Argv, Client, PopenOptions, Result, RunOptions
+from vsh.process import Process
+from vsh.registry import Entry
+from vsh.registry import find_machine as find_entry
+from vsh.registry import read_machines as read_entries
+
+# A log grows by the monitor's writes; no descriptor announces them.
+FOLLOW_POLL_S = 0.2
+READ_BYTES = 65536
+CONSOLE_CONNECT_TIMEOUT_S = 5.0
+MAX_CID_DIGITS = 10
+
+# The logs of a machine by the names that `vmkit logs --kind` takes.
+LOG_KINDS = {
+    "console": Layout.CONSOLE_LOG,
+    "events": Layout.EVENTS,
+    "qmp": Layout.QMP_LOG,
+    "qemu": Layout.QEMU_LOG,
+    "vsock": Layout.DEVICE_LOG,
+    "monitor": Layout.MONITOR_LOG,
+    "argv": Layout.ARGV,
+}
+
+
+class MachineHandle:
+    """What a started and a found machine have in common. Subclasses know which entry of the registry is theirs."""
+
+    def find_entry(self) -> Entry:
+        """The machine's entry in the registry. Raises MachineError once it has ended."""
+        raise NotImplementedError
+
+    @property
+    def state(self) -> str:
+        """`starting`, `ready` or `stopping`. Raises MachineError once it has ended."""
+        return self.find_entry().state
+
+    def connect(self) -> Client:
+        """A client for sessions of your own; each session has a connection of its own."""
+        return Client(address_of(self.find_entry()))
+
+    @overload
+    def run(self, argv: Argv, *, text: Literal[True], **options: Unpack[RunOptions]) -> Result[str]: ...
+
+    @overload
+    def run(self, argv: Argv, *, text: Literal[False] = False, **options: Unpack[RunOptions]) -> Result[bytes]: ...
+
+    def run(self, argv: Argv, *, text: bool = False, **options: Unpack[RunOptions]) -> Result[bytes] | Result[str]:
+        """Runs a command in the guest and returns its output and its end; the options are those of Client.run.
+
+        Raises ExecError, ConnectionLost, TimedOut, CommandFailed, UsageError, MachineError.
+        """
+        return self.connect().run(argv, text=text, **options)
+
+    @overload
+    def popen(self, argv: Argv, *, text: Literal[True], **options: Unpack[PopenOptions]) -> Process[str]: ...
+
+    @overload
+    def popen(self, argv: Argv, *, text: Literal[False] = False, **options: Unpack[PopenOptions]) -> Process[bytes]: ...
+
+    def popen(
+        self, argv: Argv, *, text: bool = False, **options: Unpack[PopenOptions]
+    ) -> Process[bytes] | Process[str]:
+        """Starts a command in the guest and returns at once; the options are those of Client.popen.
+
+        Raises ExecError, ConnectionLost, UsageError, MachineError.
+        """
+        return self.connect().popen(argv, text=text, **options)
+
+    def push(self, source: str, destination: str, *, user: str = "") -> None:
+        """Copies a file or a directory of the host into the guest; see Client.push."""
+        self.connect().push(source, destination, user=user)
+
+    def pull(self, source: str, destination: str, *, user: str = "") -> None:
+        """Copies a file or a directory of the guest to the host; see Client.pull."""
+        self.connect().pull(source, destination, user=user)
+
+    def exists(self, path: str, *, user: str = "") -> bool:
+        """Whether the guest has something at this path; see Client.exists."""
+        return self.connect().exists(path, user=user)
+
+    def wait(self, timeout: float | None = None) -> Ended | None:
+        """Blocks until the machine ends, timeout seconds at most; returns why it ended, None when time was over."""
+        return stop.wait_for_end(self.find_entry(), timeout)
+
+    def read_log(self, kind: str = "console") -> bytes:
+        """A log as it is now; kind: a key of LOG_KINDS. Raises ConfigError, MachineError."""
+        with _open_log(Path(self.find_entry().directory), kind) as fd:
+            return b"".join(_read_rest(fd))
+
+    def follow_log(self, kind: str = "console") -> Iterator[bytes]:
+        """A log as it is now, and then what is added, until the machine ends. Raises ConfigError, MachineError."""
+        return follow_log(Path(self.find_entry().directory), kind)
+
+    def open_console(self) -> socket.socket:
+        """A connection to the guest's serial console: it receives what the guest prints, and sends what is typed.
+
+        The caller closes it. Raises MachineError when the console does not answer.
+        """
+        entry = self.find_entry()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(CONSOLE_CONNECT_TIMEOUT_S)
+            sock.connect(str(Path(entry.directory) / Layout.CONSOLE_SOCKET))
+            sock.settimeout(None)
+        except OSError as error:
+            sock.close()
+            raise MachineError(f"the console of '{entry.name}' does not answer: {error.strerror or error}") from error
+        return sock
+
+
+class RunningMachine(MachineHandle):
+    """A machine that was found running. It goes on when this object is gone."""
+
+    def __init__(self, entry: Entry) -> None:
+        self._entry = entry
+        self.name = entry.name
+        self.cid = entry.cid
+        self.directory = Path(entry.directory)
+
+    def __repr__(self) -> str:
+        return f"<RunningMachine name={self.name!r} cid={self.cid}>"
+
+    @property
+    def record(self) -> dict[str, object]:
+        """Everything that is known of the machine: what `vmkit status --json` prints."""
+        return {**self.find_entry().record, "directory": str(self.directory)}
+
+    def find_entry(self) -> Entry:
+        entry = find_entry(name=self.name)
+        if entry is None or (self._entry.pid and entry.pid != self._entry.pid):
+            raise MachineError(f"'{self.name}' is not running any more", hint=f"see why: vmkit logs {self.name}")
+        return entry
+
+    def down(self, timeout: float = stop.POWER_OFF_DEADLINE_S) -> None:
+        """Asks the guest to power off, then ends QEMU; waits until the machine is gone."""
+        stop.power_off(self.find_entry(), timeout_s=timeout)
+
+    def kill(self) -> None:
+        """Ends the machine at once."""
+        stop.kill(self.find_entry())
+
+
+def list_machines() -> list[RunningMachine]:
+    """The running machines of this user, in the order of their CIDs."""
+    sweep()
+    return [RunningMachine(entry) for entry in read_entries()]
+
+
+def find_machine(name: str | int | None = None) -> RunningMachine:
+    """The running machine of that name or CID; None: the only one. Raises MachineError, ConfigError."""
+    return RunningMachine(pick_entry(None if name is None else str(name)))
+
+
+def wait(name: str | int, timeout: float | None = None) -> Ended | None:
+    """Blocks until a machine ends, timeout seconds at most; returns why it ended, None when time was over."""
+    return find_machine(name).wait(timeout)
+
+
+def logs(name: str, kind: str = "console") -> bytes:
+    """A log of a running machine, or of the last one of that name that ended badly.
+
+    Raises MachineError, ConfigError.
+    """
+    with _open_log(find_logs(name), kind) as fd:
+        return b"".join(_read_rest(fd))
+
+
+def pick_entry(name: str | None) -> Entry:
+    """The entry of that name or CID, or the only one there is. Raises MachineError, ConfigError."""
+    entries = read_entries()
+    if name is None:
+        if len(entries) == 1:
+            return entries[0]
+        if not entries:
+            raise MachineError("no machine is running", hint="start one: vmkit up")
+        raise ConfigError("several machines are running: name one", hint=", ".join(entry.name for entry in entries))
+    found = find_named(name)
+    if found is None:
+        known = ", ".join(entry.name for entry in entries)
+        raise MachineError(
+            f"no machine named '{name}' is running", hint=f"running: {known}" if known else "start one: vmkit up"
+        )
+    return found
+
+
+def find_named(word: str) -> Entry | None:
+    """The entry of that name, else of that CID."""
+    found = find_entry(name=word)
+    if found is None and word.isdecimal() and len(word) <= MAX_CID_DIGITS:
+        found = find_entry(cid=int(word))
+    return found
+
+
+def find_logs(name: str | None) -> Path:
+    """The folder with the logs of a running machine, else of the last one of that name that ended badly.
+
+    None: of the only running machine. Raises MachineError, ConfigError.
+    """
+    running = pick_entry(None) if name is None else find_named(check_name(name))
+    if running is not None:
+        return Path(running.directory)
+    assert name is not None
+    kept = find_state_directory() / name
+    if not kept.is_dir():
+        raise MachineError(
+            f"there are no logs of '{name}': it is not running, and it did not end badly",
+            hint="logs of machines that end as asked go with them",
+        )
+    return kept
+
+
+def follow_log(folder: Path, kind: str) -> Iterator[bytes]:
+    """A log in a machine's folder, and what is added until the machine ends; one that rolls over is opened anew."""
+    with _open_log(folder, kind) as fd:
+        yield from _read_rest(fd)
+        while _is_running(folder):
+            time.sleep(FOLLOW_POLL_S)
+            yield from _read_rest(fd)
+            with contextlib.suppress(FileNotFoundError):
+                yield from _reopen(fd, folder / LOG_KINDS[kind])
+        yield from _read_rest(fd)
+
+
+@contextlib.contextmanager
+def _open_log(folder: Path, kind: str) -> Iterator[int]:
+    if kind not in LOG_KINDS:
+        raise ConfigError(f"there is no kind of log '{kind}'", hint=f"kinds: {', '.join(sorted(LOG_KINDS))}")
+    try:
+        fd = os.open(folder / LOG_KINDS[kind], os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise MachineError(f"there is no {kind} log in {folder}") from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _read_rest(fd: int) -> Iterator[bytes]:
+    while data := os.read(fd, READ_BYTES):
+        yield data
+
+
+def _reopen(fd: int, path: Path) -> Iterator[bytes]:
+    """Lets fd be the file that has the name now, when the old one has been read to its end."""
+    new = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if not os.path.sameopenfile(fd, new):
+            yield from _read_rest(fd)
+            os.dup2(new, fd, inheritable=False)
+            yield from _read_rest(fd)
+    finally:
+        os.close(new)
+
+
+def _is_running(folder: Path) -> bool:
+    entry = find_entry(name=folder.name)
+    return entry is not None and Path(entry.directory) == folder
