@@ -4,11 +4,17 @@ Long-lived children (QEMU, the monitor, the device) are started by vmkit.machine
 is made printable here.
 """
 
+import io
 import logging
+import os
+import select
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from vmkit.errors import CommandError, HostError
 
@@ -16,6 +22,8 @@ log = logging.getLogger("vmkit.run")
 
 # Enough of a failed program's output to see the cause, not so much that it hides the brief above it.
 OUTPUT_TAIL_LINES = 20
+_OUTPUT_TAIL_BYTES = 64 << 10
+_READ_BYTES = 256 << 10
 
 
 def render_command(argv: Sequence[str | Path]) -> str:
@@ -50,12 +58,78 @@ def run(
             check=False,
         )
     except FileNotFoundError as error:
-        hint = f"install it: sudo apt-get install {package}" if package else ""
-        raise HostError(f"cannot find the program '{words[0]}'", hint=hint) from error
+        raise _explain_missing(words[0], package) from error
     except subprocess.TimeoutExpired as error:
-        raise CommandError(f"'{words[0]}' did not end within {timeout_s:g} s", details=render_command(words)) from error
+        raise _explain_slow(words, timeout_s) from error
     if done.returncode != 0:
-        output = (done.stdout + done.stderr).decode(errors="replace").splitlines()[-OUTPUT_TAIL_LINES:]
-        how = f"status {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"
-        raise CommandError(f"'{words[0]}' failed with {how}", details="\n".join([render_command(words), *output]))
+        raise _explain_failure(words, done.returncode, done.stdout + done.stderr)
     return done.stdout
+
+
+@contextmanager
+def open_output(argv: Sequence[str | Path], *, timeout_s: float, package: str = "") -> Iterator[BinaryIO]:
+    """A program's stdout, as it comes: for output that need not be in memory as a whole.
+
+    At the end of the block the program has ended with success; left by an exception, the block ends the program. Raises
+    what `run` raises, CommandError while reading, too.
+    """
+    words = [str(word) for word in argv]
+    log.debug("run: %s", render_command(words))
+    with open(os.memfd_create("stderr"), "r+b") as errors:  # noqa: PTH123  (it has no path)
+        try:
+            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
+        except FileNotFoundError as error:
+            raise _explain_missing(words[0], package) from error
+        assert process.stdout is not None
+        try:
+            output = io.BufferedReader(_Output(process.stdout.fileno(), words, timeout_s), _READ_BYTES)
+            yield output
+            # A program whose reader goes away fails; this one may end in peace.
+            while output.read(_READ_BYTES):
+                pass
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise _explain_slow(words, timeout_s) from error
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+        if process.returncode != 0:
+            errors.seek(max(0, errors.seek(0, os.SEEK_END) - _OUTPUT_TAIL_BYTES))
+            raise _explain_failure(words, process.returncode, errors.read())
+
+
+class _Output(io.RawIOBase):
+    """A pipe that is read until a deadline."""
+
+    def __init__(self, fd: int, words: Sequence[str], timeout_s: float) -> None:
+        self._fd = fd
+        self._words = words
+        self._timeout_s = timeout_s
+        self._deadline_s = time.monotonic() + timeout_s
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        left_s = self._deadline_s - time.monotonic()
+        if left_s <= 0 or not self._poll.poll(left_s * 1000):
+            raise _explain_slow(self._words, self._timeout_s)
+        return os.readv(self._fd, [buffer])
+
+
+def _explain_missing(program: str, package: str) -> HostError:
+    hint = f"install it: sudo apt-get install {package}" if package else ""
+    return HostError(f"cannot find the program '{program}'", hint=hint)
+
+
+def _explain_slow(words: Sequence[str], timeout_s: float) -> CommandError:
+    return CommandError(f"'{words[0]}' did not end within {timeout_s:g} s", details=render_command(words))
+
+
+def _explain_failure(words: Sequence[str], returncode: int, output: bytes) -> CommandError:
+    lines = output.decode(errors="replace").splitlines()[-OUTPUT_TAIL_LINES:]
+    how = f"status {returncode}" if returncode > 0 else f"signal {-returncode}"
+    return CommandError(f"'{words[0]}' failed with {how}", details="\n".join([render_command(words), *lines]))

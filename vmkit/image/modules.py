@@ -5,21 +5,21 @@ are modules or aliases that it asks the kernel for at work (MODULE_SOFTDEP in li
 `crypto-crc32c`). Modules are stored uncompressed: the guest's processor is the slow one. Pure.
 """
 
-import gzip
-import lzma
 import posixpath
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from vmkit.errors import BuildError, CommandError
+from vmkit.errors import BuildError
 from vmkit.image.formats.elf import read_modinfo
+from vmkit.image.formats.packed import unpack_gzip, unpack_xz, unpack_zstd
 from vmkit.image.formats.tree import Node, Tree, file_node
-from vmkit.image.formats.vmlinux import unpack_zstd
 
-_UNPACKERS: dict[str, Callable[[bytes], bytes]] = {
-    ".ko": lambda data: data,
-    ".ko.xz": lzma.decompress,
-    ".ko.gz": gzip.decompress,
+# The largest of Debian's, amdgpu, is 25 MB.
+_MODULE_LIMIT_BYTES = 256 << 20
+_UNPACKERS: dict[str, Callable[[bytes, int], bytes]] = {
+    ".ko": lambda data, _limit_bytes: data,
+    ".ko.xz": unpack_xz,
+    ".ko.gz": unpack_gzip,
     ".ko.zst": unpack_zstd,
 }
 # Soft dependencies that are aliases and not modules are ciphers and checksums. All modules of a kernel take 20 s to
@@ -179,6 +179,6 @@ class ModuleSet:
 def _unpack(path: str, data: bytes) -> bytes:
     extension = path[path.rindex(".ko") :]
     try:
-        return _UNPACKERS[extension](data)
-    except (lzma.LZMAError, OSError, EOFError, CommandError) as error:
-        raise BuildError(f"the kernel module {path} cannot be decompressed: {error}") from error
+        return _UNPACKERS[extension](data, _MODULE_LIMIT_BYTES)
+    except BuildError as error:
+        raise BuildError(f"the kernel module {path} cannot be decompressed: {error.brief}") from error

@@ -8,7 +8,6 @@ compiled modules valid.
 
 import os
 import shutil
-import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,9 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from vmkit.errors import BuildError, CommandError, HostError
-from vmkit.image.debian.deb import DOCUMENTATION, node_of_member
+from vmkit.image.debian.deb import DOCUMENTATION
 from vmkit.image.debian.packages import Lock
-from vmkit.image.formats.tree import Tree, normalise_path
+from vmkit.image.formats.tar import read_tar
+from vmkit.image.formats.tree import Tree
 from vmkit.run import run
 
 # 100 packages take half a minute, QEMU with all its libraries a minute; a slow disk three times that.
@@ -69,17 +69,13 @@ def _open_workplace(work: Path) -> Iterator[Path]:
 
 def read_root(tar: Path, tree: Tree) -> None:
     """Adds what an installation's tar holds, without device nodes and what is the host's."""
-    try:
-        with tarfile.open(tar, mode="r:") as source:
-            for member in source:
-                path = normalise_path(member.name)
-                node = node_of_member(source, member, keep_time=True)
-                if path in _APT_OWNED and node is not None:
-                    node = replace(node, uid=0)
-                if node is not None and not path.startswith(_LEFT_OUT):
-                    tree.add(path, node)
-    except tarfile.TarError as error:
-        raise BuildError(f"cannot read what mmdebstrap has written: {error}") from error
+    with tar.open("rb") as file:
+        try:
+            for path, node in read_tar(file, keep_time=True):
+                if not path.startswith(_LEFT_OUT):
+                    tree.add(path, replace(node, uid=0) if path in _APT_OWNED else node)
+        except BuildError as error:
+            raise BuildError(f"cannot read what mmdebstrap has written: {error.brief}", hint=error.hint) from error
 
 
 def _write_archive(folder: Path, lock: Lock, debs: dict[str, Path]) -> None:

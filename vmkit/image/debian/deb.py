@@ -5,14 +5,13 @@ apt.
 """
 
 import fnmatch
-import io
-import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from vmkit.errors import BuildError
-from vmkit.image.formats.tree import MTIME_S, Kind, Node, Tree, normalise_path
-from vmkit.run import run
+from vmkit.image.formats.tar import read_tar
+from vmkit.image.formats.tree import Kind, Node, Tree, normalise_path
+from vmkit.run import open_output
 
 # Unpacking the largest kernel package takes about one second; a hundred times that is a hung disk.
 UNPACK_TIMEOUT_S = 120.0
@@ -36,16 +35,21 @@ def everything_but_documentation(path: str) -> bool:
 
 
 def read_deb(deb: Path) -> Iterator[tuple[str, Node]]:
-    """Every member of a package, as normalised path and node; a hard link becomes a copy."""
-    tar_bytes = run(["dpkg-deb", "--fsys-tarfile", deb], timeout_s=UNPACK_TIMEOUT_S, package="dpkg")
-    try:
-        with tarfile.open(fileobj=io.BytesIO(tar_bytes), mode="r:") as tar:
-            for member in tar:
-                node = node_of_member(tar, member)
-                if node is not None:
-                    yield normalise_path(member.name), node
-    except tarfile.TarError as error:
-        raise BuildError(f"cannot read the package {deb.name}: {error}") from error
+    """Every member of a package, as normalised path and node; a hard link becomes a copy.
+
+    Raises CommandError where dpkg-deb cannot read the package, BuildError where its content is damaged.
+    """
+    trouble = None
+    with open_output(["dpkg-deb", "--fsys-tarfile", deb], timeout_s=UNPACK_TIMEOUT_S, package="dpkg") as output:
+        try:
+            yield from read_tar(output)
+        except BuildError as error:
+            trouble = BuildError(f"cannot read the package {deb.name}: {error.brief}", hint=error.hint)
+            if output.read(1):
+                raise trouble from error
+            # dpkg-deb itself may have failed: then that is the cause, and leaving the block tells it.
+    if trouble is not None:
+        raise trouble
 
 
 def extract_deb(deb: Path, tree: Tree, wanted: Chooser = everything_but_documentation) -> None:
@@ -69,19 +73,3 @@ def extract_patterns(deb: Path, tree: Tree, patterns: Sequence[str]) -> None:
     if unmatched:
         listed = ", ".join(f"'{pattern}'" for pattern in sorted(unmatched))
         raise BuildError(f"the package {deb.stem} has no file that matches {listed}", hint="see the recipe's [extract]")
-
-
-def node_of_member(tar: tarfile.TarFile, member: tarfile.TarInfo, *, keep_time: bool = False) -> Node | None:
-    """A tar's member as a node; a hard link becomes a copy, what is neither file, directory nor symlink None."""
-    mode = member.mode & 0o7777
-    mtime_s = int(member.mtime) if keep_time else MTIME_S
-    if member.isdir():
-        return Node(Kind.DIRECTORY, mode, uid=member.uid, gid=member.gid, mtime_s=mtime_s)
-    if member.issym():
-        return Node(Kind.SYMLINK, 0o777, member.linkname.encode(), member.uid, member.gid, mtime_s=mtime_s)
-    if member.isreg() or member.islnk():
-        source = tar.extractfile(member)
-        data = source.read() if source else b""
-        return Node(Kind.FILE, mode, data, uid=member.uid, gid=member.gid, mtime_s=mtime_s)
-    # Debian's policy forbids device nodes in packages; a fifo or socket has no use in an image.
-    return None

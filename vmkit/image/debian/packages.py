@@ -214,9 +214,14 @@ def _python_behind(record: Record) -> str:
 
 
 def is_cached(cache: Cache, record: Record) -> bool:
-    """Right name and size: the content was verified on its way in."""
+    """Whether the cache has the package with the content that the lock names.
+
+    It was verified on its way in, but a disk or a person may have changed it since. Only a build that is not in the
+    cache asks, and a Debian takes a third of a second.
+    """
+    path = cache.package_path(record.sha256)
     try:
-        return cache.package_path(record.sha256).stat().st_size == record.size_bytes
+        return path.stat().st_size == record.size_bytes and hash_file(path) == record.sha256
     except OSError:
         return False
 

@@ -5,23 +5,16 @@ boot (docs/explanation/decisions.md). Such a kernel is not moved about in memory
 Documentation/arch/x86/boot.rst.
 """
 
-import gzip
-import lzma
 import struct
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
-from vmkit.errors import BuildError, CommandError
+from vmkit.errors import BuildError
 from vmkit.image.formats.elf import has_pvh_entry, is_elf, read_section
 from vmkit.image.formats.lz4 import LZ4_LEGACY_MAGIC, unpack_lz4
-from vmkit.run import run
+from vmkit.image.formats.packed import unpack_gzip, unpack_xz, unpack_zstd
 
-# Unpacking 60 MB takes a quarter of a second.
-_UNPACK_TIMEOUT_S = 60.0
 # A distribution's kernel is 60 MB; what claims more is not one.
 _VMLINUX_LIMIT_BYTES = 512 << 20
-_APT_HELPER = "/usr/lib/apt/apt-helper"
 
 _SETUP_SECTORS_AT = 0x1F1
 _MAGIC_AT, _MAGIC = 0x202, b"HdrS"
@@ -89,15 +82,15 @@ def _find_payload(image: bytes) -> bytes:
 
 
 def _unpack_gzip(payload: bytes) -> bytes:
-    return _checked(lambda: gzip.decompress(payload), None)
+    return _checked(lambda: unpack_gzip(payload, _VMLINUX_LIMIT_BYTES), None)
 
 
 def _unpack_xz(payload: bytes) -> bytes:
-    return _checked(lambda: lzma.decompress(payload[:-_SIZE_BYTES]), payload)
+    return _checked(lambda: unpack_xz(payload[:-_SIZE_BYTES], _VMLINUX_LIMIT_BYTES), payload)
 
 
 def _unpack_zstd(payload: bytes) -> bytes:
-    return _checked(lambda: unpack_zstd(payload[:-_SIZE_BYTES]), payload)
+    return _checked(lambda: unpack_zstd(payload[:-_SIZE_BYTES], _VMLINUX_LIMIT_BYTES), payload)
 
 
 def _unpack_lz4(payload: bytes) -> bytes:
@@ -119,17 +112,8 @@ def _checked(unpack: Callable[[], bytes], sized: bytes | None) -> bytes:
         raise BuildError(f"the kernel claims to unpack to {expected} bytes")
     try:
         data = unpack()
-    except (lzma.LZMAError, OSError, EOFError, CommandError) as error:
-        raise BuildError(f"the kernel cannot be unpacked: {error}") from error
+    except BuildError as error:
+        raise BuildError(f"the kernel cannot be unpacked: {error.brief}") from error
     if expected is not None and len(data) != expected:
         raise BuildError(f"the kernel unpacks to {len(data)} bytes instead of {expected}")
     return data
-
-
-def unpack_zstd(data: bytes) -> bytes:
-    """Unpacks one zstd frame with apt's own program: Python 3.11 cannot, and apt is needed anyway."""
-    with tempfile.NamedTemporaryFile(suffix=".zst") as packed:
-        packed.write(data)
-        packed.flush()
-        argv: list[str | Path] = [_APT_HELPER, "-o", "APT::Sandbox::User=", "cat-file", Path(packed.name)]
-        return run(argv, timeout_s=_UNPACK_TIMEOUT_S, package="apt")

@@ -1,8 +1,11 @@
 """Packages become nodes; a kernel package becomes a boot image and the modules that were asked for, in load order."""
 
 import gzip
+import io
 import lzma
+import random
 import struct
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +59,49 @@ def test_damaged_deb_is_an_error_with_its_command(tmp_path: Path) -> None:
     with pytest.raises(CommandError) as caught:
         list(read_deb(tmp_path / "bad.deb"))
     assert "bad.deb" in caught.value.details
+
+
+def _pack_deb(path: Path, data_tar: bytes, name: bytes = b"data.tar") -> Path:
+    """A package (deb(5)) of any content, which dpkg-deb would not make."""
+    control = io.BytesIO()
+    with tarfile.open(fileobj=control, mode="w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("./control"))
+    members = {b"debian-binary": b"2.0\n", b"control.tar.gz": control.getvalue(), name: data_tar}
+    packed = b"!<arch>\n"
+    for member, data in members.items():
+        packed += (
+            b"%-16s%-12d%-6d%-6d%-8o%-10d`\n" % (member, 0, 0, 0, 0o100644, len(data)) + data + b"\n" * (len(data) % 2)
+        )
+    path.write_bytes(packed)
+    return path
+
+
+def _make_tar(name: str, kind: bytes, linkname: str = "", size: int = 0) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname, member.size = kind, linkname, size
+    return member.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (_make_tar("a", tarfile.LNKTYPE, "gone"), "hard link to 'gone'"),
+        (_make_tar("a\udcff", tarfile.REGTYPE), "not UTF-8 text"),
+        (_make_tar("a", tarfile.REGTYPE, size=3 << 30) + bytes(1 << 20), "holds more than 1024 MiB at 'a'"),
+        (_make_tar("a", tarfile.REGTYPE, size=5000), "damaged"),
+    ],
+)
+def test_damaged_content_of_a_deb_names_the_package(tmp_path: Path, content: bytes, message: str) -> None:
+    deb = _pack_deb(tmp_path / "bad.deb", content)
+    with pytest.raises(BuildError, match=rf"cannot read the package bad\.deb: .*{message}"):
+        list(read_deb(deb))
+
+
+def test_deb_whose_packed_content_is_cut_short_is_an_error_of_dpkg_deb(tmp_path: Path) -> None:
+    content = gzip.compress(_make_tar("a", tarfile.REGTYPE, size=200_000) + random.Random(1).randbytes(200_000))
+    deb = _pack_deb(tmp_path / "bad.deb", content[:-1000], b"data.tar.gz")
+    with pytest.raises(CommandError, match="'dpkg-deb' failed"):
+        list(read_deb(deb))
 
 
 def test_elf_tells_libraries_and_modinfo(make_elf: MakeElf) -> None:

@@ -52,6 +52,21 @@ def test_packages_are_fetched_once(cache_dir: Path, fake_spec: FakeSpec) -> None
     assert all(path.is_file() for path in first.values())
 
 
+def test_package_that_was_changed_in_the_cache_is_fetched_again(cache_dir: Path, fake_spec: FakeSpec) -> None:
+    """One of the same size, too."""
+    spec = fake_spec()
+    lock = _resolve(cache_dir, spec)
+    told: list[str] = []
+    with open_cache(cache_dir) as cache:
+        paths = fetch(cache, make_request(spec), lock, lambda _text, _part: None)
+        for change in (lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: data[:-1]):
+            whole = paths["busybox-static"].read_bytes()
+            paths["busybox-static"].write_bytes(change(whole))
+            assert fetch(cache, make_request(spec), lock, lambda text, _part: told.append(text)) == paths
+            assert paths["busybox-static"].read_bytes() == whole
+    assert [text.split(",")[0] for text in told] == ["fetching 1 packages"] * 2
+
+
 def test_kernel_may_come_from_another_suite(
     cache_dir: Path, fake_spec: FakeSpec, archive: Any, tmp_path: Path, make_deb: Callable[..., Path]
 ) -> None:
