@@ -31,7 +31,7 @@ ARROWS = {
     "vmkit.image": ("vmkit.image.*", "vmkit.errors", "vmkit.run", "vsh.errors", "vmkit", "vshd"),
     "vmkit.machine": ("vmkit.machine.*", "vmkit.image.*", "vmkit.errors", "vmkit.run", "vsh.*", "vmkit"),
     "vmkit.monitor": ("vmkit.monitor.*", "vmkit.machine.*", "vmkit.errors", "vmkit.run", "vsh.*"),
-    "vmkit.matrix": ("vmkit.matrix.*", "vmkit.machine.*", "vmkit.errors", "vsh.errors", "vsh.registry"),
+    "vmkit.matrix": ("vmkit.matrix.*", "vmkit.machine.*", "vmkit.errors", "vsh.errors", "vsh.registry", "vsh.text"),
     # A container's devices are what doctor found, its terminal is vsh's.
     "vmkit.docker": ("vmkit.docker.*", "vmkit.machine.doctor", "vmkit.errors", "vsh.terminal", "vsh.pump", "vsh.stdio"),
     "vmkit.bench": ("vmkit.*", "vsh.*", "vshd.wire.*", "vshd.wire"),

@@ -22,12 +22,20 @@ class VshError(Exception):
             self.status = status
 
     def render(self, program: str) -> str:
-        """The lines for stderr: `program: brief`, the details indented, then `hint: ...`."""
-        lines = [f"{program}: {self.brief}"]
-        lines += [f"  {line}" for line in self.details.rstrip("\n").splitlines()]
+        """The lines for stderr: `program: brief`, the details indented, then `hint: ...`. Fit for a terminal: words of
+        a guest may be in them.
+        """
+        from vsh.text import clean_text  # noqa: PLC0415 - only after a failure
+
+        lines = [f"{program}: {_join(clean_text(self.brief))}"]
+        lines += [f"  {line}" for line in clean_text(self.details).rstrip("\n").split("\n") if self.details]
         if self.hint:
-            lines.append(f"hint: {self.hint}")
+            lines.append(f"hint: {_join(clean_text(self.hint))}")
         return "\n".join(lines)
+
+
+def _join(text: str) -> str:
+    return text.strip("\n").replace("\n", " ")
 
 
 class UsageError(VshError):

@@ -12,6 +12,8 @@ fresh = true
 [commands]
 passes = "uname -s"
 fails = "echo said; exit 3"
+hostile = ["printf", '\\033]0;owned\\007\\033[31mred\\033[0m']
+missing = ["\\u009b2J\\u202enothing"]
 """
 
 
@@ -20,7 +22,10 @@ def test_matrix_tells_what_passed_and_what_failed(built: None, vmkit: Run, tmp_p
     known = {machine.name for machine in read_machines()}
     done = vmkit("matrix", str(tmp_path / "lab.toml"), "--junit", str(tmp_path / "junit.xml"))
     assert done.returncode == 1, done.stderr.decode()
-    passes, fails = Xml.parse(tmp_path / "junit.xml").getroot()[0]
+    passes, fails, hostile, missing = Xml.parse(tmp_path / "junit.xml").getroot()[0]
     assert str(passes[0].text).strip() == "Linux"
     assert (fails[0].tag, fails[0].get("message"), str(fails[0].text).strip()) == ("failure", "status 3", "said")
+    assert str(hostile[0].text).strip() == "red"
+    assert missing[0].tag == "error"
+    assert not any(letter in done.stdout.decode() + str(missing[0].get("message")) for letter in "\x1b\x9b\u202e")
     assert {machine.name for machine in read_machines()} == known

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vmkit.cli.show import open_progress, print_json, read_wall
+from vmkit.cli.show import CleanWriter, open_progress, print_json, read_wall
 from vmkit.image.build import find_built_image, plan_image
 from vmkit.image.recipe.config import load_image
 from vmkit.machine.handover import MonitorHandle
@@ -168,6 +168,7 @@ def _follow_console() -> Iterator[Callable[[Path], None]]:
 
 
 def _copy_growing(path: Path, stop: threading.Event) -> None:
+    writer = CleanWriter(sys.stderr)
     fd = -1
     while True:
         last = stop.wait(CONSOLE_POLL_S)
@@ -175,9 +176,9 @@ def _copy_growing(path: Path, stop: threading.Event) -> None:
             if fd < 0:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             while data := os.read(fd, READ_BYTES):
-                sys.stderr.buffer.write(data)
-                sys.stderr.buffer.flush()
+                writer.write(data)
         if last:
+            writer.finish()
             break
     if fd >= 0:
         os.close(fd)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vmkit.cli.machines import find_named, pick_machine
+from vmkit.cli.show import CleanWriter, RawWriter, Writer
 from vmkit.cli.values import complete_machines
 from vmkit.errors import HostError, MachineError
 from vmkit.machine.launch import Layout
@@ -47,9 +48,13 @@ KINDS = {
 @click.argument("name", required=False, shell_complete=complete_machines)
 @click.option("--kind", type=click.Choice(sorted(KINDS)), default="console", show_default=True, help="Which log.")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the machine ends.")
+@click.option("--raw", is_flag=True, help="The bytes as they came, control sequences included.")
 @click.option("--path", "only_path", is_flag=True, help="Print the folder of the logs instead.")
-def logs(*, name: str | None, kind: str, follow: bool, only_path: bool) -> None:
-    """Print a log of a running machine, or of the last one of that name that ended badly."""
+def logs(*, name: str | None, kind: str, follow: bool, raw: bool, only_path: bool) -> None:
+    """Print a log of a running machine, or of the last one of that name that ended badly.
+
+    What could steer your terminal (control sequences, bidi overrides) is left out; --raw keeps it.
+    """
     folder = _find_logs(name)
     if only_path:
         print(folder)
@@ -59,10 +64,12 @@ def logs(*, name: str | None, kind: str, follow: bool, only_path: bool) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise MachineError(f"there is no {kind} log in {folder}") from error
+    writer = RawWriter() if raw else CleanWriter(sys.stdout)
     try:
-        _copy(fd)
+        _copy(fd, writer)
         if follow:
-            _follow(fd, path)
+            _follow(fd, path, writer)
+        writer.finish()
     finally:
         os.close(fd)
 
@@ -140,7 +147,7 @@ class Attachment:
 
     def _show(self) -> bool:
         data = self._sock.recv(READ_BYTES)
-        _write(data)
+        RawWriter().write(data)
         return bool(data)
 
     def _type(self) -> bool:
@@ -170,15 +177,15 @@ def _find_logs(name: str | None) -> Path:
     return kept
 
 
-def _follow(fd: int, path: Path) -> None:
+def _follow(fd: int, path: Path, writer: Writer) -> None:
     """Copies what comes until the machine that writes there has ended; a log that rolls over is opened anew."""
     while _is_running(path.parent):
         time.sleep(FOLLOW_POLL_S)
-        _copy(fd)
+        _copy(fd, writer)
         with contextlib.suppress(FileNotFoundError):
-            _reopen(fd, path)
-        _copy(fd)
-    _copy(fd)
+            _reopen(fd, path, writer)
+        _copy(fd, writer)
+    _copy(fd, writer)
 
 
 def _is_running(folder: Path) -> bool:
@@ -186,22 +193,17 @@ def _is_running(folder: Path) -> bool:
     return machine is not None and Path(machine.directory) == folder
 
 
-def _reopen(fd: int, path: Path) -> None:
+def _reopen(fd: int, path: Path, writer: Writer) -> None:
     """Lets fd be the file that has the name now, when the old one has been read to its end."""
     new = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if not os.path.sameopenfile(fd, new):
-            _copy(fd)
+            _copy(fd, writer)
             os.dup2(new, fd, inheritable=False)
     finally:
         os.close(new)
 
 
-def _copy(fd: int) -> None:
+def _copy(fd: int, writer: Writer) -> None:
     while data := os.read(fd, READ_BYTES):
-        _write(data)
-
-
-def _write(data: bytes) -> None:
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+        writer.write(data)

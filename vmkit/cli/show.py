@@ -4,6 +4,9 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol, TextIO
+
+from vsh.text import Cleaner
 
 Tell = Callable[[str, float | None], None]
 
@@ -44,6 +47,46 @@ def _tell_plainly() -> Tell:
             print(f"vmkit: {text}", file=sys.stderr, flush=True)
 
     return tell
+
+
+class Writer(Protocol):
+    """Where a guest's output goes."""
+
+    def write(self, data: bytes) -> None:
+        """The next bytes."""
+
+    def finish(self) -> None:
+        """No more will come."""
+
+
+class RawWriter:
+    """The bytes on stdout, for those who asked for them."""
+
+    def write(self, data: bytes) -> None:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+    def finish(self) -> None:
+        pass
+
+
+class CleanWriter:
+    """The text on a stream of ours, without what could steer the terminal there."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._cleaner = Cleaner()
+
+    def write(self, data: bytes) -> None:
+        self._print(self._cleaner.feed(data))
+
+    def finish(self) -> None:
+        self._print(self._cleaner.finish())
+
+    def _print(self, text: str) -> None:
+        # As UTF-8, whatever the locale: it is what the guest wrote.
+        self._stream.buffer.write(text.encode())
+        self._stream.buffer.flush()
 
 
 def print_json(value: object) -> None:

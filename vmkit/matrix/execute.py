@@ -15,6 +15,7 @@ from vmkit.machine.probe import read_available_memory_mib
 from vmkit.matrix.plan import Cell, Command, Matrix
 from vsh.errors import VshError
 from vsh.registry import find_machine
+from vsh.text import clean_line, clean_text
 
 # QEMU's own, the monitor's and the device's, beside the guest's memory.
 OVERHEAD_MIB = 128
@@ -36,7 +37,9 @@ class CellVerdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CellResult:
-    """What became of one command of one cell. text: its output, or why there is none."""
+    """What became of one command of one cell. text: its output, or why there is none; brief and text are fit for a
+    terminal.
+    """
 
     cell: Cell
     command: Command
@@ -115,8 +118,9 @@ class _Run:
             skipped = isinstance(error, HostError) and cell.backend == "vhost"
             verdict = CellVerdict.SKIPPED if skipped else CellVerdict.ERROR
             seconds = time.monotonic() - started_s
-            text = "\n".join(filter(None, (error.brief, error.details, error.hint)))
-            return [CellResult(cell, command, verdict, seconds, error.brief, text) for command in cell.commands]
+            text = clean_text("\n".join(filter(None, (error.brief, error.details, error.hint))))
+            brief = clean_line(error.brief)
+            return [CellResult(cell, command, verdict, seconds, brief, text) for command in cell.commands]
         finally:
             with self._lock:
                 self._names.discard(name)
@@ -146,9 +150,8 @@ class _Run:
         try:
             result = machine.run(command.argv, timeout=self._matrix.timeout_s)
         except VshError as error:
-            return CellResult(
-                cell, command, CellVerdict.ERROR, time.monotonic() - started_s, error.brief, error.details
-            )
-        text = (result.stdout + result.stderr)[-MAX_OUTPUT_BYTES:].decode(errors="replace")
+            brief, text = clean_line(error.brief), clean_text(error.details)
+            return CellResult(cell, command, CellVerdict.ERROR, time.monotonic() - started_s, brief, text)
+        text = clean_text((result.stdout + result.stderr)[-MAX_OUTPUT_BYTES:])
         verdict = CellVerdict.PASSED if result.exit == 0 else CellVerdict.FAILED
         return CellResult(cell, command, verdict, time.monotonic() - started_s, f"status {result.exit}", text)

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from vmkit.errors import HostError
 from vmkit.monitor.logs import CappedLog
-from vmkit.monitor.text import tail_lines
+from vsh.text import tail_lines
 
 # prctl(2), <linux/prctl.h>
 _PR_SET_PDEATHSIG = 1

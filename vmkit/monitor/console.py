@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from vmkit.monitor.logs import CappedLog
-from vmkit.monitor.text import clean_line, tail_lines
+from vsh.text import clean_line, tail_lines
 
 READ_BYTES = 65536
 # What an attaching person sees of the past, and what a failure can quote.

@@ -14,7 +14,7 @@ from vmkit.errors import MachineError
 from vmkit.machine.launch import LaunchPlan, Layout
 from vmkit.machine.qemu import USER_READY_PORT
 from vmkit.machine.spec import Backend
-from vmkit.monitor.text import clean_line
+from vsh.text import clean_line
 from vsh.transport import listen_vsock
 
 READY_WORD = b"READY=1"

@@ -17,6 +17,7 @@ from vmkit.run import run
 from vsh.address import address_of
 from vsh.client import Client
 from vsh.registry import Entry
+from vsh.text import clean_text
 
 FOLDER = "ssh"
 KEY, KNOWN_HOSTS, CONFIG = "key", "known_hosts", "config"
@@ -121,7 +122,7 @@ def _exchange_keys(entry: Entry, access: Access) -> None:
     if done.exit != 0:
         raise MachineError(
             f"machine '{entry.name}' has no sshd, or none with host keys",
-            details=done.stderr.decode(errors="replace"),
+            details=clean_text(done.stderr),
             hint="the image bench has one: vmkit up bench",
         )
     keys = [line.split()[:2] for line in done.stdout.decode(errors="replace").splitlines() if len(line.split()) > 1]

@@ -158,7 +158,9 @@ def _become_forwarder(service: Service, stop_fd: int) -> None:
         service.run(stop_fd)
         status = 0
     except VshError as error:
-        _tell(error.brief)
+        from vsh.text import clean_line  # noqa: PLC0415 - only after a failure
+
+        _tell(clean_line(error.brief))
     finally:
         os._exit(status)
 

@@ -122,7 +122,10 @@ class Service:
         return time.monotonic() + self._timeout_s
 
     def tell(self, forward: Forward, error: VshError) -> None:
-        self._tell(f"{forward}: {error.brief}")
+        from vsh.text import clean_line  # noqa: PLC0415 - only after a failure
+
+        # Words of the guest may be in it.
+        self._tell(f"{forward}: {clean_line(error.brief)}")
 
     def lose(self, forward: Forward, error: VshError) -> bool:
         """A listener is gone: whether to wait for the guest to come back."""

@@ -17,6 +17,7 @@ import pytest
 
 from tests.vmkit.cli.conftest import Program, Vmkit
 from tests.vsh.live import wait_until
+from tests.vsh.test_text import HOSTILE, SEEN
 from tests.vsh.typist import Typist
 from vmkit.cli import look
 from vmkit.cli.look import KINDS, MAX_TYPED_BYTES, Attachment
@@ -45,9 +46,15 @@ def test_console_log_is_what_logs_means(vmkit: Vmkit, machine: Path, word: str) 
     assert vmkit("logs", word, "--path").out == f"{machine}\n"
 
 
-def test_bytes_of_a_log_are_printed_as_they_are(program: Program, machine: Path) -> None:
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_log_is_shown_without_what_steers_a_terminal(program: Program, machine: Path, kind: str) -> None:
+    (machine / KINDS[kind]).write_bytes(HOSTILE + b"\n")
+    assert program("logs", "m", "--kind", kind).stdout == SEEN.encode() + b"\n"
+
+
+def test_bytes_of_a_log_are_printed_as_they_are_when_asked_for(program: Program, machine: Path) -> None:
     (machine / "console.log").write_bytes(bytes(range(256)))
-    assert program("logs", "m").stdout == bytes(range(256))
+    assert program("logs", "m", "--raw").stdout == bytes(range(256))
 
 
 def test_missing_log_is_told(vmkit: Vmkit, machine: Path) -> None:

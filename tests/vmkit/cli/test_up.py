@@ -74,6 +74,15 @@ def test_console_of_a_boot_is_shown_as_it_comes(up: Vmkit) -> None:
     assert "vmkit: booting" not in done.err
 
 
+@pytest.mark.parametrize("words", [["-q"], ["--console"]])
+def test_words_of_a_guest_cannot_steer_the_terminal(up: Vmkit, vmkit: Vmkit, words: list[str]) -> None:
+    done = up("hostile-panic", *words)
+    shown = done.out + done.err + vmkit("logs", "my").out + vmkit("logs", "my", "--kind", "events").out
+    assert "the guest's kernel panicked: why\n" in done.err
+    assert "seen\ufffd\n" in done.err
+    assert not any(letter in shown for letter in "\x1b\x07\x9b\u202e\r")
+
+
 def test_reuse_takes_the_machine_that_is_ready(up: Vmkit) -> None:
     assert up("ready").status == 0
     done = up("ready", "--reuse")

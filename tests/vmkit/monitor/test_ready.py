@@ -12,7 +12,7 @@ import pytest
 from vmkit.errors import MachineError
 from vmkit.monitor import ready
 from vmkit.monitor.ready import MAX_WRONG_MESSAGES, ReadyListener, is_ready_message, parse_wall
-from vmkit.monitor.text import MAX_LINE_CHARACTERS
+from vsh.text import MAX_LINE_CHARACTERS
 
 # Far longer than anything here takes.
 DEADLINE_S = 10.0
