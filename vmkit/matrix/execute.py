@@ -1,12 +1,13 @@
 """Runs cells side by side, as many as fit into the host's memory; every machine is gone at the end in any case."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from enum import StrEnum
-from threading import Event, Lock
+from threading import Condition, Event
 
 from vmkit.errors import HostError
 from vmkit.machine import stop
@@ -64,7 +65,7 @@ def find_jobs(matrix: Matrix, asked: int | None) -> int:
 
 def run_cells(matrix: Matrix, cells: Sequence[Cell], jobs: int, tell: Tell) -> list[CellResult]:
     """Runs the cells and returns an outcome for every command, in the order of the cells."""
-    run = _Run(matrix)
+    run = MatrixRun(matrix)
     outcomes: dict[str, list[CellResult]] = {}
     with ThreadPoolExecutor(jobs, thread_name_prefix="cell") as pool:
         futures: dict[Future[list[CellResult]], Cell] = {}
@@ -79,33 +80,37 @@ def run_cells(matrix: Matrix, cells: Sequence[Cell], jobs: int, tell: Tell) -> l
         except BaseException:
             for future in futures:
                 future.cancel()
-            # The threads wait for machines: those are what has to end, each once it is
-            # in the registry.
+            # Not wait(futures): a signal may have come between the start of a cell and its entry there.
             run.end_all()
-            while wait(futures, timeout=LOOK_AGAIN_S).not_done:
-                run.end_all()
             raise
     return [outcome for cell in cells for outcome in outcomes[cell.name]]
 
 
-class _Run:
-    """Invariant: `_names` are the machines that may be running; none is started after `_ended` is set."""
+class MatrixRun:
+    """The machines of one run. Invariant: `_names` has every machine that may run; none starts after `_ended`."""
 
     def __init__(self, matrix: Matrix) -> None:
         self._matrix = matrix
         self._ended = Event()
-        self._lock = Lock()
+        self._lock = Condition()
         self._names: set[str] = set()
         self._count = 0
 
     def end_all(self) -> None:
+        """Ends every machine, and returns when there is none; each can be ended once it is in the registry."""
         self._ended.set()
+        while names := self._read_names():
+            for name in names:
+                entry = find_machine(name=name)
+                if entry is not None:
+                    with contextlib.suppress(VshError):
+                        stop.kill(entry)
+            with self._lock:
+                self._lock.wait_for(lambda: not self._names, LOOK_AGAIN_S)
+
+    def _read_names(self) -> list[str]:
         with self._lock:
-            names = list(self._names)
-        for name in names:
-            entry = find_machine(name=name)
-            if entry is not None:
-                stop.kill(entry)
+            return list(self._names)
 
     def run_cell(self, cell: Cell) -> list[CellResult]:
         name = self._choose_name()
@@ -124,6 +129,7 @@ class _Run:
         finally:
             with self._lock:
                 self._names.discard(name)
+                self._lock.notify_all()
 
     def _choose_name(self) -> str:
         with self._lock:

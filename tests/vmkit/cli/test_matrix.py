@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree as Xml
@@ -10,6 +11,8 @@ from xml.etree import ElementTree as Xml
 import pytest
 
 from tests.vmkit.cli.conftest import DEADLINE_S, Vmkit
+from vmkit.matrix.execute import CellResult, CellVerdict, MatrixRun
+from vmkit.matrix.plan import read_matrix
 from vsh.registry import read_machines
 
 WriteMatrix = Callable[..., Path]
@@ -60,6 +63,21 @@ def test_interruption_ends_every_machine(write_matrix: WriteMatrix, folders: Pat
         _, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 128 + signal.SIGINT, err
     assert read_machines() == []
+
+
+def test_end_of_a_run_waits_for_cells_that_nobody_else_counts(write_matrix: WriteMatrix, folders: Path) -> None:
+    """A signal can come when a cell's thread has been started and its future is in no list yet."""
+    matrix = read_matrix(write_matrix("silent"))
+    run = MatrixRun(matrix)
+    results: list[CellResult] = []
+    cell = next(cell for cell in matrix.cells if cell.backend == "user")
+    thread = threading.Thread(target=lambda: results.extend(run.run_cell(cell)))
+    thread.start()
+    run.end_all()
+    assert read_machines() == []
+    thread.join(DEADLINE_S)
+    assert [result.verdict for result in results] == [CellVerdict.ERROR, CellVerdict.ERROR]
+    assert [result.brief for result in run.run_cell(cell)] == ["interrupted", "interrupted"]
 
 
 def test_missing_file(vmkit: Vmkit) -> None:
