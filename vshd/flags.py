@@ -41,6 +41,7 @@ class Options(Words):
         "allow_to_switch_user",
         "allow_user",
         "default_user",
+        "end_sessions",
         "extended",
         "forward_to",
         "forward_to_host_port",
@@ -70,6 +71,7 @@ class Options(Words):
         self.allow_to_switch_user = True
         self.allow_user: list[str] = []
         self.default_user = "root"
+        self.end_sessions = False
         self.extended = True
         self.forward_to = ""
         self.forward_to_host_port = 0
@@ -120,6 +122,7 @@ Serves shells and commands to vsh, over vsock.
   --max_processes=N               processes of one user (RLIMIT_NPROC), 0: no limit
   --max_memory=MIB                address space of each process (RLIMIT_AS), 0: no limit
   --spare_time=SECONDS            after a connection, keep a process ready for the next one (5)
+  --end_sessions                  on TERM or INT end the sessions too; without it they go on (false)
   --extended                      speak extended mode with clients that offer it (true)
   --log_kmsg                      log to /dev/kmsg, else to syslog (true)
   --log_stderr                    log to stderr only (false)

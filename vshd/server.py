@@ -1,6 +1,6 @@
-"""Accepts connections and gives each a process; reaps them, bounds their number, ends them when vshd is told to end.
+"""Accepts connections and gives each a process; reaps them, bounds their number.
 
-The server itself never reads a byte from a client.
+The server itself never reads a byte from a client. Its end is not that of its sessions, unless --end_sessions says so.
 """
 
 import _socket
@@ -245,10 +245,14 @@ class Server:
             pass
 
     def _stop(self) -> None:
-        """No new sessions; the open ones are told, then killed."""
+        """No new sessions. The open ones go on without this process, or are told and then killed (--end_sessions)."""
         self.listener.close()
         if self._spare is not None:
             self._spare.dismiss()
+        if not self.options.end_sessions:
+            self._reap()
+            self.log.info(f"vshd ended; sessions that go on: {len(self.sessions)}")
+            return
         self._signal_sessions(SIGTERM)
         wait_until_none(self.sessions, self._wakeup, self._take_signals, SHUTDOWN_S)
         self._signal_sessions(SIGKILL)

@@ -38,7 +38,8 @@ ENVIRONMENT = {
 class Vshd:
     """A running vshd. `log` is what it has said so far."""
 
-    def __init__(self, folder, flags=(), env=None, pass_fds=(), wrapper=(), *, allow_loopback=True):
+    def __init__(self, folder, flags=(), env=None, pass_fds=(), wrapper=(), *, allow_loopback=True, ends_sessions=True):
+        """ends_sessions: its end is that of its sessions, so that a failed test leaves none behind."""
         self.path = folder / "vshd.sock"
         listen, self.where, self._address = f"unix:{self.path}", [f"--unix={self.path}"], str(self.path)
         if IS_VSOCK_GUEST:
@@ -55,7 +56,9 @@ class Vshd:
                 [
                     *wrapper,
                     *(VSHD_PYTHON, "-I", "-S", "-B", "-c", START.format(str(CHECKOUT))),
-                    *(f"--listen={listen}", "--log_stderr", "--spare_time=0", *flags),
+                    *(f"--listen={listen}", "--log_stderr", "--spare_time=0"),
+                    *(["--end_sessions"] if ends_sessions else []),
+                    *flags,
                 ],
                 env={**ENVIRONMENT, "NOTIFY_SOCKET": str(notify_path), **(env or {})},
                 stdin=subprocess.DEVNULL,

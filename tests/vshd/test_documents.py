@@ -79,3 +79,9 @@ def test_units_are_valid(tmp_path):
     argv = ["systemd-analyze", "verify", "--man=no", str(tmp_path / "vshd.socket")]
     done = subprocess.run(argv, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_unit_restarts_the_daemon_alone():
+    unit = (CHECKOUT / "templates/systemd/vshd.service").read_text()
+    assert "\nKillMode=process\n" in unit
+    assert "--end_sessions" not in unit

@@ -17,14 +17,16 @@ def serving(tmp_path, flag, *command, flags=(), env=None):
     """A vshd in one of the two modes; gives its socket's path and the process."""
     path = tmp_path / "service.sock"
     notify_path = tmp_path / "notify.sock"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+    errors = tmp_path / "errors"
+    # Not a pipe: a command that outlives the daemon holds it open.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, errors.open("wb") as log:
         notify.bind(str(notify_path))
         notify.settimeout(DEADLINE_S)
         argv = [sys.executable, "-I", "-S", "-B", "-c", START.format(str(CHECKOUT))]
         process = subprocess.Popen(
             [*argv, flag, f"unix:{path}", "--log_stderr", *flags, "--", *command],
             env={**ENVIRONMENT, "NOTIFY_SOCKET": str(notify_path), **(env or {})},
-            stderr=subprocess.PIPE,
+            stderr=log,
             stdin=subprocess.DEVNULL,
         )
         try:
@@ -32,9 +34,9 @@ def serving(tmp_path, flag, *command, flags=(), env=None):
             yield path, process
         finally:
             process.terminate()
-            _, errors = process.communicate(timeout=DEADLINE_S)
+            process.wait(DEADLINE_S)
             notify_path.unlink()
-    assert process.returncode == 0, errors
+    assert process.returncode == 0, errors.read_text()
     assert not path.exists()
 
 
@@ -105,15 +107,25 @@ def test_unknown_command_costs_the_connection_only(tmp_path):
         assert process.poll() is None
 
 
-def test_end_of_the_daemon_ends_the_commands(tmp_path):
-    with serving(tmp_path, "--inetd", "sh", "-c", "echo $$; exec sleep 1000") as (path, _):
-        client = socket.socket(socket.AF_UNIX)
+@pytest.mark.parametrize("flags", [(), ("--end_sessions",)], ids=["by default", "with --end_sessions"])
+def test_end_of_the_daemon_ends_the_commands_only_if_asked(tmp_path, flags):
+    with (
+        serving(tmp_path, "--inetd", "sh", "-c", "echo $$; exec cat", flags=flags) as (path, _),
+        socket.socket(socket.AF_UNIX) as client,
+    ):
         client.settimeout(DEADLINE_S)
         client.connect(str(path))
         pid = int(client.recv(20))
         assert is_alive(pid)
-    wait_until(lambda: not is_alive(pid), "the command has ended")
-    client.close()
+        # The daemon ends with the inner block; the client stays.
+        connection = socket.socket(fileno=client.detach())
+    with connection:
+        connection.settimeout(DEADLINE_S)
+        if not flags:
+            connection.sendall(b"still\n")
+            assert connection.recv(100) == b"still\n"
+            connection.shutdown(socket.SHUT_WR)
+        wait_until(lambda: not is_alive(pid), "the command has ended")
 
 
 SERVER = """

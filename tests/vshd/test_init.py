@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -142,6 +143,26 @@ def test_init_restarts_a_vshd_that_dies(start_guest):
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: guest.vshd and guest.vshd != [first], "another vshd runs")
     wait_until(lambda: guest.run("--", "echo", "again").stdout == b"again\n", "it serves")
+
+
+@needs_namespace
+def test_sessions_outlive_a_restart_of_vshd_and_end_with_the_guest(start_guest):
+    guest = start_guest()
+    guest.wait_until_ready()
+    argv = [sys.executable, "-m", "vsh", f"--unix={guest.socket}", "--", "sh", "-c", "echo in; cat"]
+    with ended(subprocess.Popen(argv, env=ENVIRONMENT, stdin=PIPE, stdout=PIPE, stderr=PIPE)) as client:
+        assert client.stdout.readline() == b"in\n"
+        (first,) = guest.vshd
+        os.kill(first, signal.SIGTERM)
+        wait_until(lambda: first not in guest.vshd, "vshd has ended")
+        wait_until(lambda: guest.run("--", "echo", "again").stdout == b"again\n", "the next one serves")
+        client.stdin.write(b"still\n")
+        client.stdin.flush()
+        assert client.stdout.readline() == b"still\n"
+        os.kill(guest.pid, signal.SIGUSR2)
+        assert "error" not in guest.finish()
+        assert client.wait(DEADLINE_S) == 123
+        assert b"vshd is shutting down" in client.stderr.read()
 
 
 @needs_namespace

@@ -16,6 +16,7 @@ from tests.vsh.live import (
     DEADLINE_S,
     ENVIRONMENT,
     START,
+    Vshd,
     ended,
     is_alive,
     read_line,
@@ -358,17 +359,51 @@ def test_shutdown_tells_clients_and_ends_targets(start_vshd, mode):
     assert not vshd.path.exists()
 
 
-def test_sessions_survive_a_kill_of_the_daemon(start_vshd):
-    vshd = start_vshd()
-    with ended(vshd.start("--", "sh", "-c", "echo in; cat", stdin=subprocess.PIPE)) as client:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_sessions_outlive_the_daemon(start_vshd, mode, number):
+    vshd = start_vshd("--spare_time=60", ends_sessions=False)
+    vshd.run("--", "true")
+    wait_until(lambda: len(vshd.children()) == 1, "a spare waits")
+    with ended(vshd.start(*mode, "--", "sh", "-c", "echo in; cat; exit 7", stdin=subprocess.PIPE)) as client:
         read_line(client.stdout)
-        vshd.process.kill()
-        vshd.process.wait()
+        wait_until(lambda: len(vshd.children()) == 2, "another spare waits")
+        session, spare = sorted(vshd.children())
+        vshd.process.send_signal(number)
+        assert vshd.process.wait(DEADLINE_S) == (-number if number == signal.SIGKILL else 0)
+        wait_for_end(spare)
+        assert is_alive(session)
         client.stdin.write(b"still\n")
         client.stdin.close()
         assert client.stdout.read() == b"still\n"
-        assert client.wait(DEADLINE_S) == 0
+        assert client.wait(DEADLINE_S) == 7
+        wait_for_end(session)
     vshd.process.returncode = 0
+
+
+def test_next_daemon_serves_beside_the_sessions_of_the_last(tmp_path):
+    first = Vshd(tmp_path, ends_sessions=False)
+    with ended(first.start("-t", "--", "sh", "-c", "echo in; read x; echo got $x", stdin=subprocess.PIPE)) as client:
+        read_line(client.stdout)
+        assert first.stop() == 0
+        assert "sessions that go on: 1" in first.log
+        (tmp_path / "notify.sock").unlink()
+        second = Vshd(tmp_path, ends_sessions=False)
+        assert second.run("--", "echo", "new").stdout == b"new\n"
+        assert second.stop() == 0
+        client.stdin.write(b"it\n")
+        client.stdin.flush()
+        assert b"got it" in client.stdout.read()
+
+
+def test_handshake_that_is_under_way_outlives_the_daemon(start_vshd):
+    vshd = start_vshd(ends_sessions=False)
+    client, setup = make_setup(b"true")
+    with vshd.connect() as connection:
+        connection.sendall(setup[:5])
+        wait_until(vshd.children, "the session has its process")
+        assert vshd.stop() == 0
+        connection.sendall(setup[5:])
+        assert isinstance(read_events(connection, client)[-1], Exited)
 
 
 def test_dead_socket_is_replaced_and_a_live_one_is_not(start_vshd, tmp_path):
@@ -423,32 +458,47 @@ def test_every_session_leaves_a_line(start_vshd):
     assert "\x1b" not in vshd.log
 
 
+def start_activated(listener):
+    """A vshd with LISTEN_FDS (sd_listen_fds(3)): a socket that was bound elsewhere, in a process whose pid it names."""
+    script = 'import os; os.environ["LISTEN_PID"] = str(os.getpid()); ' + START.format(str(CHECKOUT))
+    return subprocess.Popen(
+        [
+            *("bash", "-c", f'exec 3<&{listener.fileno()}; exec "$@"', "bash"),
+            *(sys.executable, "-I", "-S", "-c", script, "--log_stderr"),
+        ],
+        env={**ENVIRONMENT, "LISTEN_FDS": "1"},
+        pass_fds=[listener.fileno()],
+        stderr=subprocess.PIPE,
+    )
+
+
 def test_socket_of_systemd_is_taken(tmp_path):
-    """LISTEN_FDS (sd_listen_fds(3)): a socket that was bound by somebody else, in a process whose pid it names."""
+    """A restart loses neither a session nor a client that connects in between."""
     path = tmp_path / "passed.sock"
-    with socket.socket(socket.AF_UNIX) as listener:
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as connection:
         listener.bind(str(path))
         listener.listen()
-        script = 'import os; os.environ["LISTEN_PID"] = str(os.getpid()); ' + START.format(str(CHECKOUT))
-        with ended(
-            subprocess.Popen(
-                [
-                    *("bash", "-c", f'exec 3<&{listener.fileno()}; exec "$@"', "bash"),
-                    *(sys.executable, "-I", "-S", "-c", script, "--log_stderr"),
-                ],
-                env={**ENVIRONMENT, "LISTEN_FDS": "1"},
-                pass_fds=[listener.fileno()],
-                stderr=subprocess.PIPE,
-            )
-        ) as daemon:
-            client, setup = make_setup(b"true")
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(DEADLINE_S)
-                connection.connect(str(path))
-                connection.sendall(setup)
-                assert isinstance(read_events(connection, client)[-1], Exited)
+        client, setup = make_setup(b"sh", b"-c", b"read x")
+        connection.settimeout(DEADLINE_S)
+        connection.connect(str(path))
+        with ended(start_activated(listener)) as daemon:
+            connection.sendall(setup)
+            while client.state == state.AWAITING_RESPONSE:
+                client.receive_data(connection.recv(4096))
             daemon.terminate()
             assert daemon.wait(DEADLINE_S) == 0
+        second, setup = make_setup(b"true")
+        with socket.socket(socket.AF_UNIX) as early:
+            early.settimeout(DEADLINE_S)
+            early.connect(str(path))
+            early.sendall(setup)
+            with ended(start_activated(listener)) as daemon:
+                assert isinstance(read_events(early, second)[-1], Exited)
+                daemon.terminate()
+                assert daemon.wait(DEADLINE_S) == 0
+        client.send_data(messages.STDIN, b"\n")
+        connection.sendall(client.output.take())
+        assert isinstance(read_events(connection, client)[-1], Exited)
 
 
 def test_vsock_is_denied_outside_machines():

@@ -57,6 +57,10 @@ class _Children:
         """Whether connections are looked at now."""
         raise NotImplementedError
 
+    def ends_commands(self) -> bool:
+        """Whether the end of this process is that of its commands."""
+        return self.options.end_sessions
+
     def serve(self) -> None:
         """A connection waits."""
         raise NotImplementedError
@@ -77,6 +81,8 @@ class _Children:
 
     def _stop(self) -> None:
         self.listener.close()
+        if not self.ends_commands():
+            return
         self._signal(SIGTERM)
         wait_until_none(self.pids, self._wakeup, self._take_signals, SHUTDOWN_S)
         self._signal(SIGKILL)
@@ -138,6 +144,10 @@ class Activator(_Children):
 
     def is_wanted(self) -> bool:
         return not self.pids
+
+    def ends_commands(self) -> bool:
+        # It holds the listening socket, which the next vshd must be able to open.
+        return True
 
     def serve(self) -> None:
         now_s = time.monotonic()
