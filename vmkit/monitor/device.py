@@ -3,6 +3,7 @@ dies under a running guest. What it does inside is vmkit.vsock's.
 """
 
 import asyncio
+import os
 import socket
 import sys
 import time
@@ -123,6 +124,7 @@ class VsockDevice:
             "--vhost-user-fd", str(frontend_fd),
             "--listen-fd", str(listen_fd),
             "--privileged-port", str(USER_READY_PORT),
+            *(("--no-sandbox",) if os.environ.get("VMKIT_NO_SANDBOX") == "1" else ()),
         ]  # fmt: skip
 
 

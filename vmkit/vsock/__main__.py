@@ -4,6 +4,8 @@ Two ways in. A monitor that owns all sockets hands them over as descriptors:
     python -m vmkit.vsock --guest-cid N --vhost-user-fd FD --listen-fd FD --uds-path PATH [--privileged-port PORT]
 By hand, with vhost-device-vsock's words, the device makes its own sockets and removes them at the end:
     python -m vmkit.vsock --guest-cid N --socket PATH --uds-path PATH
+
+Either way it enters a sandbox before it listens to anybody, see sandbox.py.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from vmkit.vsock.backend import Backend
 from vmkit.vsock.muxer import MAX_CONNECTIONS
 from vmkit.vsock.notices import Notices
 from vmkit.vsock.packet import MAX_GUEST_CID, MIN_GUEST_CID
+from vmkit.vsock.sandbox import SandboxError, enter_sandbox, limit_memory
 from vshd.carry.sockets import listen_at
 
 USAGE_STATUS: Final = 64  # EX_USAGE, sysexits.h
@@ -68,11 +71,22 @@ def main(argv: list[str] | None = None) -> int:
             max_connections=max_connections,
         )
         try:
+            if not options.no_sandbox:
+                _enter_sandbox(notices, is_by_hand=options.socket is not None)
             return backend.run()
         except Exception as error:
             # A fault of ours: one line that says where, for a report.
             notices.tell("internal-error", f"{error!r} at {_find_place(error)}")
             return INTERNAL_STATUS
+
+
+def _enter_sandbox(notices: Notices, *, is_by_hand: bool) -> None:
+    limit_memory()
+    try:
+        enter_sandbox(lambda text: notices.tell("sandbox", text), is_by_hand=is_by_hand)
+    except SandboxError as error:
+        # A device in fewer walls is better than none, and whoever looks for them finds this line.
+        notices.tell("sandbox", f"this device runs without one: {error}")
 
 
 def _find_place(error: BaseException) -> str:
@@ -103,6 +117,9 @@ def _parse_arguments(argv: list[str]) -> argparse.Namespace:
         default=[],
         metavar="PORT",
         help="a host port that only source ports below 1024 may reach; may be repeated",
+    )
+    parser.add_argument(
+        "--no-sandbox", action="store_true", help="run without limits on system calls and memory, to look for faults"
     )
     try:
         options = parser.parse_args(argv)

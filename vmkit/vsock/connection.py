@@ -274,6 +274,12 @@ class Connection:
         self._owed |= _CREDIT_UPDATE
         return True
 
+    def widen(self, window_bytes: int) -> None:
+        """Gives the guest a larger window, and tells it so: with the old one it may wait already."""
+        self._need(State.OPEN)
+        self.receive.window = window_bytes
+        self._owed |= _CREDIT_UPDATE
+
     def probe_credit(self) -> None:
         """Asks the guest to tell its credit again: the net under a CREDIT_UPDATE that was lost."""
         self._need(State.OPEN)

@@ -80,7 +80,8 @@ class Link:
     def flush(self) -> int:
         """Writes what the program takes now and keeps a copy of the rest; returns how many bytes left, taken or lost.
 
-        A program that closed or shut its reading side loses them: is_deaf says so.
+        A program that closed or shut its reading side loses them: is_deaf says so. Raises MemoryError; what was to be
+        kept has a gap then.
         """
         before = len(self._outbox) + self._view_bytes
         try:

@@ -14,7 +14,7 @@ from vmkit.vsock.buffers import choose_buffers, measure_room, split_packet, trim
 from vmkit.vsock.connection import Connection, Event, State
 from vmkit.vsock.device import RX, TX, Device
 from vmkit.vsock.link import MAX_BATCH, Link
-from vmkit.vsock.muxer import Muxer, Notice
+from vmkit.vsock.muxer import WIDEN_AFTER_BYTES, WINDOW_BYTES, Muxer, Notice
 from vmkit.vsock.packet import (
     HEADER_SIZE,
     OP_CREDIT_UPDATE,
@@ -173,10 +173,17 @@ class Traffic:
         connection = link.connection
         pending_bytes = link.pending_bytes
         if pending_bytes:
-            left_bytes = link.flush()
+            try:
+                left_bytes = link.flush()
+            except MemoryError:
+                self._drop(link)
+                return
             pending_bytes -= left_bytes
             if connection.deliver(left_bytes):
                 self.enqueue(link)
+            receive = connection.receive
+            if receive.window < WINDOW_BYTES and receive.fwd_cnt >= WIDEN_AFTER_BYTES:
+                self._widen(link)
             if link.is_deaf and connection.is_open():
                 self._end(link, SHUTDOWN_RECEIVE)
                 self.enqueue(link)
@@ -188,6 +195,18 @@ class Traffic:
         elif link.ends_after_flush:
             link.ends_after_flush = False
             _shut(link, socket.SHUT_WR)
+
+    def _drop(self, link: Link) -> None:
+        """There is no memory for the bytes that the program does not take: better without it than with a gap."""
+        self._notice("no-memory", f"no memory for what a host program does not read: {link.connection!r} was reset")
+        self._muxer.abandon(link.connection)
+        self._hooks.retire(link)
+
+    def _widen(self, link: Link) -> None:
+        """The guest sends more than a little, and the program takes it."""
+        connection = link.connection
+        if connection.is_open() and not connection.heard & SHUTDOWN_SEND and self._muxer.widen(connection):
+            self.enqueue(link)
 
     # To the guest.
 

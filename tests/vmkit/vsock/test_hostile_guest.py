@@ -201,14 +201,24 @@ def test_too_many_connections_are_refused_and_places_come_back() -> None:
         assert_alive(bench)
 
 
-def test_connections_beyond_the_memory_budget_get_a_small_window(bench: Bench) -> None:
+def test_connections_beyond_the_memory_budget_keep_a_small_window(bench: Bench) -> None:
     bench.driver.listen(9001)
-    programs = [bench.connect() for _ in range(260)]
+    programs = [bench.connect() for _ in range(160)]
     for program in programs:
         program.send(b"CONNECT 9001\n")
-    bench.wait(lambda: len(bench.driver.listening[9001]) == 260)
-    windows = sorted(guest.peer_buf_alloc for guest in bench.driver.listening[9001])
-    assert windows == [65536] * 4 + [262144] * 256
+    guests = bench.driver.listening[9001]
+    bench.wait(lambda: len(guests) == 160)
+    assert {guest.peer_buf_alloc for guest in guests} == {32768}
+    for guest in guests:
+        guest.send(bytes(100_000))
+    bench.wait(lambda: sum(len(program.data) for program in programs) >= 160 * 100_000)
+    assert sorted(guest.peer_buf_alloc for guest in guests) == [32768] * 14 + [262144] * 146
+    for program in programs:
+        program.close()
+    bench.wait(lambda: not bench.driver.sockets)
+    program, guest = bench.open_to_guest(9001)
+    guest.send(bytes(100_000))
+    bench.wait(lambda: guest.peer_buf_alloc == 262144)
 
 
 def break_loop(driver: fd.FakeDriver) -> None:

@@ -164,15 +164,31 @@ def test_places_are_limited_and_come_back() -> None:
     assert room.muxer.admit() is not None
 
 
-def test_windows_shrink_when_much_is_promised() -> None:
+def test_windows_are_small_at_first_and_wide_for_bulk_within_the_budget() -> None:
     room = Room()
-    windows = []
-    for _ in range(mx.MAX_CONNECTIONS):
-        connection = room.muxer.admit()
-        assert connection is not None
-        windows.append(connection.receive.window)
-    assert windows[:256] == [mx.WINDOW_BYTES] * 256
-    assert set(windows[256:]) == {mx.SMALL_WINDOW_BYTES}
+    assert mx.MAX_CONNECTIONS * mx.FIRST_WINDOW_BYTES < mx.WINDOW_BUDGET_BYTES
+    members = [room.open_from_guest(src_port=port) for port in range(mx.MAX_CONNECTIONS)]
+    assert {member.receive.window for member in members} == {mx.FIRST_WINDOW_BYTES}
+    for member in members:
+        if room.muxer.widen(member):
+            # The guest may wait with the old window: it is told at once.
+            assert member.next_packet()[6:] == (pk.OP_CREDIT_UPDATE, 0, mx.WINDOW_BYTES, 0)
+    windows = [member.receive.window for member in members]
+    assert mx.WINDOW_BUDGET_BYTES - mx.WINDOW_BYTES < sum(windows) <= mx.WINDOW_BUDGET_BYTES
+    assert windows.count(mx.WINDOW_BYTES) == 146
+    # A place that becomes free gives its window back, once.
+    for gone in (members[0], members[500]):
+        room.muxer.abandon(gone)
+        room.muxer.dismiss(gone)
+        room.muxer.dismiss(gone)
+    assert room.muxer.widen(members[600])
+    assert not room.muxer.widen(members[601])
+
+
+def test_every_window_is_wide_where_there_are_few_places() -> None:
+    room = Room(max_connections=20)
+    members = [room.open_from_guest(src_port=port) for port in range(20)]
+    assert all(room.muxer.widen(member) for member in members)
 
 
 def test_strays_are_told_once_and_bounded(room: Room) -> None:

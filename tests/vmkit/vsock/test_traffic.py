@@ -9,6 +9,7 @@ import pytest
 from tests.vmkit.vsock import fake_driver as fd
 from tests.vmkit.vsock.device_process import Bench, open_bench
 from vmkit.vsock import packet as pk
+from vmkit.vsock.muxer import FIRST_WINDOW_BYTES
 
 
 def random_bytes(size: int, seed: int = 1) -> bytes:
@@ -221,7 +222,7 @@ def test_credit_request_is_answered(bench: Bench) -> None:
     _program, guest = bench.open_to_guest(9001)
     guest.say(pk.OP_CREDIT_REQUEST)
     bench.wait(lambda: bench.driver.received[-1].op == pk.OP_CREDIT_UPDATE)
-    assert bench.driver.received[-1].buf_alloc == 262144
+    assert bench.driver.received[-1].buf_alloc == FIRST_WINDOW_BYTES
 
 
 def count_busy(bench: Bench) -> int:
