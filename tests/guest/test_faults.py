@@ -183,6 +183,23 @@ def test_monitor_killed_takes_qemu_with_it_and_the_next_up_works(up: Run, vsh: R
     assert vsh("--cid", "50", "--", "true").returncode == 0
 
 
+OWNER = """
+import os, sys, vmkit
+with vmkit.Machine("tiny", name="owned", accelerator="tcg") as machine:
+    print(machine.run(["uname"]).stdout.decode(), end="", flush=True)
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_owner_killed_in_its_with_block_takes_the_machine_along(built: None, folders: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, check=False, timeout=180)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, b"Linux\n")
+    deadline_s = time.monotonic() + 30
+    while "owned" in left_over(folders):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+
+
 def test_two_ups_at_once_both_succeed(built: None, vsh: Run) -> None:
     words = [str(BIN / "vmkit"), "up", "--accel", "tcg", "--json"]
     processes = [subprocess.Popen(words, stdout=subprocess.PIPE) for _ in range(2)]

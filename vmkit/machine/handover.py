@@ -2,7 +2,7 @@
 
 The monitor is started first of all, so that its interpreter loads while `up` still chooses and builds; it waits for a
 plan and ends without a trace when none comes. The plan travels as a length and JSON, with the descriptors the monitor
-shall own (the machine's lock, the vhost device) attached to its first byte (SCM_RIGHTS).
+shall have (the machine's lock, the vhost device, a pidfd of the owner) attached to its first byte (SCM_RIGHTS).
 """
 
 import contextlib
@@ -26,7 +26,7 @@ ABORT_DEADLINE_S = 15.0
 # A monitor takes its plan as soon as its interpreter is up.
 LAUNCH_DEADLINE_S = 30.0
 LENGTH_BYTES = 4
-MAX_FDS = 2
+MAX_FDS = 3
 MAX_LOG_TAIL_BYTES = 4096
 
 
@@ -39,9 +39,19 @@ class MonitorHandle:
     early_log: BinaryIO
 
     def launch(self, plan: LaunchPlan, lock_fd: int, vhost_fd: int | None) -> None:
-        """Gives it a machine to own. Raises MachineError when it is gone, or does not listen."""
+        """Gives it a machine to own, which ends with this process where the plan says so.
+
+        Raises MachineError when the monitor is gone or does not listen, HostError where a process cannot be watched.
+        """
+        with contextlib.ExitStack() as stack:
+            fds = [lock_fd] if vhost_fd is None else [lock_fd, vhost_fd]
+            if plan.is_owned:
+                fds.append(_open_own_pidfd())
+                stack.callback(os.close, fds[-1])
+            self._send(plan, fds)
+
+    def _send(self, plan: LaunchPlan, fds: list[int]) -> None:
         text = plan.render().encode()
-        fds = [lock_fd] if vhost_fd is None else [lock_fd, vhost_fd]
         self.reports.settimeout(LAUNCH_DEADLINE_S)
         try:
             socket.send_fds(self.reports, [len(text).to_bytes(LENGTH_BYTES, "little")], fds)
@@ -64,6 +74,17 @@ class MonitorHandle:
         with contextlib.suppress(OSError), (plan.directory / Layout.MONITOR_LOG).open("rb") as file:
             text += _read_tail(file.fileno())
         return text
+
+
+def _open_own_pidfd() -> int:
+    """A descriptor that becomes readable when this process ends: no child inherits that, as it would a pipe's end."""
+    try:
+        return os.pidfd_open(os.getpid())
+    except OSError as error:
+        raise HostError(
+            f"this kernel cannot watch a process: pidfd_open: {error.strerror}",
+            hint="Linux 5.3 can; Machine.start() without a with-block does not need it",
+        ) from error
 
 
 def _read_tail(fd: int) -> str:
@@ -115,12 +136,13 @@ def _start_process(fd: int, log: BinaryIO) -> "subprocess.Popen[bytes]":
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What the monitor's side of the meeting brings; lock_fd is only kept open."""
+    """What the monitor's side of the meeting brings; lock_fd is only kept open. owner_fd: a pidfd."""
 
     plan: LaunchPlan
     reports: socket.socket
     lock_fd: int
     vhost_fd: int | None
+    owner_fd: int | None
 
 
 def receive_plan(fd: int) -> Received | None:
@@ -135,7 +157,10 @@ def receive_plan(fd: int) -> Received | None:
         return None
     for passed in fds:
         os.set_inheritable(passed, False)
-    return Received(parse_launch_plan(text.decode()), reports, fds[0], fds[1] if len(fds) > 1 else None)
+    plan = parse_launch_plan(text.decode())
+    lock_fd, *rest = fds
+    owner_fd = rest.pop() if plan.is_owned else None
+    return Received(plan, reports, lock_fd, rest[0] if rest else None, owner_fd)
 
 
 def _read_exactly(sock: socket.socket, size: int) -> bytes:

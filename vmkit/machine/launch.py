@@ -64,6 +64,8 @@ class LaunchPlan:
     timeout_s: float
     qemu: QemuPlan
     record: dict[str, object]
+    # The machine lives no longer than the process that starts it.
+    is_owned: bool = False
 
     def render(self) -> str:
         """As JSON."""
@@ -89,6 +91,7 @@ def parse_launch_plan(text: str) -> LaunchPlan:
             plug=tuple(QmpCommand(item["name"], item["arguments"]) for item in qemu["plug"]),
         ),
         record=value["record"],
+        is_owned=value["is_owned"],
     )
 
 

@@ -32,6 +32,8 @@ from vsh.registry import Entry, find_machine
 class Machine(MachineHandle):
     """One virtual machine of an image, started when the block is entered and gone when it is left.
 
+    A machine of a with-block lives no longer than its process, even when SIGKILL ends that. One of start() does.
+
     image: a shipped image's name or a recipe's path. memory: MiB as a number, or text such as "1G". timeout_s: the
     deadline for READY. token: demand the machine's token, as the backend vhost always does. What is None is chosen: the
     name after the image, the lowest free CID from 3 on, KVM where it is proven to work, vhost where it is there.
@@ -83,7 +85,7 @@ class Machine(MachineHandle):
         self._started: Started | None = None
 
     def __enter__(self) -> Self:
-        self.start()
+        self._start(None, is_owned=True)
         return self
 
     def __exit__(
@@ -112,10 +114,16 @@ class Machine(MachineHandle):
         return self._require()
 
     def start(self, tell: Callable[[str, float | None], None] | None = None) -> None:
-        """Starts it and waits until it is ready. Raises VshError kinds."""
+        """Starts it and waits until it is ready. Raises VshError kinds.
+
+        It lives until down(), kill(), `vmkit down` or the guest's own end, as after `vmkit up`: this process may end.
+        """
+        self._start(tell, is_owned=False)
+
+    def _start(self, tell: Callable[[str, float | None], None] | None, *, is_owned: bool) -> None:
         if self._started is not None:
             raise MachineError(f"'{self._started.name}' was started already")
-        self._started = start_machine(self.spec, tell=tell)
+        self._started = start_machine(self.spec, tell=tell, is_owned=is_owned)
 
     def down(self) -> None:
         """Asks the guest to power off and waits until it is gone."""

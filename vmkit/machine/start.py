@@ -75,8 +75,11 @@ def start_machine(
     door: VhostDoor | None = None,
     build: Build | None = None,
     monitor: MonitorHandle | None = None,
+    is_owned: bool = False,
 ) -> Started:
     """Builds if needed, starts, waits until ready. on_directory is told where the console log will grow.
+
+    is_owned: the machine ends when this process does, however that ends.
 
     door and build stand for the kernel's vhost-vsock and the image room; monitor is one that was started already, whose
     block the caller is in. Raises VshError kinds; nothing is left behind when it does.
@@ -99,7 +102,7 @@ def start_machine(
             on_directory(reservation.directory)
         if needs_token(choices.backend, asked=spec.token):
             make_token(reservation.directory)
-        plan = plan_launch(spec, choices, reservation, record)
+        plan = plan_launch(spec, choices, reservation, record, is_owned=is_owned)
         # Should this be interrupted, the monitor must be gone before the reservation is: it holds the lock as well.
         with monitor.ended_on_error():
             monitor.launch(plan, reservation.lock_fd, claim.fd)
@@ -202,7 +205,9 @@ def plan_record(spec: MachineSpec, choices: Choices) -> dict[str, object]:
     }
 
 
-def plan_launch(spec: MachineSpec, choices: Choices, reservation: Reservation, record: dict[str, object]) -> LaunchPlan:
+def plan_launch(
+    spec: MachineSpec, choices: Choices, reservation: Reservation, record: dict[str, object], *, is_owned: bool = False
+) -> LaunchPlan:
     """What the monitor is told."""
     vsock = str(reservation.directory / Layout.VSOCK) if choices.backend is Backend.USER else None
     return LaunchPlan(
@@ -214,6 +219,7 @@ def plan_launch(spec: MachineSpec, choices: Choices, reservation: Reservation, r
         timeout_s=spec.timeout_s,
         qemu=plan_qemu(plan_hardware(spec, choices, reservation.name, reservation.cid, reservation.directory)),
         record={**record, "name": reservation.name, "cid": reservation.cid, "vsock": vsock},
+        is_owned=is_owned,
     )
 
 

@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     received.reports.setblocking(False)
 
     async def run() -> int:
-        return await Monitor(received.plan, received.reports, received.vhost_fd).run()
+        return await Monitor(received.plan, received.reports, received.vhost_fd, owner_fd=received.owner_fd).run()
 
     return asyncio.run(run())
 

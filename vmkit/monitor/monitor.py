@@ -57,11 +57,14 @@ class Monitor:
         report_sock: socket.socket,
         vhost_fd: int | None,
         open_ready: Callable[[LaunchPlan], ReadyListener] = open_ready_listener,
+        owner_fd: int | None = None,
     ) -> None:
+        """owner_fd: a pidfd of the process that the machine ends with."""
         self._plan = plan
         self._open_ready = open_ready
         self._report_sock = report_sock
         self._vhost_fd = vhost_fd
+        self._owner_fd = owner_fd
         self._life = Life()
         self._stack = contextlib.AsyncExitStack()
         self._events = EventLog(plan.directory / Layout.EVENTS)
@@ -82,6 +85,8 @@ class Monitor:
         told = End("killed", "the monitor was told to stop", expected=True)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._life.finish, told)
+        if self._owner_fd is not None:
+            loop.add_reader(self._owner_fd, self._on_owner_gone, self._owner_fd)
         deadline = loop.call_later(self._plan.timeout_s, self._on_deadline)
         async with self._stack:
             try:
@@ -245,6 +250,10 @@ class Monitor:
         """What the guest printed last is read when QEMU's end of the console closes."""
         if self._console_task is not None:
             await asyncio.wait([self._console_task], timeout=CONSOLE_DRAIN_S)
+
+    def _on_owner_gone(self, owner_fd: int) -> None:
+        asyncio.get_running_loop().remove_reader(owner_fd)
+        self._life.finish(End("owner-gone", "the program that the machine belonged to has ended"))
 
     def _on_deadline(self) -> None:
         if not self._life.is_ready:

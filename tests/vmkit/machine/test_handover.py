@@ -1,6 +1,7 @@
 """How `up` and a monitor meet: the plan and its descriptors arrive whole or not at all, and an end is always told."""
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -56,6 +57,22 @@ def test_plan_arrives_with_its_descriptors(pair: tuple[socket.socket, socket.soc
         os.close(fd)
     assert os.read(read_fd, 10) == b"xx"
     os.close(read_fd)
+
+
+def test_owner_is_watched_by_a_descriptor_of_its_process(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    plan = replace(PLAN, is_owned=True)
+    with Path("/dev/null").open() as null:
+        make_monitor(ours).launch(plan, null.fileno(), None)
+    received = receive_plan(theirs.detach())
+    assert received is not None
+    assert (received.plan, received.vhost_fd) == (plan, None)
+    assert received.owner_fd is not None
+    facts = Path(f"/proc/self/fdinfo/{received.owner_fd}").read_text()
+    assert f"Pid:\t{os.getpid()}\n" in facts
+    assert not select.select([received.owner_fd], [], [], 0)[0]
+    os.close(received.owner_fd)
+    os.close(received.lock_fd)
 
 
 def test_plan_that_arrives_byte_by_byte_is_whole(pair: tuple[socket.socket, socket.socket]) -> None:
