@@ -12,12 +12,15 @@ RESULTS = "vmkit-bench"
 
 
 @click.group("bench", invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--quick", is_flag=True, help="Fewer rounds of less: minutes instead of a third of an hour under TCG.")
+@click.option("--quick", is_flag=True, help="Fewer and smaller rounds: minutes, not 20 minutes, under TCG.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file to write [default: vmkit-bench/DATE.json].")
 @click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", help="As for up.")
 @click.pass_context
 def bench(context: click.Context, *, quick: bool, out: Path | None, accel: str) -> None:
-    """Race vsh against ssh over the same vsock, on a machine of the image bench; print the table, keep the figures."""
+    """Measure vsh against ssh over the same vsock.
+
+    Starts a machine of the image `bench`, prints a table and writes the figures to a JSON file.
+    """
     if context.invoked_subcommand is not None:
         return
     # Imported here: the other verbs read files.
@@ -47,10 +50,10 @@ def bench(context: click.Context, *, quick: bool, out: Path | None, accel: str) 
     type=click.Choice(["svg", "png"]),
     default="svg",
     show_default=True,
-    help="What the plots are, in the page and beside it.",
+    help="Format of the plots.",
 )
 def report(*, file: Path, folder: Path | None, plots_as: str) -> None:
-    """Make a table, plots and an HTML page of a run's figures."""
+    """Make a table, plots and an HTML page from a run's figures."""
     from vmkit.bench.report import render_table, write_report  # noqa: PLC0415
 
     outcome = read_outcome(file)

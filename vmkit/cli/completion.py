@@ -12,9 +12,9 @@ VARIABLE = "_VMKIT_COMPLETE"
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(context: click.Context, *, shell: str) -> None:
-    """Print the script that lets SHELL complete verbs, options, images and machines.
+    """Print a completion script for a shell.
 
-    For bash: `eval "$(vmkit completion bash)"`.
+    It completes verbs, options, images and machines. For bash: `eval "$(vmkit completion bash)"`.
     """
     found = get_completion_class(shell)
     assert found is not None

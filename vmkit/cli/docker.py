@@ -20,11 +20,11 @@ DEFAULT_RESULTS = "vmkit-results"
 network_option = click.option("--network", default="none", show_default=True, help="The container's network.")
 image_option = click.option("--image", help="The image to run [default: the one that `build` made].")
 out_option = click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for what is in /results."
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder that receives the files in /results."
 )
 user_option = click.option("--user", default="", help="User in the container [default: the image's].")
 env_option = click.option(
-    "-e", "--env", "env", multiple=True, metavar="NAME=VALUE", help="A variable of the command's."
+    "-e", "--env", "env", multiple=True, metavar="NAME=VALUE", help="Set a variable (repeatable)."
 )
 RACE = 'vmkit bench --out /results/bench.json "$@" && vmkit bench report /results/bench.json'
 PASS_ON = {"ignore_unknown_options": True}
@@ -32,21 +32,21 @@ PASS_ON = {"ignore_unknown_options": True}
 
 @click.group("docker", context_settings={"help_option_names": ["-h", "--help"]})
 def docker() -> None:
-    """The same in a container: build its image, open a shell, run commands, the tests or the race.
+    """Use vmkit in a Docker container: build, shell, run, test, bench.
 
-    The engine is the one at $DOCKER_HOST, or the usual socket.
+    The engine is the one at $DOCKER_HOST, else the one at the default socket.
     """
 
 
 @docker.command("build")
 @click.argument("context", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--target", type=click.Choice(TARGETS), default="run", show_default=True, help="The stage to build.")
-@click.option("--tag", help="Name of the image [default: vmkit, or vmkit:test].")
-@click.option("--base", default="", help="The Debian image to start from [default: the Dockerfile's].")
-@click.option("--network", default="", help="Network of the build's steps, such as `host`.")
-@click.option("--locked", is_flag=True, help="Take exactly the packages of the guest image's lock file.")
-@click.option("--no-cache", "fresh", is_flag=True, help="Run every step anew.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress and no log.")
+@click.option("--target", type=click.Choice(TARGETS), default="run", show_default=True, help="Stage to build.")
+@click.option("--tag", help="Name of the image [default: vmkit or vmkit:test].")
+@click.option("--base", default="", help="Debian image to start from [default: the Dockerfile's].")
+@click.option("--network", default="", help="Network of the build steps, such as `host`.")
+@click.option("--locked", is_flag=True, help="Use exactly the packages in the guest image's lock file.")
+@click.option("--no-cache", "fresh", is_flag=True, help="Use no cached steps.")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress and no log.")
 def build(
     *,
     context: Path | None,
@@ -58,7 +58,10 @@ def build(
     fresh: bool,
     quiet: bool,
 ) -> None:
-    """Build the image from CONTEXT, a checkout (default: this one)."""
+    """Build the Docker image.
+
+    CONTEXT is a checkout (default: the current one).
+    """
     spec = BuildSpec(
         find_context(context),
         target,
@@ -80,7 +83,7 @@ def build(
 @user_option
 @env_option
 def shell(*, image: str | None, network: str, user: str, env: tuple[str, ...]) -> None:
-    """Open a shell in a container that is gone when the shell is."""
+    """Open a shell in a new container; the container ends with it."""
     check_terminal(asked=True)
     _run(image or tag_of("run"), ("bash",), interactive=True, network=network, user=user, env=env, out=None)
 
@@ -91,7 +94,7 @@ def shell(*, image: str | None, network: str, user: str, env: tuple[str, ...]) -
 @user_option
 @env_option
 @out_option
-@click.option("-i", "--interactive", is_flag=True, help="Our stdin, and our terminal if it is one, are the command's.")
+@click.option("-i", "--interactive", is_flag=True, help="Pass stdin, and the terminal if stdin is one.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
     *,
@@ -103,7 +106,7 @@ def run(
     interactive: bool,
     command: tuple[str, ...],
 ) -> None:
-    """Run COMMAND in a container and exit with its status."""
+    """Run a command in a new container, and exit with its status."""
     _run(image or tag_of("run"), command, interactive=interactive, network=network, user=user, env=env, out=out)
 
 
@@ -116,7 +119,10 @@ def run(
 def test(
     *, image: str | None, network: str, env: tuple[str, ...], out: Path | None, arguments: tuple[str, ...]
 ) -> None:
-    """Run the tests in a container; ARGUMENTS are pytest's. Its report, and the evidence of what failed, come out."""
+    """Run the tests in a new container.
+
+    ARGUMENTS are passed to pytest. The report, and the evidence of failed tests, are copied to the host.
+    """
     command = ("python3", "-m", "pytest", "--junitxml=/results/junit.xml", *arguments)
     target = out or Path(DEFAULT_RESULTS)
     _run(image or tag_of("test"), command, interactive=False, network=network, user="", env=env, out=target)
@@ -128,7 +134,7 @@ def test(
     "--network",
     default="bridge",
     show_default=True,
-    help="The container's network: the packages of the image bench are fetched over it.",
+    help="Network of the container; the packages of the image bench come over it.",
 )
 @env_option
 @out_option
@@ -136,7 +142,10 @@ def test(
 def bench(
     *, image: str | None, network: str, env: tuple[str, ...], out: Path | None, arguments: tuple[str, ...]
 ) -> None:
-    """Run the race in a container; ARGUMENTS are `vmkit bench`'s. Its figures, plots and page come out."""
+    """Run the benchmark in a new container.
+
+    ARGUMENTS are passed to `vmkit bench`. The figures, the plots and the page are copied to the host.
+    """
     command = ("sh", "-c", RACE, "vmkit", *arguments)
     target = out or Path(DEFAULT_RESULTS)
     _run(image or tag_of("test"), command, interactive=False, network=network, user="", env=env, out=target)

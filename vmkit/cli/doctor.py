@@ -9,9 +9,12 @@ from vmkit.machine.doctor import Level, can_start, examine
 
 
 @click.command("doctor")
-@click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(*, as_json: bool) -> None:
-    """Say what this host can do, which way `up` will take and why; status 1 when it cannot work."""
+    """Check what this host can do, and what `up` will use.
+
+    Prints each choice with its reason. Exits with 1 if `up` cannot work here.
+    """
     with open_progress(quiet=as_json) as tell:
         tell("looking at this host", None)
         checks = examine()

@@ -19,15 +19,15 @@ LOG_LINES_SHOWN = 3
 
 @click.command("forward")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[NAME] | --ipv6 [-- COMMAND ...]")
-@click.option("-L", "--local", "local", multiple=True, metavar="FORWARD", help="Listen here, as vsh -L; repeatable.")
+@click.option("-L", "--local", "local", multiple=True, metavar="FORWARD", help="Listen on the host, as vsh -L.")
 @click.option("-R", "--remote", "remote", multiple=True, metavar="FORWARD", help="Listen in the guest, as vsh -R.")
-@click.option("--user", default="", metavar="USER", help="As whom connections are made in the guest.")
-@click.option("--list", "is_list", is_flag=True, help="List the forwards that are kept.")
-@click.option("--remove", "removed", multiple=True, metavar="NUMBER", help="End one of them, or `all`; repeatable.")
+@click.option("--user", default="", metavar="USER", help="User that connects in the guest.")
+@click.option("--list", "is_list", is_flag=True, help="List the running forwards.")
+@click.option("--remove", "removed", multiple=True, metavar="NUMBER", help="End this forward, or `all` (repeatable).")
 @click.option("--ipv6", is_flag=True, help="Run COMMAND where [PREFIX::CID]:PORT is a guest's vsock port.")
-@click.option("--prefix", metavar="PREFIX", help="The unique-local /64 to use; your own random one by default.")
-@click.option("--host-wide", is_flag=True, help="With --ipv6: for the whole host, as root, until the end.")
-@click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+@click.option("--prefix", metavar="PREFIX", help="Unique-local /64 to use [default: a random one per user].")
+@click.option("--host-wide", is_flag=True, help="With --ipv6: map for the whole host (needs root).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def forward(
     *,
     words: tuple[str, ...],
@@ -41,9 +41,12 @@ def forward(
     host_wide: bool,
     as_json: bool,
 ) -> None:
-    """Keep forwards that outlive this command and the guest's restarts; or map vsock to IPv6."""
+    """Keep port forwards running in the background, or map vsock to IPv6.
+
+    The forwards outlive this command and restarts of the guest.
+    """
     if sum((bool(local or remote), is_list, bool(removed), ipv6)) != 1:
-        raise ConfigError("say one of: -L and -R, --list, --remove, --ipv6", hint="vmkit forward --help")
+        raise ConfigError("give one of: -L and -R, --list, --remove, --ipv6", hint="vmkit forward --help")
     if (prefix or host_wide) and not ipv6:
         raise ConfigError("--prefix and --host-wide go with --ipv6")
     if ipv6:
@@ -58,7 +61,7 @@ def forward(
 
 def _keep(words: tuple[str, ...], local: tuple[str, ...], remote: tuple[str, ...], user: str, *, as_json: bool) -> None:
     if len(words) > 1:
-        raise ConfigError("one machine's name, please", hint="a command goes with --ipv6 only")
+        raise ConfigError("give one machine name", hint="only --ipv6 takes a command")
     forwards = [parse_forward(LOCAL, text) for text in local] + [parse_forward(REMOTE, text) for text in remote]
     entry = find_named(words[0]) if words else pick_machine(None)
     if entry is None and any(forward.kind == REMOTE for forward in forwards):

@@ -16,15 +16,15 @@ from vmkit.image.recipe.config import list_images, load_image
 @click.command("build")
 @click.argument("image", default="tiny", shell_complete=complete_images)
 @click.option("--update", is_flag=True, help="Look for newer packages first.")
-@click.option("--locked", is_flag=True, help="Take exactly the packages of the recipe's lock file.")
-@click.option("--update-lock", is_flag=True, help="Look for newer packages, and write the lock file.")
-@click.option("--drift", is_flag=True, help="Tell what was built from other packages than the lock file's.")
+@click.option("--locked", is_flag=True, help="Use exactly the packages in the lock file.")
+@click.option("--update-lock", is_flag=True, help="Look for newer packages, then write the lock file.")
+@click.option("--drift", is_flag=True, help="List the packages that differ from the lock file.")
 @click.option(
     "--lock-file", type=click.Path(path_type=Path, dir_okay=False), help="The lock file [default: beside the recipe]."
 )
-@click.option("--dry-run", is_flag=True, help="Print the plan, and stop.")
-@click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 def build(
     *,
     image: str,
@@ -37,9 +37,12 @@ def build(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Build IMAGE (default: tiny), unless it is in the cache."""
+    """Build an image, unless it is in the cache.
+
+    IMAGE is a shipped image's name (default: tiny) or the path of your own recipe.
+    """
     if locked and (update or update_lock):
-        raise ConfigError("--locked takes the lock's packages, --update and --update-lock newer ones: say one of them")
+        raise ConfigError("--locked cannot be combined with --update or --update-lock")
     spec = load_image(image)
     if dry_run:
         print(plan_image(spec).render())
@@ -66,7 +69,7 @@ def build(
 
 
 @click.command("images")
-@click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def images(*, as_json: bool) -> None:
     """List the shipped images."""
     specs = list_images()

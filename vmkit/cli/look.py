@@ -47,13 +47,14 @@ KINDS = {
 @click.command("logs")
 @click.argument("name", required=False, shell_complete=complete_machines)
 @click.option("--kind", type=click.Choice(sorted(KINDS)), default="console", show_default=True, help="Which log.")
-@click.option("-f", "--follow", is_flag=True, help="Go on until the machine ends.")
-@click.option("--raw", is_flag=True, help="The bytes as they came, control sequences included.")
+@click.option("-f", "--follow", is_flag=True, help="Print new lines until the machine ends.")
+@click.option("--raw", is_flag=True, help="Print the bytes unchanged, control sequences included.")
 @click.option("--path", "only_path", is_flag=True, help="Print the folder of the logs instead.")
 def logs(*, name: str | None, kind: str, follow: bool, raw: bool, only_path: bool) -> None:
-    """Print a log of a running machine, or of the last one of that name that ended badly.
+    """Print a log of a machine.
 
-    What could steer your terminal (control sequences, bidi overrides) is left out; --raw keeps it.
+    The machine is running, or it was the last one of that name that ended badly. Control sequences and bidi
+    overrides, which could steer your terminal, are left out; --raw keeps them.
     """
     folder = _find_logs(name)
     if only_path:

@@ -25,7 +25,7 @@ def pick_machine(name: str | None) -> Entry:
             return machines[0]
         if not machines:
             raise MachineError("no machine is running", hint="start one: vmkit up")
-        raise ConfigError("several machines are running: say which", hint=", ".join(m.name for m in machines))
+        raise ConfigError("several machines are running: name one", hint=", ".join(m.name for m in machines))
     found = find_named(name)
     if found is None:
         known = ", ".join(machine.name for machine in machines)
@@ -50,7 +50,7 @@ def render_entry(entry: Entry) -> dict[str, object]:
 
 
 @click.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(*, as_json: bool) -> None:
     """List the running machines."""
     sweep()
@@ -79,9 +79,9 @@ def list_(*, as_json: bool) -> None:
 
 @click.command("status")
 @click.argument("name", required=False, shell_complete=complete_machines)
-@click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(*, name: str | None, as_json: bool) -> None:
-    """Show all that is known of a machine."""
+    """Show everything that is known about a machine."""
     entry = pick_machine(name)
     if as_json:
         print_json(render_entry(entry))
@@ -101,16 +101,16 @@ def status(*, name: str | None, as_json: bool) -> None:
 
 @click.command("down")
 @click.argument("names", nargs=-1, shell_complete=complete_machines)
-@click.option("--all", "everything", is_flag=True, help="Every running machine.")
+@click.option("--all", "everything", is_flag=True, help="All running machines.")
 @click.option(
     "--timeout",
     type=SECONDS,
     default=stop.POWER_OFF_DEADLINE_S,
     show_default=True,
-    help="Seconds the guest has to power off before QEMU is ended.",
+    help="Seconds to wait for the guest before QEMU is ended.",
 )
 def down(*, names: tuple[str, ...], everything: bool, timeout: float) -> None:
-    """Power machines off: the guest is asked first, then QEMU, then nobody is."""
+    """Shut machines down: ask the guest, then QEMU, then kill the process."""
     _end_several(
         _pick_several(names, everything), lambda entry: stop.power_off(entry, timeout_s=timeout, tell=_tell), "is down"
     )
@@ -118,18 +118,21 @@ def down(*, names: tuple[str, ...], everything: bool, timeout: float) -> None:
 
 @click.command("kill")
 @click.argument("names", nargs=-1, shell_complete=complete_machines)
-@click.option("--all", "everything", is_flag=True, help="Every running machine.")
+@click.option("--all", "everything", is_flag=True, help="All running machines.")
 def kill(*, names: tuple[str, ...], everything: bool) -> None:
-    """End machines at once, without asking the guest."""
+    """Kill machines at once, without asking the guest."""
     _end_several(_pick_several(names, everything), stop.kill, "is gone")
 
 
 @click.command("wait")
 @click.argument("name", required=False, shell_complete=complete_machines)
 @click.option("--timeout", type=SECONDS, help="Seconds to wait [default: for ever].")
-@click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def wait(*, name: str | None, timeout: float | None, as_json: bool) -> None:
-    """Wait until a machine ends and say why; status 0 when somebody asked for the end, 1 when not."""
+    """Wait until a machine ends, and print why.
+
+    Exits with 0 if it was stopped on request, and with 1 if it ended unexpectedly.
+    """
     entry = pick_machine(name)
     ended = stop.wait_for_end(entry, timeout)
     if ended is None:
@@ -167,7 +170,7 @@ def _tell(text: str) -> None:
 def _pick_several(names: tuple[str, ...], everything: bool) -> list[Entry]:
     if everything:
         if names:
-            raise ConfigError("--all and names exclude each other")
+            raise ConfigError("give --all or names, not both")
         return read_machines()
     picked = [pick_machine(name) for name in names] or [pick_machine(None)]
     # Named twice, by its name and its CID perhaps, a machine ends once.

@@ -9,27 +9,42 @@ import click
 
 from vshd.wire.version import __version__
 
-# In the order of --help: what a newcomer needs first.
-VERBS = {
-    "up": "vmkit.cli.up:up",
-    "list": "vmkit.cli.machines:list_",
-    "status": "vmkit.cli.machines:status",
-    "logs": "vmkit.cli.look:logs",
-    "console": "vmkit.cli.look:console",
-    "wait": "vmkit.cli.machines:wait",
-    "down": "vmkit.cli.machines:down",
-    "kill": "vmkit.cli.machines:kill",
-    "forward": "vmkit.cli.forward:forward",
-    "bench": "vmkit.cli.bench:bench",
-    "ssh": "vmkit.cli.ssh:ssh",
-    "ssh-config": "vmkit.cli.ssh:ssh_config",
-    "doctor": "vmkit.cli.doctor:doctor",
-    "build": "vmkit.cli.images:build",
-    "images": "vmkit.cli.images:images",
-    "matrix": "vmkit.cli.matrix:matrix",
-    "docker": "vmkit.cli.docker:docker",
-    "completion": "vmkit.cli.completion:completion",
+# Verbs by task, in the order of --help: what a newcomer needs first.
+TASKS = {
+    "Machines": {
+        "up": "vmkit.cli.up:up",
+        "list": "vmkit.cli.machines:list_",
+        "status": "vmkit.cli.machines:status",
+        "wait": "vmkit.cli.machines:wait",
+        "down": "vmkit.cli.machines:down",
+        "kill": "vmkit.cli.machines:kill",
+    },
+    "What a machine prints": {
+        "logs": "vmkit.cli.look:logs",
+        "console": "vmkit.cli.look:console",
+    },
+    "Ways into a guest, beside vsh": {
+        "forward": "vmkit.cli.forward:forward",
+        "ssh": "vmkit.cli.ssh:ssh",
+        "ssh-config": "vmkit.cli.ssh:ssh_config",
+    },
+    "Images": {
+        "build": "vmkit.cli.images:build",
+        "images": "vmkit.cli.images:images",
+    },
+    "Tests and measurements": {
+        "matrix": "vmkit.cli.matrix:matrix",
+        "bench": "vmkit.cli.bench:bench",
+    },
+    "This host": {
+        "doctor": "vmkit.cli.doctor:doctor",
+        "docker": "vmkit.cli.docker:docker",
+        "completion": "vmkit.cli.completion:completion",
+    },
 }
+# A summary is the first sentence of the verb's help; a test holds that none is longer.
+MAX_SUMMARY_CHARACTERS = 72
+VERBS = {name: place for verbs in TASKS.values() for name, place in verbs.items()}
 
 
 class Verbs(click.Group):
@@ -37,6 +52,18 @@ class Verbs(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """One section a task; no summary is cut."""
+        width = max(map(len, VERBS))
+        for task, verbs in TASKS.items():
+            with formatter.section(task):
+                rows = [(name.ljust(width), self._summarise(ctx, name)) for name in verbs]
+                formatter.write_dl(rows)
+
+    def _summarise(self, ctx: click.Context, name: str) -> str:
+        command = self.get_command(ctx, name)
+        return "" if command is None else command.get_short_help_str(limit=MAX_SUMMARY_CHARACTERS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:

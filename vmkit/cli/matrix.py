@@ -15,17 +15,17 @@ from vmkit.matrix.report import COLUMNS, render_github, render_junit, render_row
 
 @click.command("matrix")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--only", multiple=True, metavar="CELL", help="Run this cell; may be repeated [default: all].")
+@click.option("--only", multiple=True, metavar="CELL", help="Run this cell (repeatable) [default: all].")
 @click.option("--jobs", type=click.IntRange(1), help="Machines at once [default: one per CPU, as memory allows].")
-@click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write a JUnit report here.")
-@click.option("--github", is_flag=True, help="Print the cells for a job's strategy.matrix, and stop.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write a JUnit report to this file.")
+@click.option("--github", is_flag=True, help="Print the cells for a GitHub strategy.matrix and stop.")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 def matrix(
     *, file: Path, only: tuple[str, ...], jobs: int | None, junit: Path | None, github: bool, quiet: bool
 ) -> None:
-    """Run every command of FILE in every machine of FILE: images x kernels x backends.
+    """Run commands in many machines: images x kernels x backends.
 
-    Status 1 when a command failed or could not be run.
+    FILE lists the commands and the machines. Exits with 1 if a command failed or could not be run.
     """
     planned = read_matrix(file)
     cells = pick_cells(planned, only)

@@ -5,7 +5,7 @@ import click
 from vmkit.cli.machines import pick_machine
 from vmkit.ssh.access import DEFAULT_PORT, become_ssh, prepare_access
 
-user_option = click.option("--user", default="root", show_default=True, help="Whom to log in as.")
+user_option = click.option("--user", default="root", show_default=True, help="User to log in as.")
 port_option = click.option(
     "--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(1), help="vsock port of sshd."
 )
@@ -17,7 +17,10 @@ port_option = click.option(
 @click.argument("name", required=False)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def ssh(*, user: str, port: int, name: str | None, words: tuple[str, ...]) -> None:
-    """Run ssh to a machine whose guest has sshd on vsock; WORDS are ssh's, such as a command."""
+    """Log in to a machine with ssh over vsock.
+
+    The guest needs sshd on vsock, as the image `bench` has. WORDS are passed to ssh, such as a command.
+    """
     access = prepare_access(pick_machine(name), user=user, port=port)
     become_ssh(access, words)
 
@@ -27,6 +30,9 @@ def ssh(*, user: str, port: int, name: str | None, words: tuple[str, ...]) -> No
 @port_option
 @click.argument("name", required=False)
 def ssh_config(*, user: str, port: int, name: str | None) -> None:
-    """Print a machine's block for ~/.ssh/config: for ssh, scp, sftp, rsync, editors."""
+    """Print a machine's block for ~/.ssh/config.
+
+    With it, ssh, scp, sftp, rsync and editors reach the machine by its name.
+    """
     access = prepare_access(pick_machine(name), user=user, port=port)
     print(access.config.read_text(), end="")

@@ -27,35 +27,41 @@ from vsh.registry import find_machine
 @click.option("--memory", default=str(DEFAULT_MEMORY_MIB), show_default=True, help="MiB, or with a unit: 1G.")
 @click.option("--cpus", type=int, default=DEFAULT_CPUS, show_default=True, help="Number of vCPUs.")
 @click.option(
-    "--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True, help="What runs the guest."
+    "--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True, help="Accelerator of QEMU."
 )
 @click.option(
     "--backend",
     type=click.Choice(["auto", "vhost", "user"]),
     default="auto",
     show_default=True,
-    help="The kernel's vsock device, or vmkit's own.",
+    help="vsock device: the kernel's (vhost) or vmkit's own (user).",
 )
 @click.option("--kernel", type=click.Path(path_type=Path), help="Boot this kernel instead of the image's.")
 @click.option("--append", default="", help="More kernel arguments.")
-@click.option("--root", type=click.Path(path_type=Path), help="This ext4 as the root, instead of the image's disk.")
 @click.option(
-    "--disk", "disks", multiple=True, type=click.Path(path_type=Path), help="A disk the guest may read (repeatable)."
+    "--root", type=click.Path(path_type=Path), help="Use this ext4 file as the root instead of the image's disk."
 )
 @click.option(
-    "--rwdisk", "rwdisks", multiple=True, type=click.Path(path_type=Path), help="One it may write (repeatable)."
+    "--disk", "disks", multiple=True, type=click.Path(path_type=Path), help="Attach a disk, read-only (repeatable)."
+)
+@click.option(
+    "--rwdisk", "rwdisks", multiple=True, type=click.Path(path_type=Path), help="Attach a writable disk (repeatable)."
 )
 @click.option("--gdb", "gdb_port", type=int, metavar="PORT", help="Serve gdb's remote protocol on 127.0.0.1:PORT.")
-@click.option("--cpu", help="CPU model and features, as for QEMU's -cpu [default: all that works].")
+@click.option("--cpu", help="CPU model and features, as for QEMU's -cpu [default: every feature that works].")
 @click.option(
-    "--timeout", type=SECONDS, default=DEFAULT_TIMEOUT_S, show_default=True, help="Seconds the guest has to be ready."
+    "--timeout",
+    type=SECONDS,
+    default=DEFAULT_TIMEOUT_S,
+    show_default=True,
+    help="Seconds to wait until the guest is ready.",
 )
-@click.option("--token", is_flag=True, help="Demand the machine's token of clients [vhost: always].")
+@click.option("--token", is_flag=True, help="Clients must prove the machine's token [always on with vhost].")
 @click.option("--console", is_flag=True, help="Show the guest's console while it boots.")
-@click.option("--reuse", is_flag=True, help="When a machine of that name is ready already, use it.")
-@click.option("--dry-run", is_flag=True, help="Print what would be built and started, and stop.")
-@click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@click.option("--reuse", is_flag=True, help="Use the machine of that name if it is ready already.")
+@click.option("--dry-run", is_flag=True, help="Print what would be built and started, then stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 def up(  # noqa: PLR0913
     *,
     image: str,
@@ -80,9 +86,9 @@ def up(  # noqa: PLR0913
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Start a machine of IMAGE (default: tiny) and wait until it is ready.
+    """Start a machine and wait until it is ready.
 
-    IMAGE is a shipped image's name (see `vmkit images`) or the path of a recipe of yours.
+    IMAGE is a shipped image's name (see `vmkit images`; default: tiny) or the path of your own recipe.
     """
     spec = MachineSpec(
         image=image,

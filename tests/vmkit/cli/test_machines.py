@@ -60,7 +60,7 @@ def test_status_takes_a_name_or_a_cid(vmkit: Vmkit, registered: None, word: str)
 @pytest.mark.parametrize("verb", ["status", "down", "kill", "wait", "console", "logs"])
 def test_choice_of_machines_is_the_users(vmkit: Vmkit, registered: None, verb: str) -> None:
     done = vmkit(verb)
-    assert (done.status, done.err) == (64, "vmkit: several machines are running: say which\nhint: a, b\n")
+    assert (done.status, done.err) == (64, "vmkit: several machines are running: name one\nhint: a, b\n")
 
 
 @pytest.mark.parametrize("verb", ["status", "down", "kill", "wait", "console", "logs"])
@@ -84,7 +84,7 @@ def test_down_and_kill_of_all_of_nothing_is_done_at_once(vmkit: Vmkit) -> None:
 
 def test_all_and_names_exclude_each_other(vmkit: Vmkit, registered: None) -> None:
     done = vmkit("down", "--all", "a")
-    assert (done.status, done.err) == (64, "vmkit: --all and names exclude each other\n")
+    assert (done.status, done.err) == (64, "vmkit: give --all or names, not both\n")
 
 
 def test_down_all_ends_every_machine(up: Vmkit, vmkit: Vmkit, folders: Path) -> None:

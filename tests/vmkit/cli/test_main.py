@@ -12,7 +12,7 @@ import pytest
 
 import vmkit.__main__ as program_module
 from tests.vmkit.cli.conftest import Program, Vmkit
-from vmkit.cli.main import VERBS
+from vmkit.cli.main import TASKS, VERBS
 from vmkit.errors import MachineError
 from vmkit.machine.registry import reserve
 from vshd.wire.version import __version__
@@ -271,3 +271,13 @@ def test_verb_is_imported_only_when_it_is_used() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == ""
+
+
+def test_help_groups_the_verbs_and_cuts_no_summary(vmkit: Vmkit) -> None:
+    shown = vmkit("--help").out
+    assert "..." not in shown.partition("\n")[2]
+    assert [line[:-1] for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")] == [
+        "Options",
+        *TASKS,
+    ]
+    assert all(f"\n  {verb} " in shown for verb in VERBS)
