@@ -161,6 +161,8 @@ echo "PROC $(ls /proc/self/fd | wc -l)"
 vi --help 2>&1 | head -1 | sed 's/^/VI /'
 . /etc/profile; echo "PROFILE $PATH $PS1"
 su user -c 'echo "USER $(id -un) $(id -u) $HOME"'
+su user -c 'echo theirs > /tmp/file; mkfifo /tmp/fifo'
+for trap in file fifo; do (echo ours > /tmp/$trap) 2>&1 | sed 's/^/TRAP /'; done
 python3 -c 'import sys; print("PYTHON", sys.version_info[:2])'
 free -k | awk '/^Mem:/ {print "USED", $3}'
 busybox poweroff -f
@@ -199,6 +201,8 @@ def _check_guest(console: str) -> None:
     assert "VI BusyBox" in console
     assert re.search(r"PROFILE /usr/local/sbin:.*:/bin tiny:", console)
     assert "USER user 1000 /home/user" in console
+    # What a user puts in root's way in /tmp is not opened by it.
+    assert re.findall(r"^TRAP .*/tmp/(file|fifo): Permission denied$", console, re.MULTILINE) == ["file", "fifo"]
     assert "vmkit-init: error" not in console
 
 
