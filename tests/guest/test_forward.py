@@ -22,9 +22,10 @@ DEADLINE_S = 60
 SERVER = """
 import socket, sys, threading
 kind, where = sys.argv[1:]
-family = {"tcp": socket.AF_INET, "unix": socket.AF_UNIX, "vsock": socket.AF_VSOCK}[kind]
+family = {"tcp": socket.AF_INET, "tcp6": socket.AF_INET6, "unix": socket.AF_UNIX, "vsock": socket.AF_VSOCK}[kind]
 server = socket.socket(family)
-server.bind(where if kind == "unix" else ("127.0.0.1" if kind == "tcp" else -1, int(where)))
+host = {"tcp": "127.0.0.1", "tcp6": "::1", "vsock": -1}.get(kind)
+server.bind(where if kind == "unix" else (host, int(where)))
 server.listen(64)
 print("up", flush=True)
 while True:
@@ -68,9 +69,12 @@ def port_of(line: str) -> int:
     return int(line.split(" at ")[1].split(" for ", maxsplit=1)[0].rpartition(":")[2])
 
 
-@pytest.mark.parametrize(("kind", "where"), [("tcp", "7001"), ("unix", "/tmp/server"), ("vsock", "7001")])
+@pytest.mark.parametrize(
+    ("kind", "where"), [("tcp", "7001"), ("tcp6", "7006"), ("unix", "/tmp/server"), ("vsock", "7001")]
+)
 def test_local_forward_reaches_a_server_of_the_guest(ready: str, kind: str, where: str) -> None:
-    target = {"tcp": f"localhost:{where}", "unix": where, "vsock": where}[kind]
+    # localhost is a server's address wherever it listens: at 127.0.0.1 or at ::1.
+    target = {"tcp": f"localhost:{where}", "tcp6": f"localhost:{where}", "unix": where, "vsock": where}[kind]
     machine = ("--vm_name", ready)
     with running(*machine, "--", "python3", "-c", SERVER, kind, where, stream="stdout") as (_, line):
         assert line == "up"
@@ -82,9 +86,17 @@ def test_local_forward_reaches_a_server_of_the_guest(ready: str, kind: str, wher
                     assert read_all(client) == b"%d\n" % size
 
 
-@pytest.mark.parametrize(("kind", "where"), [("tcp", "7002"), ("unix", "/tmp/there"), ("vsock", "7002")])
-def test_remote_forward_reaches_a_server_of_the_host(ready: str, vsh: Run, kind: str, where: str) -> None:
-    listen = where if kind == "unix" else f"vsock:{where}" if kind == "vsock" else where
+@pytest.mark.parametrize(
+    ("kind", "where", "listen"),
+    [
+        ("tcp", "7002", "7002"),
+        # The guest's client connects to 127.0.0.1.
+        ("tcp", "7007", "localhost:7007"),
+        ("unix", "/tmp/there", "/tmp/there"),
+        ("vsock", "7002", "vsock:7002"),
+    ],
+)
+def test_remote_forward_reaches_a_server_of_the_host(ready: str, vsh: Run, kind: str, where: str, listen: str) -> None:
     with (
         serving(CountThenAnswer) as port,
         running("--vm_name", ready, "-v", "-N", "-R", f"{listen}:{port}", stream="stderr"),

@@ -68,8 +68,12 @@ def _cannot_connect(place: str, code: int) -> PlaceError:
 
 
 def listen(place: str) -> ListeningSocket:
-    """A listening, non-blocking socket; only its owner may reach one with a path. Raises PlaceError."""
-    family, address = _find_addresses(place, is_passive=True)[0]
+    """A listening, non-blocking socket; only its owner may reach one with a path. Raises PlaceError.
+
+    Of a name's addresses it takes one of IPv4 if there is one: who is told `localhost` tries 127.0.0.1 as well as ::1.
+    """
+    addresses = _find_addresses(place, is_passive=True)
+    family, address = next((found for found in addresses if found[0] == _socket.AF_INET), addresses[0])
     try:
         if isinstance(address, str):
             bound = listen_at(address, BACKLOG)
