@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from vmkit.machine.running import RunningMachine, find_machine, list_machines, logs, wait
     from vmkit.machine.spec import DiskSpec as Disk
     from vmkit.machine.spec import MachineSpec
-    from vmkit.machine.stop import Ended
+    from vmkit.machine.words import Ended
     from vsh.client import Client, Result
     from vsh.errors import CommandFailed, ConnectionLost, ExecError, UsageError, VshError
     from vsh.process import DEVNULL, PIPE, STDOUT, Process
@@ -64,7 +64,7 @@ _PUBLIC = {
     "ConnectionLost": ("vsh.errors", "ConnectionLost"),
     "DEVNULL": ("vsh.process", "DEVNULL"),
     "Disk": ("vmkit.machine.spec", "DiskSpec"),
-    "Ended": ("vmkit.machine.stop", "Ended"),
+    "Ended": ("vmkit.machine.words", "Ended"),
     "ExecError": ("vsh.errors", "ExecError"),
     "HostError": ("vmkit.errors", "HostError"),
     "Image": ("vmkit.image.build", "BuiltImage"),

@@ -16,7 +16,7 @@ from vmkit.machine import stop
 from vmkit.machine.launch import Layout
 from vmkit.machine.registry import find_state_directory, sweep
 from vmkit.machine.spec import check_name
-from vmkit.machine.stop import Ended
+from vmkit.machine.words import Ended
 from vsh.address import address_of
 from vsh.client import Argv, Client, PopenOptions, Result, RunOptions
 from vsh.process import Process

@@ -1,22 +1,28 @@
-"""Ending a machine:
-
-Ask the guest, then QEMU, then SIGKILL, each with a deadline. Also: waiting for an end and hearing why.
-"""
+"""Ends a machine: asks the guest, then QEMU, then sends SIGKILL, each with a deadline. Waits for an end, and why."""
 
 import contextlib
-import json
 import os
 import select
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from vmkit.errors import MachineError
 from vmkit.machine.launch import Layout
 from vmkit.machine.registry import sweep
+from vmkit.machine.words import (
+    MAX_ANSWER_LINE_BYTES,
+    Answer,
+    Ended,
+    ExpectEnd,
+    Quit,
+    Request,
+    Watch,
+    parse_answer,
+    render_request,
+)
 from vsh.address import Address, address_of
 from vsh.client import Client
 from vsh.errors import VshError
@@ -31,52 +37,55 @@ KILL_DEADLINE_S = 10.0
 MONITOR_GRACE_S = 5.0
 # One that does not answer is ending on its own, or has not begun to listen, or hangs.
 NO_ANSWER_GRACE_S = 1.0
-MAX_LINE_BYTES = 65536
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """What the monitor said last."""
-
-    reason: str
-    brief: str
-    expected: bool
 
 
 class Control:
-    """A connection to a machine's monitor."""
+    """A connection to a machine's monitor. Invariant: `_ended` is the machine's end as soon as it was received."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._buffer = b""
+        self._ended: Ended | None = None
 
-    def ask(self, verb: str) -> None:
-        """Sends one verb; a monitor that is ending already is not an error."""
+    def ask(self, request: Request, timeout_s: float = ASK_DEADLINE_S) -> Answer:
+        """Sends one request and returns its answer; a monitor that is ending already answers with a refusal."""
         with contextlib.suppress(OSError):
-            self._sock.sendall(json.dumps({"do": verb}).encode() + b"\n")
+            self._sock.sendall(render_request(request))
+        answer = self._receive(timeout_s, wants_answer=True)
+        if isinstance(answer, Answer):
+            return answer
+        return Answer(False, "the machine has ended" if answer is not None else "the monitor does not answer")
 
     def wait_end(self, timeout_s: float | None) -> Ended | None:
         """The machine's end, or None when the deadline comes first."""
+        self._receive(timeout_s, wants_answer=False)
+        return self._ended
+
+    def _receive(self, timeout_s: float | None, *, wants_answer: bool) -> Answer | Ended | None:
+        """The next answer, if one is wanted, else the end; None when the deadline comes first."""
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
+        while self._ended is None:
             line, newline, rest = self._buffer.partition(b"\n")
             if newline:
                 self._buffer = rest
-                ended = _parse_end(line)
-                if ended is not None:
-                    return ended
+                found = parse_answer(line)
+                if isinstance(found, Ended):
+                    self._ended = found
+                elif found is not None and wants_answer:
+                    return found
                 continue
             self._sock.settimeout(None if deadline_s is None else max(0.001, deadline_s - time.monotonic()))
             try:
-                data = self._sock.recv(MAX_LINE_BYTES)
+                data = self._sock.recv(MAX_ANSWER_LINE_BYTES)
             except TimeoutError:
                 return None
             except OSError:
                 data = b""
             if not data:
-                # A monitor that was killed says nothing more.
-                return Ended("monitor-gone", "the monitor is gone", expected=False)
-            self._buffer = (self._buffer + data)[-MAX_LINE_BYTES:]
+                # A monitor that was killed sends nothing more.
+                self._ended = Ended("monitor-gone", "the monitor is gone", expected=False)
+            self._buffer = (self._buffer + data)[-MAX_ANSWER_LINE_BYTES:]
+        return self._ended
 
 
 @contextlib.contextmanager
@@ -98,7 +107,7 @@ def open_control(entry: Entry) -> Iterator[Control]:
 def wait_for_end(entry: Entry, timeout_s: float | None) -> Ended | None:
     """Blocks until a machine ends; None when the deadline comes first."""
     with open_control(entry) as control:
-        control.ask("watch")
+        control.ask(Watch())
         return control.wait_end(timeout_s)
 
 
@@ -119,7 +128,7 @@ def power_off(
             grace_s = MONITOR_GRACE_S
             if not _power_off_guest(entry, control, timeout_s, say):
                 say(f"the guest did not power off within {timeout_s:g} s: ending QEMU")
-                control.ask("quit")
+                control.ask(Quit(by="down"))
                 control.wait_end(QUIT_DEADLINE_S)
         _end_monitor(monitor, grace_s)
     _await_gone(entry)
@@ -131,7 +140,7 @@ def kill(entry: Entry) -> None:
         grace_s = NO_ANSWER_GRACE_S
         with contextlib.suppress(MachineError), open_control(entry) as control:
             grace_s = MONITOR_GRACE_S
-            control.ask("kill")
+            control.ask(Quit(by="kill"))
             control.wait_end(KILL_DEADLINE_S)
         _end_monitor(monitor, grace_s)
     _await_gone(entry)
@@ -141,7 +150,7 @@ def _power_off_guest(entry: Entry, control: Control, timeout_s: float, say: Call
     """True when the machine has ended in time. Another `down` may have asked the guest already."""
     end_s = time.monotonic() + timeout_s
     address = _find_address(entry)
-    control.ask("stopping")
+    control.ask(ExpectEnd())
     if address is not None:
         # All the time there is: a slow guest needs more than seconds to start a session.
         _ask_guest(address, timeout_s)
@@ -215,11 +224,3 @@ def _await_gone(entry: Entry) -> None:
             raise MachineError(f"'{entry.name}' does not end", hint=f"its monitor is process {entry.pid}")
         # There is no descriptor to wait on for another process's lock; the end itself has been heard already.
         time.sleep(0.01)
-
-
-def _parse_end(line: bytes) -> Ended | None:
-    try:
-        value = json.loads(line)
-        return Ended(str(value["end"]), str(value["brief"]), bool(value["expected"]))
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None

@@ -1,60 +1,49 @@
-"""The monitor's control socket: JSON lines, one word asks, every asker hears the end.
+"""The monitor's control socket: serves the requests of vmkit.machine.words, and sends every asker the machine's end.
 
-Verbs: `stopping` (an end is expected from now on), `quit` and `kill` (end it), `watch` (only listen). Each is
-answered by {"ok": true}; when the machine ends, everyone connected gets {"end": reason, "brief": ..., "expected":
-...} and then the connection closes.
+Owns the connections. Knows nothing of what a request does: the monitor is called with each, and returns the answer.
 """
 
 import asyncio
 import contextlib
-import json
 import socket
 from collections.abc import Callable
 
-from vmkit.monitor.end import End
+from vmkit.machine.words import (
+    MAX_REQUEST_LINE_BYTES,
+    Answer,
+    Ended,
+    Request,
+    WordError,
+    parse_request,
+    render_answer,
+    render_end,
+)
 
-VERBS = frozenset({"stopping", "quit", "kill", "watch"})
-MAX_LINE_BYTES = 4096
 MAX_ASKERS = 64
 # Askers that do not read what they asked for are not waited for.
 LAST_WORDS_DEADLINE_S = 1.0
 
 
-def parse_request(line: bytes) -> str | None:
-    """The verb of a request line, or None when it is no request."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    verb = value.get("do") if isinstance(value, dict) else None
-    return verb if isinstance(verb, str) and verb in VERBS else None
-
-
-def render_end(end: End) -> bytes:
-    """The last line every asker gets."""
-    return json.dumps({"end": end.reason, "brief": end.brief, "expected": end.expected}).encode() + b"\n"
-
-
 class ControlServer:
     """Serves the control socket of one machine."""
 
-    def __init__(self, on_verb: Callable[[str], None]) -> None:
-        self._on_verb = on_verb
+    def __init__(self, on_request: Callable[[Request], Answer]) -> None:
+        self._on_request = on_request
         self._askers: set[asyncio.StreamWriter] = set()
 
     async def serve(self, listener: socket.socket) -> None:
         """Until cancelled."""
-        server = await asyncio.start_unix_server(self._serve_asker, sock=listener, limit=MAX_LINE_BYTES)
+        server = await asyncio.start_unix_server(self._serve_asker, sock=listener, limit=MAX_REQUEST_LINE_BYTES)
         try:
             # Not serve_forever: from Python 3.12 on its end waits for every connection, and askers wait for ours.
             await asyncio.get_running_loop().create_future()
         finally:
             server.close()
 
-    def announce_end(self, end: End) -> None:
-        """Tells everyone connected how it ended."""
+    def announce_end(self, ended: Ended) -> None:
+        """Sends everyone connected how the machine ended."""
         for writer in self._askers:
-            writer.write(render_end(end))
+            writer.write(render_end(ended))
 
     async def close(self) -> None:
         """Lets the last words out, then closes."""
@@ -72,10 +61,7 @@ class ControlServer:
         self._askers.add(writer)
         try:
             while line := await reader.readline():
-                verb = parse_request(line)
-                if verb is not None:
-                    self._on_verb(verb)
-                writer.write(b'{"ok": true}\n' if verb else b'{"error": "unknown request"}\n')
+                writer.write(render_answer(self._answer(line)))
                 # Who asks without reading waits here.
                 await writer.drain()
         except (OSError, ValueError):
@@ -84,3 +70,10 @@ class ControlServer:
         finally:
             self._askers.discard(writer)
             writer.close()
+
+    def _answer(self, line: bytes) -> Answer:
+        try:
+            request = parse_request(line)
+        except WordError as error:
+            return Answer(False, str(error))
+        return self._on_request(request)

@@ -14,13 +14,15 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, BinaryIO
+from dataclasses import asdict
+from typing import TYPE_CHECKING, BinaryIO, assert_never
 
 from vmkit.errors import VmkitError
 from vmkit.machine.launch import LaunchPlan, Layout, Report, Stage
 from vmkit.machine.qemu import VSOCK_CHARDEV_ID
 from vmkit.machine.registry import discard, write_record
 from vmkit.machine.spec import Backend
+from vmkit.machine.words import Answer, Ended, ExpectEnd, Quit, Request, Watch, name_of
 from vmkit.monitor.child import Child, start_child
 from vmkit.monitor.console import Console, ConsoleTrouble
 from vmkit.monitor.control import ControlServer
@@ -139,7 +141,7 @@ class Monitor:
             keep_evidence(self._plan.directory, self._plan.evidence)
         if not self._life.is_ready:
             self._report(Stage.FAILED, end.brief, self._render_details(end), end.hint)
-        self._control.announce_end(end)
+        self._control.announce_end(Ended(end.reason, end.brief, end.expected))
         await self._life.cancel_all()
         self._events.close()
         discard(self._plan.directory)
@@ -286,15 +288,20 @@ class Monitor:
             hint = "if this is KVM inside another VM, try --accel tcg"
             self._life.finish(End("internal-error", brief, details=self._qemu.render_tail(), hint=hint))
 
-    def _on_control(self, verb: str) -> None:
-        self._events.add("control", {"verb": verb})
-        match verb:
-            case "stopping":
+    def _on_control(self, request: Request) -> Answer:
+        self._events.add("control", {"request": name_of(request), **asdict(request)})
+        match request:
+            case Watch():
+                pass
+            case ExpectEnd():
                 self._life.is_asked = True
                 self._write_record("stopping")
-            case "quit" | "kill":
+            case Quit():
                 self._life.is_asked = True
                 self._life.finish(End("killed", "stopped by the host", expected=True))
+            case _:
+                assert_never(request)
+        return Answer(True)
 
     # ---- telling --------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from tests.vmkit.machine.test_start import entries, is_alive, until
 from vmkit.image.build import BuiltImage
 from vmkit.machine import stop
 from vmkit.machine.registry import find_state_directory
+from vmkit.machine.words import Watch
 from vsh.registry import find_machine, read_machines
 
 HEAD = """
@@ -100,7 +101,7 @@ def test_machine_that_was_started_without_a_block_outlives_its_process(run: Run)
     assert machine.state == "ready"
     # Its monitor has seen that the process is gone by the time it answers.
     with stop.open_control(machine) as control:
-        control.ask("watch")
+        control.ask(Watch())
         assert control.wait_end(0.2) is None
     stop.kill(machine)
     assert read_machines() == []

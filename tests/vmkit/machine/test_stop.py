@@ -1,7 +1,6 @@
 """Ending machines: those that hang, those that have ended already, and never anybody else's process."""
 
 import contextlib
-import json
 import signal
 import socket
 import subprocess
@@ -16,7 +15,17 @@ import pytest
 from vmkit.errors import MachineError
 from vmkit.machine import stop
 from vmkit.machine.registry import reserve
-from vmkit.machine.stop import Control, Ended
+from vmkit.machine.stop import Control
+from vmkit.machine.words import (
+    MAX_ANSWER_LINE_BYTES,
+    Answer,
+    Ended,
+    ExpectEnd,
+    Quit,
+    parse_request,
+    render_answer,
+    render_end,
+)
 from vsh.registry import Entry, find_machine, read_machines
 
 Boot = Callable[..., object]
@@ -234,7 +243,7 @@ def test_endless_line_costs_no_memory() -> None:
     thread = threading.Thread(target=flood)
     thread.start()
     assert control.wait_end(20.0) == Ended("monitor-gone", "the monitor is gone", expected=False)
-    assert len(control._buffer) <= stop.MAX_LINE_BYTES
+    assert len(control._buffer) <= MAX_ANSWER_LINE_BYTES
     thread.join()
     ours.close()
 
@@ -242,13 +251,18 @@ def test_endless_line_costs_no_memory() -> None:
 def test_asking_a_monitor_that_has_gone_is_no_error() -> None:
     ours, theirs = socket.socketpair()
     theirs.close()
-    Control(ours).ask("quit")
+    assert not Control(ours).ask(Quit()).ok
     ours.close()
 
 
-def test_words_are_lines_of_json() -> None:
+def test_answer_of_a_monitor_is_returned_and_the_end_is_kept() -> None:
     ours, theirs = socket.socketpair()
-    Control(ours).ask("stopping")
-    assert json.loads(theirs.recv(100)) == {"do": "stopping"}
+    ended = Ended("panic", "it panicked", expected=False)
+    theirs.sendall(render_answer(Answer(True, values={"a": 1})) + render_end(ended))
+    control = Control(ours)
+    assert control.ask(ExpectEnd()).values["a"] == 1
+    assert parse_request(theirs.recv(100)) == ExpectEnd()
+    assert control.wait_end(1.0) == ended
+    assert not control.ask(ExpectEnd()).ok
     ours.close()
     theirs.close()

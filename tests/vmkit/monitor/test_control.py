@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from vmkit.machine.words import MAX_REQUEST_LINE_BYTES, Answer, Ended, ExpectEnd, Quit, Request, Watch
 from vmkit.monitor import control as control_module
-from vmkit.monitor.control import MAX_ASKERS, MAX_LINE_BYTES, ControlServer, parse_request, render_end
-from vmkit.monitor.end import End
+from vmkit.monitor.control import MAX_ASKERS, ControlServer
 
 DEADLINE_S = 10.0
-END = End("panic", "it panicked", details="never sent", hint="nor this")
+END = Ended("panic", "it panicked", expected=False)
 
 
 @pytest.fixture
@@ -28,8 +28,12 @@ class Room:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.verbs: list[str] = []
-        self.control = ControlServer(self.verbs.append)
+        self.requests: list[Request] = []
+        self.control = ControlServer(self.answer)
+
+    def answer(self, request: Request) -> Answer:
+        self.requests.append(request)
+        return Answer(True)
 
     async def ask(self, *lines: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_unix_connection(self.path)
@@ -59,46 +63,22 @@ def play(path: Path, scene: Callable[[Room], Awaitable[None]]) -> Room:
     return asyncio.run(main())
 
 
-@pytest.mark.parametrize(
-    ("line", "verb"),
-    [
-        (b'{"do": "stopping"}\n', "stopping"),
-        (b'{"do": "quit"}', "quit"),
-        (b'{"do": "kill", "more": 1}', "kill"),
-        (b'{"do": "watch"}', "watch"),
-        (b'{"do": "dance"}', None),
-        (b'{"do": ["quit"]}', None),
-        (b'{"do": null}', None),
-        (b'["quit"]', None),
-        (b'"quit"', None),
-        (b"quit", None),
-        (b"\xff", None),
-        (b"", None),
-        (b"[" * 4000, None),
-    ],
-)
-def test_request_is_a_known_verb_or_nothing(line: bytes, verb: str | None) -> None:
-    assert parse_request(line) == verb
-
-
-def test_end_is_told_without_the_consoles_lines() -> None:
-    assert json.loads(render_end(END)) == {"end": "panic", "brief": "it panicked", "expected": False}
-
-
 def test_every_request_is_answered_and_heard_in_order(path: Path) -> None:
     async def scene(room: Room) -> None:
-        reader, writer = await room.ask(b'{"do": "wa', b'tch"}\n{"do": "stopping"}\nnonsense\n')
+        reader, writer = await room.ask(
+            b'{"version": 1, "do": "wa', b'tch"}\n{"version": 1, "do": "expect-end"}\nnonsense\n'
+        )
         assert json.loads(await reader.readline()) == {"ok": True}
         assert json.loads(await reader.readline()) == {"ok": True}
-        assert json.loads(await reader.readline()) == {"error": "unknown request"}
+        assert json.loads(await reader.readline()) == {"error": "this line is no request"}
         writer.close()
 
-    assert play(path, scene).verbs == ["watch", "stopping"]
+    assert play(path, scene).requests == [Watch(), ExpectEnd()]
 
 
 def test_every_asker_hears_the_end_and_then_the_close(path: Path) -> None:
     async def scene(room: Room) -> None:
-        askers = [await room.ask(b'{"do": "watch"}\n') for _ in range(5)]
+        askers = [await room.ask(b'{"version": 1, "do": "watch"}\n') for _ in range(5)]
         for reader, _ in askers:
             assert json.loads(await reader.readline()) == {"ok": True}
         room.control.announce_end(END)
@@ -114,24 +94,24 @@ def test_every_asker_hears_the_end_and_then_the_close(path: Path) -> None:
 
 def test_line_over_the_limit_ends_its_connection_only(path: Path) -> None:
     async def scene(room: Room) -> None:
-        honest, writer = await room.ask(b'{"do": "watch"}\n')
+        honest, writer = await room.ask(b'{"version": 1, "do": "watch"}\n')
         await honest.readline()
-        reader, other = await room.ask(b"x" * (4 * MAX_LINE_BYTES))
+        reader, other = await room.ask(b"x" * (4 * MAX_REQUEST_LINE_BYTES))
         with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
             await reader.readexactly(1)
-        writer.write(b'{"do": "stopping"}\n')
+        writer.write(b'{"version": 1, "do": "expect-end"}\n')
         assert json.loads(await honest.readline()) == {"ok": True}
         writer.close()
         other.close()
 
-    assert play(path, scene).verbs == ["watch", "stopping"]
+    assert play(path, scene).requests == [Watch(), ExpectEnd()]
 
 
 def test_askers_have_a_ceiling(path: Path) -> None:
     async def scene(room: Room) -> None:
         writers = []
         for _ in range(MAX_ASKERS):
-            reader, writer = await room.ask(b'{"do": "watch"}\n')
+            reader, writer = await room.ask(b'{"version": 1, "do": "watch"}\n')
             await reader.readline()
             writers.append(writer)
         reader, writer = await room.ask()
@@ -139,7 +119,7 @@ def test_askers_have_a_ceiling(path: Path) -> None:
         writers.pop().close()
         while len(room.control._askers) == MAX_ASKERS:
             await asyncio.sleep(0)
-        reader, again = await room.ask(b'{"do": "watch"}\n')
+        reader, again = await room.ask(b'{"version": 1, "do": "watch"}\n')
         assert json.loads(await reader.readline()) == {"ok": True}
         for one in (*writers, writer, again):
             one.close()
@@ -153,27 +133,27 @@ def test_asker_that_never_reads_waits_and_holds_up_nobody(path: Path, monkeypatc
     async def scene(room: Room) -> None:
         _, flood = await asyncio.open_unix_connection(path)
         while flood.transport.get_write_buffer_size() < 500_000:
-            flood.write(b'{"do": "watch"}\n' * 1000)
+            flood.write(b'{"version": 1, "do": "watch"}\n' * 1000)
             await asyncio.sleep(0)
         (asker,) = room.control._askers
         for _ in range(1000):
             await asyncio.sleep(0)
         assert asker.transport.get_write_buffer_size() < 200_000
-        reader, writer = await room.ask(b'{"do": "stopping"}\n')
+        reader, writer = await room.ask(b'{"version": 1, "do": "expect-end"}\n')
         assert json.loads(await reader.readline()) == {"ok": True}
         writer.close()
         room.control.announce_end(END)
         await room.control.close()
         flood.transport.abort()
 
-    assert play(path, scene).verbs[-1] == "stopping"
+    assert play(path, scene).requests[-1] == ExpectEnd()
 
 
 def test_asker_that_goes_away_at_once_is_heard_and_forgotten(path: Path) -> None:
     async def scene(room: Room) -> None:
-        _, writer = await room.ask(b'{"do": "kill"}\n')
+        _, writer = await room.ask(b'{"version": 1, "do": "quit"}\n')
         writer.transport.abort()
-        while not room.verbs or room.control._askers:
+        while not room.requests or room.control._askers:
             await asyncio.sleep(0)
 
-    assert play(path, scene).verbs == ["kill"]
+    assert play(path, scene).requests == [Quit()]

@@ -22,6 +22,7 @@ from vmkit.machine.registry import find_state_directory, reserve
 from vmkit.machine.spec import Accelerator, Backend, MachineSpec
 from vmkit.machine.start import choose, plan_launch, plan_record, start_machine
 from vmkit.machine.vhost import VhostClaim
+from vmkit.machine.words import Quit
 from vmkit.monitor.monitor import Monitor
 from vmkit.monitor.ready import ReadyListener, open_ready_listener
 from vsh.registry import Entry, find_machine, read_machines
@@ -93,7 +94,7 @@ def live(
                 seen.entry = find_machine(name=plan.name)
                 seen.qmp = (plan.directory / Layout.QMP_LOG).read_text()
                 seen.argv = (plan.directory / Layout.ARGV).read_text()
-                (at_ready or (lambda one: one._on_control("kill")))(monitor)
+                (at_ready or (lambda one: one._on_control(Quit())))(monitor)
         writer.close()
 
     async def main() -> None:
