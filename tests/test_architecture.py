@@ -25,16 +25,31 @@ ARROWS = {
     "vshd": ("vshd.*",),
     "vsh": ("vsh.*", "vsh", "vshd.wire.*", "vshd.wire", "vshd.carry.*", "vshd.carry"),
     # By hand it binds its own sockets, with the care that all of ours take.
-    "vmkit.vsock": ("vmkit.vsock.*", "vshd.carry.sockets"),
+    "vmkit.vsock": ("vmkit.vsock.*", "vshd.carry.inherited", "vshd.carry.sockets"),
     "vmkit.errors": ("vsh.errors",),
     "vmkit.run": ("vmkit.errors",),
     "vmkit.image": ("vmkit.image.*", "vmkit.errors", "vmkit.run", "vsh.errors", "vmkit", "vshd"),
     "vmkit.machine": ("vmkit.machine.*", "vmkit.image.*", "vmkit.errors", "vmkit.run", "vsh.*", "vmkit"),
-    "vmkit.monitor": ("vmkit.monitor.*", "vmkit.machine.*", "vmkit.errors", "vmkit.run", "vsh.*"),
+    "vmkit.monitor": (
+        "vmkit.monitor.*",
+        "vmkit.machine.*",
+        "vmkit.errors",
+        "vmkit.run",
+        "vsh.*",
+        "vshd.carry.inherited",
+    ),
     "vmkit.matrix": ("vmkit.matrix.*", "vmkit.machine.*", "vmkit.errors", "vsh.errors", "vsh.registry", "vsh.text"),
     # A container's devices are what doctor found, its terminal is vsh's.
-    "vmkit.docker": ("vmkit.docker.*", "vmkit.machine.doctor", "vmkit.errors", "vsh.terminal", "vsh.pump", "vsh.stdio"),
-    "vmkit.bench": ("vmkit.*", "vsh.*", "vshd.wire.*", "vshd.wire"),
+    "vmkit.docker": (
+        "vmkit.docker.*",
+        "vmkit.machine.doctor",
+        "vmkit.errors",
+        "vsh.terminal",
+        "vsh.pump",
+        "vsh.stdio",
+        "vshd.carry.inherited",
+    ),
+    "vmkit.bench": ("vmkit.*", "vsh.*", "vshd.wire.*", "vshd.wire", "vshd.carry.inherited"),
     "vmkit": ("vmkit.*", "vsh.*", "vshd.wire.*", "vshd.carry.*"),
 }
 # Each third-party package has one place where it is known.

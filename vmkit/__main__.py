@@ -13,6 +13,7 @@ import click
 from vmkit.cli.main import vmkit
 from vsh.errors import VshError
 from vsh.limits import add_remedy, find_remedy
+from vshd.carry.inherited import OF_PEOPLE, hold_stdio, settle_signals
 
 EXIT_ERROR = 1
 EXIT_USAGE = 64
@@ -31,6 +32,7 @@ class _Stopped(BaseException):
 
 def main() -> int:
     """Runs the command line; the exit status is 0, the error's own, 64 for bad usage, 128+N for signal N."""
+    settle_signals(OF_PEOPLE)
     _open_missing_streams()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # What was ignored when we were started stays so: nohup, a job in the background of a script.
@@ -107,9 +109,7 @@ def _open_missing_streams() -> None:
     """A closed stdin, stdout or stderr becomes /dev/null: else the next socket would get its number, and what is meant
     for the terminal would go there.
     """
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(fd, True)
-    os.close(fd)
+    hold_stdio()
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(fd, "w" if fd else "r", closefd=False))  # noqa: SIM115  (for good)

@@ -24,6 +24,8 @@ log = logging.getLogger("vmkit.run")
 OUTPUT_TAIL_LINES = 20
 _OUTPUT_TAIL_BYTES = 64 << 10
 _READ_BYTES = 256 << 10
+# Of a child whose status was lost.
+_UNKNOWN = 255
 
 
 def render_command(argv: Sequence[str | Path]) -> str:
@@ -48,22 +50,33 @@ def run(
     words = [str(word) for word in argv]
     log.debug("run: %s", render_command(words))
     try:
-        done = subprocess.run(
+        with _Process(
             words,
-            input=stdin,
-            capture_output=True,
-            timeout=timeout_s,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env=None if env is None else dict(env),
             cwd=cwd,
-            check=False,
-        )
+        ) as process:
+            stdout, stderr = _communicate(process, stdin, timeout_s)
     except FileNotFoundError as error:
         raise _explain_missing(words[0], package) from error
     except subprocess.TimeoutExpired as error:
         raise _explain_slow(words, timeout_s) from error
-    if done.returncode != 0:
-        raise _explain_failure(words, done.returncode, done.stdout + done.stderr)
-    return done.stdout
+    if process.is_lost:
+        raise _explain_lost(words)
+    if process.returncode != 0:
+        raise _explain_failure(words, process.returncode, stdout + stderr)
+    return stdout
+
+
+def _communicate(process: "_Process", stdin: bytes, timeout_s: float) -> tuple[bytes, bytes]:
+    """Feeds it and collects what it prints, to its end. Left by an exception, it leaves no running program behind."""
+    try:
+        return process.communicate(stdin, timeout_s)
+    except BaseException:
+        process.kill()
+        raise
 
 
 @contextmanager
@@ -77,7 +90,7 @@ def open_output(argv: Sequence[str | Path], *, timeout_s: float, package: str = 
     log.debug("run: %s", render_command(words))
     with open(os.memfd_create("stderr"), "r+b") as errors:  # noqa: PTH123  (it has no path)
         try:
-            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
+            process = _Process(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
         except FileNotFoundError as error:
             raise _explain_missing(words[0], package) from error
         assert process.stdout is not None
@@ -94,6 +107,8 @@ def open_output(argv: Sequence[str | Path], *, timeout_s: float, package: str = 
             process.kill()
             process.wait()
             process.stdout.close()
+        if process.is_lost:
+            raise _explain_lost(words)
         if process.returncode != 0:
             errors.seek(max(0, errors.seek(0, os.SEEK_END) - _OUTPUT_TAIL_BYTES))
             raise _explain_failure(words, process.returncode, errors.read())
@@ -120,6 +135,40 @@ class _Output(io.RawIOBase):
         return os.readv(self._fd, [buffer])
 
 
+class _Process(subprocess.Popen[bytes]):
+    """A child whose exit status is never guessed: Popen takes one that it does not get for 0.
+
+    That is so where SIGCHLD is ignored, for then the kernel keeps no status, and where another thread of the program
+    that uses us has fetched it. `is_lost` says so; `returncode` means nothing then.
+    """
+
+    is_lost = False
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Waits for the end. Raises TimeoutExpired."""
+        if self.returncode is None:
+            try:
+                status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG)
+                if status is None:
+                    self._wait_for_end(timeout)
+                    status = os.waitid(os.P_PID, self.pid, os.WEXITED)
+            except ChildProcessError:
+                self.is_lost = True
+                self.returncode = _UNKNOWN
+            else:
+                assert status is not None
+                self.returncode = status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
+        return self.returncode
+
+    def _wait_for_end(self, timeout_s: float | None) -> None:
+        fd = os.pidfd_open(self.pid)
+        try:
+            if not select.select([fd], [], [], timeout_s)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout_s or 0)
+        finally:
+            os.close(fd)
+
+
 def _explain_missing(program: str, package: str) -> HostError:
     hint = f"install it: sudo apt-get install {package}" if package else ""
     return HostError(f"cannot find the program '{program}'", hint=hint)
@@ -127,6 +176,14 @@ def _explain_missing(program: str, package: str) -> HostError:
 
 def _explain_slow(words: Sequence[str], timeout_s: float) -> CommandError:
     return CommandError(f"'{words[0]}' did not end within {timeout_s:g} s", details=render_command(words))
+
+
+def _explain_lost(words: Sequence[str]) -> HostError:
+    return HostError(
+        f"cannot tell how '{words[0]}' ended: this process did not get its exit status",
+        details=render_command(words),
+        hint="give SIGCHLD its default handler, and let no other thread wait for all children",
+    )
 
 
 def _explain_failure(words: Sequence[str], returncode: int, output: bytes) -> CommandError:

@@ -6,6 +6,7 @@ import sys
 from vsh import cli
 from vsh.errors import ConnectionLost, VshError
 from vsh.flags import HELP, Options, find_config_path, parse_flags
+from vshd.carry.inherited import OF_PEOPLE, hold_stdio, settle_signals
 from vshd.wire.version import __version__
 
 INTERRUPTED = 128 + 2
@@ -19,6 +20,8 @@ def main(argv: list[str] | None = None) -> int:
     is_debug = "--debug" in words
     is_quiet = False
     try:
+        settle_signals(OF_PEOPLE)
+        hold_stdio()
         options = parse_flags(words)
         is_debug, is_quiet = options.debug, options.quiet
         if options.help:

@@ -10,7 +10,7 @@ from vsh.flags import Options, split_command
 from vsh.pump import deadline_after
 from vsh.session import Session, make_limits, open_session
 from vsh.shell import Shell
-from vsh.stdio import hold_stdio, is_background
+from vsh.stdio import is_background
 from vshd.wire import messages
 from vshd.wire.messages import SetupConnectionRequest
 
@@ -27,7 +27,6 @@ FALLBACK_SIZE = (24, 80)
 
 def run(options: Options) -> int:
     """Runs what the options say and returns vsh's exit status. Raises VshError."""
-    hold_stdio()
     try:
         return _run(options)
     except VshError as error:

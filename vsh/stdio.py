@@ -172,15 +172,3 @@ def _replace_with_null(fd: int, mode: int) -> None:
     null = os.open("/dev/null", mode | os.O_CLOEXEC)
     os.dup2(null, fd)
     os.close(null)
-
-
-def hold_stdio() -> None:
-    """Makes sure that descriptors 0 to 2 are taken, or a socket of ours could become stdin.
-
-    One that was closed is /dev/null then: the end at once, and output that goes nowhere.
-    """
-    while True:
-        fd = os.open("/dev/null", os.O_RDWR)
-        if fd > 2:
-            os.close(fd)
-            return

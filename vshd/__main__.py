@@ -4,11 +4,12 @@ import os
 import sys
 
 from vshd import ready
+from vshd.carry.inherited import hold_stdio, settle_signals
 from vshd.carry.vsock import HOST_CID, VsockError
 from vshd.flags import HELP, FlagError, Options, parse_flags
 from vshd.listener import Listener, connect_to, open_listener, parse_allowed_cids, take_passed_listener
 from vshd.log import Log
-from vshd.signals import SIGCHLD, SIGINT, SIGTERM, Wakeup
+from vshd.signals import SIGCHLD, SIGHUP, SIGINT, SIGTERM, Wakeup
 from vshd.wire.errors import TokenError
 from vshd.wire.version import __version__
 
@@ -44,7 +45,9 @@ def serve(
 
     bound: a socket that has vshd's port already. facts: what the host is told with READY.
     """
-    _hold_stdio()
+    # nohup is for daemons, too.
+    settle_signals((SIGHUP,))
+    hold_stdio()
     _keep_to_ourselves()
     # A target's files are its user's business; the daemon's umask may be pid 1's.
     os.umask(0o022)
@@ -132,16 +135,6 @@ def _serve_mapping(options: Options, log: Log) -> int:
 
     serve_mapping(options.ipv6, log, Wakeup((SIGTERM, SIGINT)), ready.tell_systemd)
     return 0
-
-
-def _hold_stdio() -> None:
-    """Descriptors 0 to 2 must be taken, or a pipe of a session could become one of them."""
-    while True:
-        fd = os.open("/dev/null", os.O_RDWR)
-        if fd > 2:
-            os.close(fd)
-            return
-        os.set_inheritable(fd, True)
 
 
 def _keep_to_ourselves() -> None:

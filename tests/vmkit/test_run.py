@@ -1,12 +1,28 @@
 """Other programs: their output in one piece or as it comes, and every way they fail."""
 
+import contextlib
+import os
+import signal
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from vmkit.errors import CommandError, HostError
 from vmkit.run import open_output, run
+
+
+@contextlib.contextmanager
+def ignoring_children() -> Iterator[None]:
+    """As in a program that never waits for its children."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_output_comes_in_one_piece_or_bit_by_bit() -> None:
@@ -59,3 +75,40 @@ def test_block_that_is_left_early_ends_the_program(tmp_path: Path) -> None:
         pid = int(output.readline())
         1 / 0  # noqa: B018
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_program_that_closes_its_output_is_still_waited_for() -> None:
+    with pytest.raises(CommandError, match="failed with status 3"):
+        run(["sh", "-c", "exec >&- 2>&-; sleep 0.2; exit 3"], timeout_s=10)
+
+
+@pytest.mark.parametrize("status", ["0", "7"])
+def test_status_that_is_lost_is_not_guessed(status: str) -> None:
+    with ignoring_children(), pytest.raises(HostError, match="cannot tell how 'sh' ended") as caught:
+        run(["sh", "-c", f"exit {status}"], timeout_s=10)
+    assert "SIGCHLD" in caught.value.hint
+    with (
+        ignoring_children(),
+        pytest.raises(HostError, match="cannot tell how 'sh' ended"),
+        open_output(["sh", "-c", f"exit {status}"], timeout_s=10) as output,
+    ):
+        assert output.read(1) == b""
+
+
+def test_status_that_another_thread_has_fetched_is_not_guessed() -> None:
+    def reap(stop: threading.Event) -> None:
+        while not stop.is_set():
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(-1, os.WNOHANG)
+            time.sleep(0)
+
+    stop = threading.Event()
+    reaper = threading.Thread(target=reap, args=(stop,))
+    reaper.start()
+    try:
+        # Either of the two is first; a failed program is never taken for one that did its work.
+        with pytest.raises((HostError, CommandError)):
+            run(["sh", "-c", "sleep 0.1; exit 7"], timeout_s=10)
+    finally:
+        stop.set()
+        reaper.join()

@@ -18,6 +18,7 @@ from vmkit.errors import HostError
 from vmkit.forward.namespace import run_tool
 from vmkit.machine.machine import Machine
 from vsh.errors import VshError
+from vshd.carry.inherited import settle_signals
 
 SET_UP = f"modprobe virtio_net && ip link set eth0 up && ip addr add {GUEST_ADDRESS}/{PREFIX_BITS} dev eth0"
 Place = tuple[str, int]
@@ -55,6 +56,7 @@ def _answer(text: str) -> None:
 
 def main(kind: str, name: str, accelerator: str) -> int:
     """Until the end of stdin."""
+    settle_signals()
     # Unwinds the with-blocks, as Ctrl-C does: no machine is left.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -11,11 +11,15 @@ import signal
 import subprocess
 import sys
 
+from vshd.carry.inherited import hold_stdio, settle_signals
+
 GRACE_S = 10.0
 
 
 def main(argv: list[str]) -> int:
     """argv: `--` and the command."""
+    settle_signals()
+    hold_stdio()
     command = argv[1:] if argv[:1] == ["--"] else argv
     # A session of its own: signals from here reach all of it, and none from its terminal reaches us.
     try:

@@ -17,6 +17,7 @@ from vsh.errors import VshError
 from vsh.forward.service import Service
 from vsh.forward.spec import Forward
 from vsh.signals import SIGINT, SIGTERM, Wakeup
+from vshd.carry.inherited import settle_signals
 
 MAX_REQUEST_BYTES = 1 << 20
 # What went wrong is told of the last connections, not of all there ever were.
@@ -25,6 +26,7 @@ MAX_LOG_BYTES = 64 * 1024
 
 def main() -> int:
     """Keeps until it is told to end."""
+    settle_signals()
     reports = socket.socket(fileno=int(sys.argv[1]))
     request = json.loads(reports.makefile("rb").readline(MAX_REQUEST_BYTES))
     wakeup = Wakeup((SIGTERM, SIGINT))

@@ -10,9 +10,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from types import FrameType
+from typing import Any, NoReturn
 
 from vmkit.errors import CommandError, ConfigError, HostError
 from vmkit.machine.handover import render_environment
@@ -22,6 +23,7 @@ from vsh.errors import VshError
 from vsh.forward.service import Service
 from vsh.forward.spec import MAPPED, Forward
 from vsh.signals import SIGHUP, SIGINT, SIGTERM, Wakeup
+from vshd.carry.inherited import OF_PEOPLE, OF_PYTHON, hold_stdio, settle_signals
 from vshd.carry.mapping import (
     PREFIX_BYTES,
     UNIQUE_LOCAL,
@@ -40,6 +42,8 @@ NOT_FOUND, NOT_EXECUTABLE, SIGNALLED = 127, 126, 128
 VARIABLE = "VMKIT_PREFIX"
 # Words before a command: root of a network namespace of its own, with nothing in it.
 ENTER = ("unshare", "--user", "--map-root-user", "--net", "--")
+
+Handlers = dict[signal.Signals, Callable[[int, FrameType | None], Any] | int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,7 @@ def _run_command(mapping: Mapping, service: Service) -> int:
     # Ctrl-C is the command's.
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGQUIT)}
     try:
-        process = subprocess.Popen(words, env={**os.environ, VARIABLE: prefix}, preexec_fn=_reset_signals)  # noqa: PLW1509
+        process = subprocess.Popen(words, env={**os.environ, VARIABLE: prefix}, preexec_fn=_give_back(before))  # noqa: PLW1509
     except FileNotFoundError as error:
         raise VshError(f"{words[0]}: command not found", status=NOT_FOUND) from error
     except OSError as error:
@@ -152,9 +156,18 @@ def _run_command(mapping: Mapping, service: Service) -> int:
     return SIGNALLED - status if status < 0 else status
 
 
-def _reset_signals() -> None:
-    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_DFL)
+def _give_back(before: Handlers) -> Callable[[], None]:
+    """A preexec hook: the signals that we ignore are the command's again, as they came to us.
+
+    before: what we had for those that we ignore ourselves.
+    """
+    numbers = (*OF_PYTHON, *(number for number, handler in before.items() if handler is not signal.SIG_IGN))
+
+    def hook() -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+    return hook
 
 
 def run_tool(argv: Sequence[str], text: str = "") -> None:
@@ -184,6 +197,8 @@ def _tell(text: str) -> None:
 
 def main() -> int:
     """In the namespace: PREFIX UID GID command..."""
+    settle_signals(OF_PEOPLE)
+    hold_stdio()
     prefix, uid, gid, *command = sys.argv[1:]
     try:
         return _serve(Mapping(parse_prefix(prefix), tuple(command), False, int(uid), int(gid)))

@@ -8,10 +8,12 @@ import sys
 from vmkit.machine.handover import receive_plan
 from vmkit.machine.launch import MIN_OPEN_FILES, Layout
 from vmkit.monitor.monitor import Monitor
+from vshd.carry.inherited import settle_signals
 
 
 def main(argv: list[str]) -> int:
     """Owns one machine from the plan that arrives on the socket named in argv[0]; returns the exit status."""
+    settle_signals()
     os.umask(0o077)
     _raise_open_files()
     received = receive_plan(int(argv[0]))

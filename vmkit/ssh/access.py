@@ -6,6 +6,7 @@ the machine's directory and go with it.
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from vsh.address import address_of
 from vsh.client import Client
 from vsh.registry import Entry
 from vsh.text import clean_text
+from vshd.carry.inherited import OF_PYTHON
 
 FOLDER = "ssh"
 KEY, KNOWN_HOSTS, CONFIG = "key", "known_hosts", "config"
@@ -131,6 +133,8 @@ def _exchange_keys(entry: Entry, access: Access) -> None:
 
 def become_ssh(access: Access, words: Sequence[str]) -> NoReturn:
     """This process goes on as ssh. Raises HostError."""
+    for number in OF_PYTHON:
+        signal.signal(number, signal.SIG_DFL)
     try:
         os.execvp("ssh", ["ssh", "-F", str(access.config), access.machine, *words])  # noqa: S606, S607
     except OSError as error:

@@ -23,6 +23,7 @@ from vmkit.vsock.muxer import MAX_CONNECTIONS
 from vmkit.vsock.notices import Notices
 from vmkit.vsock.packet import MAX_GUEST_CID, MIN_GUEST_CID
 from vmkit.vsock.sandbox import SandboxError, enter_sandbox, limit_memory
+from vshd.carry.inherited import hold_stdio, settle_signals
 from vshd.carry.sockets import listen_at
 
 USAGE_STATUS: Final = 64  # EX_USAGE, sysexits.h
@@ -40,6 +41,8 @@ class StartError(Exception):
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the device; returns the exit status."""
+    settle_signals()
+    hold_stdio()
     options = _parse_arguments(sys.argv[1:] if argv is None else argv)
     notices = Notices(f"vsock[{options.guest_cid}] ")
     with contextlib.ExitStack() as stack:

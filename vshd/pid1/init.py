@@ -15,6 +15,7 @@ import sys
 import time
 
 from vshd.__main__ import serve
+from vshd.carry.inherited import hold_stdio, settle_signals
 from vshd.carry.vsock import VsockError
 from vshd.flags import HOST_CID, FlagError, Options, parse_flags
 from vshd.listener import bind_early, parse_allowed_cids
@@ -51,6 +52,8 @@ def main(argv: list[str] | None = None) -> "NoReturn":
     """Runs the guest until it is powered off. argv: flags for vshd, and those of vshd.pid1.duties."""
     way = "poweroff"
     try:
+        settle_signals()
+        hold_stdio()
         way = Init(sys.argv[1:] if argv is None else argv).run()
     except (InitError, DutyError, FlagError, VsockError, OSError) as error:
         _report(str(error))

@@ -11,7 +11,7 @@ from vshd.carry.mapping import MappingError, find_cid, find_original, parse_pref
 from vshd.carry.vsock import HOST_CID
 from vshd.log import Log
 from vshd.services.forward import Bringing, watch_for_stop
-from vshd.signals import Wakeup
+from vshd.signals import Wakeup, find_ignored
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _run(argv: list[str], text: str = "") -> None:
     try:
         actions = [(os.POSIX_SPAWN_DUP2, reading, 0)]
         try:
-            pid = os.posix_spawnp(argv[0], argv, os.environ, file_actions=actions)
+            pid = os.posix_spawnp(argv[0], argv, os.environ, file_actions=actions, setsigdef=find_ignored())
         except OSError as error:
             raise OSError(error.errno, f"cannot run {argv[0]}: {error.strerror}") from error
         # A few hundred bytes: a pipe takes them at once.
