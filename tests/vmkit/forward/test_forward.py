@@ -200,12 +200,12 @@ def test_forwards_of_a_block_end_with_it(runtime):
 @pytest.mark.parametrize(
     ("words", "status", "text"),
     [
-        ([], 64, b"say one of"),
-        (["--list", "--ipv6"], 64, b"say one of"),
+        ([], 64, b"give one of"),
+        (["--list", "--ipv6"], 64, b"give one of"),
         (["-L", "1:2"], 1, b"no machine is running"),
         (["m", "-L", "nonsense"], 64, b"bad forward"),
         (["m", "-R", "1:2"], 1, b"no machine named 'm'"),
-        (["m", "x", "-L", "1:2"], 64, b"one machine's name"),
+        (["m", "x", "-L", "1:2"], 64, b"give one machine name"),
         (["--remove", "7"], 1, b"there is no forward 7"),
         (["--prefix", "fd12::", "--list"], 64, b"go with --ipv6"),
         (["--ipv6"], 64, b"needs a command"),
