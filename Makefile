@@ -13,7 +13,7 @@ TEST_PACKAGES := cpio gpg lz4 busybox-static gdb nftables iproute2 curl socat op
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST_ARGS ?=
 
-.PHONY: help up down test unit vm wall-full lint drift docker bench fuzz lock packages test-packages clean
+.PHONY: help up down test unit vm wall-full lint drift docker bench fuzz api lock packages test-packages clean
 
 help:
 	@echo 'make up      install what is missing, build the image tiny, boot it, run a command in it'
@@ -24,6 +24,7 @@ help:
 	@echo 'make wall-full   attack every image, kernel, set of layers and backend (an hour), and write docs/explanation/wall.md'
 	@echo 'make bench   print the figures of docs/explanation/benchmarks.md'
 	@echo 'make fuzz    fuzz every parser for longer than the tests do (CASES=1000000)'
+	@echo 'make api     write docs/reference/python.md from docstrings, and the same as HTML into build/api'
 	@echo 'make lock    renew requirements/*.lock from pyproject.toml'
 
 up: $(VENV)/.run
@@ -96,6 +97,9 @@ $(VENV)/.test: requirements/test.lock $(VENV)/.run | test-packages
 	@echo 'adding what the tests need'
 	@$(PIP) install --require-hashes -r requirements/test.lock
 	@touch $@
+
+api: $(VENV)/.test
+	$(BIN)/python -m tests.docs.api_page build/api
 
 lock: $(VENV)/.test
 	$(PIP) install 'uv>=0.5'

@@ -27,7 +27,7 @@ from vshd.wire.events import Event
 PIPE = subprocess.PIPE
 STDOUT = subprocess.STDOUT
 DEVNULL = subprocess.DEVNULL
-# docs/PROTOCOL.md: a shell's status for a target that a signal ended.
+# docs/reference/protocol.md: a shell's status for a target that a signal ended.
 SIGNALLED = 128
 # The pump's thread ends at once when its session is closed.
 CLOSE_TIMEOUT_S = 10.0

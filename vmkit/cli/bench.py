@@ -66,7 +66,10 @@ def report(*, file: Path, folder: Path | None, plots_as: str) -> None:
 @click.argument("old", type=click.Path(path_type=Path, dir_okay=False))
 @click.argument("new", type=click.Path(path_type=Path, dir_okay=False))
 def compare_(*, old: Path, new: Path) -> None:
-    """Say what changed between two runs beyond their noise: ratios of medians, with 95 % intervals."""
+    """Print what changed between two runs beyond their noise.
+
+    The changes are ratios of medians, with intervals of 95 %.
+    """
     from vmkit.bench.report import render_changes  # noqa: PLC0415
 
     before, after = read_outcome(old), read_outcome(new)

@@ -1,0 +1,63 @@
+"""The code blocks of pages, without a machine: each parses as what it claims to be, and files are those of examples."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.docs.pages import CHECKOUT, Block, Page, find_pages, read_page
+from tests.docs.transcript import parse_transcript
+from vmkit.image.recipe.config import load_image
+from vmkit.matrix.plan import read_matrix
+
+PAGES = [read_page(path) for path in find_pages()]
+BLOCKS = [
+    pytest.param(block, id=f"{page.path.relative_to(CHECKOUT)}:{block.line}") for page in PAGES for block in page.blocks
+]
+LANGUAGES = {"console", "sh", "toml", "yaml", "json", "python", "text", "c", "ini"}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_block_parses(block: Block) -> None:
+    assert block.language in LANGUAGES, "a block names its language"
+    match block.language:
+        case "console":
+            assert parse_transcript(block.text)
+        case "toml":
+            tomllib.loads(block.text)
+        case "yaml":
+            yaml.safe_load(block.text)
+        case "json":
+            json.loads(block.text)
+        case "python":
+            compile(block.text, "block", "exec")
+    assert set(block.words) <= {"run", *(word for word in block.words if word.startswith("file="))}
+
+
+def test_tutorial_shows_the_files_of_the_example() -> None:
+    page = read_page(CHECKOUT / "docs/tutorial/3-test-in-ci.md")
+    shown = {block.file: block.text for block in page.blocks if block.file is not None}
+    example = CHECKOUT / "examples/ci-job"
+    files = {str(path.relative_to(example)): path.read_text() for path in example.rglob("*") if path.is_file()}
+    files.pop("README.md", None)
+    assert shown == files
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.path.relative_to(CHECKOUT)) for page in PAGES])
+def test_recipes_and_matrices_of_a_page_are_valid(page: Page, tmp_path: Path) -> None:
+    """All files of a page are written first: recipes refer to them."""
+    named = [block for block in page.blocks if block.file is not None]
+    for block in named:
+        path = tmp_path / block.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(block.text)
+    for block in named:
+        if block.language == "toml":
+            path = tmp_path / block.file
+            keys = tomllib.loads(block.text)
+            if "extends" in keys:
+                load_image(str(path))
+            elif "commands" in keys:
+                read_matrix(path)
