@@ -5,10 +5,11 @@ import sys
 
 from vshd import ready
 from vshd.carry.inherited import hold_stdio, settle_signals
-from vshd.carry.vsock import HOST_CID, VsockError
+from vshd.carry.vsock import VsockError
 from vshd.flags import HELP, FlagError, Options, parse_flags
-from vshd.listener import Listener, connect_to, open_listener, parse_allowed_cids, take_passed_listener
+from vshd.listener import Listener, open_listener, parse_allowed_cids, take_passed_listener
 from vshd.log import Log
+from vshd.services.table import run_mode
 from vshd.signals import SIGCHLD, SIGHUP, SIGINT, SIGTERM, Wakeup
 from vshd.wire.errors import TokenError
 from vshd.wire.version import __version__
@@ -54,12 +55,9 @@ def serve(
     log = Log()
     log.open(use_kmsg=options.log_kmsg, use_stderr=options.log_stderr)
     try:
-        if options.forward_to_host_port or options.forward_to:
-            return _serve_one(options, log)
-        if options.inetd or options.activate:
-            return _serve_commands(options, log)
-        if options.ipv6:
-            return _serve_mapping(options, log)
+        status = run_mode(options, log)
+        if status is not None:
+            return status
         allowed_cids = parse_allowed_cids(options.allow_cid)
         listener = take_passed_listener(allowed_cids) or open_listener(options.listen, allowed_cids, bound)
         # Where a token must be and is not, nobody is told that we are ready. Where one may be, looking can wait as the
@@ -100,41 +98,6 @@ def _find_token(options: Options, listener: Listener) -> bytes | None:
         listener.close()
         raise
     return token
-
-
-def _serve_one(options: Options, log: Log) -> int:
-    """Container mode: one session, on a connection to the host."""
-    from vshd.session.session import Session  # noqa: PLC0415  (see serve)
-
-    where = options.forward_to or f"vsock:{HOST_CID}:{options.forward_to_host_port}"
-    fd = connect_to(where)
-    log.info("vshd started")
-    Session(fd, where, options, log, Wakeup((SIGCHLD, SIGTERM))).run()
-    return 0
-
-
-def _serve_commands(options: Options, log: Log) -> int:
-    """Instead of shells: commands, each for a connection, or one for the socket."""
-    from vshd.services.inetd import Activator, Inetd  # noqa: PLC0415  (see serve)
-
-    where = options.inetd or options.activate
-    allowed_cids = parse_allowed_cids(options.allow_cid)
-    listener = take_passed_listener(allowed_cids) or open_listener(
-        f"vsock:{where}" if where.isdigit() else where, allowed_cids
-    )
-    wakeup = Wakeup((SIGCHLD, SIGTERM, SIGINT))
-    ready.tell_systemd()
-    server = Inetd if options.inetd else Activator
-    server(listener, options, log, wakeup).run()
-    return 0
-
-
-def _serve_mapping(options: Options, log: Log) -> int:
-    """Instead of shells: TCP connections to the mapped prefix."""
-    from vshd.services.mapped import serve_mapping  # noqa: PLC0415  (see serve)
-
-    serve_mapping(options.ipv6, log, Wakeup((SIGTERM, SIGINT)), ready.tell_systemd)
-    return 0
 
 
 def _keep_to_ourselves() -> None:

@@ -11,7 +11,7 @@ from vsh.address import Address
 from vsh.errors import VshError
 from vsh.forward.guest import connect_guest
 from vshd.carry.endpoints import PlaceError, connect
-from vshd.services.forward import open_forward
+from vshd.services.forward import open_service
 from vshd.session.refusal import RefusalError
 from vshd.wire import messages, state
 from vshd.wire.client import STUB_ARGV, STUB_USER, make_forward_request
@@ -111,7 +111,7 @@ def test_vsh_tells_a_server_that_knows_no_forwards(tmp_path):
 )
 def test_bad_requests_are_refused_and_leave_nothing(fields, kind):
     with pytest.raises(RefusalError) as caught:
-        open_forward(Forward(**fields))
+        open_service(Forward(**fields))
     assert caught.value.failure.kind == kind
 
 

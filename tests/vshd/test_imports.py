@@ -50,7 +50,7 @@ def test_vshd_imports_only_what_is_allowed(path):
     is_wire = "wire" in path.parts
     for name, is_top, is_for_types in imports_of(path):
         if is_for_types:
-            assert name in FOR_TYPES_ONLY | ALLOWED or name.startswith("vshd.wire")
+            assert name in FOR_TYPES_ONLY | ALLOWED or name.startswith("vshd.wire" if is_wire else "vshd.")
         elif name.split(".")[0] == "vshd":
             assert not is_wire or name.startswith("vshd.wire"), f"{name}: the protocol knows nothing of the daemon"
         elif is_wire and path.name == "proof.py":

@@ -26,8 +26,19 @@ TOKEN_MAX = 64
 ACCEPT_PAUSE_S = 0.1
 
 
-def open_forward(forward: Forward) -> "Connected | Listening":
-    """What was asked for. Raises RefusalError."""
+def user_of(forward: Forward) -> bytes:
+    """The user that the client asks for. The request's own user is a stub, for servers that know no forwards."""
+    return forward.user
+
+
+def describe(forward: Forward) -> str:
+    """What the log calls it."""
+    words = b"forward to " + forward.connect if forward.connect else b"forward from " + forward.listen
+    return os.fsdecode(words)
+
+
+def open_service(forward: Forward) -> "Connected | Listening":
+    """Opens what was asked for. Raises RefusalError."""
     try:
         if forward.connect and not forward.listen:
             return Connected(endpoints.connect(os.fsdecode(forward.connect), CONNECT_TIMEOUT_S))

@@ -9,11 +9,12 @@ import os
 import select
 import time
 
+from vshd import ready
 from vshd.flags import Options
-from vshd.listener import LISTEN_FDS_START, Listener
+from vshd.listener import LISTEN_FDS_START, Listener, open_listener, parse_allowed_cids, take_passed_listener
 from vshd.log import Log
 from vshd.processes import reap_ended, wait_until_none
-from vshd.signals import SIGINT, SIGKILL, SIGTERM, Wakeup, find_ignored
+from vshd.signals import SIGCHLD, SIGINT, SIGKILL, SIGTERM, Wakeup, find_ignored
 
 # Commands get TERM and then this long before they are killed.
 SHUTDOWN_S = 5.0
@@ -185,3 +186,17 @@ def _reset(number: int) -> None:
     import _signal  # type: ignore[import-not-found]  # noqa: PLC0415 - one call, in a child
 
     _signal.signal(number, _signal.SIG_DFL)
+
+
+def serve_commands(options: Options, log: Log) -> int:
+    """Starts a command for each connection, or one command for the listening socket. Raises OSError, FlagError."""
+    where = options.inetd or options.activate
+    allowed_cids = parse_allowed_cids(options.allow_cid)
+    listener = take_passed_listener(allowed_cids) or open_listener(
+        f"vsock:{where}" if where.isdigit() else where, allowed_cids
+    )
+    wakeup = Wakeup((SIGCHLD, SIGTERM, SIGINT))
+    ready.tell_systemd()
+    server = Inetd if options.inetd else Activator
+    server(listener, options, log, wakeup).run()
+    return 0

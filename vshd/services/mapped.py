@@ -5,13 +5,15 @@ Sets the kernel up with `ip` and `nft` (vshd(8) says what an image needs for tha
 
 import os
 
+from vshd import ready
 from vshd.carry import endpoints
 from vshd.carry.endpoints import PlaceError
 from vshd.carry.mapping import MappingError, find_cid, find_original, parse_prefix, plan_commands, render_rules
 from vshd.carry.vsock import HOST_CID
+from vshd.flags import Options
 from vshd.log import Log
 from vshd.services.forward import Bringing, watch_for_stop
-from vshd.signals import Wakeup, find_ignored
+from vshd.signals import SIGINT, SIGTERM, Wakeup, find_ignored
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,6 +39,12 @@ class _Mapped(Bringing):
         if cid != HOST_CID:
             raise PlaceError(f"CID {cid} is not the host's")
         return f"vsock:{cid}:{port}"
+
+
+def run_mapping(options: Options, log: Log) -> int:
+    """The mode: serves the mapping that the flags ask for, to its end. Raises OSError."""
+    serve_mapping(options.ipv6, log, Wakeup((SIGTERM, SIGINT)), ready.tell_systemd)
+    return 0
 
 
 def serve_mapping(text: str, log: Log, wakeup: Wakeup, on_ready: "Callable[[], None]") -> None:

@@ -12,6 +12,7 @@ from vshd.carry.conduit import write_output
 from vshd.flags import Options
 from vshd.log import Log, fit
 from vshd.processes import Exit, end_session, reap
+from vshd.services.table import find_service
 from vshd.session.account import Account, choose_account, switch_to
 from vshd.session.limits import apply_limits
 from vshd.session.refusal import RefusalError
@@ -21,13 +22,14 @@ from vshd.signals import SIGTERM, Wakeup
 from vshd.wire import messages
 from vshd.wire.connection import SILENCE_MS_MAX, default_limits
 from vshd.wire.events import Broken, Distrusted, RequestReceived
-from vshd.wire.messages import Extended, Failure, Forward, SetupConnectionRequest
+from vshd.wire.messages import Extended, Failure, SetupConnectionRequest
 from vshd.wire.server import ServerConnection
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vshd.services.table import Asked
     from vshd.wire.proof import Proof
 
 # Handshake messages are small; a deferred request comes in as many reads as it needs.
@@ -85,18 +87,18 @@ class Session:
             self._on_start(0)
         # Nothing that runs as the session's user knows the token.
         self.connection.proof = None
-        if request.forward is not None:
-            # Its own user is the stub of 3.1, for servers that know no forwards.
-            request.user = request.forward.user
-        command = _describe(request)
+        service = find_service(request)
+        if service is not None:
+            request.user = service.user
+        command = _show(service.describe()) if service is not None else _describe(request)
         try:
             account = choose_account(request, self.options)
             self.who = f"{self.who} user {account.name}"
             apply_limits(self.options)
             if self.options.allow_to_switch_user:
                 switch_to(account)
-            if request.forward is not None:
-                self._forward(request.forward)
+            if service is not None:
+                self._hand_over(service, command)
                 return
             notice = self._enter_directory(request, account)
             environment = build_environment(request, account, inherit=self.options.inherit_env)
@@ -114,20 +116,17 @@ class Session:
         end = self._relay(target)
         self.log.info(f"{self.who}: {command}: {end} after {time.monotonic() - started_s:.3f} s")
 
-    def _forward(self, asked: Forward) -> None:
-        """The connection becomes a forward's. Raises RefusalError."""
-        # Sessions that run commands, nearly all, need not load it.
-        from vshd.services.forward import open_forward  # noqa: PLC0415
-
+    def _hand_over(self, service: "Asked", command: str) -> None:
+        """The connection becomes a service's: the one way in which a session is handed over. Raises RefusalError."""
         if not self.connection.is_extended:
-            raise RefusalError("a forward needs extended mode", messages.BAD_REQUEST)
-        forward = open_forward(asked)
-        self.connection.hand_over(os.getpid(), forward.description)
+            raise RefusalError("a service needs extended mode", messages.BAD_REQUEST)
+        handed = service.open()
+        self.connection.hand_over(os.getpid(), handed.description)
         if not _flush(self.fd, self.connection, LAST_WORDS_S):
             return
         started_s = time.monotonic()
-        end = forward.run(self.fd, self.connection.take_rest(), self._wakeup, self.log)
-        self.log.info(f"{self.who}: {_describe_forward(asked)}: {end} after {time.monotonic() - started_s:.3f} s")
+        end = handed.run(self.fd, self.connection.take_rest(), self._wakeup, self.log)
+        self.log.info(f"{self.who}: {command}: {end} after {time.monotonic() - started_s:.3f} s")
 
     def _relay(self, target: Target) -> "Exit | str":
         relay = Relay(self.fd, self.connection, target, self._wakeup)
@@ -261,22 +260,13 @@ def _make_proof(token: bytes | None) -> "Proof | None":
     return Proof(SERVER, token, os.urandom(NONCE_BYTES))
 
 
-def _describe_forward(forward: Forward) -> str:
-    return _show(b"forward to " + forward.connect if forward.connect else b"forward from " + forward.listen)
-
-
 def _describe(request: SetupConnectionRequest) -> str:
-    if request.forward is not None:
-        return _describe_forward(request.forward)
-    if not request.argv:
-        return "login shell"
-    return _show(b" ".join(request.argv))
+    return _show(os.fsdecode(b" ".join(request.argv)[: 2 * COMMAND_SHOWN_MAX])) if request.argv else "login shell"
 
 
-def _show(words: bytes) -> str:
-    """What the log shows of them: short enough that the end of the line, which says how it went, is never cut off."""
-    # Twice as much: a character that this cuts in two is behind what is shown.
-    return fit(os.fsdecode(words[: 2 * COMMAND_SHOWN_MAX]), COMMAND_SHOWN_MAX)
+def _show(words: str) -> str:
+    """What the log shows of a command: short enough that the end of the line, with the result, is never cut off."""
+    return fit(words, COMMAND_SHOWN_MAX)
 
 
 def _flush(fd: int, connection: ServerConnection, timeout_s: float) -> bool:

@@ -265,7 +265,7 @@ def test_server_that_speaks_legacy_mode_only_says_so(start_vshd):
     vshd = start_vshd("--noextended")
     done = vshd.run("--proxy=localhost:1")
     assert done.returncode == 1
-    assert b"a forward needs extended mode" in done.stderr
+    assert b"a service needs extended mode" in done.stderr
 
 
 def test_forward_runs_as_the_user(start_vshd):

@@ -1,0 +1,104 @@
+"""What a connection, or the whole daemon, can become beside sessions that run commands: two tables of names.
+
+A row of SERVICES is asked for by a field of the client's request, and is handed the connection once its account is
+known. A row of MODES is asked for by a flag of vshd's, and takes the place of the server. A row's module is loaded when
+the row is asked for, and not before: sessions that run commands, nearly all, pay for none. `budget` is how many modules
+loading it may bring in; tests/vshd/test_services.py holds it.
+
+To add a service: a module here with `open_service`, `user_of` and `describe`, and a row.
+"""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from vshd.flags import Options
+    from vshd.log import Log
+    from vshd.signals import Wakeup
+    from vshd.wire.messages import SetupConnectionRequest
+
+    class Handed(Protocol):
+        """A service that was opened for one connection. description: what the client is answered, such as a port."""
+
+        description: bytes
+
+        def run(self, fd: int, rest: bytes, wakeup: Wakeup, log: Log) -> str:
+            """Serves the connection `fd`, of which `rest` was read already, to its end; the end in words, for the log.
+
+            The service closes fd.
+            """
+
+
+class Service:
+    """One row of SERVICES."""
+
+    __slots__ = ("budget", "field", "module", "name")
+
+    def __init__(self, name: str, field: str, module: str, budget: int) -> None:
+        self.name = name
+        self.field = field
+        self.module = module
+        self.budget = budget
+
+
+class Mode:
+    """One row of MODES. flags: those that ask for it. entry: a function of the options and the log, in `module`."""
+
+    __slots__ = ("budget", "entry", "flags", "module", "name")
+
+    def __init__(self, name: str, flags: tuple[str, ...], module: str, entry: str, budget: int) -> None:
+        self.name = name
+        self.flags = flags
+        self.module = module
+        self.entry = entry
+        self.budget = budget
+
+
+SERVICES = (Service("forward", "forward", "vshd.services.forward", 10),)
+MODES = (
+    Mode("one session", ("forward_to_host_port", "forward_to"), "vshd.services.one", "serve_one", 40),
+    Mode("commands", ("inetd", "activate"), "vshd.services.inetd", "serve_commands", 10),
+    Mode("IPv6 mapping", ("ipv6",), "vshd.services.mapped", "run_mapping", 12),
+)
+
+
+class Asked:
+    """A service that a request asks for. Invariant: its module is loaded."""
+
+    def __init__(self, service: Service, value: object) -> None:
+        self._value = value
+        self._module = __import__(service.module, fromlist=("open_service",))
+
+    @property
+    def user(self) -> bytes:
+        """The user that the service runs as, as the client named it."""
+        user: bytes = self._module.user_of(self._value)
+        return user
+
+    def describe(self) -> str:
+        """What is asked for, for the log."""
+        text: str = self._module.describe(self._value)
+        return text
+
+    def open(self) -> "Handed":
+        """Opens it, as the user that this process is now. Raises RefusalError."""
+        handed: Handed = self._module.open_service(self._value)
+        return handed
+
+
+def find_service(request: "SetupConnectionRequest") -> Asked | None:
+    """The service that a request asks for; None: it runs a command or a login shell."""
+    for service in SERVICES:
+        value = getattr(request, service.field)
+        if value is not None:
+            return Asked(service, value)
+    return None
+
+
+def run_mode(options: "Options", log: "Log") -> int | None:
+    """Runs the mode that the flags ask for to its end, and returns the exit status; None: the server is wanted."""
+    for mode in MODES:
+        if any(getattr(options, flag) for flag in mode.flags):
+            status: int = getattr(__import__(mode.module, fromlist=(mode.entry,)), mode.entry)(options, log)
+            return status
+    return None
