@@ -30,26 +30,11 @@ ARROWS = {
     "vmkit.run": ("vmkit.errors",),
     "vmkit.image": ("vmkit.image.*", "vmkit.errors", "vmkit.run", "vsh.errors", "vmkit", "vshd"),
     "vmkit.machine": ("vmkit.machine.*", "vmkit.image.*", "vmkit.errors", "vmkit.run", "vsh.*", "vmkit"),
-    "vmkit.monitor": (
-        "vmkit.monitor.*",
-        "vmkit.machine.*",
-        "vmkit.errors",
-        "vmkit.run",
-        "vsh.*",
-        "vshd.carry.inherited",
-    ),
-    "vmkit.matrix": ("vmkit.matrix.*", "vmkit.machine.*", "vmkit.errors", "vsh.errors", "vsh.registry", "vsh.text"),
+    "vmkit.monitor": ("vmkit.monitor.*", "vmkit.machine.*", "vmkit.errors", "vmkit.run", "vsh.*", "vshd.carry.*"),
+    "vmkit.matrix": ("vmkit.matrix.*", "vmkit.machine.*", "vmkit.errors", "vsh.*"),
     # A container's devices are what doctor found, its terminal is vsh's.
-    "vmkit.docker": (
-        "vmkit.docker.*",
-        "vmkit.machine.doctor",
-        "vmkit.errors",
-        "vsh.terminal",
-        "vsh.pump",
-        "vsh.stdio",
-        "vshd.carry.inherited",
-    ),
-    "vmkit.bench": ("vmkit.*", "vsh.*", "vshd.wire.*", "vshd.wire", "vshd.carry.inherited"),
+    "vmkit.docker": ("vmkit.docker.*", "vmkit.machine.doctor", "vmkit.errors", "vsh.*", "vshd.carry.*"),
+    "vmkit.bench": ("vmkit.*", "vsh.*", "vshd.wire.*", "vshd.wire", "vshd.carry.*"),
     "vmkit": ("vmkit.*", "vsh.*", "vshd.wire.*", "vshd.carry.*"),
 }
 # Each third-party package has one place where it is known.

@@ -84,6 +84,11 @@ class TypedSource(Source):
         """The terminal belongs to another job; when it is ours again, it becomes raw here."""
         return not self._shell.enter()
 
+    @property
+    def look_s(self) -> float | None:
+        terminal = self._shell.terminal
+        return None if terminal is None else terminal.look_s
+
     def read(self, limit: int) -> bytes | None:
         data = self._source.read(limit - 1)
         if data is None:

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 # Without credit, output that a sink does not take is kept up to here; then the connection is not read any more.
 LEGACY_SINK_CEILING = 1 << 20
-# A terminal whose job is in the background announces nothing when it comes back.
-HELD_LOOK_S = 0.3
 # 16 legacy frames: one writev().
 LEGACY_READ_SIZE = 16 * 4000
 
@@ -51,8 +49,13 @@ class Source:
 
     @property
     def is_held(self) -> bool:
-        """It must not be read for a while; looked at again every HELD_LOOK_S."""
+        """It must not be read for a while: until a later call returns False."""
         return False
+
+    @property
+    def look_s(self) -> float | None:
+        """When `is_held` shall be called again, in seconds; None: not before something happens."""
+        return None
 
     def close(self) -> None:
         """Nobody wants any more."""
@@ -167,8 +170,8 @@ class Pump:
             timeout_ms = left_ms if timeout_ms is None else min(left_ms, timeout_ms)
         if self._is_source_ready():
             timeout_ms = 0
-        elif self.source is not None and self.source.is_held:
-            timeout_ms = HELD_LOOK_S * 1000 if timeout_ms is None else min(HELD_LOOK_S * 1000, timeout_ms)
+        elif self.source is not None and (look_s := self.source.look_s) is not None:
+            timeout_ms = look_s * 1000 if timeout_ms is None else min(look_s * 1000, timeout_ms)
         self._want_all()
         return self._poll.poll(timeout_ms)
 

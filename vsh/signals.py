@@ -18,7 +18,6 @@ SIGUSR2: int = _signal.SIGUSR2
 SIGTERM: int = _signal.SIGTERM
 SIGCONT: int = _signal.SIGCONT
 SIGTSTP: int = _signal.SIGTSTP
-SIGTTOU: int = _signal.SIGTTOU
 SIGWINCH: int = _signal.SIGWINCH
 
 # What the target gets when vsh gets it; legacy mode has no word for the last two.
@@ -55,14 +54,14 @@ class Wakeup:
             return b""
 
 
-def block(*numbers: int) -> set[int]:
-    """Holds signals back from this thread; returns the mask for restore_mask()."""
-    before: set[int] = _signal.pthread_sigmask(_signal.SIG_BLOCK, numbers)
+def block_all() -> set[int]:
+    """Holds all signals back from this thread; returns the mask for restore_mask()."""
+    before: set[int] = _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
     return before
 
 
 def restore_mask(before: set[int]) -> None:
-    """Undoes block()."""
+    """Undoes block_all()."""
     _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
 
 

@@ -19,6 +19,8 @@ from vshd.carry.conduit import Conduit, Sluice, enlarge_pipe, read_burst
 PIPE_BUF = 4096
 # Every page of a buffer costs a short command a fault in the kernel: it grows with what comes.
 BUFFER_SIZES = (1 << 13, 1 << 16, 1 << 18)
+# A terminal whose job is in the background announces nothing when it comes back.
+HELD_LOOK_S = 0.3
 
 
 class FdSource(Source):
@@ -42,6 +44,10 @@ class FdSource(Source):
         """A terminal that belongs to another job: to read it would stop us."""
         self._is_held = self._is_held and is_background(self.fd)
         return self._is_held
+
+    @property
+    def look_s(self) -> float | None:
+        return HELD_LOOK_S if self.is_held else None
 
     def read(self, limit: int) -> memoryview | None:
         if self._is_terminal and is_background(self.fd):

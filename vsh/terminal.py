@@ -1,21 +1,25 @@
 """The local terminal: its size, raw mode, and the way back from it, whatever happens.
 
-Raw is what cfmakeraw(3) makes. The way back is taken on every exit of this process that it can see.
+The way back is taken on every exit that this process can see, and by a guardian (vsh.guardian) when it is killed.
 """
 
 import atexit
 import struct
 import termios
+import time
 from fcntl import ioctl
 
 from vsh import signals
-from vsh.stdio import is_background
+from vsh.ledger import Ledger
+from vsh.stdio import HELD_LOOK_S, is_background
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    Attributes = list[int | list[bytes | int]]
+    from vsh.guardian import Guardian
 
 WINDOW_SIZE_BYTES = 8
+# What ends sooner pays for no guardian: it costs about 2 ms. Until then the next client mends what a killed one left.
+GUARD_AFTER_S = 0.5
 
 
 def find_size() -> tuple[int, int]:
@@ -31,22 +35,20 @@ def find_size() -> tuple[int, int]:
 
 
 class RawTerminal:
-    """A terminal, raw between enter() and leave(), which may alternate, for as long as its foreground job is ours.
-
-    Invariant: `_original` is set while there is something to restore; `_raw` is what replaced it.
-    """
+    """A terminal, raw between enter() and leave(), which may alternate, for as long as its foreground job is ours."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._original: Attributes | None = None
-        self._raw: Attributes | None = None
+        self._ledger = Ledger(fd)
+        self._guardian: Guardian | None = None
         self._is_wanted = False
         # No other job has had the terminal since we made it raw.
         self._is_current = False
+        self._guard_at_s: float | None = None
         atexit.register(self.leave)
 
     def enter(self) -> bool:
-        """Raw from now on; typed-ahead input stays. Call it again before each read.
+        """Raw from now on; typed-ahead input stays. Call it again before each read, and after `look_s`.
 
         False while the terminal belongs to another job: it is left alone then, and must not be read.
         """
@@ -58,70 +60,36 @@ class RawTerminal:
             return False
         if not self._is_current:
             self._is_current = True
-            self._make_raw()
+            if self._ledger.enter() and self._guardian is None:
+                self._guard_at_s = time.monotonic() + GUARD_AFTER_S
+        if self._guard_at_s is not None and time.monotonic() >= self._guard_at_s:
+            self._start_guardian()
         return True
 
+    @property
+    def look_s(self) -> float | None:
+        """When enter() shall be called again, in seconds; None: not before the next read."""
+        if self._is_wanted and not self._is_current:
+            return HELD_LOOK_S
+        return None if self._guard_at_s is None else max(0.0, self._guard_at_s - time.monotonic())
+
     def leave(self) -> None:
-        """As it was. Never waits: what stalls output must not keep the terminal raw.
-
-        From the background, too, unless the job that has the terminal now has set it for itself.
-        """
+        """As it was. Never waits for output: what stalls it must not keep the terminal raw."""
         self._is_wanted = self._is_current = False
-        if self._original is not None:
-            original, self._original = self._original, None
-            if not is_background(self._fd) or _read(self._fd) == self._raw:
-                _write(self._fd, original)
+        self._guard_at_s = None
+        self._ledger.leave()
+        if self._guardian is not None:
+            self._guardian.stop()
+            self._guardian = None
 
-    def _make_raw(self) -> None:
-        attributes = _read(self._fd)
-        if attributes is None:
-            return
-        if self._original is None or attributes != self._raw:
-            self._original = attributes
-        _write(self._fd, _make_raw(self._original))
-        self._raw = _read(self._fd)
+    def _start_guardian(self) -> None:
+        from vsh.guardian import start_guardian  # noqa: PLC0415 - see GUARD_AFTER_S
+
+        self._guard_at_s = None
+        self._guardian = start_guardian(self._fd, lambda: self._ledger.leave(is_guardian=True))
 
     def _look_again(self) -> None:
         """We were stopped: another job had the terminal, and may have set it."""
         if self._is_wanted:
             self._is_current = False
             self.enter()
-
-
-def _read(fd: int) -> "Attributes | None":
-    try:
-        return termios.tcgetattr(fd)
-    except termios.error:
-        return None
-
-
-def _write(fd: int, attributes: "Attributes") -> None:
-    """Sets them. From the background the kernel would stop us, unless SIGTTOU is blocked."""
-    before = signals.block(signals.SIGTTOU)
-    try:
-        termios.tcsetattr(fd, termios.TCSANOW, attributes)
-    except termios.error:
-        # The terminal is gone.
-        pass
-    finally:
-        signals.restore_mask(before)
-
-
-def _make_raw(saved: "Attributes") -> "Attributes":
-    """cfmakeraw(3), in the order of termios: iflag, oflag, cflag, lflag, ispeed, ospeed, cc."""
-    iflag, oflag, cflag, lflag, ispeed, ospeed, cc = saved
-    assert isinstance(iflag, int) and isinstance(oflag, int) and isinstance(cflag, int) and isinstance(lflag, int)
-    iflag &= ~(
-        termios.IGNBRK
-        | termios.BRKINT
-        | termios.PARMRK
-        | termios.ISTRIP
-        | termios.INLCR
-        | termios.IGNCR
-        | termios.ICRNL
-        | termios.IXON
-    )
-    oflag &= ~termios.OPOST
-    lflag &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
-    cflag = cflag & ~(termios.CSIZE | termios.PARENB) | termios.CS8
-    return [iflag, oflag, cflag, lflag, ispeed, ospeed, cc]

@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import time
 
@@ -17,13 +18,15 @@ from tests.vsh.live import DEADLINE_S, ENVIRONMENT
 class Typist:
     """`screen` is all that was shown since the last expect()."""
 
-    def __init__(self, argv, size=(30, 100), shell=None, env=None):
+    def __init__(self, argv, size=(30, 100), shell=None, env=None, pass_fds=()):
         self.master, self.slave = os.openpty()
         self.resize(*size, tell=False)
+        self.runtime = tempfile.TemporaryDirectory(prefix="vsh-")
         self.before = termios.tcgetattr(self.slave)
         self.process = subprocess.Popen(
             argv if shell is None else shell,
-            env={**ENVIRONMENT, **(env or {})},
+            env={**ENVIRONMENT, "VMKIT_RUNTIME_DIR": self.runtime.name, **(env or {})},
+            pass_fds=pass_fds,
             stdin=self.slave,
             stdout=self.slave,
             stderr=self.slave,
@@ -74,6 +77,7 @@ class Typist:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+        self.runtime.cleanup()
         for fd in (self.master, self.slave):
             if fd >= 0:
                 os.close(fd)

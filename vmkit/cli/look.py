@@ -18,7 +18,6 @@ from vmkit.errors import HostError, MachineError
 from vmkit.machine.launch import Layout
 from vmkit.machine.registry import find_state_directory
 from vmkit.machine.spec import check_name
-from vsh.pump import HELD_LOOK_S
 from vsh.registry import find_machine
 
 if TYPE_CHECKING:
@@ -118,11 +117,9 @@ class Attachment:
         """Until Ctrl-], or the console's end. The end of stdin ends typing only."""
         while True:
             console = self._sock.fileno()
-            is_held = self._is_held()
-            sources = [] if is_held else self._list_sources()
-            readable, writable, _ = select.select(
-                [console, *sources], [console] if self._typed else [], [], HELD_LOOK_S if is_held else None
-            )
+            sources = [] if self._is_held() else self._list_sources()
+            look_s = None if self._terminal is None else self._terminal.look_s
+            readable, writable, _ = select.select([console, *sources], [console] if self._typed else [], [], look_s)
             try:
                 if console in readable and not self._show():
                     return

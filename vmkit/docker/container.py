@@ -98,9 +98,10 @@ def _run(engine: "APIClient", container: str, connection: socket.socket, spec: R
     connection.settimeout(None)
     engine.start(container)
     with contextlib.ExitStack() as stack:
+        terminal = None
         if spec.tty:
-            stack.enter_context(Terminal(lambda rows, columns: engine.resize(container, rows, columns)))
-        pump(connection, tty=spec.tty, stdin=0 if spec.interactive else None, write=write_here)
+            terminal = stack.enter_context(Terminal(lambda rows, columns: engine.resize(container, rows, columns)))
+        pump(connection, terminal=terminal, stdin=0 if spec.interactive else None, write=write_here)
     answer = engine.wait(container)
     if answer.get("Error"):
         raise HostError("the container broke", details=str(answer["Error"]))

@@ -13,8 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from vsh.pump import HELD_LOOK_S
-from vsh.stdio import is_background
+from vsh.stdio import HELD_LOOK_S, is_background
 from vsh.terminal import RawTerminal, find_size
 
 HEADER = struct.Struct(">BxxxL")
@@ -44,32 +43,6 @@ class Demux:
                 self._header = b""
 
 
-def pump(connection: socket.socket, *, tty: bool, stdin: int | None, write: Callable[[int, bytes], None]) -> None:
-    """Copies until the container's output ends. stdin: a descriptor to read what is sent, or None to send nothing.
-
-    Without stdin the sending half stays open: that it is, tells the container that we live.
-    """
-    demux = None if tty else Demux()
-    while True:
-        # A terminal that belongs to another job must not be read.
-        is_held = stdin is not None and is_background(stdin)
-        sources: list[socket.socket | int] = [connection] if stdin is None or is_held else [connection, stdin]
-        readable, _, _ = select.select(sources, [], [], HELD_LOOK_S if is_held else None)
-        if connection in readable:
-            data = connection.recv(READ_BYTES)
-            if not data:
-                return
-            for stream, piece in [(1, data)] if demux is None else demux.feed(data):
-                write(stream, piece)
-        if stdin is not None and stdin in readable and not is_background(stdin):
-            typed = os.read(stdin, READ_BYTES)
-            if typed:
-                connection.sendall(typed)
-            else:
-                connection.shutdown(socket.SHUT_WR)
-                stdin = None
-
-
 def write_here(stream: int, data: bytes) -> None:
     """To our own stdout or stderr, at once."""
     target = sys.stderr if stream == STDERR else sys.stdout
@@ -85,16 +58,58 @@ class Terminal:
         self._raw = RawTerminal(0)
         self._tell_size = tell_size
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> "Terminal":
         signal.signal(signal.SIGWINCH, self._changed)
-        self._raw.enter()
+        self.take()
         self._changed(0, None)
+        return self
 
     def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGWINCH, signal.SIG_DFL)
         self._raw.leave()
 
+    def take(self) -> bool:
+        """Raw from now on; False while another job has it. Call this before each read, and after `look_s`."""
+        return self._raw.enter()
+
+    @property
+    def look_s(self) -> float | None:
+        return self._raw.look_s
+
     def _changed(self, _number: int, _frame: FrameType | None) -> None:
         rows, columns = find_size()
         if rows:
             self._tell_size(rows, columns)
+
+
+def pump(
+    connection: socket.socket, *, terminal: Terminal | None, stdin: int | None, write: Callable[[int, bytes], None]
+) -> None:
+    """Copies until the container's output ends. stdin: a descriptor to read what is sent, or None to send nothing.
+
+    Without stdin the sending half stays open: that it is, tells the container that we live.
+    """
+    demux = Demux() if terminal is None else None
+    while True:
+        is_held = stdin is not None and _is_held(stdin, terminal)
+        sources: list[socket.socket | int] = [connection] if stdin is None or is_held else [connection, stdin]
+        look_s = HELD_LOOK_S if is_held else None
+        readable, _, _ = select.select(sources, [], [], look_s if terminal is None else terminal.look_s)
+        if connection in readable:
+            data = connection.recv(READ_BYTES)
+            if not data:
+                return
+            for stream, piece in [(1, data)] if demux is None else demux.feed(data):
+                write(stream, piece)
+        if stdin is not None and stdin in readable and not _is_held(stdin, terminal):
+            typed = os.read(stdin, READ_BYTES)
+            if typed:
+                connection.sendall(typed)
+            else:
+                connection.shutdown(socket.SHUT_WR)
+                stdin = None
+
+
+def _is_held(stdin: int, terminal: Terminal | None) -> bool:
+    """A terminal that belongs to another job must not be read."""
+    return is_background(stdin) if terminal is None else not terminal.take()

@@ -221,6 +221,7 @@ def test_console_in_the_background_shows_and_leaves_the_terminal_alone(machine: 
             assert console.recv(100) == b"root\r\x03"
             typist.stop_foreground()
             typist.expect(b"Stopped")
+            typist.expect(b"%%")
             typist.type(b"fg\r")
             typist.expect(b"console m")
             wait_until(lambda: is_raw(typist.slave), "the console has the terminal again")
