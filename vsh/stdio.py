@@ -13,7 +13,8 @@ import os
 import stat
 
 from vsh.pump import Sink, Source
-from vshd.carry.conduit import Conduit, Sluice, enlarge_pipe, read_burst
+from vshd.carry.burst import BurstReader
+from vshd.carry.conduit import Conduit, Sluice, enlarge_pipe
 
 # A pipe that poll() calls writable takes this much without blocking (limits.h, pipe(7)).
 PIPE_BUF = 4096
@@ -33,6 +34,7 @@ class FdSource(Source):
     def __init__(self, fd: int) -> None:
         self._origin = fd
         self._buffer = memoryview(bytearray(BUFFER_SIZES[0]))
+        self._reader = BurstReader()
         self._is_pipe = self._is_spliceable = stat.S_ISFIFO(os.fstat(fd).st_mode)
         self.is_bulk = False
         self.fd = _open_anew(fd, os.O_RDONLY) if self._is_pipe else fd
@@ -67,7 +69,7 @@ class FdSource(Source):
 
     def pass_to(self, sluice: Sluice, limit: int) -> int | None:
         try:
-            size = sluice.fill(self.fd, limit)
+            size = self._reader.fill(sluice, self.fd, limit)
         except BlockingIOError:
             return None
         except OSError:
@@ -88,7 +90,7 @@ class FdSource(Source):
 
     def _read_burst(self, buffer: memoryview) -> int:
         """What is there, and when that is bulk also what comes meanwhile, if that does not block."""
-        return os.readv(self.fd, [buffer]) if self.fd == self._origin else read_burst(self.fd, buffer)
+        return os.readv(self.fd, [buffer]) if self.fd == self._origin else self._reader.read(self.fd, buffer)
 
     def _enlarge(self, size: int) -> None:
         """Bulk: a larger buffer, and a pipe that fills it, if the kernel's limits allow."""

@@ -84,7 +84,8 @@ def test_bulk_passes_both_sides_memory_by(vshd, way):
                 carried += len(os.read(stream.fileno(), 1 << 20))
         read = [find_read_size(pid) for pid in (client.pid, *vshd.children())]
         assert len(read) == 2
-        assert max(read) < size // 4, read
+        # At most 1.7 MB in 400 runs on a busy machine.
+        assert max(read) < size // 8, read
 
 
 @pytest.mark.parametrize("sink", ["append", "file", "null", "pipe"])

@@ -66,11 +66,32 @@ def test_only_large_frames_are_worth_reading_a_head_alone():
         head = encode_data_head(messages.STDIN, size)
         assert joined.server.receive_data(head) == []
         assert (joined.server.bulk_room(messages.STDIN) == size) is is_bulk
-        # Not in the middle of a frame.
-        assert joined.server.bulk_head_size == 0
+        # In the middle of a large frame there is no next head to look for.
+        assert joined.server.bulk_head_size == (0 if is_bulk else BULK_MIN)
         joined.server.receive_data(bytes(size))
-        assert joined.server.bulk_head_size == (len(head) if is_bulk else 0)
+        assert joined.server.bulk_head_size == (len(head) if is_bulk else BULK_MIN)
         assert joined.server.bulk_room(messages.STDIN) == 0
+
+
+@pytest.mark.parametrize("scrap", [1, 4080, BULK_MIN - 1])
+def test_scrap_between_large_frames_does_not_bring_them_into_memory(scrap):
+    """What the credit left is a small frame; of the large one behind it at most a small frame's worth is received."""
+    joined = Joined().establish()
+    joined.client.send_data(messages.STDIN, bytes(MAX_DATA))
+    joined.client.send_data(messages.STDIN, bytes(scrap))
+    joined.client.send_data(messages.STDIN, bytes(MAX_DATA))
+    data, position, received = joined.client.output.take(), 0, 0
+    while position < len(data):
+        size = joined.server.bulk_room(messages.STDIN)
+        if size:
+            joined.server.took(messages.STDIN, size)
+        else:
+            size = min(joined.server.bulk_head_size, len(data) - position)
+            joined.server.receive_data(data[position : position + size])
+            received += size
+        position += size
+    # The first of these reads comes before anything is known.
+    assert received < 4 * BULK_MIN
 
 
 def test_head_of_another_kind_is_received_as_ever():

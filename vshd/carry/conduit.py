@@ -22,8 +22,6 @@ CAPACITY = 1 << 20
 ARRIVING_CAPACITY, LEAVING_CAPACITY = 1 << 18, 1 << 19
 # A pipe of others starts with 64 KiB; for bulk it gets this, so that fewer and larger frames leave.
 PIPE_SIZE = 1 << 18
-# A read of this much is bulk: stdio writes 4096 at a time, a terminal gives 4095.
-BURST_SIZE = 4000
 # What brings or takes this much at once is worth a conduit.
 SPLICE_SIZE = 1 << 16
 # Before 6.5 the kernel sent a socket one message for each page of a pipe; since, one for all of them
@@ -146,25 +144,6 @@ def enlarge_pipe(fd: int, size: int = PIPE_SIZE) -> None:
         fcntl.fcntl(fd, F_SETPIPE_SZ, size)
     except OSError:
         pass
-
-
-def read_burst(fd: int, chunk: memoryview) -> int:
-    """Reads what is there, and when that is bulk also what comes meanwhile.
-
-    A producer writes in small pieces, and a round of the loop for each would be slower than the producer. Raises
-    OSError of the first read only.
-    """
-    size = os.readv(fd, [chunk])
-    if size >= BURST_SIZE:
-        try:
-            while size < len(chunk):
-                more = os.readv(fd, [chunk[size:]])
-                if not more:
-                    break
-                size += more
-        except OSError:
-            pass
-    return size
 
 
 def write_output(output: Output, fd: int) -> int:

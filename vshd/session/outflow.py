@@ -6,7 +6,8 @@ more is read. Bulk goes through a sluice, and only its frames' heads are written
 
 import os
 
-from vshd.carry.conduit import Sluice, enlarge_pipe, open_sluice, read_burst
+from vshd.carry.burst import BurstReader
+from vshd.carry.conduit import Sluice, enlarge_pipe, open_sluice
 from vshd.wire.server import ServerConnection
 
 # What is read at once, in steps: see vshd.wire.buffers.
@@ -26,6 +27,7 @@ class Outflow:
         self.is_sending = False
         self._connection = connection
         self._is_terminal = is_terminal
+        self._reader = BurstReader()
         self._chunk: memoryview | None = None
         # What bulk goes through instead of the chunk, while it is bulk.
         self._sluice: Sluice | None = None
@@ -71,7 +73,7 @@ class Outflow:
         chunk = self._chunk
         if chunk is None:
             chunk = self._chunk = memoryview(bytearray(CHUNK_SIZES[0]))
-        size = read_burst(self.fd, chunk if room >= len(chunk) else chunk[:room])
+        size = self._reader.read(self.fd, chunk if room >= len(chunk) else chunk[:room])
         if not size:
             return False
         self._connection.send_data(self.stream, chunk[:size])
@@ -83,7 +85,7 @@ class Outflow:
     def _pass(self, sluice: Sluice, room: int) -> bool:
         """As much as one frame carries, past this process's memory."""
         connection = self._connection
-        size = sluice.fill(self.fd, min(room, connection.max_data))
+        size = self._reader.fill(sluice, self.fd, min(room, connection.max_data))
         if not size:
             return False
         sluice.append_to(connection.output, connection.begin_data(self.stream, size))

@@ -139,7 +139,7 @@ class Connection:
 
     @property
     def bulk_head_size(self) -> int:
-        """What to receive at most, so that only the head comes of a large frame that is likely next; 0: no matter."""
+        """What to receive at most, so that little but the head comes of a large frame; 0: no matter."""
         return self._reader.bulk_head_size if self.state == state.RUNNING else 0
 
     def receive_end(self) -> list[Event]:

@@ -99,9 +99,16 @@ class FrameReader:
 
     @property
     def bulk_head_size(self) -> int:
-        """How much the head of the next frame has, if it is as the last one: a large one's; 0 when nobody can tell."""
-        is_next = self._known_size >= BULK_MIN and not self._data_left and not self._head and self._payload is None
-        return len(self._known_head) if is_next else 0
+        """What to receive at most, so that a large frame that may come next brings little but its head.
+
+        The size of that head when the last frame was large; else a large frame's least, since scraps (what the credit
+        left) come between large ones. 0 in the middle of a large frame, where bulk_left() says what comes.
+        """
+        if self._known_size < BULK_MIN:
+            return BULK_MIN
+        if self._data_left:
+            return 0
+        return BULK_MIN if self._head or self._payload is not None else len(self._known_head)
 
     @property
     def is_between_frames(self) -> bool:
