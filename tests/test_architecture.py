@@ -42,7 +42,7 @@ THIRD_PARTY = {
     "click": ("vmkit.cli", "vmkit.__main__"),
     "rich": ("vmkit.cli.show",),
     "qemu": ("vmkit.monitor.qmp",),
-    "jinja2": ("vmkit.image.recipe.template",),
+    "jinja2": ("vmkit.image.recipe.sandbox",),
     # The engine's failures are explained in one place; requests is what the SDK speaks HTTP with.
     "matplotlib": ("vmkit.bench.report",),
     "paramiko": ("vmkit.bench.guest",),

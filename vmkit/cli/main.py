@@ -84,5 +84,7 @@ def vmkit(*, debug: bool) -> None:
     """
     # The environment is where __main__ looks: an option of a verb that failed is known nowhere else.
     os.environ["VMKIT_DEBUG"] = "1" if debug else ""
-    if debug:
-        logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="%(name)s: %(message)s")
+    level, layout = (
+        (logging.DEBUG, "%(name)s: %(message)s") if debug else (logging.WARNING, "vmkit: warning: %(message)s")
+    )
+    logging.basicConfig(level=level, stream=sys.stderr, format=layout)

@@ -6,7 +6,7 @@ byte for byte.
 
 import posixpath
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import assert_never
 
@@ -38,7 +38,7 @@ from vmkit.image.python import GuestPython
 from vmkit.image.recipe.config import ImageSpec
 from vmkit.image.recipe.inputs import Inputs
 from vmkit.image.recipe.settings import HOOK_PATH, Source
-from vmkit.image.recipe.template import Renderer
+from vmkit.image.recipe.template import render_templates
 from vmkit.image.wall.btf import BtfError
 from vmkit.image.wall.layer import LOADER_PATH, find_vshd_port, make_loader
 from vmkit.image.wall.spec import LOOPBACK_MODULE, MODPROBE_RULE, MODPROBE_RULE_PATH, KernelLayer, plan_init_words
@@ -85,7 +85,7 @@ class _Assembly:
         self._tree = Tree()
         self._kernel: Kernel | None = None
         self._python: GuestPython | None = None
-        self._renderer: Renderer | None = None
+        self._texts: dict[str, str] | None = None
         self._whole: dict[str, Node] = {}
         self._wall_trouble = ""
         self._initramfs: Tree | None = None
@@ -210,8 +210,9 @@ class _Assembly:
         assert self._kernel is not None
         assert self._plan.lock is not None
         kernel = take_kernel(self._debs[self._plan.lock.kernel], tree, _DISK_MODULES, "vmlinuz")
-        text = self._render(_DISK_INIT, disk_modules=(*kernel.soft_modules, *kernel.modules))
-        tree.add("init", file_node(text.encode(), 0o755))
+        variables = self._variables() | {"disk_modules": (*kernel.soft_modules, *kernel.modules)}
+        texts = render_templates(self._inputs.templates, [_DISK_INIT], variables)
+        tree.add("init", file_node(texts[_DISK_INIT].encode(), 0o755))
         tree.add(COMPLETE_PATH, file_node(b""))
         return tree
 
@@ -280,10 +281,13 @@ class _Assembly:
         if self._python is not None:
             self._python.forget_compiled(file.path)
 
-    def _render(self, template: str, **more: object) -> str:
-        if self._renderer is None:
-            self._renderer = Renderer(self._spec.template_dirs)
-        return self._renderer.render(template, self._variables() | more)
+    def _render(self, template: str) -> str:
+        """The text of a file's template. All of them are rendered at once: each time takes a process."""
+        if self._texts is None:
+            files = [step.file for step in self._plan.steps if isinstance(step, PutFile)]
+            names = [file.value for file in files if file.source is Source.TEMPLATE]
+            self._texts = render_templates(self._inputs.templates, names, self._variables())
+        return self._texts[template]
 
     def _variables(self) -> dict[str, object]:
         """What every template knows (docs/reference/recipes.md lists them), and the recipe's own."""
@@ -297,7 +301,7 @@ class _Assembly:
             "python": f"/{self._python.program}" if self._python else "",
             "hook": HOOK_PATH if self._spec.hook else "",
             "default_user": self._spec.default_user,
-            "wall": self._spec.wall,
+            "wall": asdict(self._spec.wall),
             "init_words": plan_init_words(self._spec.wall, HOOK_PATH if self._spec.hook else ""),
         }
         return known | dict(self._spec.variables)

@@ -6,6 +6,7 @@ versions are those of the last resolve until refresh=True asks for new ones.
 
 import gzip
 import json
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -29,11 +30,13 @@ from vmkit.image.debian.packages import (
 )
 from vmkit.image.plan import Plan, make_plan
 from vmkit.image.recipe.config import ImageSpec, find_mention, load_image
-from vmkit.image.recipe.inputs import Inputs, Prebuilt, read_inputs
+from vmkit.image.recipe.inputs import Inputs, Prebuilt, find_outsiders, read_inputs
 from vmkit.run import run
 
 if TYPE_CHECKING:
     from vmkit.image.assemble import Assembled
+
+log = logging.getLogger("vmkit.image")
 
 MANIFEST_SCHEMA = 1
 _COMPRESS_TIMEOUT_S = 300.0
@@ -76,6 +79,8 @@ def build_image(
         found = None if refresh or lock_file else _find_built(cache, spec, request, inputs)
         if found is not None:
             return found
+        for line in find_outsiders(spec):
+            log.warning(line)
         with cache.locked(
             f"build-{request.key()}", lambda: tell("waiting for another build of the same packages", None)
         ):

@@ -20,6 +20,7 @@ from vmkit.image.debian.packages import hash_file, make_request
 from vmkit.image.formats.cpio import read_cpio
 from vmkit.image.formats.tree import Kind, Node
 from vmkit.image.recipe.config import ImageSpec, load_image
+from vmkit.image.recipe.inputs import read_inputs
 
 FakeSpec = Callable[..., ImageSpec]
 NOBODY = 65534
@@ -116,7 +117,7 @@ def refuse(*words, **settings):
 subprocess.Popen.__init__ = refuse
 built = build_image(load_image({str(spec.origin)!r}))
 assert built.cached, built
-rooms = {{"vmkit.image." + name for name in ("assemble", "recipe.template", "debian.deb")}}
+rooms = {{"vmkit.image." + name for name in ("assemble", "recipe.sandbox", "debian.deb")}}
 late = ({{"jinja2", "tarfile"}} | rooms) & set(sys.modules)
 assert not late, late
 print(built.digest)
@@ -167,6 +168,68 @@ def test_where_a_source_lies_does_not_matter(cache_dir: Path, fake_spec: FakeSpe
 def test_missing_source_names_recipe_and_file(cache_dir: Path, fake_spec: FakeSpec) -> None:
     with pytest.raises(ConfigError, match=r"my\.toml: cannot read .*/gone, the source of /s: No such file"):
         build_image(fake_spec(tables='"/s" = { source = "gone" }\n'))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("fifo", "a FIFO"), ("folder", "a directory"), ("socket", "a socket"), ("zero", "a device")]
+)
+def test_source_that_is_no_regular_file_is_refused(
+    cache_dir: Path, fake_spec: FakeSpec, tmp_path: Path, name: str, kind: str
+) -> None:
+    """A FIFO would keep the build waiting for ever."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as listener:
+        # The path of a socket is short, that of a test's folder may not be.
+        descriptor = os.open(tmp_path, os.O_PATH)
+        listener.bind(f"/proc/self/fd/{descriptor}/socket")
+        os.close(descriptor)
+        with pytest.raises(ConfigError, match=f"the source of /s: it is {kind}, not a regular file"):
+            build_image(fake_spec(tables=f'"/s" = {{ source = "{name}" }}\n'))
+    with pytest.raises(ConfigError, match=r"cannot read the recipe .*fifo\.toml: it is a FIFO, not a regular file"):
+        os.mkfifo(tmp_path / "fifo.toml")
+        fake_spec('extends = "./fifo.toml"\n')
+
+
+def test_what_lies_outside_the_recipe_s_folder_is_told(
+    cache_dir: Path, fake_spec: FakeSpec, tmp_path: Path, tmp_path_factory: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "secret").write_text("s")
+    (tmp_path / "link").symlink_to(elsewhere / "secret")
+    (tmp_path / "inside").write_text("i")
+    (tmp_path / "templates").symlink_to(elsewhere)
+    files = {"/a": "inside", "/b": "link", "/c": str(elsewhere / "secret")}
+    tables = "".join(f'"{path}" = {{ source = "{source}" }}\n' for path, source in files.items())
+    spec = fake_spec('templates = "templates"\n', tables)
+    build_image(spec)
+    assert [record.message for record in caplog.records] == [
+        f"{spec.origin} takes the source of /b from outside its folder: {elsewhere}/secret",
+        f"{spec.origin} takes the source of /c from outside its folder: {elsewhere}/secret",
+        f"{spec.origin} takes a template folder from outside its folder: {elsewhere}",
+    ]
+    # Once it is built there is nothing new to tell; and what a recipe extends has a folder of its own.
+    caplog.clear()
+    build_image(spec)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/inner.toml").write_text('extends = "../base.toml"\n')
+    fake_spec(tables='"/a" = { source = "inside" }\n', name="base")
+    build_image(load_image(str(tmp_path / "deep/inner.toml")))
+    assert not caplog.records
+
+
+def test_host_python_imports_nothing(
+    cache_dir: Path, fake_spec: FakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "trap/inner").mkdir(parents=True)
+    (tmp_path / "trap/__init__.py").write_text("raise SystemExit('it ran')\n")
+    (tmp_path / "trap/inner/__init__.py").write_text("raise SystemExit('it ran')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "package trap.inner __init__.py" in dict(read_inputs(fake_spec('host_python = ["trap.inner"]\n')).hashes)
+    for name in ("trap.gone", "trap.inner.gone.deeper", "__main__", "json.decoder.x"):
+        with pytest.raises(ConfigError, match="this Python has no package"):
+            read_inputs(fake_spec(f'host_python = ["{name}"]\n'))
 
 
 def test_missing_variable_in_a_build_names_template_and_line(

@@ -16,6 +16,7 @@ from vmkit.image.debian.apt import Archive, Record
 from vmkit.image.debian.origin import find_keyring
 from vmkit.image.debian.packages import Lock, Request, hash_file, is_cached
 from vmkit.image.recipe.config import ImageSpec
+from vmkit.image.recipe.hostfile import HostFileError, read_host_file
 
 SCHEMA = 1
 # A Debian of several hundred packages takes 200 KB.
@@ -37,15 +38,12 @@ def write_lock_file(path: Path, request: Request, lock: Lock) -> None:
 
 def read_lock_file(path: Path, request: Request | None = None) -> Lock:
     """The lock in a file. Raises ConfigError when there is none, when it is damaged, or is not that of `request`."""
+    if not path.exists():
+        raise ConfigError(f"there is no lock {path}", hint="make one: vmkit build --update-lock")
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_LOCK_BYTES + 1)
-    except FileNotFoundError as error:
-        raise ConfigError(f"there is no lock {path}", hint="make one: vmkit build --update-lock") from error
-    except OSError as error:
-        raise ConfigError(f"cannot read the lock {path}: {error.strerror}") from error
-    if len(data) > MAX_LOCK_BYTES:
-        raise ConfigError(f"the lock {path} is larger than {MAX_LOCK_BYTES >> 20} MiB", hint=_RENEW)
+        data = read_host_file(path, MAX_LOCK_BYTES)
+    except HostFileError as error:
+        raise ConfigError(f"cannot read the lock {path}: {error}", hint=_RENEW) from error
     try:
         raw = json.loads(data)
         if raw["schema"] != SCHEMA:

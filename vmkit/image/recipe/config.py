@@ -12,6 +12,7 @@ from typing import Any
 
 from vmkit.errors import ConfigError
 from vmkit.image.recipe import resources
+from vmkit.image.recipe.hostfile import HostFileError, read_host_file
 from vmkit.image.recipe.settings import IMAGE_NAME, SETTINGS, FileSpec, KeyPlace, Variable, find_line
 from vmkit.image.wall.spec import LOOPBACK_MODULE, WallSpec
 
@@ -23,10 +24,11 @@ EXTENDS_LIMIT = 8
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """One image as its recipe, and those it extends, describe it."""
+    """One image as its recipe, and those it extends, describe it. recipes: their paths, nearest first."""
 
     name: str
     origin: Path
+    recipes: tuple[Path, ...]
     description: str
     suite: str
     mirror: str
@@ -99,7 +101,8 @@ def _find_shipped(name: str) -> Path:
 
 def _load(path: Path, name: str) -> ImageSpec:
     merged: dict[str, Any] = {}
-    for _, layer in reversed(_read_layers(path)):
+    layers = _read_layers(path)
+    for _, layer in reversed(layers):
         for key, value in layer.items():
             setting = SETTINGS[key]
             merged[key] = setting.merge(merged[key], value) if key in merged else value
@@ -118,6 +121,7 @@ def _load(path: Path, name: str) -> ImageSpec:
     spec = ImageSpec(
         name=name,
         origin=path,
+        recipes=tuple(layer_path for layer_path, _ in layers),
         files=tuple(files[guest_path] for guest_path in sorted(files)),
         variables=tuple(sorted(variables.items())),
         extract=tuple(sorted(extract.items())),
@@ -177,15 +181,12 @@ def _read_layer(path: Path) -> dict[str, object]:
 
 
 def _read_text(path: Path) -> str:
+    if not path.exists():
+        raise ConfigError(f"there is no recipe {path}", hint="`vmkit images` lists the shipped images")
     try:
-        with path.open("rb") as recipe:
-            raw = recipe.read(RECIPE_LIMIT_BYTES + 1)
-    except FileNotFoundError as error:
-        raise ConfigError(f"there is no recipe {path}", hint="`vmkit images` lists the shipped images") from error
-    except OSError as error:
-        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from error
-    if len(raw) > RECIPE_LIMIT_BYTES:
-        raise ConfigError(f"{path} is larger than {RECIPE_LIMIT_BYTES >> 20} MiB: not a recipe")
+        raw = read_host_file(path, RECIPE_LIMIT_BYTES)
+    except HostFileError as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error}") from error
     try:
         return raw.decode()
     except UnicodeDecodeError as error:

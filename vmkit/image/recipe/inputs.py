@@ -5,6 +5,7 @@ when it does not.
 """
 
 import hashlib
+import importlib.machinery
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,12 +14,12 @@ from pathlib import Path
 from vmkit.errors import ConfigError
 from vmkit.image.recipe import resources
 from vmkit.image.recipe.config import ImageSpec
+from vmkit.image.recipe.hostfile import HostFileError, read_host_file
 from vmkit.image.recipe.settings import FileSpec, Source
+from vmkit.image.recipe.template import Template, read_templates
 
 # A kernel module or a test binary is megabytes; more than this belongs on a disk.
 SOURCE_LIMIT_BYTES = 256 << 20
-# A template folder named by mistake (a home directory) must not be read to its end.
-TEMPLATE_COUNT_LIMIT = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +33,15 @@ class Prebuilt:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """sources.
+    """What was read.
 
-    The content of each host file a recipe names, by its guest path. packages: that of each file of the host's Python
-    packages, by package and path. prebuilt: the images that are shipped in this one. hashes: a label and SHA-256 for
-    all there is.
+    sources: the content of each host file a recipe names, by its guest path. templates: those of all its folders, by
+    name. packages: the content of each file of the host's Python packages, by package and path. prebuilt: the images
+    that are shipped in this one. hashes: a label and SHA-256 for all there is.
     """
 
     sources: dict[str, bytes]
+    templates: dict[str, Template]
     vshd: dict[str, bytes]
     packages: dict[str, dict[str, bytes]]
     prebuilt: tuple[Prebuilt, ...]
@@ -56,12 +58,25 @@ def read_inputs(spec: ImageSpec, prebuilt: tuple[Prebuilt, ...] = ()) -> Inputs:
     hashes |= {f"package {name} {path}": data for name, files in packages.items() for path, data in files.items()}
     hashes |= {f"prebuilt {image.digest}": b"" for image in prebuilt}
     hashes |= {f"builder {path.name}": path.read_bytes() for path in resources.find_builder_sources()}
-    for index, folder in enumerate(spec.template_dirs):
-        hashes |= {
-            f"template {index} {path.relative_to(folder)}": _read_template(path) for path in _find_templates(folder)
-        }
+    templates = read_templates(spec.template_dirs, spec.recipes)
+    hashes |= {f"template {name}": template.text.encode() for name, template in templates.items()}
     digests = tuple((label, hashlib.sha256(hashes[label]).hexdigest()) for label in sorted(hashes))
-    return Inputs(sources, vshd, packages, prebuilt, digests)
+    return Inputs(sources, templates, vshd, packages, prebuilt, digests)
+
+
+def find_outsiders(spec: ImageSpec) -> list[str]:
+    """A line for each thing of the host that the recipe takes from outside its own folder, and those it extends.
+
+    A recipe of a stranger could put a secret of yours into an image that you pass on.
+    """
+    homes = [*(path.parent.resolve() for path in spec.recipes), resources.find_templates_dir().resolve()]
+    named = [(f"the source of {file.path}", Path(file.value)) for file in _host_files(spec)]
+    named += [("a template folder", folder) for folder in spec.template_dirs]
+    return [
+        f"{spec.origin} takes {what} from outside its folder: {path.resolve()}"
+        for what, path in named
+        if not any(path.resolve().is_relative_to(home) for home in homes)
+    ]
 
 
 def _host_files(spec: ImageSpec) -> Iterator[FileSpec]:
@@ -73,18 +88,12 @@ def _host_files(spec: ImageSpec) -> Iterator[FileSpec]:
 def _read_source(spec: ImageSpec, file: FileSpec) -> bytes:
     path = Path(file.value)
     try:
-        with path.open("rb") as source:
-            data = source.read(SOURCE_LIMIT_BYTES + 1)
-    except OSError as error:
+        return read_host_file(path, SOURCE_LIMIT_BYTES)
+    except HostFileError as error:
         raise ConfigError(
-            f"{spec.origin}: cannot read {path}, the source of {file.path}: {error.strerror}",
+            f"{spec.origin}: cannot read {path}, the source of {file.path}: {error}",
             hint="a relative path starts at the recipe's own folder",
         ) from error
-    if len(data) > SOURCE_LIMIT_BYTES:
-        raise ConfigError(
-            f"{spec.origin}: {path}, the source of {file.path}, is larger than {SOURCE_LIMIT_BYTES >> 20} MiB"
-        )
-    return data
 
 
 def _read_vshd() -> dict[str, bytes]:
@@ -94,11 +103,7 @@ def _read_vshd() -> dict[str, bytes]:
 
 def _read_package(spec: ImageSpec, name: str) -> dict[str, bytes]:
     """A package of the Python that runs this, without what it has compiled; vmkit's with its recipes and templates."""
-    try:
-        found = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        found = None
-    folders = list(found.submodule_search_locations or ()) if found is not None else []
+    folders = _find_package(name)
     if not folders:
         raise ConfigError(f"{spec.origin}: host_python: this Python has no package '{name}'")
     files = _read_folder(Path(folders[0]))
@@ -108,25 +113,21 @@ def _read_package(spec: ImageSpec, name: str) -> dict[str, bytes]:
     return files
 
 
+def _find_package(name: str) -> list[str]:
+    """The folders of a package. Nothing is imported: importlib.util.find_spec("a.b") would run a."""
+    parts = name.split(".")
+    try:
+        found = importlib.util.find_spec(parts[0])
+    except ValueError:
+        return []
+    for depth in range(2, len(parts) + 1):
+        if found is None or found.submodule_search_locations is None:
+            return []
+        inner = ".".join(parts[:depth])
+        found = importlib.machinery.PathFinder.find_spec(inner, list(found.submodule_search_locations))
+    return list(found.submodule_search_locations or ()) if found is not None else []
+
+
 def _read_folder(folder: Path) -> dict[str, bytes]:
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
-
-
-def _find_templates(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise ConfigError(f"the template folder {folder} does not exist")
-    found = []
-    for path in folder.rglob("*"):
-        if path.is_file():
-            found.append(path)
-        if len(found) > TEMPLATE_COUNT_LIMIT:
-            raise ConfigError(f"the template folder {folder} holds more than {TEMPLATE_COUNT_LIMIT} files")
-    return sorted(found)
-
-
-def _read_template(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read the template {path}: {error.strerror}") from error
