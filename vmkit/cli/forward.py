@@ -7,11 +7,11 @@ from dataclasses import asdict
 
 import click
 
-from vmkit.cli.machines import find_named, pick_machine
 from vmkit.cli.show import print_json, print_table
 from vmkit.errors import ConfigError, MachineError
 from vmkit.forward.registry import Kept, read_kept, read_log
 from vmkit.forward.start import keep_forwards, remove
+from vmkit.machine.running import find_named, pick_entry
 from vsh.forward.spec import LOCAL, REMOTE, parse_forward
 
 LOG_LINES_SHOWN = 3
@@ -63,10 +63,10 @@ def _keep(words: tuple[str, ...], local: tuple[str, ...], remote: tuple[str, ...
     if len(words) > 1:
         raise ConfigError("give one machine name", hint="only --ipv6 takes a command")
     forwards = [parse_forward(LOCAL, text) for text in local] + [parse_forward(REMOTE, text) for text in remote]
-    entry = find_named(words[0]) if words else pick_machine(None)
+    entry = find_named(words[0]) if words else pick_entry(None)
     if entry is None and any(forward.kind == REMOTE for forward in forwards):
         # -L can wait for its machine; a listener in the guest needs one.
-        pick_machine(words[0])
+        pick_entry(words[0])
     kept = keep_forwards(entry.name if entry is not None else words[0], forwards, user=user)
     if as_json:
         print_json(asdict(kept))

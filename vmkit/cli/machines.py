@@ -11,37 +11,9 @@ from vmkit.cli.values import SECONDS, complete_machines
 from vmkit.errors import ConfigError, MachineError
 from vmkit.machine import stop
 from vmkit.machine.registry import sweep
+from vmkit.machine.running import pick_entry
 from vsh.errors import VshError
-from vsh.registry import Entry, find_machine, read_machines
-
-MAX_CID_DIGITS = 10
-
-
-def pick_machine(name: str | None) -> Entry:
-    """The machine of that name or CID, or the only one there is. Raises MachineError that names those there are."""
-    machines = read_machines()
-    if name is None:
-        if len(machines) == 1:
-            return machines[0]
-        if not machines:
-            raise MachineError("no machine is running", hint="start one: vmkit up")
-        raise ConfigError("several machines are running: name one", hint=", ".join(m.name for m in machines))
-    found = find_named(name)
-    if found is None:
-        known = ", ".join(machine.name for machine in machines)
-        raise MachineError(
-            f"no machine named '{name}' is running",
-            hint=f"running: {known}" if known else "start one: vmkit up",
-        )
-    return found
-
-
-def find_named(word: str) -> Entry | None:
-    """The machine of that name, else of that CID."""
-    found = find_machine(name=word)
-    if found is None and word.isdecimal() and len(word) <= MAX_CID_DIGITS:
-        found = find_machine(cid=int(word))
-    return found
+from vsh.registry import Entry, read_machines
 
 
 def render_entry(entry: Entry) -> dict[str, object]:
@@ -82,7 +54,7 @@ def list_(*, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(*, name: str | None, as_json: bool) -> None:
     """Show everything that is known about a machine."""
-    entry = pick_machine(name)
+    entry = pick_entry(name)
     if as_json:
         print_json(render_entry(entry))
         return
@@ -133,7 +105,7 @@ def wait(*, name: str | None, timeout: float | None, as_json: bool) -> None:
 
     Exits with 0 if it was stopped on request, and with 1 if it ended unexpectedly.
     """
-    entry = pick_machine(name)
+    entry = pick_entry(name)
     ended = stop.wait_for_end(entry, timeout)
     if ended is None:
         raise MachineError(f"'{entry.name}' still runs after {timeout:g} s")
@@ -172,7 +144,7 @@ def _pick_several(names: tuple[str, ...], everything: bool) -> list[Entry]:
         if names:
             raise ConfigError("give --all or names, not both")
         return read_machines()
-    picked = [pick_machine(name) for name in names] or [pick_machine(None)]
+    picked = [pick_entry(name) for name in names] or [pick_entry(None)]
     # Named twice, by its name and its CID perhaps, a machine ends once.
     return list({entry.name: entry for entry in picked}.values())
 

@@ -20,8 +20,8 @@ TASKS = {
         "kill": "vmkit.cli.machines:kill",
     },
     "What a machine prints": {
-        "logs": "vmkit.cli.look:logs",
-        "console": "vmkit.cli.look:console",
+        "logs": "vmkit.cli.logs:logs",
+        "console": "vmkit.cli.console:console",
     },
     "Ways into a guest, beside vsh": {
         "forward": "vmkit.cli.forward:forward",

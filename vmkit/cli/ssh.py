@@ -2,7 +2,7 @@
 
 import click
 
-from vmkit.cli.machines import pick_machine
+from vmkit.machine.running import pick_entry
 from vmkit.ssh.access import DEFAULT_PORT, become_ssh, prepare_access
 
 user_option = click.option("--user", default="root", show_default=True, help="User to log in as.")
@@ -21,7 +21,7 @@ def ssh(*, user: str, port: int, name: str | None, words: tuple[str, ...]) -> No
 
     The guest needs sshd on vsock, as the image `bench` has. WORDS are passed to ssh, such as a command.
     """
-    access = prepare_access(pick_machine(name), user=user, port=port)
+    access = prepare_access(pick_entry(name), user=user, port=port)
     become_ssh(access, words)
 
 
@@ -34,5 +34,5 @@ def ssh_config(*, user: str, port: int, name: str | None) -> None:
 
     With it, ssh, scp, sftp, rsync and editors reach the machine by its name.
     """
-    access = prepare_access(pick_machine(name), user=user, port=port)
+    access = prepare_access(pick_entry(name), user=user, port=port)
     print(access.config.read_text(), end="")

@@ -104,8 +104,7 @@ class MachineHandle:
 
     def read_log(self, kind: str = "console") -> bytes:
         """A log as it is now; kind: a key of LOG_KINDS. Raises ConfigError, MachineError."""
-        with _open_log(Path(self.find_entry().directory), kind) as fd:
-            return b"".join(_read_rest(fd))
+        return b"".join(read_log(Path(self.find_entry().directory), kind))
 
     def follow_log(self, kind: str = "console") -> Iterator[bytes]:
         """A log as it is now, and then what is added, until the machine ends. Raises ConfigError, MachineError."""
@@ -181,8 +180,7 @@ def logs(name: str, kind: str = "console") -> bytes:
 
     Raises MachineError, ConfigError.
     """
-    with _open_log(find_logs(name), kind) as fd:
-        return b"".join(_read_rest(fd))
+    return b"".join(read_log(find_logs(name), kind))
 
 
 def pick_entry(name: str | None) -> Entry:
@@ -227,6 +225,12 @@ def find_logs(name: str | None) -> Path:
             hint="logs of machines that end as asked go with them",
         )
     return kept
+
+
+def read_log(folder: Path, kind: str) -> Iterator[bytes]:
+    """A log in a machine's folder, in pieces. Raises ConfigError, MachineError."""
+    with _open_log(folder, kind) as fd:
+        yield from _read_rest(fd)
 
 
 def follow_log(folder: Path, kind: str) -> Iterator[bytes]:

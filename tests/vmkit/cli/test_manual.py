@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 import pytest
 
-from vmkit.cli.look import KINDS
 from vmkit.cli.main import VERBS, vmkit
+from vmkit.machine.running import LOG_KINDS
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 PAGE = CHECKOUT / "docs/man/vmkit.1"
@@ -72,7 +72,7 @@ def test_every_variable_of_the_environment_is_there() -> None:
 
 
 def test_every_log_and_status_is_there() -> None:
-    for name in KINDS.values():
+    for name in LOG_KINDS.values():
         assert name in section("FILES")
     for status in ("0", "1", "64"):
         assert f".TP\n.B {status}\n" in section("EXIT STATUS") + "\n"

@@ -19,9 +19,10 @@ from tests.vmkit.cli.conftest import Program, Vmkit
 from tests.vsh.live import wait_until
 from tests.vsh.test_text import HOSTILE, SEEN
 from tests.vsh.typist import Typist
-from vmkit.cli import look
-from vmkit.cli.look import KINDS, MAX_TYPED_BYTES, Attachment
+from vmkit.machine import running
+from vmkit.machine.attach import MAX_TYPED_BYTES, Attachment
 from vmkit.machine.registry import reserve
+from vmkit.machine.running import LOG_KINDS
 
 DEADLINE_S = 30.0
 
@@ -30,12 +31,12 @@ DEADLINE_S = 30.0
 def machine(folders: Path) -> Iterator[Path]:
     """The directory of an entry `m` that is held, with a log of every kind."""
     with reserve("m", 3, "tiny", {"pid": os.getpid()}) as reservation:
-        for kind, name in KINDS.items():
+        for kind, name in LOG_KINDS.items():
             (reservation.directory / name).write_text(f"this is {kind}\n")
         yield reservation.directory
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", sorted(LOG_KINDS))
 def test_log_of_every_kind_is_printed(vmkit: Vmkit, machine: Path, kind: str) -> None:
     assert vmkit("logs", "--kind", kind).out == f"this is {kind}\n"
 
@@ -46,9 +47,9 @@ def test_console_log_is_what_logs_means(vmkit: Vmkit, machine: Path, word: str) 
     assert vmkit("logs", word, "--path").out == f"{machine}\n"
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", sorted(LOG_KINDS))
 def test_log_is_shown_without_what_steers_a_terminal(program: Program, machine: Path, kind: str) -> None:
-    (machine / KINDS[kind]).write_bytes(HOSTILE + b"\n")
+    (machine / LOG_KINDS[kind]).write_bytes(HOSTILE + b"\n")
     assert program("logs", "m", "--kind", kind).stdout == SEEN.encode() + b"\n"
 
 
@@ -108,7 +109,7 @@ def test_logs_of_nobody_are_told(vmkit: Vmkit) -> None:
 def test_following_goes_on_over_a_log_that_rolls_and_ends_with_the_machine(
     folders: Path, vmkit: Vmkit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(look, "FOLLOW_POLL_S", 0.01)
+    monkeypatch.setattr(running, "FOLLOW_POLL_S", 0.01)
     written = threading.Event()
 
     def live() -> None:
@@ -269,7 +270,7 @@ def test_ctrl_bracket_is_heard_under_a_guest_that_takes_nothing() -> None:
     termios.tcsetattr(theirs, termios.TCSANOW, mode)
     console, guest = socket.socketpair()
     console.setblocking(False)
-    attachment = Attachment(console, theirs)
+    attachment = Attachment(console, theirs, lambda _data: None)
     thread = threading.Thread(target=attachment.run)
     thread.start()
     for _ in range(500):
