@@ -132,6 +132,8 @@ def test_client_that_is_stopped_does_not_keep_the_terminal_raw(stage):
     stage.start("a")
     stage.start("b")
     os.kill(stage.pids["a"], signal.SIGSTOP)
+    stat = Path(f"/proc/{stage.pids['a']}/stat")
+    wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "it has stopped")
     stage.end("b")
     assert stage.typist.is_restored()
     os.kill(stage.pids["a"], signal.SIGCONT)
