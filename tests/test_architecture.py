@@ -28,8 +28,9 @@ ARROWS = {
     "vmkit.vsock": ("vmkit.vsock.*", "vshd.carry.inherited", "vshd.carry.sockets"),
     "vmkit.errors": ("vsh.errors",),
     "vmkit.run": ("vmkit.errors",),
-    "vmkit.image": ("vmkit.image.*", "vmkit.errors", "vmkit.run", "vsh.errors", "vmkit", "vshd"),
-    "vmkit.machine": ("vmkit.machine.*", "vmkit.image.*", "vmkit.errors", "vmkit.run", "vsh.*", "vmkit"),
+    "vmkit.state": (),
+    "vmkit.image": ("vmkit.image.*", "vmkit.errors", "vmkit.run", "vmkit.state", "vsh.errors", "vmkit", "vshd"),
+    "vmkit.machine": ("vmkit.machine.*", "vmkit.image.*", "vmkit.errors", "vmkit.run", "vmkit.state", "vsh.*", "vmkit"),
     "vmkit.monitor": ("vmkit.monitor.*", "vmkit.machine.*", "vmkit.errors", "vmkit.run", "vsh.*", "vshd.carry.*"),
     "vmkit.matrix": ("vmkit.matrix.*", "vmkit.machine.*", "vmkit.errors", "vsh.*"),
     # A container's devices are what doctor found, its terminal is vsh's.

@@ -13,15 +13,18 @@ def build(
     *,
     refresh: bool = False,
     lock_file: str | Path | None = None,
+    trust: bool = False,
     progress: Callable[[str, float | None], None] | None = None,
 ) -> BuiltImage:
     """The image of a shipped name or a recipe's path, from the cache or built now.
 
-    refresh looks for newer packages first. lock_file allows only the versions it lists. progress is called with what
-    is being done and, where it is known, the fraction done (0 to 1). Raises ConfigError, BuildError, HostError.
+    refresh looks for newer packages first. lock_file allows only the versions it lists. trust trusts the recipe's
+    keyring and lock_file from now on: programs that they vouch for run on this host during a build. progress is called
+    with what is being done and, where it is known, the fraction done (0 to 1). Raises ConfigError, BuildError,
+    HostError.
     """
     lock = None if lock_file is None else Path(lock_file)
-    return build_image(load_image(str(image)), progress=progress, refresh=refresh, lock_file=lock)
+    return build_image(load_image(str(image)), progress=progress, refresh=refresh, lock_file=lock, trust=trust)
 
 
 def find_image(image: str | Path = "tiny") -> BuiltImage | None:

@@ -1,5 +1,6 @@
 """Verbs about images: build, images."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import click
 from vmkit.cli.show import open_progress, print_json, print_table
 from vmkit.cli.values import complete_images
 from vmkit.errors import ConfigError
-from vmkit.image.build import build_image, find_built_image, find_drift, plan_image, update_lock_file
+from vmkit.image.build import BuiltImage, build_image, find_built_image, find_drift, plan_image, update_lock_file
 from vmkit.image.debian.lockfile import find_lock_path
 from vmkit.image.recipe.config import list_images, load_image
+from vmkit.image.trust import TrustError
+from vsh.text import clean_text
 
 
 @click.command("build")
@@ -22,6 +25,7 @@ from vmkit.image.recipe.config import list_images, load_image
 @click.option(
     "--lock-file", type=click.Path(path_type=Path, dir_okay=False), help="The lock file [default: beside the recipe]."
 )
+@click.option("--trust", is_flag=True, help="Trust the keyring that the recipe names, and its lock file.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
@@ -33,6 +37,7 @@ def build(
     update_lock: bool,
     drift: bool,
     lock_file: Path | None,
+    trust: bool,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
@@ -48,9 +53,19 @@ def build(
         print(plan_image(spec).render())
         return
     started_s = time.monotonic()
-    with open_progress(quiet=quiet) as tell:
-        path = lock_file or find_lock_path(spec)
-        built = build_image(spec, progress=tell, refresh=update or update_lock, lock_file=path if locked else None)
+    path = lock_file or find_lock_path(spec)
+
+    def make(*, is_trusted: bool) -> BuiltImage:
+        refresh, only = update or update_lock, path if locked else None
+        with open_progress(quiet=quiet) as tell:
+            return build_image(spec, progress=tell, refresh=refresh, lock_file=only, trust=is_trusted)
+
+    try:
+        built = make(is_trusted=trust)
+    except TrustError as error:
+        if not _ask_for_trust(error):
+            raise
+        built = make(is_trusted=True)
     seconds = time.monotonic() - started_s
     changes = update_lock_file(spec, path) if update_lock else find_drift(spec, path) if drift else []
     if as_json:
@@ -66,6 +81,14 @@ def build(
         print(f"{path}: {len(changes)} packages differ" if changes else f"{path}: the same packages")
         for line in changes:
             print(f"  {line}")
+
+
+def _ask_for_trust(error: TrustError) -> bool:
+    """Whether a person at a terminal says yes; False where there is none."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    print(clean_text(f"{error.brief}.\n{error.details}"), file=sys.stderr)
+    return click.confirm("Trust it from now on?", err=True)
 
 
 @click.command("images")

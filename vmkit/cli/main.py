@@ -87,4 +87,15 @@ def vmkit(*, debug: bool) -> None:
     level, layout = (
         (logging.DEBUG, "%(name)s: %(message)s") if debug else (logging.WARNING, "vmkit: warning: %(message)s")
     )
-    logging.basicConfig(level=level, stream=sys.stderr, format=layout)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_CleanFormatter(layout))
+    logging.basicConfig(level=level, handlers=[handler])
+
+
+class _CleanFormatter(logging.Formatter):
+    """Fit for a terminal: a recipe's words may be in a record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from vsh.text import clean_text  # noqa: PLC0415 - only where there is something to print
+
+        return clean_text(super().format(record))

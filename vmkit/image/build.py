@@ -9,11 +9,12 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmkit.errors import BuildError, ConfigError
+from vmkit.errors import BuildError, ConfigError, HostError
 from vmkit.image.cache import Cache, find_cache_dir, open_cache
 from vmkit.image.debian.apt import UnknownPackageError
 from vmkit.image.debian.lockfile import compare_locks, fetch_locked, read_lock_file, write_lock_file
@@ -31,6 +32,7 @@ from vmkit.image.debian.packages import (
 from vmkit.image.plan import Plan, make_plan
 from vmkit.image.recipe.config import ImageSpec, find_mention, load_image
 from vmkit.image.recipe.inputs import Inputs, Prebuilt, find_outsiders, read_inputs
+from vmkit.image.trust import find_untrusted, make_lock_voucher, remember, require_trust
 from vmkit.run import run
 
 if TYPE_CHECKING:
@@ -64,21 +66,28 @@ def build_image(
     progress: Callable[[str, float | None], None] | None = None,
     refresh: bool = False,
     lock_file: Path | None = None,
+    trust: bool = False,
 ) -> BuiltImage:
     """The image of a recipe, from the cache or built now.
 
     progress is called with what is being done and, where it is known, the fraction done (0 to 1). refresh resolves
     package versions anew; lock_file holds the only versions to take, and those of later builds on this host, too.
-    Raises ConfigError for what the recipe says, BuildError and HostError for what went wrong.
+    trust: trust the recipe's keyring and lock_file from now on. Raises TrustError where they vouch for packages and are
+    not trusted, ConfigError for what the recipe says, BuildError and HostError for what went wrong.
     """
     tell = progress or (lambda _text, _fraction: None)
     request = make_request(spec)
-    prebuilt = tuple(build_image(image, progress=progress, refresh=refresh) for image in _load_prebuilt(spec))
+    if trust:
+        remember(find_untrusted(spec, lock_file))
+    prebuilt = tuple(
+        build_image(image, progress=progress, refresh=refresh, trust=trust) for image in _load_prebuilt(spec)
+    )
     inputs = read_inputs(spec, tuple(map(_describe_prebuilt, _load_prebuilt(spec), prebuilt)))
     with open_cache(find_cache_dir()) as cache:
         found = None if refresh or lock_file else _find_built(cache, spec, request, inputs)
         if found is not None:
             return found
+        require_trust(spec, lock_file)
         for line in find_outsiders(spec):
             log.warning(line)
         with cache.locked(
@@ -97,6 +106,7 @@ def fetch_packages(spec: ImageSpec, progress: Progress, lock_file: Path | None =
     Raises what build_image raises.
     """
     request = make_request(spec)
+    require_trust(spec, lock_file)
     with open_cache(find_cache_dir()) as cache, cache.locked(f"build-{request.key()}"):
         if lock_file is not None:
             _adopt_lock(cache, request, lock_file, progress)
@@ -120,6 +130,9 @@ def update_lock_file(spec: ImageSpec, path: Path) -> list[str]:
     except ConfigError:
         lines = [f"{path} is new: {len(lock.records)} packages"]
     write_lock_file(path, request, lock)
+    with suppress(HostError):
+        # This host has made it. Without a folder to remember that in, --locked asks for it.
+        remember([make_lock_voucher(path)])
     return lines
 
 

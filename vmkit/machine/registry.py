@@ -19,6 +19,7 @@ from pathlib import Path
 from vmkit.errors import HostError, MachineError
 from vmkit.machine.launch import Layout
 from vmkit.machine.spec import FIRST_GUEST_CID, MAX_NAME_CHARACTERS, check_name
+from vmkit.state import find_state_folder
 from vsh.registry import Entry, find_runtime_directory, read_machines
 
 SCHEMA = 1
@@ -65,18 +66,8 @@ def open_runtime_directory() -> Path:
 
 def find_state_directory() -> Path:
     """Where the logs of machines that ended badly are kept, one directory per name."""
-    base = os.environ.get("VMKIT_STATE_DIR")
-    if base:
-        # The monitor will not be where we are.
-        return Path(base).absolute()
-    named = os.environ.get("XDG_STATE_HOME", "")
-    if named.startswith("/"):
-        return Path(named) / "vmkit"
-    try:
-        return Path.home() / ".local" / "state" / "vmkit"
-    except RuntimeError:
-        # No HOME, and a user the host has no name for, as in containers.
-        return Path(find_runtime_directory()) / "ended"
+    # No HOME, and a user the host has no name for, as in containers: the logs go where the machines were.
+    return find_state_folder() or Path(find_runtime_directory()) / "ended"
 
 
 def write_record(directory: Path, record: Mapping[str, object]) -> None:

@@ -45,6 +45,8 @@ def built(archive: ArchiveFixture) -> Iterator[Path]:
     (root / "my.toml").write_text(head + BASE_RECIPE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VMKIT_CACHE_DIR", str(root / "cache"))
+        patch.setenv("VMKIT_STATE_DIR", str(root / "state"))
+        archive.trust()
         build_image(load_image(str(root / "my.toml")))
     yield root
     shutil.rmtree(root)

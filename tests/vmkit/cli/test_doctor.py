@@ -1,7 +1,12 @@
 """`vmkit doctor` and the verbs about images: how findings look, and the status that says whether `up` can work."""
 
+import contextlib
 import json
 import os
+import pty
+import select
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +58,49 @@ def test_build_of_a_built_image_says_where_it_is(vmkit: Vmkit, recipe: str) -> N
     answer = json.loads(vmkit("build", recipe, "--json").out)
     assert answer["cached"] is True
     assert os.path.isfile(answer["kernel"])  # noqa: PTH113
+
+
+@pytest.fixture
+def untrusted(vmkit: Vmkit, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A recipe with a keyring that nobody has trusted, and no image of it."""
+    monkeypatch.setenv("VMKIT_CACHE_DIR", str(tmp_path / "cache"))
+    path = tmp_path / "mine.toml"
+    path.write_text(Path(recipe).read_text())
+    return str(path)
+
+
+def test_build_with_a_keyring_needs_trust_and_names_the_option(vmkit: Vmkit, untrusted: str) -> None:
+    for verb in (("build", untrusted), ("up", untrusted, "--accel", "tcg", "--backend", "user")):
+        done = vmkit(*verb)
+        assert done.status == 64
+        assert "mine.toml: you have not trusted the keyring" in done.err
+        assert f"vmkit build --trust {untrusted}" in done.err
+    done = vmkit("build", "--trust", untrusted, "-q")
+    assert done.out.startswith("mine built in "), done.err
+    assert vmkit("build", "--update", untrusted, "-q").status == 0
+
+
+@pytest.mark.parametrize(("answer", "status"), [(b"n\n", 64), (b"\n", 64), (b"y\n", 0)])
+def test_build_at_a_terminal_asks_for_trust(untrusted: str, folders: Path, answer: bytes, status: int) -> None:
+    ours, theirs = pty.openpty()
+    argv = [sys.executable, "-m", "vmkit", "build", untrusted]
+    with subprocess.Popen(argv, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs) as process:
+        os.close(theirs)
+        seen = b""
+        while b"[y/N]" not in seen:
+            assert select.select([ours], [], [], 60)[0], seen
+            seen += os.read(ours, 65536)
+        assert b"run on this host" in seen
+        assert b"SHA-256" in seen
+        os.write(ours, answer)
+        # A pseudo-terminal that nobody reads stops its writer.
+        with contextlib.suppress(OSError):
+            while data := os.read(ours, 65536):
+                seen += data
+        out = process.communicate(timeout=60)[0]
+    os.close(ours)
+    assert process.returncode == status, seen
+    assert out.startswith(b"mine built in ") == (status == 0)
 
 
 def test_build_dry_run_prints_the_plan(vmkit: Vmkit, recipe: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from vmkit.image.recipe import config
 from vmkit.image.recipe.config import ImageSpec
+from vmkit.image.trust import make_voucher, remember
 
 KERNEL_VERSION = "6.12.1-cloud-amd64"
 MODULES = f"usr/lib/modules/{KERNEL_VERSION}"
@@ -109,6 +110,10 @@ class ArchiveFixture:
     keyring: Path
     stranger_keyring: Path
     sign: Callable[[Path], None]
+
+    def trust(self) -> None:
+        """As `vmkit build --trust` does: its keyring is none of Debian's."""
+        remember([make_voucher("keyring", path, 1 << 20) for path in (self.keyring, self.stranger_keyring)])
 
     @property
     def mirror(self) -> str:
@@ -207,8 +212,9 @@ def _fill_pool(pool: Path) -> None:
 
 @pytest.fixture
 def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder, named by VMKIT_CACHE_DIR."""
+    """An empty cache folder, named by VMKIT_CACHE_DIR; a state folder, in which nothing is trusted."""
     folder = tmp_path / "cache"
+    monkeypatch.setenv("VMKIT_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("VMKIT_CACHE_DIR", str(folder))
     monkeypatch.delenv("VMKIT_MIRROR", raising=False)
     return folder
@@ -227,8 +233,9 @@ def write_recipe(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def fake_spec(archive: ArchiveFixture, write_recipe: Callable[..., Path]) -> Callable[..., ImageSpec]:
-    """fake_spec(more TOML, tables="") gives an image of the archive's fake packages."""
+def fake_spec(cache_dir: Path, archive: ArchiveFixture, write_recipe: Callable[..., Path]) -> Callable[..., ImageSpec]:
+    """fake_spec(more TOML, tables="") gives an image of the archive's fake packages; its keyring is trusted."""
+    archive.trust()
 
     def load(top: str = "", tables: str = "", *, at: ArchiveFixture = archive, name: str = "my") -> ImageSpec:
         head = f'mirror = "{at.mirror}"\nkeyring = "{at.keyring}"\n'

@@ -331,7 +331,7 @@ def progress(text, part):
     if STOP_AT and text.startswith(STOP_AT):
         sys.stdin.readline()
 try:
-    built = build_image(load_image(RECIPE), progress=progress)
+    built = build_image(load_image(RECIPE), progress=progress, trust=True)
 except VmkitError as error:
     sys.exit(error.render("vmkit"))
 print("RESULT", built.cached, built.digest, flush=True)
@@ -470,6 +470,7 @@ def _run_as_nobody(
     words = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", sys.executable, "-c"]
     script = f"STOP_AT = ''\nRECIPE = {str(recipe)!r}\n{CHILD}"
     environ = environ | {"VMKIT_CACHE_DIR": str(cache), "HOME": str(folder), "TMPDIR": str(folder)}
+    environ["VMKIT_STATE_DIR"] = str(folder / "state")
     return subprocess.run([*words, script], env=environ, capture_output=True, text=True, check=False, cwd="/")
 
 

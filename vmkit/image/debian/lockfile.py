@@ -22,6 +22,11 @@ SCHEMA = 1
 # A Debian of several hundred packages takes 200 KB.
 MAX_LOCK_BYTES = 16 << 20
 SNAPSHOT_VARIABLE = "VMKIT_SNAPSHOT"
+# Debian Policy 5.6.1 and 5.6.12; a suite's name as recipes have it; Python's version, or nothing.
+_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+:~-]*")
+_SUITE = re.compile(r"[a-z][a-z0-9./_-]*")
+_PYTHON = re.compile(r"(3\.[0-9]+)?")
 _RENEW = "renew it: vmkit build --update-lock"
 
 
@@ -62,17 +67,28 @@ def _parse_lock(raw: Mapping[str, object]) -> Lock:
     if not isinstance(given, list):
         raise ValueError("records must be a list")
     records = tuple(Record(**record) for record in given)
+    # They become parts of paths and words of commands.
     for record in records:
-        # They become parts of paths and words of commands.
+        for value, pattern in ((record.name, _NAME), (record.version, _VERSION), (record.architecture, _NAME)):
+            _check(value, pattern)
         if not re.fullmatch(r"[0-9a-f]{64}", record.sha256) or not isinstance(record.size_bytes, int):
             raise ValueError(f"{record.name}: no hash, or no size")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9+._~%/-]*", record.pool_path) or ".." in record.pool_path:
             raise ValueError(f"{record.name}: '{record.pool_path}' is no path below a mirror")
-    texts = [str(raw[key]) for key in ("suite", "kernel", "kernel_suite", "python")]
+    texts = [
+        _check(raw[key], pattern)
+        for key, pattern in (("suite", _SUITE), ("kernel", _NAME), ("kernel_suite", _SUITE), ("python", _PYTHON))
+    ]
     closure = raw["closure"]
     if not isinstance(closure, list):
         raise ValueError("closure must be a list")
-    return Lock(texts[0], texts[1], texts[2], texts[3], tuple(map(str, closure)), records)
+    return Lock(texts[0], texts[1], texts[2], texts[3], tuple(_check(name, _NAME) for name in closure), records)
+
+
+def _check(value: object, pattern: re.Pattern[str]) -> str:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise ValueError(f"{value!r} cannot be there")
+    return value
 
 
 def compare_locks(old: Lock, new: Lock) -> list[str]:

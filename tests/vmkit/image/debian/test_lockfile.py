@@ -112,6 +112,14 @@ def test_missing_lock_says_how_to_make_one(cache_dir: Path, fake_spec: FakeSpec,
         lambda lock: lock["records"][0].update(pool_path="/etc/passwd"),
         lambda lock: lock["records"][0].update(pool_path="pool/a b"),
         lambda lock: lock["records"][0].update(strange=1),
+        # Parts of paths, and words of commands that run as root.
+        lambda lock: lock["records"][0].update(name="../x"),
+        lambda lock: lock["records"][0].update(version="1 --option"),
+        lambda lock: lock.update(suite="--customize-hook=id"),
+        lambda lock: lock.update(kernel="../x"),
+        lambda lock: lock.update(python="3.13/../x"),
+        lambda lock: lock.update(closure=["./x.deb"]),
+        lambda lock: lock.update(closure=[1]),
     ],
 )
 def test_damaged_lock_is_refused(moved: tuple[ImageSpec, Path, Any], change: Callable[[Any], object]) -> None:
