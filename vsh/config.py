@@ -21,6 +21,15 @@ from vsh.flags import KINDS, Options, find_config_path, set_flag
 # A configuration is a few lines.
 SIZE_MAX = 256 * 1024
 STATUS = 64
+# Documentation/admin-guide/devices.txt
+DEV_NULL = os.makedev(1, 3)
+SPECIAL = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 ADDRESSES = frozenset(("cid", "vm_name", "uds", "unix"))
 # What makes no sense as a default.
 FORBIDDEN = frozenset(
@@ -112,31 +121,50 @@ def _split(path: str, tables: Table) -> tuple[Table, dict[str, Table]]:
 
 
 def _read(path: str) -> Table | None:
-    """The file's tables; None when there is no file."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
+    """The file's tables; None when there is no file, or /dev/null in its place."""
+    data = _read_file(path)
+    if data is None:
         return None
-    except OSError as error:
-        raise VshError(f"cannot read {path}: {error.strerror}", status=STATUS) from error
-    with open(fd, "rb") as file:
-        _check_owner(path, os.fstat(fd))
-        data = file.read(SIZE_MAX + 1)
     if len(data) > SIZE_MAX:
         raise VshError(f"{path} is larger than {SIZE_MAX} bytes", status=STATUS)
     # Few have a configuration, and the parser costs more than a short session's start.
     import tomllib  # noqa: PLC0415
 
     try:
-        return tomllib.loads(data.decode())
+        # Editors of Windows begin a file with a byte order mark.
+        return tomllib.loads(data.decode("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise VshError(f"{path}: {error}", status=STATUS) from error
 
 
-def _check_owner(path: str, status: os.stat_result) -> None:
+def _read_file(path: str) -> bytes | None:
+    fd = -1
+    try:
+        # The open must not wait for a FIFO's writer.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        status = os.fstat(fd)
+        if stat.S_ISCHR(status.st_mode) and status.st_rdev == DEV_NULL:
+            return None
+        _check(path, status)
+        return os.read(fd, SIZE_MAX + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise VshError(f"cannot read {path}: {error.strerror}", status=STATUS) from error
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def _check(path: str, status: os.stat_result) -> None:
     """Whoever may write the file decides where vsh connects to."""
     if not stat.S_ISREG(status.st_mode):
-        raise VshError(f"{path} is no file", status=STATUS)
+        kind = SPECIAL.get(stat.S_IFMT(status.st_mode), "a special file")
+        raise VshError(
+            f"{path} is {kind}, not a configuration file",
+            hint="VSH_CONFIG names a TOML file; /dev/null stands for no configuration",
+            status=STATUS,
+        )
     if status.st_uid not in (0, os.geteuid()):
         raise VshError(f"{path} belongs to uid {status.st_uid}, not to you", status=STATUS)
     if status.st_mode & 0o022:

@@ -128,6 +128,32 @@ def test_file_of_somebody_else_is_refused(write):
         parse("--vm_name=web")
 
 
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [(os.mkdir, "a directory"), (os.mkfifo, "a FIFO"), (lambda path: os.symlink("/dev/zero", path), "a device")],
+)
+def test_special_file_is_refused_at_once(vshd, tmp_path, make, kind):
+    path = tmp_path / "special"
+    make(path)
+    done = vshd.run("--", "true", env={**ENVIRONMENT, "VSH_CONFIG": str(path)})
+    assert done.returncode == 64
+    assert done.stderr.startswith(f"vsh: {path} is {kind}, not a configuration file\n".encode())
+
+
+def test_dev_null_is_no_configuration(vshd):
+    done = vshd.run("--", "echo", "hi", env={**ENVIRONMENT, "VSH_CONFIG": "/dev/null"})
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"hi\n", b"")
+    hosts = subprocess.run(
+        [sys.executable, "-m", "vsh", "--list_hosts"], env={**ENVIRONMENT, "VSH_CONFIG": "/dev/null"}, check=True
+    )
+    assert hosts.returncode == 0
+
+
+def test_byte_order_mark_is_skipped(write):
+    write("\ufeff" + HOSTS)
+    assert parse("--vm_name=web").user == "alice"
+
+
 def test_alias_works_for_real(vshd, write):
     path = write(f'[host.here]\nunix = "{vshd.path}"\nenv = ["A=from config"]\n')
     argv = [*vshd.argv()[:3], "--vm_name=here", "--", "sh", "-c", "echo $A"]

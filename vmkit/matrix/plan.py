@@ -67,7 +67,7 @@ def read_matrix(path: Path) -> Matrix:
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError(f"the matrix {path} is larger than {MAX_FILE_BYTES >> 20} MiB")
     try:
-        raw = tomllib.loads(data.decode())
+        raw = tomllib.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from error
     return plan_matrix(raw, path)

@@ -72,6 +72,9 @@ def test_document_has_a_matrix_that_is_read(tmp_path: Path) -> None:
     assert found is not None
     (tmp_path / "m.toml").write_text(found[1])
     assert len(read_matrix(tmp_path / "m.toml").cells) == 8
+    # As an editor of Windows writes it.
+    (tmp_path / "m.toml").write_text("\ufeff" + found[1])
+    assert len(read_matrix(tmp_path / "m.toml").cells) == 8
 
 
 def test_cells_are_picked_by_name() -> None:

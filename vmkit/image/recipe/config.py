@@ -188,7 +188,8 @@ def _read_text(path: Path) -> str:
     except HostFileError as error:
         raise ConfigError(f"cannot read the recipe {path}: {error}") from error
     try:
-        return raw.decode()
+        # A byte order mark is no part of the text.
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise ConfigError(f"{path}:{line}: a recipe is UTF-8 text, and this line is not") from error

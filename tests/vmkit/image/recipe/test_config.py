@@ -152,6 +152,12 @@ def test_recipe_that_is_not_text_is_refused(tmp_path: Path) -> None:
         load_image(str(path))
 
 
+def test_byte_order_mark_is_no_part_of_a_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text('\ufeffextends = "tiny"\n')
+    assert load_image(str(path)).default_user == "root"
+
+
 def test_recipe_that_is_too_large_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "my.toml"
     path.write_bytes(b"#" * ((1 << 20) + 1))
