@@ -16,9 +16,9 @@ UNIX, HYBRID, VSOCK, DESCRIPTOR = "unix", "hybrid", "vsock", "fd"
 class Address:
     """How to reach a vshd: kind UNIX (path), HYBRID (path, and a port asked for with CONNECT), VSOCK (cid, port) or
     DESCRIPTOR (fd). `name` is what people call it; `is_ours` that the registry knows it.
-    `token_file`: where the token is that it has to prove, and that we shall; empty: none."""
+    `token_file`: where the token is that it has to prove, and that we shall; empty: none. `entry`: the machine."""
 
-    __slots__ = ("cid", "fd", "is_ours", "kind", "name", "path", "port", "token_file")
+    __slots__ = ("cid", "entry", "fd", "is_ours", "kind", "name", "path", "port", "token_file")
 
     def __init__(
         self,
@@ -31,6 +31,7 @@ class Address:
         fd: int = -1,
         is_ours: bool = False,
         token_file: str = "",
+        entry: Entry | None = None,
     ) -> None:
         self.kind = kind
         self.name = name
@@ -40,6 +41,7 @@ class Address:
         self.fd = fd
         self.is_ours = is_ours
         self.token_file = token_file
+        self.entry = entry
 
     @classmethod
     def unix(cls, path: str) -> "Address":
@@ -60,6 +62,14 @@ class Address:
     def descriptor(cls, fd: int) -> "Address":
         """A connection that is open already."""
         return cls(DESCRIPTOR, name=f"descriptor {fd}", fd=fd)
+
+
+class NotReady(VshError):  # noqa: N818 - it names what was seen
+    """A machine is starting or stopping; entry: which."""
+
+    def __init__(self, brief: str, *, hint: str, entry: Entry) -> None:
+        super().__init__(brief, hint=hint)
+        self.entry = entry
 
 
 def check_cid(cid: int) -> int:
@@ -88,7 +98,11 @@ def find_by_name(name: str, port: int = VSHD_PORT) -> Address:
     """The address of a machine of the registry. Raises VshError."""
     machine = registry.find_machine(name=name)
     if machine is None:
-        raise VshError(f"no machine is called '{name}'", hint=_known(registry.read_machines()))
+        from vsh.ending import describe_last  # noqa: PLC0415 - only after a failure
+
+        raise VshError(
+            f"no machine is called '{name}'", details=describe_last(name), hint=_known(registry.read_machines())
+        )
     return address_of(machine, port)
 
 
@@ -105,8 +119,10 @@ def address_of(machine: Entry, port: int = VSHD_PORT) -> Address:
     """The address of a registered machine. Raises VshError while it is not ready."""
     name = f"machine '{machine.name}'"
     if machine.state != "ready":
-        raise VshError(
-            f"{name} is not ready: it is {machine.state or 'in an unknown state'}", hint=f"vmkit status {machine.name}"
+        raise NotReady(
+            f"{name} is not ready: it is {machine.state or 'in an unknown state'}",
+            hint=f"vmkit status {machine.name}",
+            entry=machine,
         )
     kind = VSOCK if machine.vsock is None else HYBRID
     return Address(
@@ -117,6 +133,7 @@ def address_of(machine: Entry, port: int = VSHD_PORT) -> Address:
         port=port,
         is_ours=True,
         token_file=machine.token_file,
+        entry=machine,
     )
 
 

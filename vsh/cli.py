@@ -5,7 +5,7 @@ import sys
 
 from vsh import address
 from vsh.address import Address
-from vsh.errors import ExecError, VshError
+from vsh.errors import ConnectionLost, ExecError, VshError
 from vsh.flags import Options, split_command
 from vsh.pump import deadline_after
 from vsh.session import Session, make_limits, open_session
@@ -35,7 +35,14 @@ def run(options: Options) -> int:
 
 
 def _run(options: Options) -> int:
-    where = find_address(options)
+    try:
+        where = find_address(options)
+    except address.NotReady as error:
+        if error.entry.state == "stopping":
+            from vsh.ending import explain_loss  # noqa: PLC0415 - only after a failure
+
+            explain_loss(error, error.entry)
+        raise
     where.token_file = options.token_file or where.token_file
     if options.alias:
         where.name = options.alias
@@ -63,7 +70,11 @@ def _run_session(options: Options, where: Address) -> int:
     if options.verbose or options.debug:
         mode = "extended" if session.connection.is_extended else "legacy"
         print(f"vsh: {where.name}: pid {session.pid}, {mode} mode", file=sys.stderr)
-    return _make_shell(session, has_pty=has_pty).run(deadline_s)
+    try:
+        return _make_shell(session, has_pty=has_pty).run(deadline_s)
+    except ConnectionLost as error:
+        session.explain(error)
+        raise
 
 
 def _hint_at_name(error: VshError, options: Options) -> None:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import AnyStr, Generic, Literal, Self, TypedDict, Unpack, overload
 
 from vsh.address import Address
-from vsh.errors import CommandFailed, UsageError
+from vsh.errors import CommandFailed, ConnectionLost, UsageError
 from vsh.memory import BytesSource, CaptureSink
 from vsh.process import PIPE, SIGNALLED, Process, Stream, Wiring
 from vsh.pump import Pump, deadline_after
@@ -155,7 +155,11 @@ class Client:
         data = input.encode(encoding) if isinstance(input, str) else input or b""
         sinks = {messages.STDOUT: CaptureSink(output_limit_bytes), messages.STDERR: CaptureSink(output_limit_bytes)}
         with self.open_session(words, env=env, cwd=cwd, user=user, timeout_s=timeout) as session:
-            end = Pump(session, BytesSource(data), dict(sinks)).run(deadline_s)
+            try:
+                end = Pump(session, BytesSource(data), dict(sinks)).run(deadline_s)
+            except ConnectionLost as error:
+                session.explain(error)
+                raise
         status = SIGNALLED + end.signal if end.signal else end.code & 0xFF
         stdout, stderr = sinks[messages.STDOUT].take(), sinks[messages.STDERR].take()
         result: Result[bytes] | Result[str] = Result(words, stdout, stderr, status, end.signal)

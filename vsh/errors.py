@@ -51,6 +51,10 @@ class ConnectionLost(VshError):  # noqa: N818 - it names what happened
     status = 123
 
 
+class Unreachable(VshError):  # noqa: N818 - it names what happened
+    """There is no session: nothing listens, nothing answers, or the connection ended before it was one."""
+
+
 class ExecError(VshError):
     """The command was not run. kind: a FailureKind of docs/reference/protocol.md. error: the guest's errno, or 0."""
 

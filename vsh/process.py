@@ -15,7 +15,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import IO, AnyStr, Generic, Self, cast
 
-from vsh.errors import UsageError, VshError
+from vsh.errors import ConnectionLost, UsageError, VshError
 from vsh.memory import BytesSource, NullSink
 from vsh.pump import Pump, Sink, Source, TimedOut, deadline_after
 from vsh.session import Session
@@ -262,6 +262,8 @@ class Process(Generic[AnyStr]):
         try:
             self._pump.run()
         except BaseException as error:
+            if isinstance(error, ConnectionLost):
+                self._session.explain(error)
             if self.returncode is None:
                 self._failure = error
         finally:

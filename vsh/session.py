@@ -9,7 +9,7 @@ import select
 import time
 
 from vsh.address import Address
-from vsh.errors import ConnectionLost, ExecError, VshError
+from vsh.errors import ConnectionLost, ExecError, Unreachable, VshError
 from vsh.transport import open_transport, remaining_ms
 from vshd.carry.conduit import Conduit, write_output
 from vshd.wire import messages
@@ -26,6 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vsh.registry import Entry
     from vshd.wire.proof import Proof
 
 FOREVER_S = 1e9
@@ -48,6 +49,9 @@ class Session:
         self.is_mute = False
         # Where a forward listens.
         self.description = ""
+        # The machine, where the registry has it; and whether the session was lost without anybody's wish here.
+        self.entry: Entry | None = None
+        self.is_lost = False
         self._see = see
         self.buffers = Buffers()
         self._received = 0
@@ -120,9 +124,23 @@ class Session:
     def check(self, event: Event) -> None:
         """Raises ConnectionLost if this event ends the session before its target."""
         if isinstance(event, Broken):
-            raise ConnectionLost(f"lost the connection to {self.name}: {event.reason}")
+            raise self._lose(f"lost the connection to {self.name}: {event.reason}")
         if isinstance(event, Failed):
-            raise ConnectionLost(f"{self.name} ended the session: {event.description}")
+            raise self._lose(f"{self.name} ended the session: {event.description}")
+
+    def explain(self, error: ConnectionLost) -> None:
+        """Where the session was lost since its machine ended: the error names that as the cause. Waits a moment for it.
+
+        For those who raise it on: by then a terminal is as it was.
+        """
+        if self.is_lost:
+            from vsh.ending import explain_loss  # noqa: PLC0415 - only after a failure
+
+            explain_loss(error, self.entry)
+
+    def _lose(self, brief: str) -> ConnectionLost:
+        self.is_lost = True
+        return ConnectionLost(brief)
 
     def flush(self) -> None:
         """Sends what waits, as far as the transport takes it. A broken transport is found by receive(), which may still
@@ -153,7 +171,7 @@ class Session:
             return None
         now_s = time.monotonic()
         if silence.is_peer_lost(now_s):
-            raise ConnectionLost(f"lost the connection to {self.name}: it has fallen silent")
+            raise self._lose(f"lost the connection to {self.name}: it has fallen silent")
         if silence.is_word_due(now_s):
             self.connection.send_alive()
             self.flush()
@@ -192,11 +210,17 @@ def open_session(
 
     see: is shown all bytes that travel, with their direction, ">" or "<".
 
-    Raises ExecError when nothing was run because of the command, VshError otherwise.
+    Raises ExecError when nothing was run because of the command, VshError otherwise; where the machine has ended, that
+    is the cause it names.
     """
     deadline_s = time.monotonic() + (timeout_s or FOREVER_S)
     try:
         return _open(address, request, limits, deadline_s, see)
+    except Unreachable as error:
+        from vsh.ending import explain_loss  # noqa: PLC0415 - only after a failure
+
+        explain_loss(error, address.entry)
+        raise
     except _TooLongForLegacy as error:
         # The offer itself may have made the request too long; without it a legacy server may take it.
         request.extended = None
@@ -256,7 +280,9 @@ def _open(
     connection.send_setup(request)
     fd = open_transport(address, deadline_s)
     try:
-        return _shake_hands(Session(fd, connection, address.name, see), address, deadline_s)
+        session = Session(fd, connection, address.name, see)
+        session.entry = address.entry
+        return _shake_hands(session, address, deadline_s)
     except BaseException:
         os.close(fd)
         raise
@@ -284,7 +310,7 @@ def _shake_hands(session: Session, address: Address, deadline_s: float) -> Sessi
         session.flush()
         poll.register(session.fd, select.POLLIN | (select.POLLOUT if connection.output.size else 0))
         if not poll.poll(remaining_ms(deadline_s)):
-            raise VshError(
+            raise Unreachable(
                 f"the vshd of {address.name} does not answer",
                 hint="is the guest paused or stuck? --connect_timeout waits longer",
             )
@@ -307,7 +333,7 @@ def _shake_hands(session: Session, address: Address, deadline_s: float) -> Sessi
             if isinstance(event, Failed):
                 raise _refusal(Refused(event.description, event.failure), address)
             if isinstance(event, Broken):
-                raise VshError(
+                raise Unreachable(
                     f"the vshd of {address.name} closed the connection without an answer",
                     details=event.reason,
                     hint="its log says why; does it serve this host's CID?",

@@ -13,7 +13,7 @@ import time
 
 from vsh import address as kinds
 from vsh.address import Address
-from vsh.errors import VshError
+from vsh.errors import Unreachable, VshError
 
 # `OK 4294967295\n` has 14 bytes; more is no answer of a hybrid vsock.
 OK_LINE_MAX = 32
@@ -80,12 +80,12 @@ def _cannot_reach(address: Address, error: Exception) -> VshError:
         hint = (
             "vmkit list shows what runs" if address.is_ours else "is the path right, and the program behind it running?"
         )
-        return VshError(f"nothing listens at {where}", hint=hint)
+        return Unreachable(f"nothing listens at {where}", hint=hint)
     if code == errno.EACCES:
         return VshError(f"{where} is not yours to use", hint="it belongs to another user, or its directory does")
     if code == errno.EAGAIN:
         return VshError(f"{where} does not accept connections", hint="its program is busy, stopped or stuck")
-    return VshError(f"cannot connect to {where}: {error.strerror if isinstance(error, OSError) else error}")
+    return Unreachable(f"cannot connect to {where}: {error.strerror if isinstance(error, OSError) else error}")
 
 
 def ask_for_port(address: Address, fd: int, deadline_s: float) -> None:
@@ -102,16 +102,15 @@ def ask_for_port(address: Address, fd: int, deadline_s: float) -> None:
     line = b""
     while not line.endswith(b"\n"):
         if not poll.poll(remaining_ms(deadline_s)):
-            raise VshError(f"{address.name} does not answer", hint="is the guest paused or stuck? its console may tell")
+            raise Unreachable(
+                f"{address.name} does not answer", hint="is the guest paused or stuck? its console may tell"
+            )
         try:
             data = os.read(fd, OK_LINE_MAX - len(line))
         except ConnectionResetError:
             data = b""
         if not data:
-            raise VshError(
-                f"nothing listens on port {address.port} of {address.name}",
-                hint="the guest runs, but no vshd in it; is it still booting?",
-            )
+            raise Unreachable(f"nothing listens on port {address.port} of {address.name}", hint=_hint_at_port(address))
         line += data
         if line.startswith(b"FULL ") and line.endswith(b"\n"):
             places = line[5:-1].decode("ascii", "replace")
@@ -152,15 +151,20 @@ def _open_vsock(address: Address, deadline_s: float) -> int:
 def _cannot_reach_vsock(address: Address, error: OSError) -> VshError:
     brief = f"Failed to connect to vshd: {error.strerror or error}"
     if error.errno == errno.ENODEV:
-        return VshError(f"{brief}: no VM has CID {address.cid}", hint="vmkit list shows what runs")
+        return Unreachable(f"{brief}: no VM has CID {address.cid}", hint="vmkit list shows what runs")
     if error.errno == errno.ECONNRESET:
-        return VshError(
-            f"{brief}: nothing listens on port {address.port} of {address.name}",
-            hint="the guest runs, but no vshd in it; is it still booting?",
-        )
+        what = f"nothing listens on port {address.port} of {address.name}"
+        return Unreachable(f"{brief}: {what}", hint=_hint_at_port(address))
     if error.errno == errno.ETIMEDOUT or isinstance(error, TimeoutError):
-        return VshError(f"{brief}: {address.name} does not answer", hint="is the guest paused, stuck or still booting?")
-    return VshError(brief)
+        hint = "is the guest paused, stuck or still booting?"
+        return Unreachable(f"{brief}: {address.name} does not answer", hint=hint)
+    return Unreachable(brief)
+
+
+def _hint_at_port(address: Address) -> str:
+    if address.port == kinds.VSHD_PORT:
+        return "the guest runs, but no vshd in it; is it still booting?"
+    return "the guest runs, but no program in it listens there"
 
 
 def listen_vsock(backlog: int, port: int | None = None) -> "tuple[_socket.socket, int]":

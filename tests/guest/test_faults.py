@@ -119,7 +119,7 @@ def test_interrupt_while_booting_leaves_nothing(built: None, folders: Path, afte
     assert left_over(folders) == []
 
 
-def test_qemu_killed_under_a_session_ends_vsh_with_123_and_one_line(up: Run, folders: Path) -> None:
+def test_qemu_killed_under_a_session_ends_vsh_with_123_and_the_cause(up: Run, folders: Path) -> None:
     assert up("--name", "m").returncode == 0
     session = start_session("m", "sh", "-c", "echo here; sleep 1000")
     assert session.stdout is not None
@@ -127,20 +127,26 @@ def test_qemu_killed_under_a_session_ends_vsh_with_123_and_one_line(up: Run, fol
     os.kill(int(str(entry("m").record["qemu_pid"])), signal.SIGKILL)
     _, text = session.communicate(timeout=30)
     assert session.returncode == 123
-    assert len(text.decode().splitlines()) == 1, text
+    first, *_, last = text.decode().splitlines()
+    assert first == "vsh: lost the connection to machine 'm': QEMU ended with signal 9 (SIGKILL)"
+    assert last == "hint: see its logs: vmkit logs m"
     deadline_s = time.monotonic() + 10
     while left_over(folders):
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
 
 
-def test_panic_under_a_session_is_kept_in_the_logs(up: Run, vmkit: Run, folders: Path) -> None:
+def test_panic_under_a_session_is_named_and_kept_in_the_logs(up: Run, vmkit: Run, folders: Path) -> None:
     assert up("--name", "m").returncode == 0
     waiter = subprocess.Popen([str(BIN / "vmkit"), "wait", "m"], stdout=subprocess.PIPE)
     session = start_session("m", "sh", "-c", "echo here; sleep 1; echo c > /proc/sysrq-trigger")
     _, text = session.communicate(timeout=60)
     assert session.returncode == 123
-    assert len(text.decode().splitlines()) == 1, text
+    first, second, *console, last = text.decode().splitlines()
+    assert first == "vsh: lost the connection to machine 'm': the guest's kernel panicked: sysrq triggered crash"
+    assert second == "  the console's last lines:"
+    assert any("Call Trace" in line or "RIP:" in line for line in console), console
+    assert last == "hint: see its logs: vmkit logs m"
     said, _ = waiter.communicate(timeout=30)
     assert b"kernel panicked: sysrq triggered crash" in said
     assert waiter.returncode == 1

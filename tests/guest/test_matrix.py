@@ -29,3 +29,26 @@ def test_matrix_tells_what_passed_and_what_failed(built: None, vmkit: Run, tmp_p
     assert missing[0].tag == "error"
     assert not any(letter in done.stdout.decode() + str(missing[0].get("message")) for letter in "\x1b\x9b\u202e")
     assert {machine.name for machine in read_machines()} == known
+
+
+PANIC = """
+backends = ["user"]
+[commands]
+before = "echo fine"
+panics = "sleep 1; echo c > /proc/sysrq-trigger; sleep 60"
+after = "true"
+"""
+
+
+def test_matrix_names_the_panic_under_a_command_and_after_it(built: None, vmkit: Run, tmp_path: Path) -> None:
+    (tmp_path / "lab.toml").write_text(PANIC)
+    done = vmkit("matrix", str(tmp_path / "lab.toml"), "--junit", str(tmp_path / "junit.xml"))
+    assert done.returncode == 1, done.stderr.decode()
+    cause = "the guest's kernel panicked: sysrq triggered crash"
+    assert done.stdout.decode().count(cause) == 2
+    before, panics, after = Xml.parse(tmp_path / "junit.xml").getroot()[0]
+    assert str(before[0].text).strip() == "fine"
+    for case, what in ((panics, "lost the connection to machine '"), (after, "is not running any more: ")):
+        assert case[0].tag == "error"
+        assert what in str(case[0].get("message")) and cause in str(case[0].get("message"))
+        assert "the console's last lines:" in str(case[0].text)

@@ -13,7 +13,7 @@ from typing import Self
 
 from vmkit.errors import MachineError
 from vmkit.machine import stop
-from vmkit.machine.running import MachineHandle
+from vmkit.machine.running import MachineHandle, explain_ending
 from vmkit.machine.spec import (
     DEFAULT_CPUS,
     DEFAULT_MEMORY_MIB,
@@ -26,6 +26,7 @@ from vmkit.machine.spec import (
     parse_memory,
 )
 from vmkit.machine.start import Started, start_machine
+from vsh.ending import read_ending
 from vsh.registry import Entry, find_machine
 
 
@@ -151,8 +152,8 @@ class Machine(MachineHandle):
     def find_entry(self) -> Entry:
         entry = self._look_up()
         if entry is None:
-            name = self._require().name
-            raise MachineError(f"'{name}' is not running any more", hint=f"see why: vmkit logs {name}")
+            started = self._require()
+            raise explain_ending(started.name, read_ending(started.name, started.monitor.pid))
         return entry
 
     def _look_up(self) -> Entry | None:

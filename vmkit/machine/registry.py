@@ -20,6 +20,7 @@ from vmkit.errors import HostError, MachineError
 from vmkit.machine.launch import Layout
 from vmkit.machine.spec import FIRST_GUEST_CID, MAX_NAME_CHARACTERS, check_name
 from vmkit.state import find_state_folder
+from vsh.ending import ENDED
 from vsh.registry import Entry, find_runtime_directory, read_machines
 
 SCHEMA = 1
@@ -32,6 +33,8 @@ REGISTRY_POLL_S = 0.005
 NEW_PREFIX, OLD_PREFIX = ".new.", ".old."
 # The kernel tells whether a CID is free only when asked for it (vhost); so many taken ones in a row are no accident.
 MAX_CID_ATTEMPTS = 256
+# A matrix gives each of its machines a name of its own.
+MAX_ENDINGS = 64
 # sun_path of <linux/un.h>, with its NUL; the longest name below a machine's directory is vsock.sock_4294967295.
 MAX_SOCKET_PATH_BYTES = 107
 LONGEST_SOCKET_NAME = f"{Layout.VSOCK}_4294967295"
@@ -126,6 +129,27 @@ def sweep() -> None:
     if (root / MACHINES).is_dir():
         with _hold_registry(root), _explain_errors(root):
             _sweep(root)
+
+
+def write_ending(directory: Path, ending: Mapping[str, object]) -> None:
+    """Leaves word of how a machine ended, for who meets that a moment later or asks for the machine's name.
+
+    One file for each name, and of all names the last MAX_ENDINGS. A full disk loses it, and nothing else.
+    """
+    folder = directory.parent.parent / ENDED
+    path = folder / f"{directory.name}.json"
+    temporary = folder / f".{directory.name}.{os.getpid()}"
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            with temporary.open("w") as file:
+                os.fchmod(file.fileno(), 0o600)
+                json.dump({"schema": SCHEMA, "name": directory.name, **ending}, file)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        for oldest in sorted(folder.iterdir(), key=lambda one: one.stat().st_mtime_ns)[:-MAX_ENDINGS]:
+            oldest.unlink(missing_ok=True)
 
 
 def discard(directory: Path) -> None:

@@ -19,6 +19,7 @@ from vmkit.machine.spec import check_name
 from vmkit.machine.words import Ended
 from vsh.address import address_of
 from vsh.client import Argv, Client, PopenOptions, Result, RunOptions
+from vsh.ending import Ending, await_ending, describe_last, read_ending
 from vsh.process import Process
 from vsh.registry import Entry
 from vsh.registry import find_machine as find_entry
@@ -56,7 +57,12 @@ class MachineHandle:
 
     def connect(self) -> Client:
         """A client for sessions of your own; each session has a connection of its own."""
-        return Client(address_of(self.find_entry()))
+        entry = self.find_entry()
+        if entry.state == "stopping":
+            ending = await_ending(entry)
+            if ending is not None:
+                raise explain_ending(entry.name, ending)
+        return Client(address_of(entry))
 
     @overload
     def run(self, argv: Argv, *, text: Literal[True], **options: Unpack[RunOptions]) -> Result[str]: ...
@@ -147,7 +153,7 @@ class RunningMachine(MachineHandle):
     def find_entry(self) -> Entry:
         entry = find_entry(name=self.name)
         if entry is None or (self._entry.pid and entry.pid != self._entry.pid):
-            raise MachineError(f"'{self.name}' is not running any more", hint=f"see why: vmkit logs {self.name}")
+            raise explain_ending(self.name, read_ending(self.name, self._entry.pid))
         return entry
 
     def down(self, timeout: float = stop.POWER_OFF_DEADLINE_S) -> None:
@@ -157,6 +163,16 @@ class RunningMachine(MachineHandle):
     def kill(self) -> None:
         """Ends the machine at once."""
         stop.kill(self.find_entry())
+
+
+def explain_ending(name: str, ending: Ending | None) -> MachineError:
+    """The failure of a call for a machine that has ended. ending: how, where that is known."""
+    hint = f"see why: vmkit logs {name}"
+    if ending is None:
+        return MachineError(f"'{name}' is not running any more", hint=hint)
+    if ending.is_expected:
+        hint = ""
+    return MachineError(f"'{name}' is not running any more: {ending.brief}", details=ending.details, hint=hint)
 
 
 def list_machines() -> list[RunningMachine]:
@@ -196,7 +212,9 @@ def pick_entry(name: str | None) -> Entry:
     if found is None:
         known = ", ".join(entry.name for entry in entries)
         raise MachineError(
-            f"no machine named '{name}' is running", hint=f"running: {known}" if known else "start one: vmkit up"
+            f"no machine named '{name}' is running",
+            details=describe_last(name),
+            hint=f"running: {known}" if known else "start one: vmkit up",
         )
     return found
 

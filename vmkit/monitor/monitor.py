@@ -13,14 +13,15 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, BinaryIO, assert_never
 
 from vmkit.errors import VmkitError
-from vmkit.machine.launch import LaunchPlan, Layout, Report, Stage
+from vmkit.machine.launch import MAX_DETAILS_CHARACTERS, LaunchPlan, Layout, Report, Stage
 from vmkit.machine.qemu import VSOCK_CHARDEV_ID
-from vmkit.machine.registry import discard, write_record
+from vmkit.machine.registry import discard, write_ending, write_record
 from vmkit.machine.spec import Backend
 from vmkit.machine.words import Answer, Ended, ExpectEnd, Quit, Request, Watch, name_of
 from vmkit.monitor.child import Child, start_child
@@ -139,8 +140,11 @@ class Monitor:
         self._events.add("end", {"reason": end.reason, "brief": end.brief, "expected": end.expected})
         if not end.expected:
             keep_evidence(self._plan.directory, self._plan.evidence)
+        details = self._render_details(end)
         if not self._life.is_ready:
-            self._report(Stage.FAILED, end.brief, self._render_details(end), end.hint)
+            self._report(Stage.FAILED, end.brief, details, end.hint)
+        # First left, then told: who hears it, or finds that there is nobody to hear it from, finds it there.
+        write_ending(self._plan.directory, self._plan_ending(end, details))
         self._control.announce_end(Ended(end.reason, end.brief, end.expected))
         await self._life.cancel_all()
         self._events.close()
@@ -317,6 +321,17 @@ class Monitor:
         if console and not end.expected:
             parts.append("the console's last lines:\n" + console)
         return "\n".join(parts)
+
+    def _plan_ending(self, end: End, details: str) -> dict[str, object]:
+        return {
+            "pid": os.getpid(),
+            "at": round(time.time(), 3),
+            "end": end.reason,
+            "brief": end.brief,
+            "expected": end.expected,
+            "details": details[-MAX_DETAILS_CHARACTERS:],
+            "hint": end.hint,
+        }
 
     def _write_record(self, state: str, *, must: bool = False) -> None:
         record = dict(self._plan.record, state="stopping" if self._life.is_asked else state, pid=os.getpid())

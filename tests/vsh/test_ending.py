@@ -1,0 +1,97 @@
+"""A session that is lost since its machine ended: every way to run a command names that end."""
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.vsh.live import wait_until
+from vsh.address import Address
+from vsh.client import Client
+from vsh.errors import ConnectionLost, Unreachable
+from vsh.registry import Entry
+
+BRIEF = "the guest's kernel panicked: a reason"
+PID = 4_000_000
+
+
+@pytest.fixture
+def address(vshd, tmp_path, monkeypatch):
+    """The address of a machine `m` of the registry, whose vshd is `vshd`; its monitor is played here."""
+    monkeypatch.setenv("VMKIT_RUNTIME_DIR", str(tmp_path))
+    tmp_path.chmod(0o700)
+    directory = tmp_path / "machines" / "m"
+    directory.mkdir(parents=True, mode=0o700)
+    record = {"name": "m", "cid": 3, "state": "ready", "pid": PID}
+    (directory / "machine.json").write_text(json.dumps(record))
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield make_address(vshd, directory, record)
+
+
+def make_address(vshd, directory, record):
+    address = Address.unix(str(vshd.path))
+    address.name = "machine 'm'"
+    address.entry = Entry(str(directory), record)
+    return address
+
+
+def play_monitor(address, ending):
+    """A monitor that leaves its machine's end, and tells it to the first who connects."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"{address.entry.directory}/monitor.sock")
+    listener.listen()
+
+    def serve():
+        with listener, listener.accept()[0] as asker:
+            folder = Path(os.environ["VMKIT_RUNTIME_DIR"]) / "ended"
+            folder.mkdir()
+            (folder / "m.json").write_text(json.dumps({"name": "m", "pid": PID, **ending}))
+            asker.sendall(json.dumps({"end": "panic", "brief": BRIEF, "expected": False}).encode() + b"\n")
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    return thread
+
+
+def kill_sessions(vshd, started=None):
+    """As a guest that panics: the connection is gone, and no word of an exit has come. started: a file to wait for."""
+    wait_until(lambda: started is None or started.exists(), "the command runs")
+    for pid in vshd.children():
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_lost_session_of_popen_names_the_machines_end(vshd, address):
+    monitor = play_monitor(address, {"brief": BRIEF, "expected": False, "details": "the last lines"})
+    with pytest.raises(ConnectionLost) as caught, Client(address).popen(["sleep", "100"]):
+        kill_sessions(vshd)
+    monitor.join(30)
+    error = caught.value
+    assert str(error) == error.brief == f"lost the connection to machine 'm': {BRIEF}"
+    assert (error.details, error.hint, error.status) == ("the last lines", "see its logs: vmkit logs m", 123)
+
+
+def test_lost_session_of_run_names_the_machines_end(vshd, address, tmp_path):
+    monitor = play_monitor(address, {"brief": "the guest powered off", "expected": True})
+    killer = threading.Thread(target=kill_sessions, args=(vshd, tmp_path / "started"))
+    killer.start()
+    # The command may run before the server has said so: then there was no session yet.
+    with pytest.raises((ConnectionLost, Unreachable)) as caught:
+        Client(address).run(["sh", "-c", f": > {tmp_path / 'started'}; sleep 100"])
+    killer.join(30)
+    monitor.join(30)
+    assert caught.value.brief.startswith(("lost the connection to machine 'm': ", "machine 'm' has ended: "))
+    assert caught.value.brief.endswith(": the guest powered off")
+    assert (caught.value.details, caught.value.hint) == ("", "")
+
+
+def test_lost_session_of_a_machine_that_goes_on_is_told_as_before(vshd, address):
+    """Nothing listens where its monitor would: there is nothing to wait for."""
+    with pytest.raises(ConnectionLost) as caught, Client(address).popen(["sleep", "100"]):
+        kill_sessions(vshd)
+    assert caught.value.brief == "lost the connection to machine 'm': the connection ended"
