@@ -13,12 +13,13 @@ TEST_PACKAGES := cpio gpg lz4 busybox-static gdb nftables iproute2 curl socat op
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST_ARGS ?=
 
-.PHONY: help up down test unit vm wall-full lint drift docker bench fuzz api lock packages test-packages clean
+.PHONY: help up down test quick unit vm wall-full lint drift docker bench fuzz api lock packages test-packages clean
 
 help:
 	@echo 'make up      install what is missing, build the image tiny, boot it, run a command in it'
 	@echo 'make down    stop what make up started'
 	@echo 'make test    install what is missing, then every test (unit: without VMs; vm: only with)'
+	@echo 'make quick   the tests that start no programs: seconds'
 	@echo 'make drift   build from the newest packages and tell what differs from images/*.lock'
 	@echo 'make docker     the Docker image, and the tests inside it, with the engine there is or one of its own'
 	@echo 'make wall-full   attack every image, kernel, set of layers and backend (an hour), and write docs/explanation/wall.md'
@@ -38,6 +39,11 @@ down: $(VENV)/.run
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# In-process tests alone, on two cores: while you edit.
+QUICK := tests/test_architecture.py tests/vmkit/image tests/vmkit/machine tests/vmkit/matrix tests/vmkit/vsock tests/vsh tests/vshd
+quick: $(VENV)/.test
+	$(BIN)/python -m pytest -q -n 2 -m 'not vm and not process and not slow' $(QUICK) $(PYTEST_ARGS)
 
 unit: $(VENV)/.test
 	$(BIN)/python -m pytest -m 'not vm' $(PYTEST_ARGS)

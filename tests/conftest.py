@@ -6,8 +6,41 @@ On a machine that is itself a guest it leads to somebody else's host.
 import os
 import signal
 
+import pytest
+
 os.environ["VSH_AF_VSOCK"] = "deny"
 # A shell starts what runs in its background with these ignored, and every program below would inherit that: those that
 # the tests interrupt would never hear of it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
+# Fixtures that start programs, and modules whose tests do so themselves: `make quick` leaves them out.
+STARTS_PROCESSES = {
+    "archive", "boot", "built", "client", "docker", "fake_spec", "guest", "hybrid", "installed", "machine", "make_deb",
+    "make_qemu", "modern", "program", "registered", "runtime", "start_guarded", "start_guest", "start_vshd", "tools",
+    "up", "vhost", "vshd",
+}  # fmt: skip
+PROCESS_MODULES = (
+    "tests/docker/", "tests/docs/", "tests/fuzz/", "tests/test_docker_script.py", "tests/test_lint.py",
+    "tests/test_programs.py", "tests/test_release.py", "tests/test_wheel.py", "tests/vmkit/bench/",
+    "tests/vmkit/cli/", "tests/vmkit/docker/", "tests/vmkit/forward/", "tests/vmkit/image/formats/test_tar.py",
+    "tests/vmkit/image/debian/", "tests/vmkit/image/recipe/test_template.py", "tests/vmkit/image/test_build.py",
+    "tests/vmkit/machine/test_handover.py", "tests/vmkit/machine/test_limits.py", "tests/vshd/test_proto3.py",
+    "tests/vmkit/machine/test_owner.py", "tests/vmkit/machine/test_start.py", "tests/vmkit/machine/test_stop.py",
+    "tests/vmkit/monitor/", "tests/vmkit/test_run.py", "tests/vmkit/vsock/test_lifecycle.py",
+    "tests/vmkit/vsock/test_sandbox.py", "tests/vsh/forward/test_forward.py", "tests/vsh/test_background.py",
+    "tests/vsh/test_debug.py", "tests/vsh/test_faults.py", "tests/vsh/test_limits.py",
+    "tests/vsh/test_shared_terminal.py", "tests/vsh/test_streams.py", "tests/vsh/test_terminal.py",
+    "tests/vsh/test_upstream_faults.py", "tests/vshd/test_bulk.py", "tests/vshd/test_conduit.py",
+    "tests/vshd/test_imports.py", "tests/vshd/test_inetd.py", "tests/vshd/test_init.py", "tests/vshd/test_mapping.py",
+    "tests/vshd/test_server.py", "tests/vshd/test_services.py", "tests/vshd/test_strangers.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks the tests that start programs, by what they use."""
+    root = config.rootpath
+    for item in items:
+        name = str(item.path.relative_to(root)) if item.path.is_relative_to(root) else ""
+        if name.startswith(PROCESS_MODULES) or STARTS_PROCESSES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("process")
