@@ -47,7 +47,7 @@ def check_gdb_port(port: int) -> None:
             probe.listen(1)
         except OSError as error:
             raise HostError(
-                f"gdb's port {port} cannot be had: {os.strerror(error.errno or 0)}", hint="choose another: --gdb PORT"
+                f"gdb's port {port} cannot be used: {os.strerror(error.errno or 0)}", hint="choose another: --gdb PORT"
             ) from error
 
 

@@ -100,30 +100,29 @@ class MachineSpec:
             check_name(self.name)
         if self.cid is not None and not FIRST_GUEST_CID <= self.cid <= LAST_GUEST_CID:
             raise ConfigError(
-                f"CID {self.cid} cannot be a guest's",
-                hint=f"choose one from {FIRST_GUEST_CID} to {LAST_GUEST_CID} (0 to 2 and 2^32-1 are reserved)",
+                f"--cid must be between {FIRST_GUEST_CID} and {LAST_GUEST_CID}, not {self.cid}",
+                hint="0 to 2 and 2^32-1 are reserved",
             )
         if self.memory_mib < MIN_MEMORY_MIB:
             raise ConfigError(
                 f"{self.memory_mib} MiB of memory is too little to boot", hint=f"at least {MIN_MEMORY_MIB}"
             )
         if not 1 <= self.cpus <= MAX_CPUS:
-            raise ConfigError(f"{self.cpus} vCPUs cannot be had", hint=f"choose from 1 to {MAX_CPUS}")
+            raise ConfigError(f"--cpus must be between 1 and {MAX_CPUS}, not {self.cpus}")
         if not 0 < self.timeout_s <= MAX_TIMEOUT_S:
             raise ConfigError(
-                f"a timeout of {self.timeout_s:g} s makes no sense",
-                hint=f"give seconds above 0, {MAX_TIMEOUT_S:.0f} at most",
+                f"--timeout must be above 0 and at most {MAX_TIMEOUT_S:.0f} seconds, not {self.timeout_s:g}",
             )
         if self.gdb_port is not None and not 1 <= self.gdb_port <= MAX_PORT:
-            raise ConfigError(f"gdb cannot be given port {self.gdb_port}", hint=f"choose one from 1 to {MAX_PORT}")
+            raise ConfigError(f"--gdb must be a port between 1 and {MAX_PORT}, not {self.gdb_port}")
         if len(self.disks) > MAX_DISKS:
-            raise ConfigError(f"{len(self.disks)} disks are more than a machine can have", hint=f"{MAX_DISKS} at most")
+            raise ConfigError(f"a machine can have {MAX_DISKS} disks, not {len(self.disks)}")
         if self.cpu is not None and not re.fullmatch(r"[A-Za-z0-9][\w.+,=-]*", self.cpu, re.ASCII):
             raise ConfigError(
                 f"'{self.cpu}' is not a CPU model", hint="as for QEMU's -cpu: max, or qemu64,-cx16 (see -cpu help)"
             )
         if "\0" in self.append or "\n" in self.append:
-            raise ConfigError("kernel arguments cannot hold a NUL or a newline")
+            raise ConfigError("--append must not contain a NUL or a newline")
 
 
 def check_name(name: str) -> str:

@@ -73,5 +73,5 @@ def _explain_output(exit_: QemuExit) -> End:
     if locked is None:
         return End("qemu-exit", f"QEMU ended with {exit_.how}", details=exit_.output)
     brief = f"the disk {locked[1]} is in use by another machine or program"
-    hint = "a disk that one may write, no other can have; end the other, or give this one a copy"
+    hint = "a writable disk can be attached to one machine only: stop the other machine, or use a copy"
     return End("disk-in-use", brief, details=exit_.output, hint=hint)

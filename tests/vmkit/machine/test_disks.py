@@ -54,7 +54,7 @@ def test_root_is_a_file_system(tmp_path: Path) -> None:
 def test_port_in_use_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(HostError, match=rf"gdb's port {port} cannot be had: Address already in use"):
+        with pytest.raises(HostError, match=rf"gdb's port {port} cannot be used: Address already in use"):
             check_gdb_port(port)
     check_gdb_port(port)
 
