@@ -4,7 +4,6 @@ A hit reads the recipe, the templates and vshd's sources, and nothing else: no a
 versions are those of the last resolve until refresh=True asks for new ones.
 """
 
-import gzip
 import json
 import logging
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmkit.errors import BuildError, ConfigError, HostError
+from vmkit.image.artifacts import are_whole, describe_artifacts
 from vmkit.image.cache import Cache, find_cache_dir, open_cache
 from vmkit.image.debian.apt import UnknownPackageError
 from vmkit.image.debian.lockfile import compare_locks, fetch_locked, read_lock_file, write_lock_file
@@ -23,7 +23,6 @@ from vmkit.image.debian.packages import (
     Progress,
     Request,
     fetch,
-    hash_file,
     keep_lock,
     make_request,
     read_lock,
@@ -33,7 +32,6 @@ from vmkit.image.plan import Plan, make_plan
 from vmkit.image.recipe.config import ImageSpec, find_mention, load_image
 from vmkit.image.recipe.inputs import Inputs, Prebuilt, find_outsiders, read_inputs
 from vmkit.image.trust import find_untrusted, make_lock_voucher, remember, require_trust
-from vmkit.run import run
 
 if TYPE_CHECKING:
     from vmkit.image.assemble import Assembled
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("vmkit.image")
 
 MANIFEST_SCHEMA = 1
-_COMPRESS_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,11 +191,11 @@ def _find_built(cache: Cache, spec: ImageSpec, request: Request, inputs: Inputs)
 
 
 def _read_built(cache: Cache, spec: ImageSpec, digest: str, *, cached: bool) -> BuiltImage | None:
-    """The image in the cache, if all its files are there with the sizes their manifest tells."""
+    """The image in the cache, if all its files are there, and what their manifest says."""
     folder = cache.image_dir(digest)
     try:
         artifacts = json.loads((folder / "manifest.json").read_bytes())["artifacts"]
-        if any((folder / name).stat().st_size != entry["size_bytes"] for name, entry in artifacts.items()):
+        if not are_whole(folder, artifacts, cache.note_path(digest)):
             return None
         if cached:
             # The folder's time says when the image was last used; Cache.sweep goes by it.
@@ -235,6 +232,7 @@ def _build(
         final = cache.image_dir(plan.digest)
         if final.exists():
             # Not whole, or _read_built would have taken it.
+            tell(f"the image {spec.name} was damaged in the cache, and is replaced", None)
             cache.discard(final)
         cache.adopt(folder / "image", final)
     built = _read_built(cache, spec, plan.digest, cached=False)
@@ -259,6 +257,7 @@ def _write_image(
     from vmkit.image.assemble import assemble  # noqa: PLC0415
     from vmkit.image.formats.cpio import render_cpio  # noqa: PLC0415
     from vmkit.image.formats.ext4 import write_ext4  # noqa: PLC0415
+    from vmkit.image.formats.packing import pack  # noqa: PLC0415
 
     work = folder / "work"
     work.mkdir()
@@ -267,13 +266,12 @@ def _write_image(
     image = folder / "image"
     image.mkdir()
     (image / "kernel").write_bytes(assembled.kernel.image)
-    (image / "initrd").write_bytes(_compress(render_cpio(assembled.initramfs), spec.compression))
+    (image / "initrd").write_bytes(pack(render_cpio(assembled.initramfs), spec.compression))
     if assembled.root is not None:
         contents = folder / "contents"
         contents.mkdir()
         write_ext4(assembled.root, image / "root", contents, plan.digest)
-    artifacts = {path.name: _describe_artifact(path) for path in sorted(image.iterdir())}
-    manifest = _render_manifest(spec, plan, assembled, artifacts)
+    manifest = _render_manifest(spec, plan, assembled, describe_artifacts(image))
     (image / "manifest.json").write_text(manifest)
     tell(f"built the image {spec.name}", 1.0)
 
@@ -305,22 +303,3 @@ def _render_manifest(
         ],
     }
     return json.dumps(manifest, indent=2) + "\n"
-
-
-def _describe_artifact(path: Path) -> dict[str, object]:
-    return {"sha256": hash_file(path), "size_bytes": path.stat().st_size}
-
-
-def _compress(archive: bytes, compression: str) -> bytes:
-    """Formats the kernel unpacks (usr/Kconfig, RD_*); each made the same way every time."""
-    match compression:
-        case "gzip":
-            return gzip.compress(archive, 9, mtime=0)
-        case "lz4":
-            # The kernel reads lz4's legacy frame only.
-            return run(["lz4", "-l", "-9", "-c"], stdin=archive, timeout_s=_COMPRESS_TIMEOUT_S, package="lz4")
-        case "zstd":
-            # One thread: the split into jobs would depend on the machine.
-            return run(["zstd", "-19", "-T1", "-q", "-c"], stdin=archive, timeout_s=_COMPRESS_TIMEOUT_S, package="zstd")
-        case _:
-            return archive

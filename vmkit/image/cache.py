@@ -65,6 +65,10 @@ class Cache:
     def image_dir(self, digest: str) -> Path:
         return self._folder / "images" / digest
 
+    def note_path(self, digest: str) -> Path:
+        """What was found when the files of an image were compared with its manifest (vmkit.image.artifacts)."""
+        return self._folder / "compared" / f"{digest}.json"
+
     @contextmanager
     def locked(self, name: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
         """Holds the lock `name`; calls waiting once if somebody else has it. Raises BuildError after LOCK_TIMEOUT_S."""
@@ -128,6 +132,9 @@ class Cache:
             with suppress(OSError):
                 if path.stat().st_mtime < oldest:
                     self.discard(path)
+        for path in _list(self._folder / "compared"):
+            if not self.image_dir(path.stem).exists():
+                path.unlink(missing_ok=True)
 
     def discard(self, path: Path) -> None:
         """Removes a folder at one blow: nobody sees half of it."""

@@ -40,6 +40,7 @@ MAX_PROBE_OUTPUT_BYTES = 1024 * 1024
 MAX_REASON_CHARACTERS = 120
 VERDICT_FILE = "kvm-verdict.json"
 VERSION_FILE = "qemu-version.json"
+VERSION = re.compile(r"version (\d+)\.(\d+)(?:\.(\d+))?")
 MAX_NOTE_BYTES = 16 * 1024
 
 
@@ -72,7 +73,7 @@ def find_qemu(cache_dir: Path | None = None, name: str = QEMU) -> Qemu:
     if path is None:
         raise HostError(f"cannot find QEMU ({name}) on PATH", hint=f"install it: sudo apt-get install {QEMU_PACKAGE}")
     text = _read_version_text(path, cache_dir)
-    match = re.search(r"version (\d+)\.(\d+)(?:\.(\d+))?", text)
+    match = VERSION.search(text)
     if match is None:
         raise HostError(f"cannot tell the version of {path}", details=text)
     version = (int(match[1]), int(match[2]), int(match[3] or 0))
@@ -84,12 +85,13 @@ def find_qemu(cache_dir: Path | None = None, name: str = QEMU) -> Qemu:
 def _read_version_text(path: str, cache_dir: Path | None) -> str:
     """`QEMU emulator version ...`; asking costs a twentieth of a second, so the answer of an unchanged file is kept."""
     status = Path(path).stat()
-    key = f"{path} {status.st_ino} {status.st_size} {status.st_mtime_ns}"
+    key = f"{path} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
     known = None if cache_dir is None else _read_note(cache_dir / VERSION_FILE, key)
     if known is not None:
         return str(known.get("version", ""))
     text = run([path, "--version"], timeout_s=10.0, package=QEMU_PACKAGE).decode(errors="replace")
-    if cache_dir is not None:
+    # An answer without a version is an error, which should not outlive its cause.
+    if cache_dir is not None and VERSION.search(text):
         _write_note(cache_dir / VERSION_FILE, key, {"version": text})
     return text
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -114,12 +115,15 @@ from vmkit.image.build import build_image
 from vmkit.image.recipe.config import load_image
 def refuse(*words, **settings):
     raise SystemExit("a program was started: %r" % (words,))
+opened = []
+sys.addaudithook(lambda event, words: opened.append(str(words[0])) if event == "open" else None)
 subprocess.Popen.__init__ = refuse
 built = build_image(load_image({str(spec.origin)!r}))
 assert built.cached, built
 rooms = {{"vmkit.image." + name for name in ("assemble", "recipe.sandbox", "debian.deb")}}
 late = ({{"jinja2", "tarfile"}} | rooms) & set(sys.modules)
 assert not late, late
+assert not [path for path in opened if path.endswith(("/kernel", "/initrd"))], "files of the image were read"
 print(built.digest)
 """
     done = subprocess.run(
@@ -318,6 +322,88 @@ def test_damaged_artifact_is_built_again(cache_dir: Path, fake_spec: FakeSpec) -
     built.initrd.write_bytes(whole[:-1])
     again = build_image(fake_spec())
     assert (again.cached, again.initrd.read_bytes()) == (False, whole)
+
+
+@pytest.mark.parametrize("name", ["kernel", "initrd"])
+def test_artifact_with_other_bytes_is_built_again_and_that_is_told(
+    cache_dir: Path, fake_spec: FakeSpec, name: str
+) -> None:
+    """Of the same size, with the same mtime: a bad disk, or a program that wrote there."""
+    built = build_image(fake_spec())
+    path = built.kernel.parent / name
+    whole, before = path.read_bytes(), path.stat()
+    path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert find_built_image(fake_spec()) is None
+    told: list[str] = []
+    again = build_image(fake_spec(), progress=lambda text, _: told.append(text))
+    assert (again.cached, path.read_bytes()) == (False, whole)
+    assert "the image my was damaged in the cache, and is replaced" in told
+    assert build_image(fake_spec()).cached
+
+
+def test_artifact_that_was_only_touched_is_served(cache_dir: Path, fake_spec: FakeSpec) -> None:
+    built = build_image(fake_spec())
+    copy = built.initrd.with_name("copy")
+    copy.write_bytes(built.initrd.read_bytes())
+    copy.rename(built.initrd)
+    assert build_image(fake_spec()).cached
+    note = json.loads((cache_dir / "compared" / f"{built.digest}.json").read_bytes())
+    assert note["initrd"][1] == built.initrd.stat().st_ino
+
+
+def test_cache_that_takes_no_notes_still_serves(cache_dir: Path, fake_spec: FakeSpec) -> None:
+    built = build_image(fake_spec())
+    note = cache_dir / "compared" / f"{built.digest}.json"
+    for content in (b"", b"[]", b'{"initrd": 7}', b"\xff"):
+        note.write_bytes(content)
+        assert build_image(fake_spec()).cached
+    note.unlink()
+    note.mkdir()
+    assert build_image(fake_spec()).cached
+
+
+def test_notes_of_images_that_are_gone_are_swept(cache_dir: Path, fake_spec: FakeSpec) -> None:
+    built = build_image(fake_spec())
+    shutil.rmtree(built.kernel.parent)
+    build_image(fake_spec('default_user = "user"\n'))
+    assert built.digest not in {path.stem for path in (cache_dir / "compared").iterdir()}
+
+
+def fake_tool(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+@pytest.mark.parametrize("script", ["exec cat >/dev/null", "cat >/dev/null; echo packed", "PACK | head -c 200"])
+def test_packer_that_fails_without_a_word_makes_no_image(
+    cache_dir: Path, fake_spec: FakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str, script: str
+) -> None:
+    spec = fake_spec(f'compression = "{compression}"\n')
+    real = f'{shutil.which(compression)} "$@"'
+    fake_tool(tmp_path / "bin", compression, script.replace("PACK", real), monkeypatch)
+    with pytest.raises(BuildError, match=f"'{compression}' ended with success, and did not pack the initramfs"):
+        build_image(spec)
+    monkeypatch.undo()
+    monkeypatch.setenv("VMKIT_CACHE_DIR", str(cache_dir))
+    assert find_built_image(spec) is None
+
+
+def test_failed_packer_makes_no_image_where_children_are_not_waited_for(
+    cache_dir: Path, fake_spec: FakeSpec, tmp_path: Path, child_environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_image(fake_spec())
+    spec = fake_spec('compression = "zstd"\n')
+    fake_tool(tmp_path / "bin", "zstd", "exit 7", monkeypatch)
+    ignore = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)"
+    child = _start_child(spec, child_environ | {"PATH": os.environ["PATH"]}, before=ignore)
+    output, errors = child.communicate()
+    assert child.returncode == 1, output
+    assert "SIGCHLD" in errors
+    assert find_built_image(spec) is None
 
 
 # A build in a process of its own. It says what it does, line by line, and waits at STOP_AT until a line comes in.
