@@ -1,4 +1,4 @@
-"""Fuzzes the vsock device: packets, descriptor chains, ring words and vhost-user messages, against the whole device.
+"""Fuzzes the vsock device: packets, buffers, ring words, features, set-ups and vhost-user messages, against all of it.
 
 The device runs inside this process and is stepped by hand, so a case is quick and a failure has a traceback. Each case
 plays random turns of a guest, of host programs and of a front-end; afterwards the books must balance, and after a
@@ -11,6 +11,7 @@ import contextlib
 import os
 import random
 import shutil
+import signal
 import socket
 import struct
 import sys
@@ -19,6 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.fuzz.vsock_front_end import FrontEndTurns, SteppedFrontEnd, open_files
 from tests.vmkit.vsock import fake_driver as fd
 from vmkit.vsock import packet as pk
 from vmkit.vsock import vhost_user as vu
@@ -31,32 +33,22 @@ TURNS_PER_CASE = 60
 HOST_PORTS = (600, 601, 700)  # nobody listens at 700
 GUEST_PORTS = (9001, 9002, 9003)
 MAX_CONNECTIONS = 12
+RX_CUTS = (
+    (fd.RX_SINGLE,),
+    (fd.RX_SPLIT,),
+    (fd.RX_ODD,),
+    (fd.RX_HEADER,),
+    (fd.RX_HEADER, fd.RX_SINGLE),
+    (fd.RX_ODD, fd.RX_HEADER_SPLIT, fd.RX_HEADER),
+)
 
 
-class SteppedFrontEnd(fd.FrontEnd):
-    """A front-end whose device only moves when it waits for a reply."""
-
-    def __init__(self, sock: socket.socket, backend: Backend) -> None:
-        super().__init__(sock)
-        self._backend = backend
-        sock.setblocking(False)
-
-    def _read(self, size: int) -> bytes:
-        data = b""
-        for _ in range(1000):
-            with contextlib.suppress(BlockingIOError):
-                data += self.sock.recv(size - len(data))
-            if len(data) == size:
-                return data
-            self._backend.step()
-        raise AssertionError("the device does not answer its front-end")
-
-
-class World:
+class World(FrontEndTurns):
     """The device, a fake guest, and host programs, all in this process."""
 
     def __init__(self, directory: Path, rng: random.Random) -> None:
         self.rng = rng
+        self.weights = rng.choice((GUEST_WEIGHTS, FRONT_WEIGHTS))
         self.uds_path = str(directory / "v")
         self.lines: list[str] = []
         self.listeners = [self._listen(self.uds_path)]
@@ -72,15 +64,20 @@ class World:
             privileged_ports=(601,),
             max_connections=MAX_CONNECTIONS,
         )
+        features = rng.choice((fd.ALL_FEATURES, fd.ALL_FEATURES & ~fd.F_EVENT_IDX, fd.ALL_FEATURES & ~fd.F_INDIRECT))
+        has_tables = bool(features & fd.F_INDIRECT)
         self.driver = fd.FakeDriver(
             front,
-            features=rng.choice((fd.ALL_FEATURES, fd.ALL_FEATURES & ~fd.F_EVENT_IDX, fd.ALL_FEATURES & ~fd.F_INDIRECT)),
-            rx_cut=rng.choice((fd.RX_SINGLE, fd.RX_SPLIT, fd.RX_ODD)),
+            features=features,
+            rx_cuts=rng.choice(RX_CUTS),
             rx_buffers=rng.choice((1, 5, 20)),
+            is_rx_indirect=has_tables and rng.random() < 0.3,
             tx_cut=rng.choice(((44,), (1, 43, 7), (100, 5))),
+            is_tx_indirect=has_tables and rng.random() < 0.3,
             buf_alloc=rng.choice((262144, 1000)),
         )
-        self.driver.front = SteppedFrontEnd(front, self.backend)
+        self.front = self.driver.front = SteppedFrontEnd(front, self.backend)
+        self.files = open_files(self.driver)
         self.driver.boot()
         for port in GUEST_PORTS[:2]:
             self.driver.listen(port)
@@ -103,7 +100,7 @@ class World:
     # Turns.
 
     def turn(self) -> None:
-        play = self.rng.choices(TURNS, WEIGHTS)[0]
+        play = self.rng.choices(TURNS, self.weights)[0]
         play(self)
         for link in self.backend._host._links.values():
             # Small sockets, so that bytes stay with the device.
@@ -214,6 +211,26 @@ class World:
         for _ in range(rng.randrange(1, 3)):
             ring.offer(rng.choice((0, 1, 7, rng.randrange(ring.size), rng.getrandbits(16))))
 
+    def ring_table(self) -> None:
+        """An indirect table of nearly right descriptors, offered on either ring."""
+        rng = self.rng
+        ring = rng.choice((self.driver.tx, self.driver.rx))
+        flag = fd.WRITE if ring is self.driver.rx else 0
+        area = fd.RAM_BYTES - 0x10000
+        count = rng.choice((1, 2, 5, 44, ring.size))
+        for i in range(count):
+            flags = flag | fd.NEXT if i + 1 < count else flag
+            following = i + 1
+            if rng.random() < 1 / count:
+                flags = rng.choice((flags, flags, flags ^ fd.NEXT, flags ^ fd.WRITE, flags | fd.INDIRECT))
+                following = rng.choice((i + 1, i, 0, count, 0xFFFF))
+            length = rng.choice((0, 1, 1, 44, 4000, 2**32 - 1 if rng.random() < 0.1 else 1))
+            entry = struct.pack("<QIHH", area + 0x4000 + i, length, flags, following)
+            self.driver.ram.write(area + 16 * i, entry)
+        length = rng.choice((16 * count, 16 * count, 16 * count + 1, 16 * (ring.size + 1), 0))
+        ring.write_desc(0, area, length, fd.INDIRECT, 0)
+        ring.offer(0)
+
     def ring_word(self) -> None:
         """Any word of either ring, or its index."""
         rng = self.rng
@@ -238,6 +255,15 @@ class World:
         self.driver.reboot()
         for port in GUEST_PORTS[:2]:
             self.driver.listen(port)
+
+    def let_time_pass(self) -> None:
+        """What the passing of time leads to, without waiting for it."""
+        later_s = time.monotonic() + self.rng.choice((0.1, 3, 9, 20))
+        self.backend._host.expire(later_s)
+        for _ in range(3):
+            self.backend._traffic.probe_starved()
+        if self.rng.random() < 0.2:
+            self.backend._note_signal(self.rng.choice((signal.SIGHUP, signal.SIGUSR1)), None)
 
     def new_memory(self) -> None:
         table = self.driver.memory_table()
@@ -301,6 +327,8 @@ class World:
     def close(self) -> None:
         for sock in (*self.programs, *self.listeners):
             sock.close()
+        for number in self.files:
+            os.close(number)
         self.driver.close()
         self.backend.step()
         assert self.backend.is_finished() or self.backend._muxer.member_count
@@ -315,12 +343,21 @@ TURNS = (
     World.host_accept,
     World.host_program,
     World.ring_chain,
+    World.ring_table,
     World.ring_word,
     World.pause,
     World.reboot,
     World.new_memory,
+    World.let_time_pass,
+    World.features,
+    World.ring_setup,
+    World.descriptors,
+    World.memory,
+    World.message,
 )
-WEIGHTS = (12, 2, 12, 5, 6, 10, 2, 1, 1, 1, 1)
+GUEST_WEIGHTS = (12, 2, 12, 5, 6, 10, 2, 2, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0)
+# A case in which the rings hardly ever run would try little else.
+FRONT_WEIGHTS = (12, 2, 12, 5, 6, 10, 1, 1, 1, 1, 4, 1, 1, 1, 2, 1, 1, 2)
 
 
 @contextlib.contextmanager
