@@ -17,6 +17,7 @@ from vmkit.image.debian.packages import python_packages
 from vmkit.image.formats.elf import is_elf, read_needed
 from vmkit.image.formats.tree import COMPLETE_PATH, Kind, Node, Tree, directory_node, file_node, symlink_node
 from vmkit.image.formats.vmlinux import find_btf
+from vmkit.image.interpreter import find_release
 from vmkit.image.kernel import Kernel, take_kernel
 from vmkit.image.needs import find_needs
 from vmkit.image.plan import (
@@ -168,7 +169,7 @@ class _Assembly:
         self._whole = dict(self._tree.walk())
 
     def _take_daemon(self, step: TakeDaemon) -> None:
-        python = GuestPython(self._tree, step.version, self._work)
+        python = self._open_python(step.version)
         if self._tree.find(python.program) is None:
             raise ConfigError(
                 f"{self._spec.origin}: packages: the image installs no Python for vshd", hint='add "python3"'
@@ -177,6 +178,13 @@ class _Assembly:
         python.compile()
         python.check_imports(step.modules, find_needs("vshd", self._inputs.vshd))
         self._python = python
+
+    def _open_python(self, version: str) -> GuestPython:
+        assert self._plan.lock is not None
+        program, *_ = python_packages(version)
+        work = self._work / "python"
+        work.mkdir()
+        return GuestPython(self._tree, version, find_release(self._plan.lock.find(program).version), work)
 
     def _take_host_python(self, step: TakeHostPython) -> None:
         python = self._python
@@ -218,7 +226,7 @@ class _Assembly:
 
     def _take_python(self, step: TakePython) -> None:
         program, *libraries = python_packages(step.version)
-        python = GuestPython(self._tree, step.version, self._work)
+        python = self._open_python(step.version)
         python.take_program(self._debs[program])
         python.take_library([self._debs[name] for name in libraries], step.modules)
         python.take_package("vshd", self._inputs.vshd)

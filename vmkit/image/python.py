@@ -1,25 +1,32 @@
-"""CPython for a guest: the interpreter and only the library modules a recipe lists, compiled by that very interpreter.
+"""CPython for a guest: the interpreter and only the library modules a recipe lists, compiled.
 
 Library modules are shipped as .pyc alone (smaller to unpack, one stat less per import), vshd with its sources, so that
 its tracebacks show lines. Every .pyc is hash-based and unchecked (PEP 552): the guest trusts it without looking at the
-source's time. The guest's interpreter runs here through the guest's own loader and libraries. Knows Debian's layout of
-Python packages, nothing of recipes.
+source's time. Which interpreter compiles is vmkit.image.interpreter's business. Knows Debian's layout of Python
+packages, nothing of recipes.
 """
 
+import encodings
+import json
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
+from encodings.aliases import aliases
 from pathlib import Path
 
 from vmkit.errors import BuildError, CommandError
+from vmkit.image import imports
 from vmkit.image.debian.deb import read_deb
 from vmkit.image.formats.tree import Kind, Node, Tree, file_node, symlink_node
+from vmkit.image.interpreter import (
+    LOADER,
+    Interpreter,
+    find_host_interpreter,
+    find_magic,
+    make_guest_interpreter,
+)
 from vmkit.image.needs import Needs
-from vmkit.run import run
 
-# Compiling a hundred modules takes about a second.
-_COMPILE_TIMEOUT_S = 120.0
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
-_LOADER = f"{_LIBRARIES}/ld-linux-x86-64.so.2"
 
 _DEBIAN_PACKAGES = "usr/lib/python3/dist-packages"
 
@@ -64,13 +71,19 @@ sys.exit("\\n".join(failures) or None)
 class GuestPython:
     """The interpreter of a tree that is being built, version like `3.13`."""
 
-    def __init__(self, tree: Tree, version: str, work: Path) -> None:
+    def __init__(self, tree: Tree, version: str, release: str, work: Path) -> None:
+        """release: like `3.13.5`, empty where it is not known. work: an empty folder."""
         self.version = version
+        self._release = release
         self.library = f"usr/lib/python{version}"
         self.program = f"usr/bin/python{version}"
         self._tree = tree
         self._work = work
+        self._root = work / "root"
         self._sources: dict[str, bytes] = {}
+        # The names of all modules of the packages that the listed ones are from.
+        self._packaged: set[str] = set()
+        self._interpreter: Interpreter | None = None
 
     def take_program(self, deb: Path) -> None:
         """Adds the interpreter, as /usr/bin/python3 too."""
@@ -93,6 +106,7 @@ class GuestPython:
                 if node.kind is not Kind.FILE or not path.startswith(prefix):
                     continue
                 name = _module_name(path.removeprefix(prefix))
+                self._packaged.add(name)
                 if name and _is_listed(name, names):
                     self._add_module(path, node)
 
@@ -110,15 +124,16 @@ class GuestPython:
 
     def compile(self) -> None:
         """Compiles everything taken, in sorted order, and puts the .pyc files into the tree."""
-        self._write_root()
+        interpreter = self._find_interpreter()
         jobs, outputs = [], {}
         for index, guest_path in enumerate(sorted(self._sources)):
             output = self._work / f"{index}.pyc"
             outputs[guest_path] = output
             level = "0" if guest_path.startswith(_DEBIAN_PACKAGES) else "2"
-            jobs += [str(self._work / "root" / guest_path), str(output), f"/{guest_path}", level]
+            self._write(guest_path, self._sources[guest_path])
+            jobs += [str(self._root / guest_path), str(output), f"/{guest_path}", level]
         (self._work / "jobs").write_text("\n".join(jobs) + "\n")
-        self._run(_COMPILER, str(self._work / "jobs"))
+        interpreter.run(_COMPILER, str(self._work / "jobs"), cwd=self._root)
         for guest_path, output in outputs.items():
             self._tree.add(self._pyc_path(guest_path), file_node(output.read_bytes()))
 
@@ -129,20 +144,40 @@ class GuestPython:
             self._tree.remove(self._cached_path(path))
 
     def check_imports(self, modules: Sequence[str], needs: Needs) -> None:
-        """Imports each listed module, and what vshd needs, with nothing but what was taken.
+        """Sees that each listed module, and what vshd needs, can be imported with nothing but what was taken.
 
-        Raises BuildError naming what is missing.
+        Where the guest's interpreter runs here, it imports them. Raises BuildError naming what is missing.
         """
-        codecs = [f"codec:{name}" for name in needs.codecs]
-        try:
-            self._run(_IMPORTER, *modules, *needs.modules, *codecs)
-        except CommandError as error:
-            raise BuildError(
-                f"the guest's Python lacks a module or codec: {error.details.splitlines()[-1]}",
-                details=error.details,
-                hint="add the missing module to the recipe's `python_modules` (a codec is encodings.NAME), or its "
-                "library to [extract]",
-            ) from error
+        listed = (*modules, *needs.modules)
+        interpreter = self._find_interpreter()
+        if interpreter.is_guests:
+            try:
+                interpreter.run(_IMPORTER, *listed, *map("codec:{}".format, needs.codecs), cwd=self._root)
+            except CommandError as error:
+                raise _explain_missing(error.details.splitlines()[-1], error.details) from error
+            return
+        job = self._describe_library() | {
+            "listed": listed,
+            "codecs": {name: _find_codec_module(name) for name in needs.codecs},
+        }
+        answer = interpreter.run_file(Path(imports.__file__), json.dumps(job).encode(), cwd=self._root)
+        missing = [str(line) for line in json.loads(answer)]
+        if missing:
+            raise _explain_missing(missing[-1], "\n".join(missing))
+
+    def _describe_library(self) -> dict[str, object]:
+        program = self._tree.find(self.program)
+        modules = {self._name(path) for path, _ in self._tree.walk() if path.startswith(self.library + "/")}
+        modules |= imports.find_built_in(program.data if program else b"")
+        sources = {self._name(path): text.decode(errors="replace") for path, text in self._sources.items()}
+        return {
+            "sources": sources,
+            "modules": sorted(modules | sources.keys()),
+            "packaged": sorted(self._packaged),
+        }
+
+    def _name(self, path: str) -> str:
+        return _module_name(path.removeprefix(self.library + "/"))
 
     def _add_module(self, path: str, node: Node) -> None:
         if not path.endswith(".py"):
@@ -160,8 +195,23 @@ class GuestPython:
         tag = self.version.replace(".", "")
         return f"{folder}/__pycache__/{base.removesuffix('.py')}.cpython-{tag}.pyc"
 
+    def _find_interpreter(self) -> Interpreter:
+        if self._interpreter is None:
+            self._interpreter = self._choose_interpreter()
+        return self._interpreter
+
+    def _choose_interpreter(self) -> Interpreter:
+        bootstrap = f"{self.library}/importlib/_bootstrap_external.py"
+        node = self._tree.find(bootstrap)
+        magic = find_magic(self._sources.get(bootstrap) or (node.data if node else b""))
+        host = find_host_interpreter(self._release, magic) if self._release and magic else None
+        if host is not None:
+            return host
+        self._write_root()
+        return make_guest_interpreter(self._root, self.program)
+
     def _write_root(self) -> None:
-        """What the interpreter needs to run here: itself, the libraries, the modules as sources."""
+        """What the guest's interpreter needs to run here: itself, the libraries, the modules as sources."""
         for path, node in self._tree.walk():
             if node.kind is Kind.FILE and path.startswith((_LIBRARIES + "/", self.library + "/", self.program)):
                 self._write(path, node.data)
@@ -173,27 +223,25 @@ class GuestPython:
             self._write(path, text)
 
     def _write(self, path: str, data: bytes) -> None:
-        target = self._work / "root" / path
+        target = self._root / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)
-        target.chmod(0o755 if path in (self.program, _LOADER) else 0o644)
+        target.chmod(0o755 if path in (self.program, LOADER) else 0o644)
 
-    def _run(self, script: str, *words: str) -> bytes:
-        root = self._work / "root"
-        loader = root / _LOADER
-        if not loader.is_file():
-            raise BuildError(
-                "the image holds no C library to run Python with", hint="list libc6 in the recipe's [extract]"
-            )
-        argv: list[str | Path] = [loader, "--inhibit-cache", "--library-path", root / _LIBRARIES, root / self.program]
-        # A fixed hash seed: the order of a set constant in a .pyc must not change from build to build.
-        environ = {"PYTHONHASHSEED": "0", "PYTHONHOME": str(root / "usr"), "LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"}
-        # No column tables either: a traceback in the guest still has its lines.
-        return run(
-            [*argv, "-s", "-S", "-B", "-X", "no_debug_ranges", "-c", script, *words],
-            timeout_s=_COMPILE_TIMEOUT_S,
-            env=environ,
-        )
+
+def _find_codec_module(name: str) -> str:
+    """Where Python looks for a codec (encodings.search_function)."""
+    normal = encodings.normalize_encoding(name).lower()
+    return f"encodings.{aliases.get(normal, normal)}"
+
+
+def _explain_missing(what: str, details: str) -> BuildError:
+    return BuildError(
+        f"the guest's Python lacks a module or codec: {what}",
+        details=details,
+        hint="add the missing module to the recipe's `python_modules` (a codec is encodings.NAME), or its "
+        "library to [extract]",
+    )
 
 
 def _module_name(relative: str) -> str:

@@ -1,5 +1,6 @@
 """tiny for real: built from Debian packages, the same bytes twice, its Python complete, booted to look around."""
 
+import platform
 import re
 import shutil
 import subprocess
@@ -11,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from vmkit.errors import BuildError
+from vmkit.image import python
 from vmkit.image.build import BuiltImage, build_image
 from vmkit.image.cache import find_cache_dir
 from vmkit.image.debian.packages import make_request
 from vmkit.image.formats.cpio import read_cpio
 from vmkit.image.formats.tree import Kind
+from vmkit.image.interpreter import Interpreter
 from vmkit.image.recipe.config import load_image
 from vmkit.image.recipe.resources import find_vshd_dir
 
@@ -85,6 +88,41 @@ def test_two_caches_give_identical_bytes(tiny: BuiltImage, tmp_path: Path, monke
     assert not (tmp_path / "apt").exists()
     for name in ("kernel", "initrd", "manifest"):
         assert getattr(again, name).read_bytes() == getattr(tiny, name).read_bytes()
+
+
+def test_host_s_python_of_the_guest_s_release_compiles_the_same_bytes(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of the guest's Python runs here then. A guest of another release is the other way, and the usual one."""
+    try:
+        suite = platform.freedesktop_os_release()["VERSION_CODENAME"]
+    except (OSError, KeyError):
+        pytest.skip("the host is no Debian")
+    if suite not in ("bookworm", "trixie"):
+        pytest.skip("no suite of Debian's that images are made of")
+    recipe = load_image(str(write_recipe(f'extends = "tiny"\nsuite = "{suite}"\n', "compiled")))
+    first = build_image(recipe)
+    cache = find_cache_dir()
+    (tmp_path / "resolved").mkdir(mode=0o700)
+    shutil.copy(cache / "resolved" / f"{make_request(recipe).key()}.json", tmp_path / "resolved")
+    (tmp_path / "packages").symlink_to(cache / "packages")
+    monkeypatch.setenv("VMKIT_CACHE_DIR", str(tmp_path))
+    ran: list[Path] = []
+    run_here = python.make_guest_interpreter
+
+    def note(root: Path, program: str) -> Interpreter:
+        ran.append(root)
+        return run_here(root, program)
+
+    monkeypatch.setattr(python, "make_guest_interpreter", note)
+    again = build_image(recipe)
+    if ran:
+        pytest.skip(f"this host's Python is not {suite}'s")
+    shutil.rmtree(again.kernel.parent)
+    monkeypatch.setattr(python, "find_host_interpreter", lambda _release, _magic: None)
+    guests = build_image(recipe)
+    assert len(ran) == 1
+    assert guests.initrd.read_bytes() == first.initrd.read_bytes()
 
 
 @pytest.fixture(scope="module")
