@@ -160,7 +160,7 @@ class Client:
             except ConnectionLost as error:
                 session.explain(error)
                 raise
-        status = SIGNALLED + end.signal if end.signal else end.code & 0xFF
+        status = SIGNALLED + end.signal if end.signal else end.code
         stdout, stderr = sinks[messages.STDOUT].take(), sinks[messages.STDERR].take()
         result: Result[bytes] | Result[str] = Result(words, stdout, stderr, status, end.signal)
         if text:

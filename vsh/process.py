@@ -239,7 +239,7 @@ class Process(Generic[AnyStr]):
         """
         if self.returncode is None and not self._session.connection.can_signal(number):
             raise UsageError(f"this guest's vshd cannot send signal {number}: it speaks ChromeOS's protocol")
-        self._do(lambda: self._session.connection.send_signal(number))
+        self._do(lambda: self._session.send_signal(number))
 
     def terminate(self) -> None:
         """Sends SIGTERM."""
@@ -277,7 +277,7 @@ class Process(Generic[AnyStr]):
 
     def _note_exit(self, code: int, number: int) -> None:
         """The target has ended; what it wrote may still be on its way."""
-        self.returncode = -number if number else code & 0xFF
+        self.returncode = -number if number else code
         self._has_exit.set()
 
     def _obey(self) -> None:

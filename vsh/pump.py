@@ -161,12 +161,12 @@ class Pump:
     def _wait(self, deadline_s: float | None) -> list[tuple[int, int]]:
         if self.session.has_early or (self.exit is not None and not any(o.pending.size for o in self.outlets.values())):
             return []
-        silence_s = None if self.exit is not None else self.session.check_silence()
+        silence_s = None if self.exit is not None else self.session.check_peer()
         timeout_ms = None if silence_s is None else silence_s * 1000 + 1
         if deadline_s is not None:
             left_ms = remaining_ms(deadline_s)
             if not left_ms:
-                raise TimedOut("the command did not end in time", hint="its processes were told to end")
+                raise TimedOut("the command did not end in time", hint=self._describe_parting())
             timeout_ms = left_ms if timeout_ms is None else min(left_ms, timeout_ms)
         if self._is_source_ready():
             timeout_ms = 0
@@ -174,6 +174,11 @@ class Pump:
             timeout_ms = look_s * 1000 if timeout_ms is None else min(look_s * 1000, timeout_ms)
         self._want_all()
         return self._poll.poll(timeout_ms)
+
+    def _describe_parting(self) -> str:
+        if self.session.connection.output.size:
+            return f"{self.session.name} has not read all that was sent: the processes may still run in the guest"
+        return "the connection is closed; the guest's vshd ends the processes"
 
     def _want_all(self) -> None:
         self._want(self.wakeup_fd, select.POLLIN)
@@ -317,6 +322,7 @@ class Pump:
         elif isinstance(event, StreamClosed):
             self._close_source()
         elif isinstance(event, Exited):
+            self.session.check(event)
             self.exit = event
             self._close_source()
         else:

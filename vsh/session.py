@@ -10,6 +10,7 @@ import time
 
 from vsh.address import Address
 from vsh.errors import ConnectionLost, ExecError, Unreachable, VshError
+from vsh.signals import SIGTERM
 from vsh.transport import open_transport, remaining_ms
 from vshd.carry.conduit import Conduit, write_output
 from vshd.wire import messages
@@ -17,7 +18,7 @@ from vshd.wire.buffers import Buffers
 from vshd.wire.client import STUB_USER, ClientConnection, make_forward_request
 from vshd.wire.connection import SILENCE_MS_MAX, default_limits
 from vshd.wire.errors import LocalProtocolError
-from vshd.wire.events import Broken, Distrusted, Established, Event, Failed, HandedOver, Refused
+from vshd.wire.events import Broken, Distrusted, Established, Event, Exited, Failed, HandedOver, Refused
 from vshd.wire.frames import LEGACY_MAX_PAYLOAD
 from vshd.wire.messages import Extended, Forward, SetupConnectionRequest
 from vshd.wire.silence import Silence
@@ -26,10 +27,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vsh.reaction import Reaction
     from vsh.registry import Entry
     from vshd.wire.proof import Proof
 
 FOREVER_S = 1e9
+# waitpid(2)
+STATUS_MAX = 255
 
 EXIT_STATUS = {messages.NOT_FOUND: 127, messages.NOT_EXECUTABLE: 126, messages.TOO_LONG: 126}
 
@@ -57,6 +61,8 @@ class Session:
         self._received = 0
         self._early: list[Event] = []
         self._silence: Silence | None = None
+        # Made by the first signal.
+        self._reaction: Reaction | None = None
 
     def start(self, pid: int, early: list[Event]) -> None:
         """The target runs; `early` is what came with that word."""
@@ -84,8 +90,7 @@ class Session:
             # Nothing there; or no room, since the sink does not take; or the transport is broken.
             return 0
         if taken:
-            if self._silence is not None:
-                self._silence.heard(time.monotonic())
+            self._hear()
             self.connection.took(stream, taken)
         return taken
 
@@ -109,8 +114,8 @@ class Session:
             return []
         except OSError:
             size = 0
-        if size and self._silence is not None:
-            self._silence.heard(time.monotonic())
+        if size:
+            self._hear()
         self._received = size
         if self._see is not None:
             self._see("<", self.buffers.current[:size])
@@ -127,6 +132,12 @@ class Session:
             raise self._lose(f"lost the connection to {self.name}: {event.reason}")
         if isinstance(event, Failed):
             raise self._lose(f"{self.name} ended the session: {event.description}")
+        # The protocol's number is wider than any status: its low byte alone could pass for success.
+        if isinstance(event, Exited) and not (
+            0 <= event.code <= STATUS_MAX and 0 <= event.signal <= messages.SIGNAL_MAX
+        ):
+            number = f"signal {event.signal}" if event.signal else f"status {event.code}"
+            raise ConnectionLost(f"{self.name} reported the exit {number}, which no process can have")
 
     def explain(self, error: ConnectionLost) -> None:
         """Where the session was lost since its machine ended: the error names that as the cause. Waits a moment for it.
@@ -138,15 +149,16 @@ class Session:
 
             explain_loss(error, self.entry)
 
-    def _lose(self, brief: str) -> ConnectionLost:
+    def _lose(self, brief: str, *, hint: str = "") -> ConnectionLost:
         self.is_lost = True
-        return ConnectionLost(brief)
+        return ConnectionLost(brief, hint=hint)
 
     def flush(self) -> None:
         """Sends what waits, as far as the transport takes it. A broken transport is found by receive(), which may still
         have the session's end to tell; nothing more should be read for it."""
         output = self.connection.output
-        if not output.size:
+        size_before = output.size
+        if not size_before:
             return
         if self._silence is not None:
             self._silence.said(time.monotonic())
@@ -163,9 +175,40 @@ class Session:
         except OSError:
             output.clear()
             self.is_mute = True
+        finally:
+            if self._reaction is not None and output.size < size_before:
+                self._reaction.moved(time.monotonic())
 
-    def check_silence(self) -> float | None:
-        """Says "alive" when it is time; returns how many seconds the next call can wait. Raises ConnectionLost."""
+    def send_signal(self, number: int) -> None:
+        """Sends a signal to the target, if the peer has a word for it, and watches whether the peer reacts."""
+        if self.connection.send_signal(number):
+            from vsh.reaction import Reaction  # noqa: PLC0415 - most sessions send no signal
+
+            self._reaction = self._reaction or Reaction()
+            is_plea = number == SIGTERM and not self.connection.is_extended
+            self._reaction.signalled(time.monotonic(), is_plea=is_plea)
+
+    def check_peer(self) -> float | None:
+        """Says "alive" when it is time; returns how many seconds the next call can wait.
+
+        Raises ConnectionLost when the peer has fallen silent, or does not react to signals.
+        """
+        waits = [wait_s for wait_s in (self._check_reaction(), self._check_silence()) if wait_s is not None]
+        return min(waits, default=None)
+
+    def _check_reaction(self) -> float | None:
+        reaction = self._reaction
+        if reaction is None:
+            return None
+        now_s, is_sent = time.monotonic(), not self.connection.output.size
+        fault = reaction.find_fault(now_s, is_sent=is_sent)
+        if fault:
+            raise self._lose(
+                f"lost the connection to {self.name}: {fault}", hint="the command may still run in the guest"
+            )
+        return reaction.wait_s(now_s, is_sent=is_sent)
+
+    def _check_silence(self) -> float | None:
         silence = self._silence
         if silence is None:
             return None
@@ -176,6 +219,12 @@ class Session:
             self.connection.send_alive()
             self.flush()
         return silence.wait_s(time.monotonic())
+
+    def _hear(self) -> None:
+        if self._silence is not None:
+            self._silence.heard(time.monotonic())
+        if self._reaction is not None:
+            self._reaction.heard()
 
     def __enter__(self) -> "Session":
         return self
@@ -282,7 +331,7 @@ def _open(
     try:
         session = Session(fd, connection, address.name, see)
         session.entry = address.entry
-        return _shake_hands(session, address, deadline_s)
+        return _shake_hands(session, address, request, deadline_s)
     except BaseException:
         os.close(fd)
         raise
@@ -303,7 +352,7 @@ def _make_proof(address: Address, limits: Extended | None) -> "Proof | None":
     return make_proof(address.token_file)
 
 
-def _shake_hands(session: Session, address: Address, deadline_s: float) -> Session:
+def _shake_hands(session: Session, address: Address, request: SetupConnectionRequest, deadline_s: float) -> Session:
     poll = select.poll()
     connection = session.connection
     while True:
@@ -336,8 +385,24 @@ def _shake_hands(session: Session, address: Address, deadline_s: float) -> Sessi
                 raise Unreachable(
                     f"the vshd of {address.name} closed the connection without an answer",
                     details=event.reason,
-                    hint="its log says why; does it serve this host's CID?",
+                    hint=_find_unfit(request) or "its log says why; does it serve this host's CID?",
                 )
+
+
+def _find_unfit(request: SetupConnectionRequest) -> str:
+    """What ChromeOS's vshd cannot take of a request: its strings are protobuf's, which are UTF-8."""
+    named = {
+        "the user": request.user,
+        "the directory": request.cwd,
+        **{f"argument {index}" if index else "the command": word for index, word in enumerate(request.argv)},
+        **{f"the variable {os.fsdecode(name)}": name + b"=" + value for name, value in request.env.items()},
+    }
+    for what, word in named.items():
+        try:
+            word.decode()
+        except UnicodeDecodeError:
+            return f"ChromeOS's vshd takes UTF-8 alone, and {what} is not: {word!r}"
+    return ""
 
 
 def _refusal(event: Refused, address: Address) -> Exception:

@@ -34,7 +34,7 @@ class Shell:
         finally:
             self.session.close()
             self.wakeup.ignore()
-        return SIGNALLED + end.signal if end.signal else end.code & 0xFF
+        return SIGNALLED + end.signal if end.signal else end.code
 
     def make_source(self) -> Source:
         return FdSource(0)
@@ -58,4 +58,4 @@ class Shell:
             elif number in signals.FORWARDED:
                 if self.pump.exit is not None:
                     raise Interrupted("", status=SIGNALLED + number)
-                self.session.connection.send_signal(number)
+                self.session.send_signal(number)
