@@ -54,7 +54,6 @@ THIRD_PARTY = {
 # run.py is the door; the others start what lives long, and own its life.
 STARTS_PROGRAMS = {
     "vmkit/run.py",
-    "vmkit/forward/start.py",
     "vmkit/forward/namespace.py",
     "vmkit/ssh/access.py",
     "vmkit/bench/programs.py",

@@ -7,13 +7,12 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vmkit.errors import HostError, MachineError
 from vmkit.forward.registry import Kept, read_kept
-from vmkit.machine.handover import render_environment
+from vmkit.machine.handover import start_program
 from vsh.errors import VshError
 from vsh.forward.spec import LOCAL, Forward
 
@@ -32,19 +31,7 @@ def keep_forwards(machine: str, forwards: Sequence[Forward], *, user: str = "") 
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
-            try:
-                process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "vmkit.forward.daemon", str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,
-                    cwd="/",
-                    env=render_environment(os.environ),
-                )
-            except OSError as error:
-                raise HostError(f"cannot start a process for the forward: {error.strerror}") from error
+            process = start_program("vmkit.forward.daemon", theirs, subprocess.DEVNULL)
         try:
             return _meet(ours, machine, forwards, user)
         except BaseException:

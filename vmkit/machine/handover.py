@@ -6,6 +6,7 @@ shall have (the machine's lock, the vhost device, a pidfd of the owner) attached
 """
 
 import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -26,6 +27,8 @@ ABORT_DEADLINE_S = 15.0
 # A monitor takes its plan as soon as its interpreter is up.
 LAUNCH_DEADLINE_S = 30.0
 LENGTH_BYTES = 4
+# After the standard descriptors.
+FIRST_FREE_FD = 3
 MAX_FDS = 3
 MAX_LOG_TAIL_BYTES = 4096
 
@@ -99,7 +102,7 @@ def start_monitor() -> Iterator[MonitorHandle]:
     ours, theirs = socket.socketpair()
     with ours, open(os.memfd_create("monitor-log"), "r+b") as log:  # noqa: PTH123  (it has no path)
         with theirs:
-            process = _start_process(theirs.fileno(), log)
+            process = start_program("vmkit.monitor", theirs, log)
         monitor = MonitorHandle(process, ours, log)
         with monitor.ended_on_error():
             yield monitor
@@ -117,21 +120,30 @@ def render_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {**environ, "PYTHONPATH": os.pathsep.join(paths)} if paths else dict(environ)
 
 
-def _start_process(fd: int, log: BinaryIO) -> "subprocess.Popen[bytes]":
+def start_program(module: str, sock: socket.socket, output: BinaryIO | int) -> "subprocess.Popen[bytes]":
+    """Starts a program of ours that outlives this process: `python -m MODULE FD`, where FD is `sock`.
+
+    output: where its stdout and stderr go. Raises HostError.
+    """
     try:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "vmkit.monitor", str(fd)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            pass_fds=[fd],
-            # A Ctrl-C in the terminal of `up` must not reach it, nor the hang-up when that terminal closes.
-            start_new_session=True,
-            cwd="/",
-            env=render_environment(os.environ),
-        )
+        # 0 to 2 become the child's standard streams; in a daemon that has closed its own, `sock` can be one of these.
+        fd = fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE_FD)
+        try:
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", module, str(fd)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=[fd],
+                # A Ctrl-C in the terminal of `up` must not reach it, nor the hang-up when that terminal closes.
+                start_new_session=True,
+                cwd="/",
+                env=render_environment(os.environ),
+            )
+        finally:
+            os.close(fd)
     except OSError as error:
-        raise HostError(f"cannot start a process for the machine: {error.strerror}") from error
+        raise HostError(f"cannot start python -m {module}: {error.strerror}") from error
 
 
 @dataclass(frozen=True, slots=True)

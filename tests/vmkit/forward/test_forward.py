@@ -197,6 +197,25 @@ def test_forwards_of_a_block_end_with_it(runtime):
     assert read_kept() == []
 
 
+DAEMON = """
+import os, sys, traceback
+from pathlib import Path
+from vmkit.forward.start import open_forwards
+from vsh.forward.spec import LOCAL, parse_forward
+os.closerange(0, 3)
+try:
+    with open_forwards("later", [parse_forward(LOCAL, "0:localhost:1")]) as kept:
+        Path(sys.argv[1]).write_text(f"kept {kept.number}")
+except BaseException:
+    Path(sys.argv[1]).write_text(traceback.format_exc())
+"""
+
+
+def test_forwards_of_a_daemon_that_has_closed_its_standard_streams(runtime: Path, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", DAEMON, str(tmp_path / "result")], timeout=DEADLINE_S, check=True)
+    assert (tmp_path / "result").read_text() == "kept 1"
+
+
 @pytest.mark.parametrize(
     ("words", "status", "text"),
     [

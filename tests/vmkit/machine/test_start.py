@@ -262,6 +262,34 @@ except KeyboardInterrupt:
 """
 
 
+DAEMON = """
+import os, sys, traceback
+from pathlib import Path
+from vmkit.image.build import BuiltImage
+from vmkit.machine import machine as machine_module
+from vmkit.machine.start import start_machine
+cache = Path(sys.argv[1])
+image = BuiltImage("tiny", cache / "k", cache / "k", cache / "k", (), "root", "0" * 64, True)
+machine_module.start_machine = lambda *w, **k: start_machine(*w, **k, build=lambda i, t: image)
+for fd in map(int, sys.argv[2]):
+    os.close(fd)
+try:
+    with machine_module.Machine("tiny", accelerator="tcg", backend="user", append="fake=ready") as machine:
+        (cache / "result").write_text(f"{machine.name} {sorted(os.listdir('/proc/self/fd'))[0]}")
+except BaseException:
+    (cache / "result").write_text(traceback.format_exc())
+"""
+
+
+@pytest.mark.parametrize("closed", ["", "0", "1", "2", "01", "012"])
+def test_machine_of_a_daemon_that_has_closed_its_standard_streams(fake_qemu: Path, closed: str) -> None:
+    """Our sockets and files get the numbers 0 to 2 there; the children's standard streams must not overwrite them."""
+    (fake_qemu / "cache" / "k").write_bytes(b"")
+    subprocess.run([sys.executable, "-c", DAEMON, str(fake_qemu / "cache"), closed], timeout=60, check=True)
+    assert (fake_qemu / "cache" / "result").read_text().startswith("tiny ")
+    assert read_machines() == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 @pytest.mark.parametrize(
     ("stage", "scenario"),
