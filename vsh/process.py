@@ -15,6 +15,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import IO, AnyStr, Generic, Self, cast
 
+from vsh import forks
 from vsh.errors import ConnectionLost, UsageError, VshError
 from vsh.memory import BytesSource, NullSink
 from vsh.pump import Pump, Sink, Source, TimedOut, deadline_after
@@ -128,6 +129,8 @@ class Process(Generic[AnyStr]):
         self.pid = session.pid
         self.returncode: int | None = None
         self._session = session
+        self._wiring = wiring
+        self._owner_pid = os.getpid()
         self._failure: BaseException | None = None
         self._has_exit = threading.Event()
         self._ended = threading.Event()
@@ -151,8 +154,9 @@ class Process(Generic[AnyStr]):
         self._pump = _ProcessPump(session, wiring, self._note_exit, has_pty=has_pty)
         self._pump.wakeup_fd = self._wake_reading
         self._pump.on_wakeup = self._obey
+        forks.hold(self)
         # A program that ends without waiting ends its sessions with it, and the server ends their targets.
-        self._thread = threading.Thread(target=self._run, args=(wiring,), name="vsh-process", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="vsh-process", daemon=True)
         self._thread.start()
 
     def __enter__(self) -> Self:
@@ -161,7 +165,9 @@ class Process(Generic[AnyStr]):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Closes the files and waits; after an exception the command is killed first."""
+        """Closes the files and waits; after an exception the command is killed first. A forked child only goes on."""
+        if os.getpid() != self._owner_pid:
+            return
         if kind is not None:
             self.kill()
         for file in (self.stdout, self.stderr, self.stdin):
@@ -256,9 +262,28 @@ class Process(Generic[AnyStr]):
         """Sets the size of the command's terminal, in characters."""
         self._do(lambda: self._session.connection.send_resize(rows, cols))
 
+    def let_go(self) -> None:
+        """In a forked child: its copies of the pipes go. The files stay open, on /dev/null, so that what they hold is
+        not written a second time."""
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for file in (self.stdin, self.stdout, self.stderr):
+            if file is not None and not file.closed:
+                os.dup2(null, file.fileno(), inheritable=False)
+        os.close(null)
+        if not self._ended.is_set():
+            self._wiring.close_ours()
+            os.close(self._wake_reading)
+            os.close(self._wake_writing)
+        if self.returncode is None:
+            self._failure = VshError("the command belongs to the process that this one was forked from")
+        # New ones: the pump's thread is not here, and may have held their locks.
+        self._lock = threading.Lock()
+        self._ended = self._has_exit = threading.Event()
+        self._ended.set()
+
     # The pump's thread.
 
-    def _run(self, wiring: Wiring) -> None:
+    def _run(self) -> None:
         try:
             self._pump.run()
         except BaseException as error:
@@ -272,7 +297,7 @@ class Process(Generic[AnyStr]):
                 self._ended.set()
                 os.close(self._wake_reading)
                 os.close(self._wake_writing)
-            wiring.close_ours()
+            self._wiring.close_ours()
             self._has_exit.set()
 
     def _note_exit(self, code: int, number: int) -> None:

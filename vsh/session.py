@@ -41,6 +41,9 @@ EXIT_STATUS = {messages.NOT_FOUND: 127, messages.NOT_EXECUTABLE: 126, messages.T
 class Session:
     """Invariant: `fd` is open, and the connection past its handshake, until close()."""
 
+    # Is shown each session: vsh.forks, in programs that may make children.
+    on_open: "Callable[[Session], None] | None" = None
+
     def __init__(
         self, fd: int, connection: ClientConnection, name: str, see: "Callable[[str, memoryview], None] | None" = None
     ) -> None:
@@ -63,6 +66,8 @@ class Session:
         self._silence: Silence | None = None
         # Made by the first signal.
         self._reaction: Reaction | None = None
+        if self.on_open is not None:
+            self.on_open(self)
 
     def start(self, pid: int, early: list[Event]) -> None:
         """The target runs; `early` is what came with that word."""
@@ -237,6 +242,10 @@ class Session:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def let_go(self) -> None:
+        """The same in a forked child: the parent goes on with its own descriptor."""
+        self.close()
 
 
 def make_limits(silence_ms: int | None = None) -> Extended:

@@ -5,6 +5,7 @@ with vmkit.Machine("tiny") as machine:
     print(result.stdout, result.exit)
 """
 
+import os
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -84,15 +85,20 @@ class Machine(MachineHandle):
             netdev=netdev,
         )
         self._started: Started | None = None
+        # The process that entered the block.
+        self._owner_pid = 0
 
     def __enter__(self) -> Self:
+        self._owner_pid = os.getpid()
         self._start(None, is_owned=True)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.kill()
+        # A forked child may leave the block as well, and the machine is its parent's.
+        if os.getpid() == self._owner_pid:
+            self.kill()
 
     @property
     def name(self) -> str:

@@ -37,6 +37,15 @@ with machine:
         print(child, flush=True)
     time.sleep(1000)
 """
+# The child leaves the block as its program ends; the machine is not its own.
+CHILD_LEAVES = """
+with machine:
+    if os.fork() == 0:
+        sys.exit(0)
+    os.wait()
+    print('child left', flush=True)
+    time.sleep(1000)
+"""
 STARTED = "machine.start()\nprint('ready', flush=True)\ntime.sleep(1000)\n"
 LEFT = "with machine:\n    print('ready', flush=True)\n    os._exit(0)\n"
 
@@ -90,6 +99,15 @@ def test_child_that_outlives_the_owner_keeps_nothing_alive(run: Run, folders: Pa
     finally:
         os.kill(int(child), signal.SIGKILL)
         process.communicate(timeout=30)
+
+
+def test_child_that_leaves_the_block_ends_nothing(run: Run, folders: Path) -> None:
+    process, said = run(CHILD_LEAVES)
+    assert said == "child left"
+    assert is_alive(find_qemu_pid())
+    process.kill()
+    process.communicate(timeout=30)
+    until(lambda: entries(folders) == [])
 
 
 def test_machine_that_was_started_without_a_block_outlives_its_process(run: Run) -> None:
