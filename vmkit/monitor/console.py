@@ -68,6 +68,8 @@ class Console:
         self._typing = asyncio.Lock()
         self._attached: set[asyncio.StreamWriter] = set()
         self.trouble: ConsoleTrouble | None = None
+        # The last of init's: it reports again when it tries again, and then gives up.
+        self.init_error: ConsoleTrouble | None = None
 
     async def read_to_end(self) -> None:
         """Pumps until the console closes."""
@@ -135,12 +137,15 @@ class Console:
     def _search(self, data: bytes) -> None:
         *lines, self._partial = (self._partial + data).split(b"\n")
         self._partial = self._partial[-MAX_LINE_BYTES:]
-        if self.trouble is None:
-            for line in lines:
-                self.trouble = find_trouble(line)
-                if self.trouble is not None:
-                    self._on_trouble(self.trouble)
-                    return
+        for line in lines:
+            trouble = find_trouble(line)
+            if trouble is None:
+                continue
+            if trouble.kind is Trouble.INIT_ERROR:
+                self.init_error = trouble
+            if self.trouble is None:
+                self.trouble = trouble
+                self._on_trouble(trouble)
 
     def _show(self, data: bytes) -> None:
         for writer in list(self._attached):

@@ -39,10 +39,29 @@ def explain_trouble(trouble: ConsoleTrouble) -> End:
     return End("init-error", f"the guest's init failed: {trouble.text or 'no reason given'}")
 
 
-def explain_exit(exit_: QemuExit, trouble: ConsoleTrouble | None, *, ready: bool, asked: bool) -> End:
-    """Why QEMU is gone. asked: `down` or `kill` was under way. ready: the guest had said READY."""
-    if trouble is not None and not asked:
+def explain_exit(
+    exit_: QemuExit,
+    trouble: ConsoleTrouble | None,
+    *,
+    ready: bool,
+    asked: bool,
+    init_error: ConsoleTrouble | None = None,
+) -> End:
+    """Why QEMU is gone. asked: `down` or `kill` was under way. ready: the guest had said READY.
+
+    trouble: the first on the console, init_error: init's last. A guest that was ready and powers off has met no panic,
+    whatever its console shows; init powers it off after an error, too.
+    """
+    powered_off = ready and exit_.shutdown_reason == "guest-shutdown"
+    if powered_off and init_error is not None and not asked:
+        return End("power-off", f"the guest powered off after its init reported: {init_error.text}")
+    if trouble is not None and not asked and not powered_off:
         return explain_trouble(trouble)
+    return _explain_reason(exit_, ready=ready, asked=asked)
+
+
+def _explain_reason(exit_: QemuExit, *, ready: bool, asked: bool) -> End:
+    """From what QEMU said, where the console tells nothing."""
     match exit_.shutdown_reason:
         case "guest-shutdown":
             if ready or asked:

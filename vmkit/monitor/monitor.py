@@ -138,7 +138,8 @@ class Monitor:
         if self._device is not None:
             await self._device.stop()
         self._events.add("end", {"reason": end.reason, "brief": end.brief, "expected": end.expected})
-        if not end.expected:
+        has_init_error = self._console is not None and self._console.init_error is not None
+        if not end.expected or has_init_error:
             keep_evidence(self._plan.directory, self._plan.evidence)
         details = self._render_details(end)
         if not self._life.is_ready:
@@ -235,10 +236,16 @@ class Monitor:
         status = await qemu.wait()
         await self._drain_console()
         seen = QemuExit(qemu.render_end(), status, self._shutdown_reason, qemu.render_tail())
-        trouble = self._console.trouble if self._console is not None else None
-        if self._life.is_ready and self._shutdown_reason == "guest-shutdown":
-            trouble = None
-        self._life.finish(explain_exit(seen, trouble, ready=self._life.is_ready, asked=self._life.is_asked))
+        console = self._console
+        self._life.finish(
+            explain_exit(
+                seen,
+                console.trouble if console is not None else None,
+                ready=self._life.is_ready,
+                asked=self._life.is_asked,
+                init_error=console.init_error if console is not None else None,
+            )
+        )
 
     async def _watch_ready(self, listener: ReadyListener) -> None:
         self._wall = parse_wall(await listener.wait())

@@ -224,6 +224,24 @@ def test_power_off_by_the_guest_is_an_expected_end(boot: Boot, folders: Path) ->
     assert not (find_state_directory() / "tiny").exists()
 
 
+def test_power_off_after_an_error_of_init_is_no_expected_end(boot: Boot, folders: Path) -> None:
+    started = boot("ready-then-init-error")
+    assert started.monitor.wait(10) == 1
+    kept = find_state_directory() / "tiny"
+    end = json.loads((kept / "events.jsonl").read_text().splitlines()[-1])
+    assert end["brief"] == "the guest powered off after its init reported: vshd ended 2 times"
+    assert b"vshd ended 1 times" in (kept / "console.log").read_bytes()
+
+
+def test_logs_with_an_error_of_init_are_kept_whatever_the_end(boot: Boot, folders: Path) -> None:
+    started = boot("ready-then-init-error-and-no-end")
+    until(lambda: b"ended 2 times" in (started.directory / "console.log").read_bytes())
+    machine = find_machine(name="tiny")
+    assert machine is not None
+    stop.kill(machine)
+    assert b"ended 2 times" in (find_state_directory() / "tiny" / "console.log").read_bytes()
+
+
 def test_wait_tells_how_qemu_died(boot: Boot) -> None:
     boot("ready-then-die")
     machine = find_machine(name="tiny")

@@ -38,6 +38,30 @@ def test_end_is_explained(
     assert told.brief
 
 
+@pytest.mark.parametrize(
+    ("reason", "ready", "asked", "end", "expected"),
+    [
+        ("guest-shutdown", True, False, "power-off", False),
+        ("guest-shutdown", True, True, "power-off", True),
+        ("guest-shutdown", False, False, "init-error", False),
+        ("guest-reset", True, False, "init-error", False),
+    ],
+)
+def test_error_of_init_decides_what_a_power_off_was(
+    reason: str, ready: bool, asked: bool, end: str, expected: bool
+) -> None:
+    error = ConsoleTrouble(Trouble.INIT_ERROR, "vshd ended 11 times")
+    told = explain_exit(QemuExit("status 0", 0, reason, ""), error, ready=ready, asked=asked, init_error=error)
+    assert (told.reason, told.expected) == (end, expected)
+    assert ("vshd ended 11 times" in told.brief) == (not asked)
+
+
+def test_panic_in_the_console_of_a_guest_that_powers_off_changes_nothing() -> None:
+    """Everybody in the guest whose words reach its console can write such a line."""
+    told = explain_exit(QemuExit("status 0", 0, "guest-shutdown", ""), PANIC, ready=True, asked=False)
+    assert (told.reason, told.expected) == ("power-off", True)
+
+
 def test_console_line_of_a_panic_is_found() -> None:
     line = b"[    2.1] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\r"
     assert find_trouble(line) == ConsoleTrouble(Trouble.PANIC, "VFS: Unable to mount root fs on unknown-block(0,0)")
