@@ -3,10 +3,16 @@
 On a machine that is itself a guest it leads to somebody else's host.
 """
 
+import contextlib
 import os
 import signal
 
 import pytest
+
+with contextlib.suppress(ImportError):
+    # Its plugin imports it at the very end. By then CPython 3.11 may have lost count of how deep its parser is, which
+    # tests of deep nesting leave wrong, and compiles no large module any more. Guests that run tests have none.
+    import hypothesis  # noqa: F401
 
 os.environ["VSH_AF_VSOCK"] = "deny"
 # A shell starts what runs in its background with these ignored, and every program below would inherit that: those that
