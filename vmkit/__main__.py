@@ -2,11 +2,13 @@
 
 import io
 import os
+import select
 import signal
 import sys
 import time
 import traceback
 from types import FrameType
+from typing import TextIO
 
 import click
 
@@ -61,13 +63,13 @@ def main() -> int:
 
 def _run() -> int:
     """The command; its errors told, its status returned."""
+    streams = sys.stdout, sys.stderr
     try:
         vmkit.main(prog_name="vmkit", standalone_mode=False)
     except VshError as error:
         return _tell(error)
     except SystemExit as error:
-        # A verb's own status.
-        return error.code if isinstance(error.code, int) else EXIT_ERROR
+        return _take_exit(error, *streams)
     except click.Abort:
         return 128 + signal.SIGINT
     except click.ClickException as error:
@@ -84,6 +86,28 @@ def _run() -> int:
         hint = "this is a fault of vmkit; `vmkit --debug ...` shows where"
         return _tell(VshError(f"internal error: {error!r}", hint=hint))
     return 0
+
+
+def _take_exit(error: SystemExit, stdout: TextIO, stderr: TextIO) -> int:
+    """The exit status of a verb that has ended the program. Raises BrokenPipeError where its answer had no reader."""
+    if isinstance(error.__context__, BrokenPipeError):
+        # rich ends so.
+        raise error.__context__ from None
+    if sys.stdout is not stdout:
+        # click replaces the streams after EPIPE of whatever descriptor, and ends with 1.
+        sys.stdout, sys.stderr = stdout, stderr
+        if _has_lost_reader():
+            raise BrokenPipeError from error
+        return _tell(VshError("the other side has closed a connection", hint="`vmkit --debug ...` shows where"))
+    return error.code if isinstance(error.code, int) else EXIT_ERROR
+
+
+def _has_lost_reader() -> bool:
+    """Whether the reader of our stdout or stderr has gone."""
+    poll = select.poll()
+    for fd in (1, 2):
+        poll.register(fd, 0)
+    return bool(poll.poll(0))
 
 
 def _tell(error: VshError) -> int:

@@ -25,13 +25,11 @@ def main(argv: list[str] | None = None) -> int:
         options = parse_flags(words)
         is_debug, is_quiet = options.debug, options.quiet
         if options.help:
-            print(HELP, end="", flush=True)
-            return 0
+            return _print(HELP)
         if options.version:
-            print(f"vsh {__version__}")
-            return 0
+            return _print(f"vsh {__version__}\n")
         if options.completion or options.list_hosts or options.launcher:
-            return _print_help(options)
+            return _print(_render_help(options))
         _apply_config(options)
         is_debug, is_quiet = options.debug, options.quiet
         return cli.run(options)
@@ -45,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Of --help or --completion: nobody reads our own output any more.
+        # Of --help and the like: nobody reads our own output any more.
         os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
         return PIPE_BROKEN
     except Exception as error:
@@ -90,22 +88,32 @@ def _apply_config(options: Options) -> None:
         apply_config(options)
 
 
-def _print_help(options: Options) -> int:
+def _print(text: str) -> int:
+    """Prints an answer; the exit status. Raises BrokenPipeError here, and not in the interpreter's last flush."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # The rest must not fail once more at the end.
+        sys.stdout = None
+        raise VshError(f"cannot write the answer: {error.strerror}") from error
+    return 0
+
+
+def _render_help(options: Options) -> str:
     """What is asked for once, or by completion scripts: no session."""
     from vsh import completion, config, launcher, registry  # noqa: PLC0415
 
     if options.launcher:
-        print(launcher.render_launcher(), end="")
-        return 0
+        return launcher.render_launcher()
     if options.list_hosts:
         names = {machine.name for machine in registry.read_machines()} | set(config.list_hosts())
-        print("\n".join(sorted(names)))
-        return 0
+        return "".join(f"{name}\n" for name in sorted(names))
     script = completion.render_completion(options.completion)
     if script is None:
         raise VshError(f"there is no completion for '{options.completion}'", hint="bash, zsh and fish", status=65)
-    print(script, end="", flush=True)
-    return 0
+    return script
 
 
 if __name__ == "__main__":

@@ -14,6 +14,9 @@ from vshd.signals import SIGCHLD, SIGHUP, SIGINT, SIGTERM, Wakeup
 from vshd.wire.errors import TokenError
 from vshd.wire.version import __version__
 
+# A shell's status for SIGPIPE.
+PIPE_BROKEN = 128 + 13
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
@@ -25,15 +28,25 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options = parse_flags(sys.argv[1:] if argv is None else argv)
         if options.help:
-            print(HELP, end="")
-            return 0
+            return _print(HELP)
         if options.version:
-            print(f"vshd {__version__}")
-            return 0
+            return _print(f"vshd {__version__}\n")
         return serve(options)
     except FlagError as error:
         print(error, file=sys.stderr)
         return error.status
+
+
+def _print(text: str) -> int:
+    """Prints an answer; the exit status."""
+    try:
+        os.write(1, text.encode())
+    except BrokenPipeError:
+        return PIPE_BROKEN
+    except OSError as error:
+        print(f"vshd: cannot write the answer: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def serve(

@@ -3,6 +3,9 @@
 import os
 import signal
 import subprocess
+import sys
+
+import pytest
 
 from tests.vsh.live import DEADLINE_S, ENVIRONMENT, ended, read_line
 from vsh.trace import describe_message
@@ -81,3 +84,28 @@ def test_help_for_nobody_is_no_traceback(vshd):
     )
     assert b"Traceback" not in done.stdout + done.stderr
     assert done.stdout.endswith(b"64\n")
+
+
+@pytest.mark.parametrize(
+    ("program", "word"),
+    [
+        ("vsh", "--help"),
+        ("vsh", "--version"),
+        ("vsh", "--completion=bash"),
+        ("vsh", "--launcher"),
+        ("vshd", "--help"),
+        ("vshd", "--version"),
+    ],
+)
+def test_answer_that_cannot_be_written(program, word):
+    """The reader has gone: silence, and a shell's status for SIGPIPE. The disk is full: one line."""
+    argv = [sys.executable, "-m", program, word]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(argv, env=ENVIRONMENT, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + 13, b"")
+    with open("/dev/full", "wb") as full:  # noqa: PTH123 - the tests of vsh use os's names
+        done = subprocess.run(argv, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"{program}: cannot write the answer: No space left on device\n".encode()
