@@ -15,6 +15,7 @@ import click
 from vmkit.cli.main import vmkit
 from vsh.errors import VshError
 from vsh.limits import add_remedy, find_remedy
+from vsh.patience import settle_output
 from vshd.carry.inherited import OF_PEOPLE, hold_stdio, settle_signals
 
 EXIT_ERROR = 1
@@ -46,19 +47,39 @@ def main() -> int:
         # Here, and not when the interpreter ends: what cannot be written then is told by it, not by us.
         sys.stdout.flush()
     except _Stopped as stopped:
+        _give_the_rest()
         if stopped.number == signal.SIGINT:
             # The terminal has shown ^C.
             print("\nvmkit: interrupted" if sys.stderr.isatty() else "vmkit: interrupted", file=sys.stderr)
         return 128 + stopped.number
     except BrokenPipeError:
         # Whoever read our output has gone; nothing more can be said, not even by the interpreter's own flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 128 + signal.SIGPIPE
     except OSError as error:
         sys.stdout = io.StringIO()
         # A verb that could not write either has told so already.
         return status or _tell(VshError(f"cannot write the answer: {error.strerror}", hint=find_remedy(error)))
     return status
+
+
+def _give_the_rest() -> None:
+    """What was printed before an interruption, if the reader takes it. A pager that was interrupted as well takes
+    nothing: then the interpreter's own flush would wait for it to end, and print a traceback.
+    """
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    try:
+        if poll.poll(0):
+            sys.stdout.flush()
+            return
+    except OSError:
+        pass
+    _drop_output()
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run() -> int:
@@ -137,6 +158,7 @@ def _open_missing_streams() -> None:
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(fd, "w" if fd else "r", closefd=False))  # noqa: SIM115  (for good)
+    settle_output()
     # A path may have bytes, or letters, that the terminal's encoding does not know: shown as \\xNN, it is still told.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -22,6 +22,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settle_signals(OF_PEOPLE)
         hold_stdio()
+        if not (os.get_blocking(1) and os.get_blocking(2)):
+            _settle_output()
         options = parse_flags(words)
         is_debug, is_quiet = options.debug, options.quiet
         if options.help:
@@ -53,6 +55,12 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
+def _settle_output() -> None:
+    from vsh.patience import settle_output  # noqa: PLC0415 - as below
+
+    settle_output()
+
+
 def _explain(error: Exception) -> str:
     remedy = _find_remedy(error)
     if remedy:
@@ -75,8 +83,22 @@ def _find_remedy(error: Exception) -> str:
 
 def _say(text: str) -> None:
     """In one write: lines of several programs must not mix. Where nobody reads, the exit status has to do."""
+    data = (text + "\n").encode("utf-8", "surrogateescape")
     try:
-        os.write(2, (text + "\n").encode("utf-8", "surrogateescape"))
+        rest = data[os.write(2, data) :]
+    except BlockingIOError:
+        rest = data
+    except OSError:
+        return
+    if rest:
+        _say_patiently(rest)
+
+
+def _say_patiently(data: bytes) -> None:
+    from vsh.patience import write_patiently  # noqa: PLC0415 - few share a terminal with a program that spoils it
+
+    try:
+        write_patiently(2, data)
     except OSError:
         pass
 

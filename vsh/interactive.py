@@ -53,7 +53,9 @@ class InteractiveShell(Shell):
         if command == escapes.SUSPEND:
             self.suspend()
         else:
-            os.write(2, escapes.HELP.replace("\n", "\r\n").encode())
+            from vsh.patience import write_patiently  # noqa: PLC0415 - people rarely ask
+
+            write_patiently(2, escapes.HELP.replace("\n", "\r\n").encode())
 
     def enter(self) -> bool:
         """Makes the terminal raw; False while it belongs to another job."""

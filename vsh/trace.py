@@ -3,9 +3,9 @@
 Reads a copy of the bytes with frame readers of its own, and can neither delay nor change what travels.
 """
 
-import os
 import time
 
+from vsh.patience import write_patiently
 from vshd.wire import messages
 from vshd.wire.connection import MAX_DATA_RANGE
 from vshd.wire.errors import RemoteProtocolError
@@ -32,7 +32,7 @@ class Trace:
         """Prints the frames that `data` completes."""
         at_ms = (time.monotonic() - self._started_s) * 1000
         for line in self._directions[direction].describe(data):
-            os.write(2, f"vsh: debug: {at_ms:9.3f} ms {direction} {line}\r\n".encode())
+            write_patiently(2, f"vsh: debug: {at_ms:9.3f} ms {direction} {line}\r\n".encode())
 
 
 class _Direction:
