@@ -66,6 +66,9 @@ class DiskSpec:
     path: Path
     mode: DiskMode = DiskMode.READ_ONLY
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path).absolute())
+
 
 @dataclass(frozen=True, slots=True)
 class MachineSpec:
@@ -96,6 +99,11 @@ class MachineSpec:
     netdev: str | None = None
 
     def __post_init__(self) -> None:
+        # QEMU runs in the machine's directory, where a relative path leads elsewhere.
+        for field in ("kernel", "root"):
+            path = getattr(self, field)
+            if path is not None:
+                object.__setattr__(self, field, Path(path).absolute())
         if self.name is not None:
             check_name(self.name)
         if self.cid is not None and not FIRST_GUEST_CID <= self.cid <= LAST_GUEST_CID:

@@ -38,6 +38,16 @@ def test_arguments_become_a_spec() -> None:
     assert vmkit.Machine(accelerator="kvm", memory=512).spec.accelerator is Accelerator.KVM
 
 
+def test_relative_paths_are_those_of_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU runs in the machine's directory."""
+    monkeypatch.chdir(tmp_path)
+    spec = vmkit.Machine(kernel="bzImage", root="r.img", disks=["a.img"], rwdisks=["b.img"]).spec
+    assert (spec.kernel, spec.root) == (tmp_path / "bzImage", tmp_path / "r.img")
+    assert [disk.path for disk in spec.disks] == [tmp_path / "a.img", tmp_path / "b.img"]
+    spec = vmkit.MachineSpec(kernel=Path("k"), root=Path("r"), disks=(vmkit.Disk(Path("d")),))
+    assert (spec.kernel, spec.root, spec.disks[0].path) == (tmp_path / "k", tmp_path / "r", tmp_path / "d")
+
+
 @pytest.mark.parametrize("field", [{"memory": "x"}, {"cid": 1}, {"name": ".."}, {"accelerator": "warp"}])
 def test_wrong_arguments_are_refused_before_anything_starts(field: dict[str, object]) -> None:
     with pytest.raises((ConfigError, ValueError)):
