@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from vmkit.errors import ConfigError, HostError, MachineError
+from vmkit.errors import ConfigError, MachineError
 from vmkit.image.build import BuiltImage, build_image
 from vmkit.image.recipe.config import load_image
 from vmkit.machine import probe
 from vmkit.machine.disks import check_disk, check_gdb_port, check_root
 from vmkit.machine.handover import MonitorHandle, start_monitor
+from vmkit.machine.kernel import check_kernel
 from vmkit.machine.launch import MAX_REPORT_LINE_BYTES, LaunchPlan, Layout, Report, Stage, parse_report
 from vmkit.machine.qemu import USER_READY_PORT, Hardware, plan_qemu
 from vmkit.machine.registry import (
@@ -124,7 +125,7 @@ def choose(
     prove: whether KVM may be proven by booting a kernel under it, where that has not been done yet.
     """
     if spec.kernel is not None:
-        _check_kernel(spec.kernel)
+        check_kernel(spec.kernel)
     for disk in spec.disks:
         check_disk(disk)
     if spec.root is not None:
@@ -221,17 +222,6 @@ def plan_launch(
         record={**record, "name": reservation.name, "cid": reservation.cid, "vsock": vsock},
         is_owned=is_owned,
     )
-
-
-def _check_kernel(kernel: Path) -> None:
-    try:
-        with kernel.open("rb") as file:
-            file.read(1)
-    except OSError as error:
-        raise HostError(
-            f"cannot read the kernel {kernel}: {error.strerror}",
-            hint="kernels in /boot are often readable by root only: copy it, or change its mode",
-        ) from error
 
 
 def _await_ready(plan: LaunchPlan, monitor: MonitorHandle, tell: Tell) -> None:
