@@ -10,6 +10,8 @@ ILLEGAL_VALUE_STATUS = 65
 PORT_MAX = (1 << 32) - 1
 VSHD_PORT = 9001
 HOST_CID = 2
+# Of --max_processes: the user and the memory decide (vshd.session.limits).
+DEFAULT_PROCESSES = -1
 
 # Logging flags that libbrillo programs accept; they change nothing here.
 IGNORED = ("v", "vmodule")
@@ -85,7 +87,7 @@ class Options(Words):
         self.log_kmsg = True
         self.log_stderr = False
         self.max_memory = 0
-        self.max_processes = 0
+        self.max_processes = DEFAULT_PROCESSES
         self.max_sessions = 256
         self.ready = ""
         self.spare_time = 5
@@ -120,6 +122,7 @@ Serves shells and commands to vsh, over vsock.
   --keepalive=SECONDS             give a silent client up after this long (120), 0: never
   --max_sessions=N                sessions at once (256)
   --max_processes=N               processes of one user (RLIMIT_NPROC), 0: no limit
+                                  (root: no limit; other users: one for each MiB of memory, at least 128)
   --max_memory=MIB                address space of each process (RLIMIT_AS), 0: no limit
   --spare_time=SECONDS            after a connection, keep a process ready for the next one (5)
   --end_sessions                  on TERM or INT end the sessions too; without it they go on (false)

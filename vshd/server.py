@@ -10,6 +10,7 @@ import select
 import struct
 import time
 
+from vshd import oom
 from vshd.flags import Options
 from vshd.listener import Listener
 from vshd.log import Log, Throttle
@@ -38,7 +39,8 @@ ACCEPT_PAUSE_S = 0.1
 class Server:
     """Invariant: `sessions` are exactly the children not yet reaped, by pid, with their peers.
 
-    Children write (own pid, target's pid) to the reports pipe: should one be killed, its target can still be ended.
+    Children write (own pid, target's pid) to the reports pipe: should one be killed, its target can still be ended. A
+    forward has no target and reports itself.
     Where a token is demanded they write (own pid, 0) as soon as it is proven.
     """
 
@@ -57,6 +59,8 @@ class Server:
         self._targets: dict[int, int] = {}
         self._dropped: set[int] = set()
         self._spare: Spare | None = None
+        # What targets get; None: no score of ours may be changed.
+        self._target_score: int | None = None
         # While connections come, the next one should find a spare; 0: none is kept.
         self._busy_until_s = 0.0
         self._reports, self._reports_end = os.pipe()
@@ -65,6 +69,7 @@ class Server:
 
     def run(self) -> None:
         """Serves until SIGTERM or SIGINT."""
+        self._target_score = oom.take_shield()
         warm_up()
         # Children share these objects' pages as long as nobody touches them.
         gc.collect()
@@ -136,6 +141,9 @@ class Server:
         for session, target in REPORT.iter_unpack(reports):
             if session in self.sessions:
                 self._targets[session] = target
+                if target and self._target_score is not None:
+                    # Not before: the target would have inherited it.
+                    oom.set_score(session, oom.LAST)
 
     def _reap(self) -> None:
         self._take_reports()
@@ -216,6 +224,8 @@ class Server:
         """
         status = 1
         try:
+            if self._target_score is not None:
+                oom.set_score("self", self._target_score)
             self._wakeup.close()
             self.listener.socket.close()
             os.close(self._reports)

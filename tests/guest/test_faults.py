@@ -28,9 +28,9 @@ def left_over(folders: Path) -> list[str]:
     return [path.name for path in (folders / "runtime" / "machines").iterdir() if path.name != "shared"]
 
 
-def start_session(name: str, *words: str) -> "subprocess.Popen[bytes]":
+def start_session(name: str, *words: str, user: str = "root") -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [str(BIN / "vsh"), "--vm_name", name, "--", *words],
+        [str(BIN / "vsh"), "--vm_name", name, "--user", user, "--", *words],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 

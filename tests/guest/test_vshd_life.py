@@ -2,11 +2,27 @@
 
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
+import pytest
+
+import vmkit
 from tests.guest.test_faults import start_session
+from vsh.registry import find_machine
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 # A session's process is the shell's parent, and vshd is that one's.
+# Stopped first, for new ones are made as long as one runs.
+END_ALL_OF_THE_USER = """
+for signal in STOP KILL; do
+    for round in 1 2 3; do
+        for status in /proc/[0-9]*/status; do
+            grep -q '^Uid:.1000' $status 2>/dev/null && pid=${status#/proc/} && kill -$signal ${pid%/status}
+        done
+    done
+done
+rm -f /tmp/bomb /dev/shm/bomb /var/tmp/bomb /home/user/bomb
+"""
 VSHD_PID = "read -r _ _ _ vshd _ < /proc/$PPID/stat"
 
 
@@ -22,3 +38,51 @@ def test_restart_of_vshd_leaves_sessions_alone(ready: str, vsh: Run) -> None:
     out, _ = session.communicate(b"still\n", timeout=60)
     assert (out, session.returncode) == (b"still\n", 7)
     assert b"vmkit-init: error" not in vsh("--vm_name", ready, "--", "dmesg").stdout
+
+
+def test_daemon_is_the_last_that_the_oom_killer_takes(ready: str, vsh: Run) -> None:
+    """vshd never, a session's own process after everything else, and what it runs as any program."""
+    # vshd gives the session's process its score when it hears that the target runs.
+    wait = "while [ $(cat $PPID/oom_score_adj) = 0 ]; do :; done"
+    script = f"{VSHD_PID}; cd /proc; {wait}; cat $vshd/oom_score_adj $PPID/oom_score_adj self/oom_score_adj"
+    assert vsh("--vm_name", ready, "--", "sh", "-c", script).stdout.split() == [b"-1000", b"-900", b"0"]
+    lower = "echo -1 > /proc/self/oom_score_adj; cat /proc/self/oom_score_adj"
+    done = vsh("--vm_name", ready, "--user", "user", "--", "sh", "-c", lower)
+    assert (done.stdout, b"Permission denied" in done.stderr) == (b"0\n", True)
+
+
+# What a user of the guest starts to take all of it. Each goes on until it is killed.
+BOMBS = {
+    "shells": ["sh", "-c", "bomb() { bomb | bomb & }; bomb; sleep 1000"],
+    "interpreters": [
+        "python3",
+        "-c",
+        "import os\nwhile True:\n try: os.fork()\n except OSError: pass\n bytearray(1 << 18)",
+    ],
+    "memory": ["python3", "-c", "import os\nos.fork()\nx = []\nwhile True: x.append(bytearray(b'x' * (1 << 20)))"],
+    "files": ["sh", "-c", "for f in /tmp /dev/shm /var/tmp ~; do cat /dev/zero > $f/bomb & done; wait; sleep 1000"],
+}
+ROUNDS = 5
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_machine_outlives_a_users_bomb(built: None, folders: Path, vsh: Run, name: str) -> None:
+    machine = vmkit.Machine("tiny", accelerator="tcg", backend="user", name="bombed", memory="256M")
+    with machine:
+        steady = start_session(machine.name, "sh", "-c", "echo in; cat; exit 7")
+        assert steady.stdout is not None
+        assert steady.stdout.readline() == b"in\n"
+        vshd = machine.run(["sh", "-c", f"{VSHD_PID}; echo $vshd"]).stdout
+        for _ in range(2):
+            bomb = start_session(machine.name, *BOMBS[name], user="user")
+            for _ in range(ROUNDS):
+                assert machine.run(["sh", "-c", "sleep 1; echo root works"]).stdout == b"root works\n"
+            machine.run(["sh", "-c", END_ALL_OF_THE_USER])
+            bomb.communicate(timeout=60)
+        assert machine.run(["sh", "-c", f"{VSHD_PID}; echo $vshd"]).stdout == vshd
+        assert machine.run(["echo", "user works"], user="user").stdout == b"user works\n"
+        out, _ = steady.communicate(b"still\n", timeout=60)
+        assert (out, steady.returncode) == (b"still\n", 7)
+        entry = find_machine(name=machine.name)
+        assert entry is not None
+        assert "vmkit-init: error" not in (Path(entry.directory) / "console.log").read_text()

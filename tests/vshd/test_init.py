@@ -11,7 +11,7 @@ import pytest
 
 from tests.vsh.live import CHECKOUT, DEADLINE_S, ENVIRONMENT, ended, wait_until
 from vshd.pid1 import init
-from vshd.pid1.init import InitError, find_ready_port
+from vshd.pid1.init import InitError, find_pause_s, find_ready_port
 
 NAMESPACE = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
@@ -69,6 +69,10 @@ class Guest:
         _, console = self.process.communicate(timeout=DEADLINE_S)
         return console.decode()
 
+    def finish_with_errors(self):
+        """The same, but the lines of init's errors alone."""
+        return [line for line in self.finish().splitlines() if line.startswith("vmkit-init: error: ")]
+
 
 @pytest.fixture
 def start_guest(tmp_path):
@@ -78,6 +82,7 @@ def start_guest(tmp_path):
         guests.append(Guest(tmp_path, *flags, **options))
         return guests[-1]
 
+    start.folder = tmp_path
     yield start
     for guest in guests:
         with ended(guest.process):
@@ -166,25 +171,53 @@ def test_sessions_outlive_a_restart_of_vshd_and_end_with_the_guest(start_guest):
 
 
 @needs_namespace
-def test_init_gives_up_on_a_vshd_that_keeps_dying(start_guest):
+def test_init_starts_a_vshd_that_keeps_dying_after_growing_pauses(start_guest):
     guest = start_guest()
     guest.wait_until_ready()
     killed = set()
 
     def kill_next():
-        if guest.process.poll() is not None:
-            return True
-        try:
-            for pid in set(guest.vshd) - killed:
-                os.kill(pid, signal.SIGKILL)
-                killed.add(pid)
-        except (IndexError, FileNotFoundError, ProcessLookupError):
-            pass
-        return guest.called.exists()
+        for pid in set(guest.vshd) - killed:
+            os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
+        return len(killed) == 5
 
-    wait_until(kill_next, "init has given up")
-    assert "vmkit-init: error: vshd ended 11 times within 30 s, last with -9\n" in guest.finish()
-    assert guest.called.read_text() == "poweroff -f\n"
+    wait_until(kill_next, "five have died")
+    wait_until(lambda: guest.run("--", "echo", "again").stdout == b"again\n", "the sixth serves")
+    os.kill(guest.pid, signal.SIGUSR2)
+    pauses = ["at once", "in 0.1 s", "in 0.2 s", "in 0.4 s", "in 0.8 s"]
+    lines = [f"vmkit-init: error: vshd ended with -9; it is started again {pause}" for pause in pauses]
+    assert guest.finish_with_errors() == lines
+
+
+def test_pause_grows_to_its_ceiling():
+    pauses = [find_pause_s(deaths) for deaths in (0, 1, 2, 7, 8, 9, 10**9)]
+    assert pauses == [0, 0.1, 0.2, 6.4, 10, 10, 10]
+
+
+@needs_namespace
+def test_init_that_cannot_fork_tries_again(start_guest):
+    """As when a user's processes have taken every place: pid 1 must not end the guest for it."""
+    refuse_two = """
+import os
+real_fork, failures = os.fork, []
+def fork():
+    if os.path.exists(MARK) and len(failures) < 2:
+        failures.append(1)
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    return real_fork()
+os.fork = fork
+"""
+    mark = start_guest.folder / "mark"
+    guest = start_guest(script=f"MARK = {str(mark)!r}\n{refuse_two}")
+    guest.wait_until_ready()
+    mark.touch()
+    (first,) = guest.vshd
+    os.kill(first, signal.SIGTERM)
+    wait_until(lambda: guest.run("--", "echo", "again").stdout == b"again\n", "the next one serves")
+    os.kill(guest.pid, signal.SIGUSR2)
+    failure = "vmkit-init: error: vshd cannot be started: Resource temporarily unavailable; it is started again"
+    assert guest.finish_with_errors() == [f"{failure} at once", f"{failure} in 0.1 s"]
 
 
 @needs_namespace

@@ -1,6 +1,7 @@
 """The daemon as a citizen: whom it serves, as whom, within which limits, and what it leaves behind."""
 
 import os
+import resource
 import signal
 import socket
 import struct
@@ -23,6 +24,7 @@ from tests.vsh.live import (
     wait_for_end,
     wait_until,
 )
+from vshd import oom
 from vshd.flags import FlagError
 from vshd.listener import parse_allowed_cids
 from vshd.wire import messages, state
@@ -219,6 +221,42 @@ def test_processes_and_memory_are_limited(start_vshd):
     done = vshd.run("--user=nobody", "--", "cat", "/proc/self/limits")
     assert b"Max processes             77" in done.stdout
     assert str(512 << 20).encode() in done.stdout
+
+
+@needs_root
+def test_users_have_as_many_processes_as_memory_has_mib_and_root_has_more(vshd):
+    memory_mib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    expected = memory_mib if hard == resource.RLIM_INFINITY else min(memory_mib, hard)
+    read_limit = ("--", "sh", "-c", "grep 'Max processes' /proc/self/limits")
+    assert vshd.run("--user=nobody", *read_limit).stdout.split()[2:4] == [b"%d" % expected] * 2
+    own = Path("/proc/self/limits").read_text().partition("Max processes")[2].split()[:2]
+    assert vshd.run(*read_limit).stdout.decode().split()[2:4] == own
+
+
+@needs_root
+def test_limit_of_processes_can_be_taken_away(start_vshd):
+    own = Path("/proc/self/limits").read_text().partition("Max processes")[2].split()[:2]
+    vshd = start_vshd("--max_processes=0")
+    done = vshd.run("--user=nobody", "--", "sh", "-c", "grep 'Max processes' /proc/self/limits")
+    assert done.stdout.decode().split()[2:4] == own
+
+
+@needs_root
+def test_user_at_the_limit_is_refused_and_root_is_not(start_vshd):
+    """nobody may have processes of its own here: the limit is one that is reached at once."""
+    vshd = start_vshd("--max_processes=1")
+    done = vshd.run("--user=nobody", "--", "sh", "-c", "sleep 1 & wait")
+    assert done.returncode != 0
+    assert b"esource temporarily unavailable" in done.stderr or b"fork" in done.stderr
+    assert vshd.run("--", "echo", "root").stdout == b"root\n"
+
+
+def test_score_for_the_oom_killer_is_taken_back_for_sessions(vshd):
+    """Where the kernel lets vshd change it; where not, nothing changes. (In a guest: test_vshd_life.py)."""
+    own = Path("/proc/self/oom_score_adj").read_text()
+    assert Path(f"/proc/{vshd.pid}/oom_score_adj").read_text() in (own, f"{oom.NEVER}\n")
+    assert vshd.run("--", "cat", "/proc/self/oom_score_adj").stdout.decode() == own
 
 
 def test_two_hundred_sessions_at_once(vshd):

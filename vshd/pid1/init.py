@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 READY_ARGUMENT = "vmkit.ready="
 # Says that there is a token, and where: a guest that cannot find it must not serve without.
 TOKEN_ARGUMENT = "vmkit.token="  # noqa: S105 - a word, not a secret
-# maitred's limit: more deaths of vshd than this in the period mean that starting it again will not help.
-RESPAWN_MAX = 10
-RESPAWN_PERIOD_S = 30.0
+# A vshd that dies is started again: the first time at once, then after a pause that doubles with each death. One that
+# has lived this long starts from the beginning. pid 1 never gives up: what else runs in the guest would end with it.
+PAUSE_FIRST_S = 0.1
+PAUSE_MAX_S = 10.0
+LIVED_S = 30.0
 # How long processes have after TERM, and the kernel after KILL.
 TERM_S = 2.0
 KILL_S = 1.0
@@ -63,14 +65,16 @@ def main(argv: list[str] | None = None) -> "NoReturn":
 
 
 class Init:
-    """Invariant: `_vshd` is the running daemon's pid, -1 between two; `_bound` has its port all the time, if anybody
-    has."""
+    """Invariant: `_vshd` is the running daemon's pid, -1 while the next one is due at `_due_s` (of time.monotonic());
+    `_bound` has its port all the time, if the image wants that."""
 
     def __init__(self, argv: list[str]) -> None:
         self._duties, self._argv = take_duties(argv)
         self._bound: _socket.socket | None = None
         self._vshd = -1
-        self._deaths_s: list[float] = []
+        self._started_s = 0.0
+        self._due_s = 0.0
+        self._deaths = 0
         self._is_ready = False
         self._token_from: str | None = None
         self._ready, self._ready_end = os.pipe()
@@ -87,11 +91,16 @@ class Init:
         poll = select.poll()
         poll.register(self._wakeup.fd, select.POLLIN)
         while True:
-            poll.poll()
+            poll.poll(self._find_wait_ms())
             for number in self._wakeup.take():
                 if number in WAYS_DOWN:
                     return WAYS_DOWN[number]
             self._reap()
+            if self._vshd < 0 and time.monotonic() >= self._due_s:
+                self._restart_vshd()
+
+    def _find_wait_ms(self) -> float | None:
+        return None if self._vshd >= 0 else max(0.0, self._due_s - time.monotonic()) * 1000 + 1
 
     def _prepare(self, duties: Duties, options: Options) -> bytes:
         """Everything that comes before vshd; what the host is told of it. Raises what cannot be done."""
@@ -116,6 +125,7 @@ class Init:
         pid = os.fork()
         if pid:
             self._vshd = pid
+            self._started_s = time.monotonic()
             return
         self._become_vshd(options, facts)
 
@@ -124,7 +134,7 @@ class Init:
         try:
             self._wakeup.close()
             os.setsid()
-            status = serve(options, self._say_ready, self._bound, facts)
+            status = serve(options, None if self._is_ready else self._say_ready, self._bound, facts)
         except BaseException as error:  # reported here, or nowhere
             _report(f"vshd: {type(error).__name__}: {error}")
         finally:
@@ -142,28 +152,47 @@ class Init:
             if pid == 0:
                 return
             if pid == self._vshd:
-                self._restart_vshd(os.waitstatus_to_exitcode(status))
+                self._on_death(os.waitstatus_to_exitcode(status))
 
-    def _restart_vshd(self, status: int) -> None:
-        """A vshd that has served once is started again, within limits; one that never came up will not."""
+    def _on_death(self, status: int) -> None:
+        """A vshd that has served once is started again; one that never came up will not. Raises InitError."""
         self._vshd = -1
         self._is_ready = self._is_ready or self._was_ready()
         if not self._is_ready:
             raise InitError(f"vshd ended with {status} before it was ready")
+        if status == 0:
+            # It was told to end, and that is how it is restarted.
+            self._due_s = time.monotonic()
+        else:
+            self._pause(f"vshd ended with {status}")
+
+    def _restart_vshd(self) -> None:
+        try:
+            # The host has been told once, and may not listen any more.
+            self._start_vshd(None)
+        except OSError as error:
+            self._pause(f"vshd cannot be started: {error.strerror}")
+
+    def _pause(self, why: str) -> None:
         now_s = time.monotonic()
-        self._deaths_s = [death_s for death_s in self._deaths_s if now_s - death_s < RESPAWN_PERIOD_S] + [now_s]
-        if len(self._deaths_s) > RESPAWN_MAX:
-            raise InitError(
-                f"vshd ended {len(self._deaths_s)} times within {RESPAWN_PERIOD_S:.0f} s, last with {status}"
-            )
-        # The host has been told once, and may not listen any more.
-        self._start_vshd(None)
+        if now_s - self._started_s > LIVED_S:
+            self._deaths = 0
+        pause_s = find_pause_s(self._deaths)
+        self._deaths += 1
+        self._due_s = now_s + pause_s
+        _report(f"{why}; it is started again {f'in {pause_s:g} s' if pause_s else 'at once'}")
 
     def _was_ready(self) -> bool:
         try:
             return bool(os.read(self._ready, 1))
         except BlockingIOError:
             return False
+
+
+def find_pause_s(deaths: int) -> float:
+    """How long to wait before vshd is started again, after so many deaths before this one."""
+    # The exponent has a ceiling: deaths are counted for as long as the guest runs.
+    return min(PAUSE_MAX_S, PAUSE_FIRST_S * 2.0 ** (min(deaths, 20) - 1)) if deaths else 0.0
 
 
 def find_ready_port(command_line: str) -> int | None:

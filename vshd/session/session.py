@@ -62,8 +62,11 @@ class Session:
         on_start: "Callable[[int], None] | None" = None,
         token: bytes | None = None,
     ) -> None:
-        """who: the peer, for the log. wakeup: has SIGCHLD and SIGTERM. on_start is told the target's pid, and
-        before that 0 when the token was proven. token: what the client must prove to know."""
+        """who: the peer, for the log. wakeup: has SIGCHLD and SIGTERM. token: what the client must prove to know.
+
+        on_start is told 0 when the token was proven, and later the pid of the target, or of this process if it
+        forwards.
+        """
         os.set_blocking(fd, False)
         self.fd = fd
         self.who = who
@@ -94,7 +97,7 @@ class Session:
         try:
             account = choose_account(request, self.options)
             self.who = f"{self.who} user {account.name}"
-            apply_limits(self.options)
+            apply_limits(self.options, account)
             if self.options.allow_to_switch_user:
                 switch_to(account)
             if service is not None:
@@ -122,6 +125,8 @@ class Session:
             raise RefusalError("a service needs extended mode", messages.BAD_REQUEST)
         handed = service.open()
         self.connection.hand_over(os.getpid(), handed.description)
+        if self._on_start is not None:
+            self._on_start(os.getpid())
         if not _flush(self.fd, self.connection, LAST_WORDS_S):
             return
         started_s = time.monotonic()
