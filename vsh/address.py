@@ -10,15 +10,20 @@ CID_MIN = 3
 CID_MAX = (1 << 32) - 2
 USAGE_STATUS = 64
 
-UNIX, HYBRID, VSOCK, DESCRIPTOR = "unix", "hybrid", "vsock", "fd"
+UNIX, HYBRID, VSOCK, DESCRIPTOR, DOOR = "unix", "hybrid", "vsock", "fd", "door"
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vsh.container import Door
 
 
 class Address:
     """How to reach a vshd: kind UNIX (path), HYBRID (path, and a port asked for with CONNECT), VSOCK (cid, port) or
-    DESCRIPTOR (fd). `name` is what people call it; `is_ours` that the registry knows it.
-    `token_file`: where the token is that it has to prove, and that we shall; empty: none. `entry`: the machine."""
+    DESCRIPTOR (fd), or wait until it calls: DOOR (door). `name` is what people call it; `is_ours` that the registry
+    knows it. `token_file`: where the token is that it has to prove, and that we shall; empty: none. `entry`: the
+    machine."""
 
-    __slots__ = ("cid", "entry", "fd", "is_ours", "kind", "name", "path", "port", "token_file")
+    __slots__ = ("cid", "door", "entry", "fd", "is_ours", "kind", "name", "path", "port", "token_file")
 
     def __init__(
         self,
@@ -32,6 +37,7 @@ class Address:
         is_ours: bool = False,
         token_file: str = "",
         entry: Entry | None = None,
+        door: "Door | None" = None,
     ) -> None:
         self.kind = kind
         self.name = name
@@ -42,6 +48,7 @@ class Address:
         self.is_ours = is_ours
         self.token_file = token_file
         self.entry = entry
+        self.door = door
 
     @classmethod
     def unix(cls, path: str) -> "Address":
@@ -62,6 +69,11 @@ class Address:
     def descriptor(cls, fd: int) -> "Address":
         """A connection that is open already."""
         return cls(DESCRIPTOR, name=f"descriptor {fd}", fd=fd)
+
+    @classmethod
+    def behind_door(cls, door: "Door", name: str) -> "Address":
+        """A vshd that connects to us, for one session."""
+        return cls(DOOR, name=name, door=door)
 
 
 class NotReady(VshError):  # noqa: N818 - it names what was seen

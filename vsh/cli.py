@@ -129,7 +129,7 @@ def find_container(vm: Address, options: Options) -> Address:
     from vsh.container import DEFAULT_CONTAINER, open_container  # noqa: PLC0415 - few need it, and it needs threads
 
     name = options.target_container or DEFAULT_CONTAINER
-    return open_container(vm, name, options.launch, options.listen_port)
+    return open_container(vm, name, options.launch, options.listen_port, is_legacy=options.is_legacy_container)
 
 
 def wants_pty(options: Options) -> bool:

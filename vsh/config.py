@@ -46,7 +46,7 @@ def apply_config(options: Options) -> None:
     if tables is None:
         return
     default, hosts = _split(path, tables)
-    options.launch = _find_launch(path, tables)
+    _apply_container(path, tables, options)
     name = options.vm_name
     host = hosts.get(name, {})
     if ADDRESSES & host.keys():
@@ -82,15 +82,19 @@ def _apply(path: str, where: str, table: Table, options: Options) -> None:
             raise VshError(f"{path}: {where}.{key}: {error.brief}", status=STATUS) from error
 
 
-def _find_launch(path: str, tables: Table) -> list[str]:
-    """What starts a vshd in a container: the words of a command."""
+def _apply_container(path: str, tables: Table, options: Options) -> None:
+    """What starts a vshd in a container: the words of a command, and whether that vshd is ChromeOS's."""
     container = tables.get("container", {})
-    if not isinstance(container, dict) or set(container) - {"launch"}:
-        raise VshError(f"{path}: container is a table with the key launch", status=STATUS)
+    if not isinstance(container, dict) or set(container) - {"launch", "legacy"}:
+        raise VshError(f"{path}: container is a table with the keys launch and legacy", status=STATUS)
     launch = container.get("launch", [])
     if not isinstance(launch, list) or not all(isinstance(word, str) for word in launch):
         raise VshError(f"{path}: container.launch is a list of words", status=STATUS)
-    return launch
+    legacy = container.get("legacy", False)
+    if not isinstance(legacy, bool):
+        raise VshError(f"{path}: container.legacy is true or false", status=STATUS)
+    options.launch = launch
+    options.is_legacy_container = legacy
 
 
 def _texts(value: object) -> list[str]:

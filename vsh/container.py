@@ -1,47 +1,64 @@
 """Shells in containers of a guest: vsh listens, a vshd in the container connects back, and the session runs on that.
 
 What starts that vshd is a command of the user's configuration, run through the guest's own vshd for as long as the
-session lasts. The direction being reversed, it is vsh that checks where the connection comes from (upstream's rules).
+session lasts. Its standard input is the token of this one session, and the vshd that connects must prove it: every
+program of the guest can connect to the port (docs/reference/protocol.md 4). ChromeOS's vshd knows no token.
 """
 
 import os
-import select
 import threading
 import time
 
 from vsh.address import Address
+from vsh.callers import Callers
 from vsh.errors import VshError
 from vsh.listener import HostListener, listen_for_guest
 from vsh.memory import BytesSource, CaptureSink
 from vsh.pump import Pump
 from vsh.session import Session, make_limits, open_session
+from vsh.text import clean_text
+from vsh.transport import remaining_ms
 from vshd.wire import messages
 from vshd.wire.messages import SetupConnectionRequest
+from vshd.wire.proof import CLIENT, NONCE_BYTES, TOKEN_BYTES, Proof, render_token
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vshd.wire.client import ClientConnection
 
 DEFAULT_CONTAINER = "penguin"
-# Upstream's.
+# Upstream's, for the first connection.
 CONNECT_TIMEOUT_S = 5.0
+# While callers are being examined: strangers cost the guest and us time that the container's vshd then lacks.
+PROOF_TIMEOUT_S = 20.0
+BACKLOG = 128
 # A launcher says why it failed, not more.
 OUTPUT_LIMIT_BYTES = 64 << 10
 
 
-def open_container(vm: Address, container: str, launch: list[str], listen_port: int | None) -> Address:
-    """Starts a vshd in a container of `vm`, and returns its connection. Raises VshError."""
+def open_container(
+    vm: Address, container: str, launch: list[str], listen_port: int | None, *, is_legacy: bool = False
+) -> Address:
+    """Has a vshd started in a container of `vm`; the address of the one session that it serves. Raises VshError.
+
+    is_legacy: that vshd is ChromeOS's and can prove nothing, so the first connection is taken for its.
+    """
     if not launch:
         raise VshError(
             "do not know how to start a vshd in a container",
             hint="set launch in the table [container] of the configuration; see vsh(1)",
         )
-    listener = listen_for_guest(vm, listen_port)
+    token = None if is_legacy else os.urandom(TOKEN_BYTES)
+    listener = listen_for_guest(vm, listen_port, backlog=1 if is_legacy else BACKLOG)
     try:
-        launcher = _Launcher(vm, _render(launch, container, listener))
-        fd = _wait_for(listener, launcher, vm, container)
-    finally:
+        launcher = _Launcher(vm, _render(launch, container, listener), token)
+    except BaseException:
         listener.close()
-    os.set_blocking(fd, False)
-    found = Address.descriptor(fd)
-    found.name = f"container '{container}' of {vm.name}"
-    return found
+        raise
+    name = f"container '{container}' of {vm.name}"
+    return Address.behind_door(Door(listener, launcher, token, f"{vm.name}:{container}"), name)
 
 
 def _render(launch: list[str], container: str, listener: HostListener) -> list[str]:
@@ -54,42 +71,95 @@ def _render(launch: list[str], container: str, listener: HostListener) -> list[s
 
 
 class _Launcher:
-    """The command that starts the container's vshd, running in the guest; it ends with this process."""
+    """The command that starts the container's vshd, running in the guest; it ends with this process.
 
-    def __init__(self, vm: Address, argv: list[str]) -> None:
+    The token is its standard input, a pipe that no other user can read; an argument or a variable would be in /proc.
+    """
+
+    def __init__(self, vm: Address, argv: list[str], token: bytes | None) -> None:
         request = SetupConnectionRequest(
             target=messages.VM_SHELL, argv=[os.fsencode(word) for word in argv], nopty=True
         )
         self.session: Session = open_session(vm, request, limits=make_limits(), timeout_s=CONNECT_TIMEOUT_S)
         self.output = CaptureSink(OUTPUT_LIMIT_BYTES)
         self.ended_fd, self._ended_end = os.pipe()
+        self._input = b"" if token is None else render_token(token) + b"\n"
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         sinks = {messages.STDOUT: self.output, messages.STDERR: self.output}
         try:
-            Pump(self.session, BytesSource(b""), dict(sinks)).run()
+            Pump(self.session, BytesSource(self._input), dict(sinks)).run()
         except VshError:
             pass
         os.close(self._ended_end)
 
 
-def _wait_for(listener: HostListener, launcher: _Launcher, vm: Address, container: str) -> int:
-    """The container's connection, from the right guest."""
-    deadline_s = time.monotonic() + CONNECT_TIMEOUT_S
-    poll = select.poll()
-    poll.register(listener.socket.fileno(), select.POLLIN)
-    poll.register(launcher.ended_fd, select.POLLIN)
-    while True:
-        left_s = deadline_s - time.monotonic()
-        ready = [fd for fd, _ in poll.poll(left_s * 1000)] if left_s > 0 else []
-        if not ready:
-            raise VshError(f"Poll timed out after waiting {CONNECT_TIMEOUT_S:.0f} seconds.", details=_said(launcher))
-        if listener.socket.fileno() not in ready:
-            raise VshError(f"Failed to launch vshd for {vm.name}:{container}", details=_said(launcher))
-        return listener.accept()
+class Door:
+    """Where the container's vshd calls. Invariant: the listener is open until admit() has returned or raised."""
 
+    def __init__(self, listener: HostListener, launcher: _Launcher, token: bytes | None, name: str) -> None:
+        """name: of the container, for errors."""
+        self._listener: HostListener | None = listener
+        self._launcher = launcher
+        self.is_token_demanded = token is not None
+        self._token = token
+        self._name = name
+        self._first_deadline_s = time.monotonic() + CONNECT_TIMEOUT_S
+        self._deadline_s = time.monotonic() + PROOF_TIMEOUT_S
 
-def _said(launcher: _Launcher) -> str:
-    return launcher.output.take().decode("utf-8", "replace")
+    def admit(self, make_connection: "Callable[[Proof | None], ClientConnection]") -> tuple[int, "ClientConnection"]:
+        """The vshd's descriptor, non-blocking, and its connection: proven, with the request to send. Raises VshError.
+
+        make_connection: a new connection with its setup to send, which demands this proof.
+        """
+        listener, self._listener = self._listener, None
+        if listener is None:
+            raise VshError("the vshd of a container serves one session", hint="forwards go through the guest itself")
+        callers = Callers(listener, lambda: make_connection(self._make_proof()))
+        callers.watch(self._launcher.ended_fd)
+        try:
+            return self._wait_for_peer(callers, listener, make_connection)
+        finally:
+            callers.close()
+            listener.close()
+
+    def _make_proof(self) -> Proof | None:
+        """For one caller: a nonce serves once."""
+        return None if self._token is None else Proof(CLIENT, self._token, os.urandom(NONCE_BYTES))
+
+    def _wait_for_peer(
+        self,
+        callers: Callers,
+        listener: HostListener,
+        make_connection: "Callable[[Proof | None], ClientConnection]",
+    ) -> tuple[int, "ClientConnection"]:
+        while True:
+            ready = callers.wait(remaining_ms(self._deadline_s if callers.has_called else self._first_deadline_s))
+            if not ready:
+                raise self._explain(callers, "the container's vshd did not connect in time")
+            if self._token is None and listener.socket.fileno() in ready:
+                # Nothing tells it from a stranger but, on vhost, its CID: accept() raises for another one.
+                try:
+                    fd = listener.accept()
+                except BlockingIOError:
+                    continue
+                os.set_blocking(fd, False)
+                return fd, make_connection(None)
+            for fd in ready:
+                found = callers.serve(fd)
+                if found is not None:
+                    return found
+            if ready == [self._launcher.ended_fd]:
+                raise self._explain(callers, f"Failed to launch vshd for {self._name}")
+
+    def _explain(self, callers: Callers, brief: str) -> VshError:
+        """Why no vshd has proven itself, from what the launcher wrote and what became of callers."""
+        said = clean_text(self._launcher.output.take()).strip()
+        details = [said] if said else []
+        hint = ""
+        if callers.strangers:
+            details.append(f"{callers.strangers} connections did not prove the token; the last: {callers.reason}")
+            hint = "does the launcher's vshd have --token_from=stdin, and its standard input? See vsh(1), CONTAINERS"
+        return VshError(brief, details="\n".join(details), hint=hint)

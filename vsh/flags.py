@@ -148,6 +148,8 @@ class Options:
         self.alias = ""
         # The configuration's command that starts a vshd in a container.
         self.launch: list[str] = []
+        # That vshd is ChromeOS's, which cannot prove who it is.
+        self.is_legacy_container = False
         # Which flags were given, for whoever has defaults to add.
         self.given: set[str] = set()
 

@@ -16,8 +16,9 @@ from vsh.errors import ConnectionLost, VshError
 from vsh.transport import listen_vsock, remaining_ms
 from vshd.carry.sockets import ListeningSocket, listen_at
 
-# Host ports that nothing of ours uses, for hybrid vsock, where no kernel picks one.
-FIRST_FREE_PORT, FREE_PORTS = 49152, 1000
+# Host ports that nothing of ours uses. Six digits, since the port ends the path of a hybrid vsock's socket.
+FIRST_FREE_PORT, FREE_PORTS = 100_000, 900_000
+PORT_TRIES = 64
 # What is at a port's path stays there, and the next port may be free.
 IN_THE_WAY = (errno.EADDRINUSE, errno.EEXIST, errno.EACCES, errno.EPERM)
 
@@ -70,8 +71,7 @@ class HostListener:
 def listen_for_guest(vm: Address, port: int | None, *, backlog: int = 1) -> HostListener:
     """Listens for connections of `vm`, on a free port by default. Raises VshError."""
     if vm.kind == kinds.VSOCK:
-        listening, found = listen_vsock(backlog, port)
-        return HostListener(ListeningSocket(listening), found, f"vsock:2:{found}", cid=vm.cid)
+        return _listen_kernel(vm.cid, port, backlog)
     if vm.kind == kinds.HYBRID:
         # A guest's connection to host port N of a hybrid vsock arrives at PATH_N.
         return _listen_hybrid(vm.path, port, backlog)
@@ -94,13 +94,32 @@ def _listen_hybrid(path: str, wanted: int | None, backlog: int) -> HostListener:
                 details=f"{path}_{wanted}",
                 hint="choose another port",
             ) from error
-    for port in range(FIRST_FREE_PORT, FIRST_FREE_PORT + FREE_PORTS):
+    for _ in range(PORT_TRIES):
+        port = choose_port()
         try:
             return _listen_at_port(path, port, backlog)
         except OSError as error:
             if error.errno not in IN_THE_WAY:
                 raise VshError(f"Failed to bind vsh port: {error.strerror}", details=f"{path}_{port}") from error
     raise VshError("Failed to bind vsh port", details=f"{path}_PORT: every port is taken")
+
+
+def _listen_kernel(cid: int, wanted: int | None, backlog: int) -> HostListener:
+    for _ in range(PORT_TRIES):
+        try:
+            listening, port = listen_vsock(backlog, choose_port() if wanted is None else wanted)
+        except VshError as error:
+            cause = error.__cause__
+            if wanted is None and isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE:
+                continue
+            raise
+        return HostListener(ListeningSocket(listening), port, f"vsock:2:{port}", cid=cid)
+    raise VshError("Failed to bind vsh port", details="every port that was tried is taken")
+
+
+def choose_port() -> int:
+    """A port that a program of the guest cannot guess. What comes to it must prove itself all the same."""
+    return FIRST_FREE_PORT + int.from_bytes(os.urandom(8), "little") % FREE_PORTS
 
 
 def _listen_at_port(path: str, port: int, backlog: int) -> HostListener:

@@ -334,9 +334,18 @@ def _open(
     deadline_s: float,
     see: "Callable[[str, memoryview], None] | None",
 ) -> Session:
-    connection = ClientConnection(limits, _make_proof(address, limits))
-    connection.send_setup(request)
-    fd = open_transport(address, deadline_s)
+    def make_connection(proof: "Proof | None") -> ClientConnection:
+        connection = ClientConnection(limits, proof)
+        connection.send_setup(request)
+        return connection
+
+    if address.door is not None:
+        if limits is None and address.door.is_token_demanded:
+            raise _cannot_prove(address, "leave --noextended out; for ChromeOS's vshd set container.legacy, see vsh(1)")
+        fd, connection = address.door.admit(make_connection)
+    else:
+        connection = make_connection(_make_proof(address, limits))
+        fd = open_transport(address, deadline_s)
     try:
         session = Session(fd, connection, address.name, see)
         session.entry = address.entry
@@ -351,14 +360,15 @@ def _make_proof(address: Address, limits: Extended | None) -> "Proof | None":
     if not address.token_file:
         return None
     if limits is None:
-        raise VshError(
-            f"{address.name} demands its token, which ChromeOS's protocol cannot prove",
-            hint="leave --noextended out",
-        )
+        raise _cannot_prove(address, "leave --noextended out")
     # Most machines have none.
     from vsh.token import make_proof  # noqa: PLC0415
 
     return make_proof(address.token_file)
+
+
+def _cannot_prove(address: Address, hint: str) -> VshError:
+    return VshError(f"{address.name} demands its token, which ChromeOS's protocol cannot prove", hint=hint)
 
 
 def _shake_hands(session: Session, address: Address, request: SetupConnectionRequest, deadline_s: float) -> Session:

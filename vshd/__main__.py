@@ -101,12 +101,11 @@ def serve(
 
 def _find_token(options: Options, listener: Listener) -> bytes | None:
     """What clients must prove. Raises TokenError, OSError, and leaves no socket behind."""
-    from vshd.firmware import find_token  # noqa: PLC0415  (see serve)
+    from vshd.firmware import check_provable, find_token  # noqa: PLC0415  (see serve)
 
     try:
         token = find_token(options.token_from, is_vsock=listener.is_vsock)
-        if token is not None and not options.extended and not options.allow_legacy_clients:
-            raise TokenError("there is a token, and with --noextended no client can prove it")
+        check_provable(token, options)
     except BaseException:
         listener.close()
         raise

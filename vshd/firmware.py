@@ -1,12 +1,15 @@
-"""Where the machine's token comes from: the firmware's tables, which root alone can read, or a file.
+"""Where the token comes from: the firmware's tables, which root alone can read, a file, or standard input.
 
 vmkit gives the token to QEMU as an OEM string (SMBIOS type 11; the layout is DMTF DSP0134, 6.1 and 7.12). The kernel
 shows the tables as they are.
 """
 
 import os
+import select
 import stat
+import time
 
+from vshd.flags import Options
 from vshd.wire.errors import TokenError
 
 DMI_TABLE = "/sys/firmware/dmi/tables/DMI"
@@ -19,19 +22,23 @@ HEADER_BYTES = 4
 PREFIX = b"vmkit.token:"
 FILE_PREFIX = "file:"
 FILE_BYTES_MAX = 256
+# Who starts vshd has the token ready.
+STDIN_WAIT_S = 10.0
 
 
-def find_token(source: str, *, is_vsock: bool) -> bytes | None:
+def find_token(source: str, *, is_vsock: bool, wait_s: float = STDIN_WAIT_S) -> bytes | None:
     """The token that clients must prove, None for none. Raises TokenError, OSError.
 
-    source: what --token_from says. is_vsock: whether others than the socket's owner may connect.
+    source: what --token_from says. is_vsock: whether others than the socket's owner may connect. wait_s: for stdin.
     """
     if source == "none" or (source == "auto" and not is_vsock):
         return None
+    if source == "stdin":
+        return _parse(_read_stdin(wait_s))
     if source.startswith(FILE_PREFIX):
         return _parse(_read_own_file(source.removeprefix(FILE_PREFIX)))
     if source not in ("auto", "smbios"):
-        raise TokenError("what --token_from says is none of auto, smbios, none, file:PATH")
+        raise TokenError("what --token_from says is none of auto, smbios, none, stdin, file:PATH")
     try:
         table = _read_all(os.open(DMI_TABLE, os.O_RDONLY | os.O_CLOEXEC), TABLE_BYTES_MAX)
     except (FileNotFoundError, PermissionError) as error:
@@ -44,6 +51,12 @@ def find_token(source: str, *, is_vsock: bool) -> bytes | None:
     if not found and source == "smbios":
         raise TokenError("the firmware holds no token, and there should be one")
     return _parse(found[0]) if found else None
+
+
+def check_provable(token: bytes | None, options: Options) -> None:
+    """Raises TokenError when no client at all could be served."""
+    if token is not None and not options.extended and not options.allow_legacy_clients:
+        raise TokenError("there is a token, and with --noextended no client can prove it")
 
 
 def read_oem_strings(table: bytes) -> list[bytes]:
@@ -79,6 +92,27 @@ def _read_own_file(path: str) -> bytes:
         os.close(fd)
         raise TokenError(f"{path} must be a file of this user's own, closed to everyone else (mode 0600)")
     return _read_all(fd, FILE_BYTES_MAX)
+
+
+def _read_stdin(wait_s: float) -> bytes:
+    """One line, or everything. Nothing of it stays open: what this process starts must not find a rest there."""
+    deadline_s = time.monotonic() + wait_s
+    poll = select.poll()
+    poll.register(0, select.POLLIN)
+    data = b""
+    while not data.endswith(b"\n"):
+        if not poll.poll(max(0.0, deadline_s - time.monotonic()) * 1000):
+            raise TokenError(f"no token came on standard input within {wait_s:g} s")
+        piece = os.read(0, FILE_BYTES_MAX + 1 - len(data))
+        if not piece:
+            break
+        data += piece
+        if len(data) > FILE_BYTES_MAX:
+            raise TokenError(f"what should hold the token is larger than {FILE_BYTES_MAX} bytes")
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(null, 0)
+    os.close(null)
+    return data
 
 
 def _read_all(fd: int, limit: int) -> bytes:

@@ -107,9 +107,9 @@ Serves shells and commands to vsh, over vsock.
   --allow_to_switch_user          other users may be asked for (true)
   --allow_user=NAME               only these users; may be repeated
   --allow_cid=N|any               serve this CID too; may be repeated (2, the host, unless any is given)
-  --token_from=auto|smbios|none|file:PATH
-                                  the machine's token, which clients must prove: the firmware's where it has one
-                                  and vshd listens on vsock (auto), in any case, none, a file's
+  --token_from=auto|smbios|none|stdin|file:PATH
+                                  the token that clients must prove: the firmware's where it has one and vshd listens on
+                                  vsock (auto), the firmware's in any case, none, a line of standard input, a file's
   --allow_legacy_clients          serve clients of ChromeOS's protocol without a proof (false)
   --inherit_env                   targets start from the daemon's environment (false)
   --forward_to_host_port=PORT     do not listen: serve one session on a connection to the host's PORT

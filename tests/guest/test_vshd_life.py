@@ -12,12 +12,17 @@ from vsh.registry import find_machine
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 # A session's process is the shell's parent, and vshd is that one's.
-# Stopped first, for new ones are made as long as one runs.
+# Stopped before they are killed, or those that still run would start others; until none is found.
 END_ALL_OF_THE_USER = """
-for signal in STOP KILL; do
-    for round in 1 2 3; do
+found=yes
+while [ "$found" ]; do
+    found=
+    for signal in STOP KILL; do
         for status in /proc/[0-9]*/status; do
-            grep -q '^Uid:.1000' $status 2>/dev/null && pid=${status#/proc/} && kill -$signal ${pid%/status}
+            grep -q '^Uid:.1000' $status 2>/dev/null || continue
+            found=yes
+            pid=${status#/proc/}
+            kill -$signal ${pid%/status}
         done
     done
 done

@@ -104,10 +104,11 @@ def test_own_vshd_of_the_host_vm_serves_its_host_alone(guest: HostMachine, vsh: 
 
 
 @contextlib.contextmanager
-def configured(tmp_path: Path, launch: list[str]) -> Iterator[dict[str, str]]:
-    """The environment of a vsh that starts a container's vshd so."""
+def configured(tmp_path: Path, launch: list[str], *, legacy: bool = False) -> Iterator[dict[str, str]]:
+    """The environment of a vsh that starts a container's vshd so; legacy: one that proves no token."""
     config = tmp_path / "config.toml"
-    config.write_text(f"[container]\nlaunch = {launch!r}\n")
+    words = [word for word in launch if not (legacy and word == "--token_from=stdin")]
+    config.write_text(f"[container]\nlaunch = {words!r}\nlegacy = {str(legacy).lower()}\n")
     config.chmod(0o600)
     yield {"VSH_CONFIG": str(config)}
 
@@ -116,14 +117,15 @@ def configured(tmp_path: Path, launch: list[str]) -> Iterator[dict[str, str]]:
 LAUNCH = [
     *("unshare", "-p", "-u", "-m", "-f", "--mount-proc"),
     *("sh", "-c", 'echo {container} >/proc/sys/kernel/hostname; cd "$0"; exec "$@"', SUITE),
-    *("env", "LANG=daemon", "ONLY=1", "python3", "-m", "vshd", "--inherit_env", "--forward_to_host_port={port}"),
+    *("env", "LANG=daemon", "ONLY=1", "python3", "-m", "vshd", "--inherit_env", "--token_from=stdin"),
+    "--forward_to_host_port={port}",
 ]
 
 
 @pytest.mark.parametrize("mode", [[], ["--noextended"]], ids=["extended", "legacy"])
 def test_container_calls_back_over_vsock(guest: HostMachine, tmp_path: Path, mode: list[str]) -> None:
     script = "cat /proc/sys/kernel/hostname; echo $LANG $ONLY $PPID; wc -c; exit 6"
-    with configured(tmp_path, LAUNCH) as env:
+    with configured(tmp_path, LAUNCH, legacy=bool(mode)) as env:
         words = ["--vm_name", NAME, *mode, "--target_container=box", "--", "LANG=client", "sh", "-c", script]
         done = run_program("vsh", *words, stdin=bytes(3_000_000), env=env)
     assert (done.returncode, done.stdout, done.stderr) == (6, b"box\nclient 1 1\n3000000\n", b"")

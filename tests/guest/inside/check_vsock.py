@@ -5,6 +5,8 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 from tests.vsh.conftest import mode, start_vshd, vshd
 from tests.vsh.live import CHECKOUT, DEADLINE_S, ENVIRONMENT, PORTS, START, ended, find_own_cid
 from tests.vshd.test_server import make_setup, read_events
@@ -68,18 +70,27 @@ def test_socket_of_systemd_is_a_vsock_too():
             assert daemon.wait(DEADLINE_S) == 0
 
 
-def test_container_that_answers_from_another_guest_is_refused(start_vshd, tmp_path):
+@pytest.mark.parametrize("legacy", [False, True], ids=["with the token", "legacy"])
+def test_container_that_answers_from_another_guest_is_refused(start_vshd, tmp_path, legacy):
     """vsh asked the vshd of one CID to have it called back, and another CID calls."""
     vshd = start_vshd()
-    place = f"--forward_to=vsock:{find_own_cid()}:{{port}}"
+    launch = [
+        *PYTHONPATH,
+        sys.executable,
+        "-m",
+        "vshd",
+        "--log_stderr",
+        f"--forward_to=vsock:{find_own_cid()}:{{port}}",
+    ]
     config = tmp_path / "config.toml"
-    config.write_text(f"[container]\nlaunch = {[*PYTHONPATH, sys.executable, '-m', 'vshd', '--log_stderr', place]!r}\n")
+    config.write_text(
+        f"[container]\nlaunch = {[*launch, *([] if legacy else ['--token_from=stdin'])]!r}\n"
+        f"legacy = {str(legacy).lower()}\n"
+    )
     config.chmod(0o600)
     done = vshd.run("--target_container=box", "--", "true", env={**ENVIRONMENT, "VSH_CONFIG": str(config)})
     assert done.returncode == 1
-    assert done.stderr.startswith(
-        f"vsh: Received connection from VM {LOOPBACK_CID} but expected {find_own_cid()}".encode()
-    )
+    assert f"Received connection from VM {LOOPBACK_CID} but expected {find_own_cid()}".encode() in done.stderr
 
 
 def test_daemon_that_nobody_waits_for_says_so():
