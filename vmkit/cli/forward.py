@@ -12,7 +12,7 @@ from vmkit.errors import ConfigError, MachineError
 from vmkit.forward.registry import Kept, read_kept, read_log
 from vmkit.forward.start import keep_forwards, remove
 from vmkit.machine.running import find_named, pick_entry
-from vsh.forward.spec import LOCAL, REMOTE, parse_forward
+from vsh.forward.spec import LOCAL, REMOTE, parse_forward, render_listening
 
 LOG_LINES_SHOWN = 3
 
@@ -71,8 +71,8 @@ def _keep(words: tuple[str, ...], local: tuple[str, ...], remote: tuple[str, ...
     if as_json:
         print_json(asdict(kept))
         return
-    for asked, place in zip(kept.forwards, kept.listening, strict=True):
-        print(f"forward {kept.number}: {asked}, listening at {place}")
+    for forward, asked, place in zip(forwards, kept.forwards, kept.listening, strict=True):
+        print(f"forward {kept.number}: {asked}, {render_listening(forward, place)}")
     print(f"end it:  vmkit forward --remove {kept.number}", file=sys.stderr)
 
 

@@ -15,7 +15,7 @@ from vsh.errors import VshError
 from vsh.flags import Options
 from vsh.forward.guest import connect_guest
 from vsh.forward.service import Service
-from vsh.forward.spec import LOCAL, REMOTE, Forward, parse_forward, parse_target
+from vsh.forward.spec import LOCAL, REMOTE, Forward, parse_forward, parse_target, render_listening
 from vshd.carry.bridge import Pairs, Side
 
 USAGE_STATUS = 64
@@ -175,8 +175,7 @@ def _tell_places(options: Options, service: Service) -> None:
 
 
 def _render(forward: Forward, place: str) -> str:
-    where = "listening at" if forward.kind == LOCAL else "the guest listens at"
-    return f"{where} {place} for {forward.target}"
+    return f"{render_listening(forward, place)} for {forward.target}"
 
 
 def _tell(text: str) -> None:

@@ -109,7 +109,7 @@ class Service:
     def listen_in_guest(self, place: str) -> GuestListener:
         return listen_in_guest(self._find_address(), place, user=self._user, timeout_s=self._timeout_s)
 
-    def listen_for_guest(self, port: int) -> HostListener:
+    def listen_for_guest(self, port: int | None) -> HostListener:
         return listen_for_guest(self._find_address(), port, backlog=BACKLOG)
 
     def connect_host(self, target: str) -> int:

@@ -69,6 +69,13 @@ def parse_forward(kind: str, text: str) -> Forward:
     return Forward(kind, listen, target)
 
 
+def render_listening(forward: Forward, place: str) -> str:
+    """Which side listens, and where."""
+    if forward.kind != REMOTE:
+        return f"listening at {place}"
+    return f"{'this host' if forward.listen.startswith('vsock:') else 'the guest'} listens at {place}"
+
+
 def parse_target(text: str) -> str:
     """The guest's place in the value of --proxy: a vsock port, HOST:PORT, a path, or one with its kind."""
     fields = _split(text)

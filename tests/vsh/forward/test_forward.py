@@ -5,6 +5,7 @@ import hashlib
 import os
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,22 @@ def test_local_forward_to_a_tcp_port_carries_both_ways(forward):
         with connect(here) as client:
             client.sendall(b"there and back")
             assert client.recv(100) == b"there and back"
+
+
+def test_vsock_port_of_the_host_that_is_left_to_us_is_chosen_and_told(tmp_path):
+    """A hybrid vsock's host port is a path; the machine itself need not answer for it."""
+    words = [sys.executable, "-m", "vsh", f"--uds={tmp_path / 'vm'}", "-N"]
+    with serving(Echo) as port:
+        argv = [*words, "-R", f"vsock:0:{port}", "-R", f"vsock:0:{port}"]
+        with ended(subprocess.Popen(argv, env=ENVIRONMENT, stderr=subprocess.PIPE)) as process:
+            told = [read_line(process.stderr) for _ in range(2)]
+            assert told == [
+                f"vsh: this host listens at vsock:{chosen} for tcp:127.0.0.1:{port}" for chosen in (49152, 49153)
+            ]
+            with socket.socket(socket.AF_UNIX) as guest:
+                guest.connect(str(tmp_path / "vm_49153"))
+                guest.sendall(b"there and back")
+                assert guest.recv(100) == b"there and back"
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
