@@ -12,12 +12,14 @@ from vshd.wire import messages
 from vshd.wire.messages import SetupConnectionRequest
 
 FALLBACK_SHELL = "/bin/sh"
+# (uid_t)-1 means no user to setresuid(2).
+ID_MAX = (1 << 32) - 2
 
 
 class Account:
-    """One user, as the session needs it."""
+    """One user, as the session needs it. has_own_groups: those of the group database, too; `gid` alone otherwise."""
 
-    __slots__ = ("gid", "home", "name", "shell", "uid")
+    __slots__ = ("gid", "has_own_groups", "home", "name", "shell", "uid")
 
     def __init__(self, name: str, uid: int, gid: int, home: str, shell: str) -> None:
         self.name = name
@@ -25,6 +27,7 @@ class Account:
         self.gid = gid
         self.home = home or "/"
         self.shell = shell or FALLBACK_SHELL
+        self.has_own_groups = True
 
 
 def choose_account(request: SetupConnectionRequest, options: Options) -> Account:
@@ -62,7 +65,10 @@ def switch_to(account: Account) -> None:
         return
     is_other = account.uid != 0
     try:
-        os.initgroups(account.name, account.gid)
+        if account.has_own_groups:
+            os.initgroups(account.name, account.gid)
+        else:
+            os.setgroups([account.gid])
     except OSError as error:
         # Where a container denies it, root may stay as it is.
         if is_other:
@@ -93,11 +99,44 @@ def _find_name(uid: int) -> str:
 
 
 def _find_named(user: str) -> Account:
+    """NAME or UID, with :GROUP or :GID behind it, as docker has them; digits are a name first."""
+    name, colon, group = user.partition(":")
     try:
-        return _from_entry(pwd.getpwnam(user))
+        account = _find_user(name)
+        if colon:
+            account.gid = _find_group(group)
+            account.has_own_groups = False
+        return account
     except (KeyError, ValueError, UnicodeError) as error:
         hint = "if attempting to connect to a containerless guest please use `vsh termina penguin`."
         raise _bad_user(f"could not find user: {user}, {hint}", user) from error
+
+
+def _find_user(name: str) -> Account:
+    try:
+        return _from_entry(pwd.getpwnam(name))
+    except KeyError:
+        uid = _parse_id(name)
+    try:
+        return _from_entry(pwd.getpwuid(uid))
+    except KeyError:
+        return Account(str(uid), uid, 0, "/", FALLBACK_SHELL)
+
+
+def _find_group(name: str) -> int:
+    import grp  # noqa: PLC0415 - few ask for a group
+
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return _parse_id(name)
+
+
+def _parse_id(text: str) -> int:
+    """Raises KeyError for what is no number, or too large a one."""
+    if not (text.isascii() and text.isdigit() and int(text) <= ID_MAX):
+        raise KeyError(text)
+    return int(text)
 
 
 def _from_entry(entry: pwd.struct_passwd) -> Account:
