@@ -9,14 +9,19 @@ import posixpath
 import shutil
 import tarfile
 import tempfile
+import threading
+from collections.abc import Iterator
 from typing import IO, Protocol
 
 from vsh.errors import UsageError, VshError
 from vsh.process import DEVNULL, PIPE, Process
+from vsh.tarstream import Member, read_members
 
 # Of a failed tar's stderr, an error shows this much.
 SHOWN_BYTES = 2000
 CHUNK_BYTES = 1 << 18
+# A tar pads its archive to a block, which is 10 KiB unless it is told otherwise.
+PADDING_BYTES_MAX = 1 << 20
 # Directories stay writable for their owner while they are filled; setuid, setgid and sticky bits are dropped.
 MODE_MASK = 0o777
 
@@ -38,13 +43,17 @@ def push(client: Opener, source: str, destination: str, *, user: str = "") -> No
     folder, name = _split(destination)
     with client.popen(["tar", "-x", "-f", "-", "-C", folder], stdin=PIPE, stdout=DEVNULL, user=user) as process:
         assert process.stdin is not None
+        words = _Words(process)
         try:
             with tarfile.open(fileobj=process.stdin, mode="w|", bufsize=CHUNK_BYTES, format=tarfile.GNU_FORMAT) as tar:
                 tar.add(source, arcname=name)
             process.stdin.close()
         except BrokenPipeError:
             pass  # the guest's tar has failed, and its stderr has the reason
-        _finish(process, f"cannot push {source} to {destination}")
+        except OSError as error:
+            where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+            raise VshError(f"cannot push {source}: {where}{error.strerror or error}") from error
+        words.check(f"cannot push {source} to {destination}")
 
 
 def pull(client: Opener, source: str, destination: str, *, user: str = "") -> None:
@@ -65,12 +74,21 @@ def pull(client: Opener, source: str, destination: str, *, user: str = "") -> No
             ["tar", "-c", "-f", "-", "-C", folder, "--", name], stdin=DEVNULL, stdout=PIPE, user=user
         ) as process:
             assert process.stdout is not None
-            has_all = _unpack(process.stdout, work, name)
-            _finish(process, f"cannot pull {source}")
-        if not has_all:
+            words = _Words(process)
+            try:
+                mode = _unpack(process.stdout, work, name)
+            finally:
+                # A tar that failed cuts its archive off, and has said why.
+                if len(process.stdout.read(PADDING_BYTES_MAX)) < PADDING_BYTES_MAX:
+                    words.check(f"cannot pull {source}")
+        copy = os.path.join(work, name)
+        if not os.path.lexists(copy):
             raise VshError(f"cannot pull {source}: the guest sent no such file")
-        os.replace(os.path.join(work, name), destination)
-    except (OSError, tarfile.TarError) as error:
+        os.replace(copy, destination)
+        if mode is not None:
+            # Only now: a directory that may not be written to cannot be moved, but by root.
+            os.chmod(destination, mode)
+    except OSError as error:
         raise VshError(f"cannot pull {source} to {destination}: {error}") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -84,53 +102,77 @@ def _split(path: str) -> tuple[str, str]:
     return folder or ".", name
 
 
-def _finish(process: Process[bytes], brief: str) -> None:
-    assert process.stderr is not None
-    said = process.stderr.read(SHOWN_BYTES)
-    if process.wait():
-        raise VshError(brief, details=said.decode(errors="replace"))
+class _Words:
+    """A command's stderr, read while the streams beside it are busy: a tar with many complaints must not stall.
+
+    Keeps the first SHOWN_BYTES.
+    """
+
+    def __init__(self, process: Process[bytes]) -> None:
+        self._process = process
+        self._kept = b""
+        self._thread = threading.Thread(target=self._listen, name="vsh-stderr", daemon=True)
+        self._thread.start()
+
+    def check(self, brief: str) -> None:
+        """Waits for the command's end. Raises VshError, with its words, when it failed."""
+        if self._process.wait():
+            self._thread.join()
+            raise VshError(brief, details=self._kept.decode(errors="replace"))
+
+    def _listen(self) -> None:
+        stderr = self._process.stderr
+        assert stderr is not None
+        try:
+            while data := stderr.read(CHUNK_BYTES):
+                self._kept += data[: SHOWN_BYTES - len(self._kept)]
+        except (OSError, ValueError):
+            pass  # the caller has closed it
 
 
-def _unpack(stream: IO[bytes], work: str, name: str) -> bool:
-    """Makes in `work` what the stream has of `name` and below; whether `name` itself was there."""
+def _unpack(stream: IO[bytes], work: str, name: str) -> int | None:
+    """Makes in `work` what the stream has of `name` and below; the mode that `name` shall get, if it is a directory.
+
+    Raises VshError.
+    """
     folders = {""}
     modes: list[tuple[str, int]] = []
-    with tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK_BYTES) as tar:
-        for member in tar:
-            path = posixpath.normpath(member.name)
-            parent = posixpath.dirname(path)
-            is_below = path == name or path.startswith(name + "/")
-            # A parent that this copy has not made may be a link that the guest sent before.
-            if not is_below or ".." in path.split("/") or parent not in folders:
-                raise VshError(f"the guest sent a path outside the copy: {member.name!r}")
-            target = os.path.join(work, path)
-            if member.isdir():
-                os.mkdir(target, 0o700)
-                folders.add(path)
-                modes.append((target, member.mode & MODE_MASK))
-            elif member.issym():
-                os.symlink(member.linkname, target)
-            elif member.isreg():
-                _write(tar, member, target)
-            elif member.islnk():
-                _link(work, member, target, name)
-            # Devices, FIFOs and sockets have no meaning here.
+    for member, data in read_members(stream):
+        path = posixpath.normpath(member.name)
+        parent = posixpath.dirname(path)
+        is_below = path == name or path.startswith(name + "/")
+        # A parent that this copy has not made may be a link that the guest sent before.
+        if not is_below or ".." in path.split("/") or parent not in folders:
+            raise VshError(f"the guest sent a path outside the copy: {member.name!r}")
+        target = os.path.join(work, path)
+        if member.is_folder:
+            os.mkdir(target, 0o700)
+            folders.add(path)
+            modes.append((target, member.mode & MODE_MASK))
+        elif member.is_symlink:
+            os.symlink(member.linkname, target)
+        elif member.is_file:
+            _write(member, data, target)
+        elif member.is_hard_link:
+            _link(work, member, target, name)
+        # Devices, FIFOs and sockets have no meaning here.
+    root = os.path.join(work, name)
     for target, mode in reversed(modes):
-        os.chmod(target, mode)
-    return os.path.lexists(os.path.join(work, name))
+        if target != root:
+            os.chmod(target, mode)
+    return modes[0][1] if modes and modes[0][0] == root else None
 
 
-def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, target: str) -> None:
-    data = tar.extractfile(member)
-    assert data is not None
+def _write(member: Member, data: Iterator[bytes], target: str) -> None:
     fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with open(fd, "wb") as file:
-        shutil.copyfileobj(data, file, CHUNK_BYTES)
+        for piece in data:
+            file.write(piece)
         os.fchmod(fd, member.mode & MODE_MASK)
     os.utime(target, (member.mtime, member.mtime))
 
 
-def _link(work: str, member: tarfile.TarInfo, target: str, name: str) -> None:
+def _link(work: str, member: Member, target: str, name: str) -> None:
     """A hard link within the copy. Raises VshError for one to anything else."""
     origin = posixpath.normpath(member.linkname)
     if not (origin == name or origin.startswith(name + "/")) or ".." in origin.split("/"):

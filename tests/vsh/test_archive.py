@@ -10,9 +10,10 @@ import pytest
 
 from tests.vsh.live import Vshd
 from vsh.address import Address
-from vsh.archive import _unpack
+from vsh.archive import SHOWN_BYTES, _unpack, pull, push
 from vsh.client import Client
 from vsh.errors import UsageError, VshError
+from vsh.process import Process
 
 
 @pytest.fixture
@@ -138,7 +139,61 @@ def test_modes_of_a_guest_lose_setuid_and_devices_are_left_out(tmp_path: Path) -
         tar.addfile(member("copy/suid", mode=0o6755), io.BytesIO())
         tar.addfile(member("copy/null", tarfile.CHRTYPE))
     stream.seek(0)
-    assert _unpack(stream, str(tmp_path), "copy")
+    assert _unpack(stream, str(tmp_path), "copy") == 0o777
     assert (tmp_path / "copy/suid").stat().st_mode & 0o7777 == 0o755
-    assert (tmp_path / "copy").stat().st_mode & 0o7777 == 0o777
     assert not (tmp_path / "copy/null").exists()
+
+
+class OtherTar:
+    """Instead of the guest's tar, this script."""
+
+    def __init__(self, client: Client, script: str) -> None:
+        self.client = client
+        self.script = script
+
+    def popen(self, _argv: list[str], *, stdin: int, stdout: int, user: str) -> Process[bytes]:
+        return self.client.popen(["sh", "-c", self.script], stdin=stdin, stdout=stdout, user=user)
+
+
+# More than all buffers on the way hold.
+COMPLAIN = "head -c 8000000 /dev/zero | tr '\\0' e >&2"
+
+
+@pytest.mark.parametrize("way", ["push", "pull"])
+def test_guest_that_complains_a_lot_does_not_stall(client: Client, tree: Path, tmp_path: Path, way: str) -> None:
+    (tree / "large").write_bytes(bytes(8 << 20))
+    with pytest.raises(VshError, match=f"cannot {way}") as caught:
+        if way == "push":
+            push(OtherTar(client, f"{COMPLAIN}; exit 2"), str(tree), "/tmp/x")
+        else:
+            pull(OtherTar(client, f"{COMPLAIN}; exit 2"), "/tmp/x", str(tmp_path / "x"))
+    assert caught.value.details == "e" * SHOWN_BYTES
+
+
+def test_guest_that_pads_its_archive_for_ever_is_cut_off(client: Client, tmp_path: Path) -> None:
+    with pytest.raises(VshError, match="sent no such file"):
+        pull(OtherTar(client, "exec cat /dev/zero"), "/tmp/x", str(tmp_path / "x"))
+    assert list(tmp_path.glob(".vsh-pull-*")) == []
+
+
+def test_broken_archive_of_a_tar_that_worked_is_called_broken(client: Client, tmp_path: Path) -> None:
+    with pytest.raises(VshError, match="broken archive"):
+        pull(OtherTar(client, "echo no tar"), "/tmp/x", str(tmp_path / "x"))
+    assert list(tmp_path.glob(".vsh-pull-*")) == []
+
+
+def test_pull_of_a_directory_that_is_read_only(client: Client, tmp_path: Path) -> None:
+    """A directory is moved while it may be written to; only root could do it afterwards."""
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / "file").write_text("x")
+    there.chmod(0o555)
+    client.pull(str(there), str(tmp_path / "back"))
+    assert (tmp_path / "back").stat().st_mode & 0o777 == 0o555
+    assert (tmp_path / "back/file").read_text() == "x"
+
+
+def test_push_of_a_file_that_is_shorter_than_its_size_is_an_error(client: Client, tmp_path: Path) -> None:
+    """As a file that is written anew meanwhile; this one of the kernel's always is."""
+    with pytest.raises(VshError, match="cannot push /sys/kernel/uevent_seqnum: unexpected end of data"):
+        client.push("/sys/kernel/uevent_seqnum", str(tmp_path / "there"))
