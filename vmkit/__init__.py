@@ -39,7 +39,7 @@ Every name is loaded on first use: the monitor and the vsock device are processe
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmkit.api import build, doctor, find_image, images
-    from vmkit.errors import BuildError, CommandError, ConfigError, HostError, MachineError, VmkitError
+    from vmkit.errors import BuildError, CommandError, ConfigError, HostError, MachineError, TrustError, VmkitError
     from vmkit.image.build import BuiltImage as Image
     from vmkit.machine.doctor import Check
     from vmkit.machine.machine import Machine
@@ -78,6 +78,7 @@ _PUBLIC = {
     "STDOUT": ("vsh.process", "STDOUT"),
     "Session": ("vsh.session", "Session"),
     "TimedOut": ("vsh.pump", "TimedOut"),
+    "TrustError": ("vmkit.errors", "TrustError"),
     "UsageError": ("vsh.errors", "UsageError"),
     "VmkitError": ("vmkit.errors", "VmkitError"),
     "VshError": ("vsh.errors", "VshError"),
@@ -115,6 +116,7 @@ __all__ = [
     "RunningMachine",
     "Session",
     "TimedOut",
+    "TrustError",
     "UsageError",
     "VmkitError",
     "VshError",

@@ -13,6 +13,10 @@ class ConfigError(VmkitError):
     status = 64
 
 
+class TrustError(ConfigError):
+    """A recipe's keyring or lock file vouches for packages, and the user has not trusted it yet."""
+
+
 class BuildError(VmkitError):
     """An image could not be built."""
 

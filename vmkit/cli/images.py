@@ -8,12 +8,10 @@ import click
 
 from vmkit.cli.show import open_progress, print_json, print_table
 from vmkit.cli.values import complete_images
-from vmkit.errors import ConfigError
+from vmkit.errors import ConfigError, TrustError
 from vmkit.image.build import BuiltImage, build_image, find_built_image, find_drift, plan_image, update_lock_file
 from vmkit.image.debian.lockfile import find_lock_path
 from vmkit.image.recipe.config import list_images, load_image
-from vmkit.image.trust import TrustError
-from vsh.text import clean_text
 
 
 @click.command("build")
@@ -87,6 +85,8 @@ def _ask_for_trust(error: TrustError) -> bool:
     """Whether a person at a terminal says yes; False where there is none."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
+    from vsh.text import clean_text  # noqa: PLC0415 - only to ask
+
     print(clean_text(f"{error.brief}.\n{error.details}"), file=sys.stderr)
     return click.confirm("Trust it from now on?", err=True)
 

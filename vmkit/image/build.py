@@ -31,7 +31,6 @@ from vmkit.image.debian.packages import (
 from vmkit.image.plan import Plan, make_plan
 from vmkit.image.recipe.config import ImageSpec, find_mention, load_image
 from vmkit.image.recipe.inputs import Inputs, Prebuilt, find_outsiders, read_inputs
-from vmkit.image.trust import find_untrusted, make_lock_voucher, remember, require_trust
 
 if TYPE_CHECKING:
     from vmkit.image.assemble import Assembled
@@ -75,6 +74,8 @@ def build_image(
     tell = progress or (lambda _text, _fraction: None)
     request = make_request(spec)
     if trust:
+        from vmkit.image.trust import find_untrusted, remember  # noqa: PLC0415 - a build in the cache needs none
+
         remember(find_untrusted(spec, lock_file))
     prebuilt = tuple(
         build_image(image, progress=progress, refresh=refresh, trust=trust) for image in _load_prebuilt(spec)
@@ -84,7 +85,7 @@ def build_image(
         found = None if refresh or lock_file else _find_built(cache, spec, request, inputs)
         if found is not None:
             return found
-        require_trust(spec, lock_file)
+        _require_trust(spec, lock_file)
         for line in find_outsiders(spec):
             log.warning(line)
         with cache.locked(
@@ -103,12 +104,18 @@ def fetch_packages(spec: ImageSpec, progress: Progress, lock_file: Path | None =
     Raises what build_image raises.
     """
     request = make_request(spec)
-    require_trust(spec, lock_file)
+    _require_trust(spec, lock_file)
     with open_cache(find_cache_dir()) as cache, cache.locked(f"build-{request.key()}"):
         if lock_file is not None:
             _adopt_lock(cache, request, lock_file, progress)
         lock = read_lock(cache, request) or _resolve(cache, spec, request, progress)
         fetch(cache, request, lock, progress)
+
+
+def _require_trust(spec: ImageSpec, lock_file: Path | None) -> None:
+    from vmkit.image.trust import require_trust  # noqa: PLC0415 - a build in the cache needs none
+
+    require_trust(spec, lock_file)
 
 
 def _adopt_lock(cache: Cache, request: Request, lock_file: Path, tell: Progress) -> None:
@@ -127,6 +134,8 @@ def update_lock_file(spec: ImageSpec, path: Path) -> list[str]:
     except ConfigError:
         lines = [f"{path} is new: {len(lock.records)} packages"]
     write_lock_file(path, request, lock)
+    from vmkit.image.trust import make_lock_voucher, remember  # noqa: PLC0415 - a build in the cache needs none
+
     with suppress(HostError):
         # This host has made it. Without a folder to remember that in, --locked asks for it.
         remember([make_lock_voucher(path)])

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmkit.errors import ConfigError, HostError
+from vmkit.errors import ConfigError, HostError, TrustError
 from vmkit.image.debian.lockfile import MAX_LOCK_BYTES
 from vmkit.image.debian.origin import find_keyring
 from vmkit.image.recipe import resources
@@ -27,10 +27,6 @@ TRUSTED = ".trusted"
 _KEYRING_LIMIT_BYTES = 16 << 20
 # A line has 100 bytes or so.
 _TRUSTED_LIMIT_BYTES = 4 << 20
-
-
-class TrustError(ConfigError):
-    """A recipe's keyring or lock file vouches for packages, and the user has not said yet that it may."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from vmkit.errors import ConfigError, HostError
+from vmkit.errors import ConfigError, HostError, TrustError
 from vmkit.image.build import build_image, fetch_packages, plan_image, update_lock_file
 from vmkit.image.debian.lockfile import find_lock_path
 from vmkit.image.recipe.config import ImageSpec, load_image
-from vmkit.image.trust import TrustError, find_untrusted
+from vmkit.image.trust import find_untrusted
 
 FakeSpec = Callable[..., ImageSpec]
 
