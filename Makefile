@@ -76,6 +76,7 @@ fuzz: $(VENV)/.test
 	$(BIN)/python -m tests.fuzz.fuzz_vsh_wire --cases $(CASES)
 	$(BIN)/python -m tests.fuzz.fuzz_vsh_token --cases $(CASES)
 	$(BIN)/python -m tests.fuzz.fuzz_vsock_device --cases $(CASES)
+	$(BIN)/python -m tests.fuzz.fuzz_vsock_peers --cases $(CASES)
 	$(BIN)/python -m tests.fuzz.fuzz_btf --cases $(CASES)
 
 # apt is asked only when a package is missing, so a second run needs neither root nor a network.

@@ -77,9 +77,14 @@ class Qmp:
             await self.execute(command.name, command.arguments)
 
     async def unplug(self, deadline_s: float) -> None:
-        """Takes the vsock device out and waits until the guest has let go of it."""
+        """Takes the vsock device out and waits until the guest has let go of it; a guest may have ejected it already."""
         with self._client.listener({"DEVICE_DELETED"}) as listener:
-            await self.execute("device_del", {"id": VSOCK_DEVICE_ID})
+            try:
+                await self.execute("device_del", {"id": VSOCK_DEVICE_ID})
+            except RefusedError as error:
+                if isinstance(error.__cause__, ExecuteError) and error.__cause__.error_class == "DeviceNotFound":
+                    return
+                raise
             async with asyncio.timeout(deadline_s):
                 await _wait_for_deletion(listener)
 

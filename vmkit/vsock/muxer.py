@@ -12,6 +12,9 @@ from vmkit.vsock.packet import HOST_CID, OP_REQUEST, OP_RST, TYPE_STREAM, Header
 
 # Each connection costs one descriptor and, at worst, its window.
 MAX_CONNECTIONS: Final = 1024
+# One place in so many is never a guest's: whoever may open connections in a guest could else lock its owner out, who
+# reaches the guest through this device alone.
+HOST_SHARE: Final = 16
 # What a guest may have on its way to one host program: at first, and once it has sent more than a little. A larger
 # window gains nothing; with the first alone a bulk transfer has half the speed (54 and 100 MB/s under TCG).
 FIRST_WINDOW_BYTES: Final = 32 * 1024
@@ -59,6 +62,7 @@ class Muxer:
         self._table: dict[int, Connection] = {}
         # A dict for its order: who waited longest is asked for first.
         self._members: dict[Connection, None] = {}
+        self._guest_ceiling = max_connections - max_connections // HOST_SHARE
         self._wide_count = 0
         spare_bytes = WINDOW_BUDGET_BYTES - max_connections * FIRST_WINDOW_BYTES
         self._max_wide = max(0, spare_bytes // (WINDOW_BYTES - FIRST_WINDOW_BYTES))
@@ -184,6 +188,9 @@ class Muxer:
                 "refused-unprivileged",
                 f"guest port {header.src_port} may not connect to host port {header.dst_port}",
             )
+        if not self.is_full and self.member_count >= self._guest_ceiling:
+            text = f"{self.member_count} connections are open, the last places are for host programs"
+            return self._refuse(header, "refused-full", text)
         connection = self.admit(State.DIALING)
         if connection is None:
             self._add_reply_reset(header)

@@ -211,6 +211,17 @@ def event(name: str, **data: object) -> dict[str, object]:
     return {"event": name, "data": data, "timestamp": {"seconds": 1, "microseconds": 2}}
 
 
+def test_unplugging_what_the_guest_has_ejected_is_done(tmp_path: Path) -> None:
+    async def scene(qmp: Qmp, qemu: FakeQemu) -> None:
+        qemu.answers["device_del"] = {"error": {"class": "DeviceNotFound", "desc": "Device 'vsock' not found"}}
+        await qmp.unplug(5.0)
+        qemu.answers["device_del"] = {"error": {"class": "GenericError", "desc": "Bus does not support hotplugging"}}
+        with pytest.raises(MachineError, match="does not support hotplugging"):
+            await qmp.unplug(5.0)
+
+    play(tmp_path, scene)
+
+
 def test_unplugging_waits_until_the_guest_has_let_go(tmp_path: Path) -> None:
     async def scene(qmp: Qmp, qemu: FakeQemu) -> None:
         qemu.answers["device_del"] = [

@@ -31,6 +31,14 @@ class Room:
         connection.next_packet()
         return connection
 
+    def open_from_host(self) -> Connection:
+        connection = self.waiting()
+        self.muxer.request(connection, 9001)
+        assert connection.next_packet().op == pk.OP_REQUEST
+        _, events = self.receive(pk.OP_RESPONSE, src_port=9001, dst_port=connection.host_port)
+        assert events == (Event.ANSWERED,)
+        return connection
+
     def waiting(self) -> Connection:
         connection = self.muxer.admit()
         assert connection is not None
@@ -164,10 +172,26 @@ def test_places_are_limited_and_come_back() -> None:
     assert room.muxer.admit() is not None
 
 
+def test_last_places_are_for_host_programs() -> None:
+    room = Room(max_connections=32)
+    for port in range(30):
+        room.open_from_guest(src_port=port)
+    assert room.receive(pk.OP_REQUEST, src_port=30) == (None, ())
+    assert [header.op for header in room.strays()] == [pk.OP_RST]
+    hosts = [room.open_from_host() for _ in range(2)]
+    assert room.muxer.is_full and room.muxer.admit() is None
+    assert room.said == ["refused-full", "refused-full"]
+    # A place that a host program leaves is a host program's again.
+    room.muxer.abandon(hosts[0])
+    room.muxer.dismiss(hosts[0])
+    assert room.receive(pk.OP_REQUEST, src_port=31) == (None, ())
+    room.open_from_host()
+
+
 def test_windows_are_small_at_first_and_wide_for_bulk_within_the_budget() -> None:
     room = Room()
     assert mx.MAX_CONNECTIONS * mx.FIRST_WINDOW_BYTES < mx.WINDOW_BUDGET_BYTES
-    members = [room.open_from_guest(src_port=port) for port in range(mx.MAX_CONNECTIONS)]
+    members = [room.open_from_host() for _ in range(mx.MAX_CONNECTIONS)]
     assert {member.receive.window for member in members} == {mx.FIRST_WINDOW_BYTES}
     for member in members:
         if room.muxer.widen(member):
@@ -187,7 +211,7 @@ def test_windows_are_small_at_first_and_wide_for_bulk_within_the_budget() -> Non
 
 def test_every_window_is_wide_where_there_are_few_places() -> None:
     room = Room(max_connections=20)
-    members = [room.open_from_guest(src_port=port) for port in range(20)]
+    members = [room.open_from_host() for _ in range(20)]
     assert all(room.muxer.widen(member) for member in members)
 
 

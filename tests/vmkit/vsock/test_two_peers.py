@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.vmkit.vsock.peers import DevicePeer, GuestPeer, GuestSocket, Program
 from vmkit.vsock import packet as pk
@@ -48,6 +48,14 @@ class TwoPeers(RuleBasedStateMachine):
     has_programs = precondition(lambda self: self.device.programs)
 
     # New connections.
+
+    @initialize(from_host=st.integers(0, 2), from_guest=st.integers(0, 2))
+    def some_are_open(self, from_host: int, from_guest: int) -> None:
+        for _ in range(from_host):
+            self.device.connect(GUEST_PORTS[0])
+        for source in SOURCE_PORTS[:from_guest]:
+            self.guest.connect(HOST_PORTS[0], source, 65_536)
+        self.run_dry()
 
     @rule(port=st.sampled_from((*GUEST_PORTS, NOBODYS_PORT)))
     def host_connects(self, port: int) -> None:
