@@ -77,7 +77,7 @@ class Qmp:
             await self.execute(command.name, command.arguments)
 
     async def unplug(self, deadline_s: float) -> None:
-        """Takes the vsock device out and waits until the guest has let go of it; a guest may have ejected it already."""
+        """Takes the vsock device out, unless the guest has ejected it, and waits until the guest has let go of it."""
         with self._client.listener({"DEVICE_DELETED"}) as listener:
             try:
                 await self.execute("device_del", {"id": VSOCK_DEVICE_ID})
