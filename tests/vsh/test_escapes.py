@@ -23,6 +23,19 @@ from vsh.escapes import DISCONNECT, SHOW_HELP, SUSPEND, EscapeFilter
         (b"~\r~.", b"~\r", [DISCONNECT]),
         (b"\x1b[A~.", b"\x1b[A~.", []),
         (b"~", b"", []),
+        # A terminal's answers: cursor position, attributes, focus.
+        (b"\x1b[24;1R~.", b"\x1b[24;1R", [DISCONNECT]),
+        (b"ls\r\x1b[24;1R~\x1a", b"ls\r\x1b[24;1R", [SUSPEND]),
+        (b"\x1b[?62;22c\x1b[I~?", b"\x1b[?62;22c\x1b[I", [SHOW_HELP]),
+        (b"a\x1b[24;1R~.", b"a\x1b[24;1R~.", []),
+        # Keys: Delete, Page Down, F3, Esc, Alt-x.
+        (b"\x1b[3~.", b"\x1b[3~.", []),
+        (b"\x1b[6~~.", b"\x1b[6~~.", []),
+        (b"\x1bOR~.", b"\x1bOR~.", []),
+        (b"\x1b~.", b"\x1b~.", []),
+        (b"\x1bx~.", b"\x1bx~.", []),
+        (b"\x1b[\r~.", b"\x1b[\r", [DISCONNECT]),
+        (b"~\x1b[24;1R~.", b"~\x1b[24;1R~.", []),
     ],
 )
 def test_escapes_whole_and_byte_by_byte(typed, sent, commands):
