@@ -113,7 +113,9 @@ def find_by_name(name: str, port: int = VSHD_PORT) -> Address:
         from vsh.ending import describe_last  # noqa: PLC0415 - only after a failure
 
         raise VshError(
-            f"no machine is called '{name}'", details=describe_last(name), hint=_known(registry.read_machines())
+            f"no machine is called '{name}'",
+            details=describe_last(name) or registry.describe_detour(),
+            hint=_known(registry.read_machines()),
         )
     return address_of(machine, port)
 
@@ -123,7 +125,11 @@ def find_only(port: int = VSHD_PORT) -> Address:
     machines = registry.read_machines()
     if len(machines) != 1:
         brief = "several machines are running" if machines else "no machine is running"
-        raise VshError(f"{brief}, and neither --cid nor --vm_name was given", hint=_known(machines))
+        raise VshError(
+            f"{brief}, and neither --cid nor --vm_name was given",
+            details="" if machines else registry.describe_detour(),
+            hint=_known(machines),
+        )
     return address_of(machines[0], port)
 
 

@@ -96,6 +96,20 @@ def _choose_runtime_directory() -> str:
     return f"/tmp/vmkit-{os.geteuid()}"  # noqa: S108  (its owner and mode are checked)
 
 
+def describe_detour() -> str:
+    """Which directory is used instead of an XDG_RUNTIME_DIR that is another user's; empty where that is not so."""
+    base = os.environ.get("XDG_RUNTIME_DIR", "")
+    if not base or os.environ.get("VMKIT_RUNTIME_DIR"):
+        return ""
+    try:
+        owner = os.stat(base).st_uid
+    except (OSError, ValueError):
+        return ""
+    if owner == os.geteuid():
+        return ""
+    return f"XDG_RUNTIME_DIR={base} belongs to uid {owner}; the machines are in {_choose_runtime_directory()}"
+
+
 def _is_own_directory(path: str) -> bool:
     """False for one of another user, too: sudo and su often leave XDG_RUNTIME_DIR as it was."""
     try:

@@ -3,12 +3,16 @@
 import fcntl
 import json
 import os
+import re
+import subprocess
+import sys
 
 import pytest
 
+from tests.vsh.live import ENVIRONMENT
 from vsh import registry
 from vsh.errors import VshError
-from vsh.registry import find_machine, find_runtime_directory, read_machines
+from vsh.registry import describe_detour, find_machine, find_runtime_directory, read_machines
 
 
 @pytest.fixture
@@ -183,6 +187,22 @@ def test_xdg_runtime_directory_of_another_user_is_passed_over(foreign, monkeypat
     monkeypatch.delenv("VMKIT_RUNTIME_DIR", raising=False)
     monkeypatch.setenv("XDG_RUNTIME_DIR", foreign)
     assert find_runtime_directory() != f"{foreign}/vmkit"
+
+
+@pytest.mark.parametrize("words", [["-m", "vmkit", "list"], ["-m", "vsh", "true"], ["-m", "vsh", "--vm_name=web"]])
+def test_directory_that_is_used_instead_of_another_users_is_named(foreign, words):
+    env = {**ENVIRONMENT, "XDG_RUNTIME_DIR": foreign}
+    told = subprocess.run([sys.executable, *words], env=env, capture_output=True, check=False).stderr.decode()
+    assert re.search(rf"XDG_RUNTIME_DIR={re.escape(foreign)} belongs to uid \d+; the machines are in /\S+\n", told)
+
+
+def test_runtime_directory_that_is_used_needs_no_word(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.delenv("VMKIT_RUNTIME_DIR", raising=False)
+    assert describe_detour() == ""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/proc/1")
+    monkeypatch.setenv("VMKIT_RUNTIME_DIR", str(tmp_path))
+    assert describe_detour() == ""
 
 
 def test_relative_runtime_directory_is_made_absolute(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from vsh.registry import describe_detour
 from vshd.wire.version import __version__
 
 # Verbs by task, in the order of --help: what a newcomer needs first.
@@ -44,6 +45,8 @@ TASKS = {
 }
 # A summary is the first sentence of the verb's help; a test holds that none is longer.
 MAX_SUMMARY_CHARACTERS = 72
+# These look for no running machine.
+WITHOUT_MACHINES = ("build", "images", "doctor", "docker", "completion")
 VERBS = {name: place for verbs in TASKS.values() for name, place in verbs.items()}
 
 
@@ -77,7 +80,8 @@ class Verbs(click.Group):
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="vmkit")
 @click.option("--debug", is_flag=True, envvar="VMKIT_DEBUG", help="Show every command run, and tracebacks.")
-def vmkit(*, debug: bool) -> None:
+@click.pass_context
+def vmkit(context: click.Context, *, debug: bool) -> None:
     """A Linux VM and a shell in it: no network, no keys, no root, no KVM needed.
 
     `vmkit up && vsh --cid 3`
@@ -90,6 +94,10 @@ def vmkit(*, debug: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_CleanFormatter(layout))
     logging.basicConfig(level=level, handlers=[handler])
+    if context.invoked_subcommand not in WITHOUT_MACHINES:
+        detour = describe_detour()
+        if detour:
+            logging.getLogger("vmkit").warning("%s", detour)
 
 
 class _CleanFormatter(logging.Formatter):
