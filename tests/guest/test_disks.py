@@ -77,6 +77,28 @@ def test_root_can_be_replaced(folders: Path, tmp_path: Path) -> None:
     assert root.read_bytes() == before
 
 
+def test_gdb_socket_speaks_gdbs_protocol_and_is_of_its_owner_alone(built: None, folders: Path) -> None:
+    with vmkit_package.Machine(gdb=True, accelerator="tcg", name="debugged") as machine:
+        path = machine.directory / "gdb.sock"
+        assert path.stat().st_mode & 0o777 == 0o600
+        with socket.socket(socket.AF_UNIX) as gdb:
+            gdb.settimeout(60)
+            gdb.connect(str(path))
+            gdb.sendall(b"$?#3f")
+            answer = b""
+            while b"#" not in answer:
+                answer += gdb.recv(1024)
+            assert answer.startswith(b"+$T05"), answer
+            gdb.sendall(b"+$D#44")
+            assert b"$OK" in gdb.recv(1024)
+        # It goes on when gdb has left, and another gdb may come.
+        assert machine.run(["echo", "alive"], timeout=60).stdout == b"alive\n"
+        with socket.socket(socket.AF_UNIX) as gdb:
+            gdb.connect(str(path))
+        monitor = machine.started.monitor.pid
+        assert not any("gdb" in str(fd.readlink()) for fd in Path(f"/proc/{monitor}/fd").iterdir())
+
+
 def test_gdb_looks_into_a_guest(built: None, folders: Path) -> None:
     if shutil.which("gdb") is None:
         pytest.skip("needs gdb")

@@ -30,6 +30,13 @@ READ_BYTES = 65536
 
 def boot(spec: MachineSpec, monitor: MonitorHandle | None, *, console: bool, as_json: bool, quiet: bool) -> None:
     """Starts a machine and tells of it. monitor: one that was started already."""
+    if spec.gdb_port is not None:
+        print(
+            f"vmkit: warning: every user of this host can control the guest through port {spec.gdb_port}; "
+            "--gdb alone serves a socket that is yours",
+            file=sys.stderr,
+            flush=True,
+        )
     with contextlib.ExitStack() as stack:
         follow = stack.enter_context(_follow_console()) if console else None
         tell = stack.enter_context(open_progress(quiet=quiet or console))
@@ -57,6 +64,7 @@ def render_json(started: Started) -> dict[str, object]:
         "seconds": round(started.seconds, 3),
         "directory": str(started.directory),
         "shell": ["vsh", "--cid", str(started.cid)],
+        "gdb": started.gdb,
     }
 
 
@@ -71,11 +79,14 @@ def print_running(entry: Entry, *, as_json: bool) -> None:
         print_json({**entry.record, "directory": entry.directory, "shell": ["vsh", "--cid", str(entry.cid)]})
         return
     print(f"{entry.name} is running already: CID {entry.cid}")
-    _print_next(entry.name, entry.cid)
+    gdb = entry.record.get("gdb")
+    _print_next(entry.name, entry.cid, None if gdb is None else str(gdb))
 
 
-def _print_next(name: str, cid: int) -> None:
+def _print_next(name: str, cid: int, gdb: str | None) -> None:
     print(f"a shell:  {_find_command('vsh')} --cid {cid}")
+    if gdb is not None:
+        print(f"in gdb:   target remote {gdb}")
     print(f"stop it:  {_find_command('vmkit')} down {shlex.quote(name)}")
 
 
@@ -108,7 +119,7 @@ def _print_started(started: Started, *, quiet: bool) -> None:
     for layer, state in _find_wall(started.name).items():
         if state not in ("on", "off"):
             print(f"  the wall's {layer} layer is {state}")
-    _print_next(started.name, started.cid)
+    _print_next(started.name, started.cid, started.gdb)
 
 
 def print_plan(spec: MachineSpec, *, as_json: bool) -> None:

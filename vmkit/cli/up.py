@@ -4,8 +4,10 @@ import contextlib
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
-from vmkit.cli.values import SECONDS, complete_images
+from vmkit.cli.values import SECONDS, complete_images, parse_gdb_port
+from vmkit.errors import ConfigError
 from vmkit.machine.handover import start_monitor
 from vmkit.machine.spec import (
     DEFAULT_CPUS,
@@ -47,7 +49,13 @@ from vsh.registry import find_machine
 @click.option(
     "--rwdisk", "rwdisks", multiple=True, type=click.Path(path_type=Path), help="Attach a writable disk (repeatable)."
 )
-@click.option("--gdb", "gdb_port", type=int, metavar="PORT", help="Serve gdb's remote protocol on 127.0.0.1:PORT.")
+@click.option(
+    "--gdb",
+    is_flag=False,
+    flag_value="",
+    metavar="[=PORT]",
+    help="Serve gdb's remote protocol on a socket of yours, or on 127.0.0.1:PORT for every user of this host.",
+)
 @click.option("--cpu", help="CPU model and features, as for QEMU's -cpu [default: every feature that works].")
 @click.option(
     "--timeout",
@@ -76,7 +84,7 @@ def up(  # noqa: PLR0913
     root: Path | None,
     disks: tuple[Path, ...],
     rwdisks: tuple[Path, ...],
-    gdb_port: int | None,
+    gdb: str | None,
     cpu: str | None,
     timeout: float,
     token: bool,
@@ -90,6 +98,12 @@ def up(  # noqa: PLR0913
 
     IMAGE is a shipped image's name (see `vmkit images`; default: tiny) or the path of your own recipe.
     """
+    gdb_port = parse_gdb_port(gdb)
+    if gdb and gdb_port is None:
+        # `--gdb debian`: the word behind the option is the image.
+        if click.get_current_context().get_parameter_source("image") is not ParameterSource.DEFAULT:
+            raise ConfigError(f"--gdb must be a port, not '{gdb}'", hint="--gdb alone serves a socket")
+        image = gdb
     spec = MachineSpec(
         image=image,
         name=name,
@@ -102,6 +116,7 @@ def up(  # noqa: PLR0913
         append=append,
         root=root.absolute() if root else None,
         disks=make_disks(disks, rwdisks),
+        gdb=gdb is not None and gdb_port is None,
         gdb_port=gdb_port,
         cpu=cpu,
         timeout_s=timeout,

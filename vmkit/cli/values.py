@@ -29,6 +29,11 @@ class Seconds(click.FloatRange):
         return seconds
 
 
+def parse_gdb_port(text: str | None) -> int | None:
+    """The port of `--gdb=PORT`; None for `--gdb` alone, without it, and for a word that is no number."""
+    return int(text) if text and text.isascii() and text.isdecimal() else None
+
+
 SECONDS = Seconds(0, MAX_TIMEOUT_S)
 
 

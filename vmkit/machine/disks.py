@@ -47,7 +47,8 @@ def check_gdb_port(port: int) -> None:
             probe.listen(1)
         except OSError as error:
             raise HostError(
-                f"gdb's port {port} cannot be used: {os.strerror(error.errno or 0)}", hint="choose another: --gdb PORT"
+                f"gdb's port {port} cannot be used: {os.strerror(error.errno or 0)}",
+                hint="choose another, or take a socket: --gdb alone",
             ) from error
 
 

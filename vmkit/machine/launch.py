@@ -33,6 +33,7 @@ class Layout:
     TOKEN = "token"  # noqa: S105  (a file's name)
     CONTROL = "monitor.sock"
     CONSOLE_SOCKET = "console.sock"
+    GDB_SOCKET = "gdb.sock"
     CONSOLE_LOG = "console.log"
     QMP_LOG = "qmp.log"
     QEMU_LOG = "qemu.log"

@@ -41,7 +41,8 @@ class Machine(MachineHandle):
     name after the image, the lowest free CID from 3 on, KVM where it is proven to work, vhost where it is there.
 
     root: an ext4 instead of the image's disk. disks: files the guest has as disks and may read; rwdisks: may write,
-    after those. gdb_port: gdb's remote protocol on this port of the host's loopback. cpu: as QEMU's -cpu.
+    after those. gdb: serve gdb's remote protocol on the socket `gdb.sock` in the machine's directory. gdb_port: on this
+    port of the host's loopback, where every user of the host can take the guest over. cpu: as QEMU's -cpu.
     netdev: a network device, by QEMU's -netdev without an id (otherwise there is none).
     """
 
@@ -62,6 +63,7 @@ class Machine(MachineHandle):
         root: str | Path | None = None,
         disks: Sequence[str | Path] = (),
         rwdisks: Sequence[str | Path] = (),
+        gdb: bool = False,
         gdb_port: int | None = None,
         cpu: str | None = None,
         netdev: str | None = None,
@@ -80,6 +82,7 @@ class Machine(MachineHandle):
             token=token,
             root=None if root is None else Path(root).absolute(),
             disks=make_disks(disks, rwdisks),
+            gdb=gdb,
             gdb_port=gdb_port,
             cpu=cpu,
             netdev=netdev,

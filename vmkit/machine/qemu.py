@@ -19,6 +19,7 @@ USER_READY_PORT = 7777
 # Stand in the argv for what only the monitor knows: its descriptors, and the port of its READY listener on `vhost`.
 CONSOLE_CHARDEV = "{console}"
 QMP_CHARDEV = "{qmp}"
+GDB_CHARDEV = "{gdb}"
 READY_PORT_MARK = "{ready_port}"
 # Tells the guest that there is a token: one that cannot find it must not serve without.
 TOKEN_WORD = "vmkit.token=smbios"  # noqa: S105  (a word, not a secret)
@@ -66,6 +67,8 @@ class Hardware:
     token: Path | None = None
     root: Path | None = None
     disks: tuple[DiskSpec, ...] = ()
+    # Where gdb connects: a socket that the monitor makes, or a port of the loopback.
+    gdb: bool = False
     gdb_port: int | None = None
     cpu: str | None = None
     netdev: str | None = None
@@ -87,9 +90,18 @@ class QemuPlan:
     argv: tuple[str, ...]
     plug: tuple[QmpCommand, ...]
 
-    def render_argv(self, *, console_fd: int, qmp_fd: int, ready_port: int) -> list[str]:
-        """The argv with the descriptors and the port filled in."""
-        numbers = {CONSOLE_CHARDEV: f"socket,id=console,fd={console_fd}", QMP_CHARDEV: f"socket,id=qmp,fd={qmp_fd}"}
+    @property
+    def has_gdb_socket(self) -> bool:
+        """Whether the monitor makes a socket for gdb."""
+        return GDB_CHARDEV in self.argv
+
+    def render_argv(self, *, console_fd: int, qmp_fd: int, ready_port: int, gdb_fd: int | None = None) -> list[str]:
+        """The argv with the descriptors and the port filled in. gdb_fd: a listening socket, where one is wanted."""
+        numbers = {
+            CONSOLE_CHARDEV: f"socket,id=console,fd={console_fd}",
+            QMP_CHARDEV: f"socket,id=qmp,fd={qmp_fd}",
+            GDB_CHARDEV: f"socket,id=gdb,fd={gdb_fd},server=on,wait=off",
+        }
         return [numbers.get(word, word).replace(READY_PORT_MARK, str(ready_port)) for word in self.argv]
 
     def render_by_hand(self) -> list[str]:
@@ -103,6 +115,8 @@ class QemuPlan:
         for option in left_out:
             at = words.index(option[-1]) - len(option) + 1
             del words[at : at + len(option)]
+        if self.has_gdb_socket:
+            words[words.index(GDB_CHARDEV)] = "socket,id=gdb,path=gdb.sock,server=on,wait=off"
         words[words.index(CONSOLE_CHARDEV)] = "stdio,id=console,mux=on,signal=off"
         return [word.replace(READY_PORT_MARK, str(USER_READY_PORT)).replace(f" {TOKEN_WORD}", "") for word in words]
 
@@ -148,8 +162,7 @@ def plan_qemu(hardware: Hardware) -> QemuPlan:
             "-device", f"pcie-root-port,id={ROOT_PORT_ID},slot=1",
             *_plan_disks(hardware),
             *_plan_network(hardware),
-            # Loopback alone: whoever reaches it owns the guest.
-            *(() if hardware.gdb_port is None else ("-gdb", f"tcp:127.0.0.1:{hardware.gdb_port}")),
+            *_plan_gdb(hardware),
             "-chardev", CONSOLE_CHARDEV, "-serial", "chardev:console",
             "-chardev", QMP_CHARDEV, "-mon", QMP_MONITOR,
             "-kernel", str(hardware.kernel),
@@ -200,6 +213,13 @@ def _plan_network(hardware: Hardware) -> tuple[str, ...]:
         return ()
     # Without the firmware to boot from a network, which not every host has.
     return ("-netdev", f"{hardware.netdev},id=net0", "-device", "virtio-net-pci,netdev=net0,romfile=")
+
+
+def _plan_gdb(hardware: Hardware) -> tuple[str, ...]:
+    if hardware.gdb:
+        return ("-chardev", GDB_CHARDEV, "-gdb", "chardev:gdb")
+    # Loopback alone: whoever reaches it owns the guest.
+    return () if hardware.gdb_port is None else ("-gdb", f"tcp:127.0.0.1:{hardware.gdb_port}")
 
 
 def _plan_memory(hardware: Hardware) -> tuple[str, ...]:

@@ -75,7 +75,8 @@ class MachineSpec:
     """One machine as asked for; None means: let vmkit choose, and say what it chose.
 
     root replaces the disk of an image whose root is one. disks are the guest's disks after that, in their order.
-    gdb_port: a TCP port of the host's loopback. cpu: a model and features, as QEMU's -cpu has them. netdev: gives the
+    gdb: serve gdb's protocol on a UNIX socket in the machine's directory; gdb_port: on this port of the loopback, which
+    every user of the host can reach. cpu: a model and features, as QEMU's -cpu has them. netdev: gives the
     guest a network device with this behind it, as QEMU's -netdev has it, without an id: for measuring against, and so
     no option of the command line.
     """
@@ -94,6 +95,7 @@ class MachineSpec:
     token: bool = False
     root: Path | None = None
     disks: tuple[DiskSpec, ...] = ()
+    gdb: bool = False
     gdb_port: int | None = None
     cpu: str | None = None
     netdev: str | None = None
@@ -121,8 +123,7 @@ class MachineSpec:
             raise ConfigError(
                 f"--timeout must be above 0 and at most {MAX_TIMEOUT_S:.0f} seconds, not {self.timeout_s:g}",
             )
-        if self.gdb_port is not None and not 1 <= self.gdb_port <= MAX_PORT:
-            raise ConfigError(f"--gdb must be a port between 1 and {MAX_PORT}, not {self.gdb_port}")
+        self._check_gdb()
         if len(self.disks) > MAX_DISKS:
             raise ConfigError(f"a machine can have {MAX_DISKS} disks, not {len(self.disks)}")
         if self.cpu is not None and not re.fullmatch(r"[A-Za-z0-9][\w.+,=-]*", self.cpu, re.ASCII):
@@ -131,6 +132,12 @@ class MachineSpec:
             )
         if "\0" in self.append or "\n" in self.append:
             raise ConfigError("--append must not contain a NUL or a newline")
+
+    def _check_gdb(self) -> None:
+        if self.gdb and self.gdb_port is not None:
+            raise ConfigError("gdb is served on a socket or on a port, not on both")
+        if self.gdb_port is not None and not 1 <= self.gdb_port <= MAX_PORT:
+            raise ConfigError(f"--gdb must be a port between 1 and {MAX_PORT}, not {self.gdb_port}")
 
 
 def check_name(name: str) -> str:

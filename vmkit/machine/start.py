@@ -17,7 +17,7 @@ from vmkit.errors import ConfigError, MachineError
 from vmkit.image.build import BuiltImage, build_image
 from vmkit.image.recipe.config import load_image
 from vmkit.machine import probe
-from vmkit.machine.disks import check_disk, check_gdb_port, check_root
+from vmkit.machine.disks import LOOPBACK, check_disk, check_gdb_port, check_root
 from vmkit.machine.handover import MonitorHandle, start_monitor
 from vmkit.machine.kernel import check_kernel
 from vmkit.machine.launch import MAX_REPORT_LINE_BYTES, LaunchPlan, Layout, Report, Stage, parse_report
@@ -66,6 +66,8 @@ class Started:
     seconds: float
     directory: Path
     monitor: "subprocess.Popen[bytes]"
+    # What gdb's `target remote` takes.
+    gdb: str | None = None
 
 
 def start_machine(
@@ -109,7 +111,15 @@ def start_machine(
             monitor.launch(plan, reservation.lock_fd, claim.fd)
             _await_ready(plan, monitor, say)
     seconds = time.monotonic() - started_s
-    return Started(reservation.name, reservation.cid, choices, seconds, reservation.directory, monitor.process)
+    return Started(
+        reservation.name,
+        reservation.cid,
+        choices,
+        seconds,
+        reservation.directory,
+        monitor.process,
+        _find_gdb_target(spec, reservation.directory),
+    )
 
 
 def build_named_image(image: str, tell: Tell) -> BuiltImage:
@@ -181,6 +191,7 @@ def plan_hardware(spec: MachineSpec, choices: Choices, name: str, cid: int, dire
         token=find_token_path(directory) if needs_token(choices.backend, asked=spec.token) else None,
         root=choices.root,
         disks=spec.disks,
+        gdb=spec.gdb,
         gdb_port=spec.gdb_port,
         cpu=spec.cpu,
         netdev=spec.netdev,
@@ -219,9 +230,22 @@ def plan_launch(
         backend=choices.backend,
         timeout_s=spec.timeout_s,
         qemu=plan_qemu(plan_hardware(spec, choices, reservation.name, reservation.cid, reservation.directory)),
-        record={**record, "name": reservation.name, "cid": reservation.cid, "vsock": vsock},
+        record={
+            **record,
+            "name": reservation.name,
+            "cid": reservation.cid,
+            "vsock": vsock,
+            "gdb": _find_gdb_target(spec, reservation.directory),
+        },
         is_owned=is_owned,
     )
+
+
+def _find_gdb_target(spec: MachineSpec, directory: Path) -> str | None:
+    """What gdb's `target remote` takes."""
+    if spec.gdb:
+        return str(directory / Layout.GDB_SOCKET)
+    return None if spec.gdb_port is None else f"{LOOPBACK}:{spec.gdb_port}"
 
 
 def _await_ready(plan: LaunchPlan, monitor: MonitorHandle, tell: Tell) -> None:

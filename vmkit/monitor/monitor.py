@@ -177,12 +177,20 @@ class Monitor:
         return log
 
     async def _start_qemu(self, console_fd: int, qmp_fd: int, ready_port: int) -> Child:
-        argv = self._plan.qemu.render_argv(console_fd=console_fd, qmp_fd=qmp_fd, ready_port=ready_port)
+        # Made here and not by QEMU, so that it is its owner's alone from the start.
+        gdb = self._listen_unix(Layout.GDB_SOCKET) if self._plan.qemu.has_gdb_socket else None
+        gdb_fds = () if gdb is None else (gdb.fileno(),)
+        argv = self._plan.qemu.render_argv(
+            console_fd=console_fd, qmp_fd=qmp_fd, ready_port=ready_port, gdb_fd=next(iter(gdb_fds), None)
+        )
         text = "\n".join((render_command(argv), BY_HAND_NOTE, render_command(self._plan.qemu.render_by_hand()), ""))
         with contextlib.suppress(OSError):
             (self._plan.directory / Layout.ARGV).write_bytes(os.fsencode(text))
         log = self._open_log(Layout.QEMU_LOG)
-        qemu = await start_child("qemu", argv, log=log, pass_fds=(console_fd, qmp_fd), package="qemu-system-x86")
+        fds = (console_fd, qmp_fd, *gdb_fds)
+        qemu = await start_child("qemu", argv, log=log, pass_fds=fds, package="qemu-system-x86")
+        if gdb is not None:
+            gdb.close()
         self._events.add("qemu-started", {"pid": qemu.pid})
         return qemu
 

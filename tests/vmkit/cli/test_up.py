@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import socket
 import subprocess
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def test_up_in_json_has_what_a_program_needs(up: Vmkit) -> None:
     answer = json.loads(up("ready", "--json", "--name", "m", "--cid", "77").out)
     assert set(answer) == {
         "name", "cid", "image", "accelerator", "accelerator_reason", "backend", "backend_reason", "seconds",
-        "directory", "shell", "wall",
+        "directory", "shell", "wall", "gdb",
     }  # fmt: skip
     assert (answer["name"], answer["cid"], answer["shell"]) == ("m", 77, ["vsh", "--cid", "77"])
     assert Path(answer["directory"]).is_dir()
@@ -81,6 +82,36 @@ def test_words_of_a_guest_cannot_steer_the_terminal(up: Vmkit, vmkit: Vmkit, wor
     assert "the guest's kernel panicked: why\n" in done.err
     assert "seen\ufffd\n" in done.err
     assert not any(letter in shown for letter in "\x1b\x07\x9b\u202e\r")
+
+
+def test_gdb_alone_is_a_socket_and_a_port_is_warned_about(up: Vmkit, vmkit: Vmkit) -> None:
+    done = up("ready", "--gdb")
+    machine = find_machine(name="my")
+    assert machine is not None
+    assert f"in gdb:   target remote {machine.directory}/gdb.sock\n" in done.out
+    assert "warning" not in done.err
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    done = up("ready", f"--gdb={port}", "--json")
+    assert json.loads(done.out)["gdb"] == f"127.0.0.1:{port}"
+    assert f"vmkit: warning: every user of this host can control the guest through port {port};" in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "gdb"),
+    [
+        (["--gdb", "{recipe}"], "chardev:gdb"),
+        (["{recipe}", "--gdb"], "chardev:gdb"),
+        (["--gdb", "--name", "x", "{recipe}"], "chardev:gdb"),
+        (["--gdb", "1234", "{recipe}"], "tcp:127.0.0.1:1234"),
+        (["{recipe}", "--gdb=1234"], "tcp:127.0.0.1:1234"),
+    ],
+)
+def test_word_behind_gdb_is_a_port_or_the_image(vmkit: Vmkit, recipe: str, words: list[str], gdb: str) -> None:
+    done = vmkit("up", "--dry-run", "--json", *(word.format(recipe=recipe) for word in words))
+    answer = json.loads(done.out)
+    assert answer["image"].splitlines()[0] == "image my"
+    assert answer["qemu"][answer["qemu"].index("-gdb") + 1] == gdb
 
 
 def test_reuse_takes_the_machine_that_is_ready(up: Vmkit) -> None:
@@ -127,7 +158,7 @@ def test_second_up_of_an_image_takes_the_next_name(up: Vmkit) -> None:
         (("--disk", "/dev/zero"), "vmkit: cannot use the disk /dev/zero: it is neither a file nor a block device", 1),
         (("--disk", "/proc/self/cmdline"), "vmkit: cannot use the disk /proc/self/cmdline: it is smaller than one", 1),
         (("--gdb", "0"), "vmkit: --gdb must be a port between 1 and 65535, not 0", 64),
-        (("--gdb", "x"), "vmkit: Invalid value for '--gdb'", 64),
+        (("--gdb", "x"), "vmkit: --gdb must be a port, not 'x'", 64),
         (("--cpu", "a b"), "vmkit: 'a b' is not a CPU model", 64),
         (("--append", "a\nb"), "vmkit: --append must not contain a NUL or a newline", 64),
         (("--append", "x" * 3000), "vmkit: the kernel command line is too long", 64),

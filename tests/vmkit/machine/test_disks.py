@@ -10,10 +10,11 @@ import pytest
 from tests.vmkit.machine.conftest import Boot
 from vmkit.errors import ConfigError, HostError, MachineError
 from vmkit.image.build import BuiltImage
+from vmkit.machine import stop
 from vmkit.machine.disks import check_disk, check_gdb_port, check_root
 from vmkit.machine.probe import is_emulated
-from vmkit.machine.spec import DiskMode, DiskSpec
-from vsh.registry import read_machines
+from vmkit.machine.spec import DiskMode, DiskSpec, MachineSpec
+from vsh.registry import find_machine, read_machines
 
 
 def ext4(path: Path) -> Path:
@@ -101,3 +102,22 @@ def test_host_that_is_emulated_says_so(tmp_path: Path, text: str, emulated: bool
     (tmp_path / "cpuinfo").write_text(text)
     assert is_emulated(tmp_path / "cpuinfo") is emulated
     assert not is_emulated(tmp_path / "gone")
+
+
+def test_socket_for_gdb_is_its_owners_and_qemus(boot: Boot) -> None:
+    started = boot("ready", gdb=True)
+    machine = find_machine(name="tiny")
+    assert machine is not None
+    path = started.directory / "gdb.sock"
+    assert started.gdb == machine.record["gdb"] == str(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    with socket.socket(socket.AF_UNIX) as gdb:
+        # QEMU has the listening socket; the fake one does not accept.
+        gdb.connect(str(path))
+    stop.kill(machine)
+    assert not path.exists()
+
+
+def test_gdb_on_a_socket_and_a_port_is_refused() -> None:
+    with pytest.raises(ConfigError, match="on a socket or on a port"):
+        MachineSpec(gdb=True, gdb_port=1234)

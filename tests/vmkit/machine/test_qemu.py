@@ -101,6 +101,16 @@ def test_disks_are_read_only_unless_asked_and_in_order() -> None:
     assert "vmkit.disks" not in plan_qemu(replace(HARDWARE, root=Path("/root.img"))).argv[-1]
 
 
+def test_gdb_is_served_on_a_socket_that_the_monitor_makes() -> None:
+    plan = plan_qemu(replace(HARDWARE, gdb=True))
+    assert plan.has_gdb_socket
+    argv = plan.render_argv(console_fd=3, qmp_fd=4, ready_port=5, gdb_fd=6)
+    assert argv[argv.index("-gdb") + 1] == "chardev:gdb"
+    assert argv[argv.index("-gdb") - 1] == "socket,id=gdb,fd=6,server=on,wait=off"
+    assert "socket,id=gdb,path=gdb.sock,server=on,wait=off" in plan.render_by_hand()
+    assert not plan_qemu(HARDWARE).has_gdb_socket
+
+
 def test_gdb_is_served_on_loopback_alone() -> None:
     argv = plan_qemu(replace(HARDWARE, gdb_port=1234)).argv
     assert argv[argv.index("-gdb") + 1] == "tcp:127.0.0.1:1234"
