@@ -19,6 +19,8 @@ os.environ["VSH_AF_VSOCK"] = "deny"
 # the tests interrupt would never hear of it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+# nohup ignores this one, and a program under nohup goes on where a test expects its end.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Fixtures that start programs, and modules whose tests do so themselves: `make quick` leaves them out.
 STARTS_PROCESSES = {
