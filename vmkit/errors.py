@@ -31,3 +31,7 @@ class HostError(VmkitError):
 
 class MachineError(VmkitError):
     """A machine did not start, is not there, or ended."""
+
+
+class NameInUseError(MachineError):
+    """The name that a machine should get is another machine's."""

@@ -7,10 +7,12 @@ import shlex
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vmkit.cli.show import CleanWriter, open_progress, print_json, read_wall
+from vmkit.errors import NameInUseError
 from vmkit.image.build import find_built_image, plan_image
 from vmkit.image.recipe.config import load_image
 from vmkit.machine.handover import MonitorHandle
@@ -25,6 +27,9 @@ from vsh.address import address_of
 from vsh.registry import Entry, find_machine, find_runtime_directory
 
 CONSOLE_POLL_S = 0.05
+# The registry is files; it announces nothing.
+READY_POLL_S = 0.1
+READY = "ready"
 READ_BYTES = 65536
 
 
@@ -47,6 +52,39 @@ def boot(spec: MachineSpec, monitor: MonitorHandle | None, *, console: bool, as_
         _print_started(started, quiet=quiet)
     # While the machine can still be undone: one that nobody could be told of must not stay.
     sys.stdout.flush()
+
+
+def boot_or_reuse(
+    spec: MachineSpec, monitor: MonitorHandle | None, *, console: bool, as_json: bool, quiet: bool
+) -> None:
+    """Tells of the machine of spec's name, and starts it if there is none. Of several that call this at once, one
+    starts the machine, and the others wait until it is ready. Raises NotReady when that takes too long.
+    """
+    deadline_s = time.monotonic() + spec.timeout_s
+    while True:
+        entry = _await_ready(spec.name, deadline_s, quiet=quiet)
+        if entry is not None:
+            print_running(entry, as_json=as_json)
+            return
+        try:
+            boot(spec, monitor, console=console, as_json=as_json, quiet=quiet)
+        except NameInUseError:
+            # Another was faster.
+            continue
+        return
+
+
+def _await_ready(name: str | None, deadline_s: float, *, quiet: bool) -> Entry | None:
+    """The machine of that name when it is ready, or does not become so in time; None when there is none (any more)."""
+    is_told = quiet
+    while True:
+        entry = find_machine(name=name)
+        if entry is None or entry.state == READY or time.monotonic() > deadline_s:
+            return entry
+        if not is_told:
+            print(f"vmkit: waiting for '{entry.name}', which is {entry.state}", file=sys.stderr, flush=True)
+            is_told = True
+        time.sleep(READY_POLL_S)
 
 
 def render_json(started: Started) -> dict[str, object]:

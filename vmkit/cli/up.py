@@ -1,6 +1,7 @@
 """The verb `vmkit up`: its options. What it does is vmkit.cli.boot's, imported when the monitor is on its way."""
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -66,7 +67,7 @@ from vsh.registry import find_machine
 )
 @click.option("--token", is_flag=True, help="Clients must prove the machine's token [always on with vhost].")
 @click.option("--console", is_flag=True, help="Show the guest's console while it boots.")
-@click.option("--reuse", is_flag=True, help="Use the machine of that name if it is ready already.")
+@click.option("--reuse", is_flag=True, help="Use the machine of that name if there is one; wait while it starts.")
 @click.option("--dry-run", is_flag=True, help="Print what would be built and started, then stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
@@ -124,13 +125,15 @@ def up(  # noqa: PLR0913
     )
     # The rest of vmkit is imported while the monitor's interpreter starts: each takes a tenth of a second.
     with contextlib.ExitStack() as stack:
-        running = find_machine(name=name or Path(image).stem) if reuse else None
-        monitor = None if dry_run or running else stack.enter_context(start_monitor())
+        if reuse:
+            spec = replace(spec, name=name or Path(image).stem)
+        is_there = reuse and find_machine(name=spec.name) is not None
+        monitor = None if dry_run or is_there else stack.enter_context(start_monitor())
         from vmkit.cli import boot  # noqa: PLC0415
 
         if dry_run:
             boot.print_plan(spec, as_json=as_json)
-        elif running is not None:
-            boot.print_running(running, as_json=as_json)
+        elif reuse:
+            boot.boot_or_reuse(spec, monitor, console=console, as_json=as_json, quiet=quiet)
         else:
             boot.boot(spec, monitor, console=console, as_json=as_json, quiet=quiet)

@@ -3,7 +3,6 @@
 Why each option is there is said beside it; what was measured to choose them is in docs/explanation/decisions.md.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -200,12 +199,18 @@ def _plan_disks(hardware: Hardware) -> tuple[str, ...]:
             # Never guessed from the content: a guest that writes a header to its raw disk could name any file of ours.
             "driver": "qcow2" if disk.path.suffix == ".qcow2" else "raw",
             "node-name": f"disk{number}",
-            "read-only": disk.mode is DiskMode.READ_ONLY,
-            "file": {"driver": "file", "filename": str(disk.path)},
+            "read-only": "on" if disk.mode is DiskMode.READ_ONLY else "off",
+            "file.driver": "file",
+            "file.filename": str(disk.path),
         }
-        # As JSON, where a path may hold commas.
-        words += ["-blockdev", json.dumps(blockdev), "-device", f"virtio-blk-pci,drive=disk{number},serial={serial}"]
+        words += ["-blockdev", _render_options(blockdev)]
+        words += ["-device", f"virtio-blk-pci,drive=disk{number},serial={serial}"]
     return tuple(words)
+
+
+def _render_options(options: dict[str, str]) -> str:
+    """QEMU's own form, key=value: JSON could not name a path that is not UTF-8. A comma is doubled."""
+    return ",".join(f"{name}={value.replace(',', ',,')}" for name, value in options.items())
 
 
 def _plan_network(hardware: Hardware) -> tuple[str, ...]:
@@ -234,7 +239,7 @@ def _plan_token(hardware: Hardware) -> tuple[str, ...]:
     if hardware.token is None:
         return ()
     # In QEMU's options a comma ends a value, and two are one.
-    return ("-smbios", "type=11,path=" + str(hardware.token).replace(",", ",,"))
+    return ("-smbios", _render_options({"type": "11", "path": str(hardware.token)}))
 
 
 def _plan_plug(hardware: Hardware) -> tuple[QmpCommand, ...]:

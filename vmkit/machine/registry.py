@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 
-from vmkit.errors import HostError, MachineError
+from vmkit.errors import HostError, MachineError, NameInUseError
 from vmkit.machine.launch import Layout
 from vmkit.machine.spec import FIRST_GUEST_CID, MAX_NAME_CHARACTERS, check_name
 from vmkit.state import find_state_folder
@@ -260,7 +260,7 @@ def _read_names(root: Path) -> set[str]:
 def _choose_name(asked: str | None, image: str, taken: set[str]) -> str:
     if asked is not None:
         if asked in taken:
-            raise MachineError(
+            raise NameInUseError(
                 f"a machine named '{asked}' is running", hint=f"vmkit down {asked}, or choose another --name"
             )
         return asked

@@ -5,11 +5,12 @@ import os
 import shlex
 import socket
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.vmkit.cli.conftest import Done, Vmkit
+from tests.vmkit.cli.conftest import Done, Program, Vmkit
 from vsh.registry import find_machine, read_machines
 
 
@@ -125,6 +126,17 @@ def test_reuse_takes_the_machine_that_is_ready(up: Vmkit) -> None:
 
 def test_reuse_starts_when_there_is_none(up: Vmkit) -> None:
     assert "is ready" in up("ready", "--reuse").out
+
+
+def test_reuse_by_several_at_once_starts_one_machine(program: Program, recipe: str) -> None:
+    """As the jobs of `make -j` do: the others wait for the one that starts it."""
+    words = ["up", recipe, "--accel", "tcg", "--backend", "user", "--append", "fake=ready", "--reuse"]
+    with ThreadPoolExecutor() as pool:
+        done = list(pool.map(lambda _: program(*words), range(4)))
+    assert [one.returncode for one in done] == [0] * 4, [one.stderr for one in done]
+    first = sorted(one.stdout.decode().splitlines()[0].partition(":")[0] for one in done)
+    assert first == ["my is ready", *["my is running already"] * 3]
+    assert [machine.name for machine in read_machines()] == ["my"]
 
 
 def test_second_up_of_an_image_takes_the_next_name(up: Vmkit) -> None:

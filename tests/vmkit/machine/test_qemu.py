@@ -1,6 +1,6 @@
 """QEMU's argv as a value: golden lines, and what depends on what."""
 
-import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,11 +88,11 @@ def test_kernel_command_line_over_the_kernels_limit_is_refused() -> None:
 def test_disks_are_read_only_unless_asked_and_in_order() -> None:
     disks = (DiskSpec(Path("/a,b.img")), DiskSpec(Path("/c.qcow2"), DiskMode.READ_WRITE))
     plan = plan_qemu(replace(HARDWARE, root=Path("/root.img"), disks=disks))
-    blocks = [json.loads(plan.argv[at + 1]) for at, word in enumerate(plan.argv) if word == "-blockdev"]
-    assert [(b["driver"], b["read-only"], b["file"]["filename"]) for b in blocks] == [
-        ("raw", True, "/root.img"),
-        ("raw", True, "/a,b.img"),
-        ("qcow2", False, "/c.qcow2"),
+    blocks = [plan.argv[at + 1] for at, word in enumerate(plan.argv) if word == "-blockdev"]
+    assert blocks == [
+        "driver=raw,node-name=disk0,read-only=on,file.driver=file,file.filename=/root.img",
+        "driver=raw,node-name=disk1,read-only=on,file.driver=file,file.filename=/a,,b.img",
+        "driver=qcow2,node-name=disk2,read-only=off,file.driver=file,file.filename=/c.qcow2",
     ]
     devices = [word for word in plan.argv if word.startswith("virtio-blk-pci")]
     assert devices[0] == "virtio-blk-pci,drive=disk0,serial=vmkit-root"
@@ -109,6 +109,13 @@ def test_gdb_is_served_on_a_socket_that_the_monitor_makes() -> None:
     assert argv[argv.index("-gdb") - 1] == "socket,id=gdb,fd=6,server=on,wait=off"
     assert "socket,id=gdb,path=gdb.sock,server=on,wait=off" in plan.render_by_hand()
     assert not plan_qemu(HARDWARE).has_gdb_socket
+
+
+def test_disk_may_have_any_path() -> None:
+    """Bytes that are no UTF-8 arrive at QEMU as they are."""
+    disks = (DiskSpec(Path(os.fsdecode(b"/\xff\n=.img"))),)
+    argv = plan_qemu(replace(HARDWARE, disks=disks)).argv
+    assert os.fsencode(argv[argv.index("-blockdev") + 1]).endswith(b",file.filename=/\xff\n=.img")
 
 
 def test_gdb_is_served_on_loopback_alone() -> None:
