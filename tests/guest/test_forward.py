@@ -112,8 +112,10 @@ def test_strangers_of_the_guest_are_turned_away(ready: str, vsh: Run, folders: P
         serving(Echo) as port,
         running("--vm_name", ready, "-v", "-N", "-R", f"7003:{port}", stream="stderr") as (process, _),
     ):
-        paths = [name for name in os.listdir(folders / "runtime/machines" / ready) if name.startswith("vsock.sock_49")]
-        host_port = paths[0].rpartition("_")[2]
+        names = os.listdir(folders / "runtime/machines" / ready)
+        ports = [name.rpartition("_")[2] for name in names if name.startswith("vsock.sock_")]
+        # vshd's own port for READY is no forward's.
+        (host_port,) = [port for port in ports if port.isdecimal() and int(port) > 9999]
         done = vsh("--vm_name", ready, "--", "python3", "-c", CLIENT, "vsock", host_port, "100")
         assert b"100" not in done.stdout
         assert process.stderr is not None

@@ -29,7 +29,7 @@ def test_every_listed_module_loads(folders: Path, tmp_path: Path, recipe: str, m
     image.write_text(f"{recipe}modules_available = {list(names)}\n")
     script = 'for name; do modprobe "$name" 2>&1 || echo "FAILED $name"; done; dmesg | grep -i "unknown symbol"; true'
     with vmkit.Machine(str(image), accelerator="tcg", backend="user", name="modules", timeout_s=180) as machine:
-        told = machine.run(["sh", "-c", script, "sh", *names], timeout_s=120).stdout.decode()
+        told = machine.run(["sh", "-c", script, "sh", *names], timeout=120).stdout.decode()
     trouble = [line for line in told.splitlines() if not line.startswith("FAILED ")]
     assert all(line.endswith(NO_HARDWARE) for line in trouble), told
     # A module without hardware fails, and says so; nothing else fails.
