@@ -12,20 +12,9 @@ from vsh.registry import find_machine
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 # A session's process is the shell's parent, and vshd is that one's.
-# Stopped before they are killed, or those that still run would start others; until none is found.
+# The kernel signals all of a user's processes at once; whatever forks meanwhile has the signal, too.
 END_ALL_OF_THE_USER = """
-found=yes
-while [ "$found" ]; do
-    found=
-    for signal in STOP KILL; do
-        for status in /proc/[0-9]*/status; do
-            grep -q '^Uid:.1000' $status 2>/dev/null || continue
-            found=yes
-            pid=${status#/proc/}
-            kill -$signal ${pid%/status}
-        done
-    done
-done
+python3 -c 'import os; os.setuid(1000); os.kill(-1, 9)'
 rm -f /tmp/bomb /dev/shm/bomb /var/tmp/bomb /home/user/bomb
 """
 VSHD_PID = "read -r _ _ _ vshd _ < /proc/$PPID/stat"
@@ -68,6 +57,8 @@ BOMBS = {
     "files": ["sh", "-c", "for f in /tmp /dev/shm /var/tmp ~; do cat /dev/zero > $f/bomb & done; wait; sleep 1000"],
 }
 ROUNDS = 5
+# Root shares the processor with hundreds of processes.
+DEADLINE_S = 120.0
 
 
 @pytest.mark.parametrize("name", BOMBS)
@@ -81,8 +72,9 @@ def test_machine_outlives_a_users_bomb(built: None, folders: Path, vsh: Run, nam
         for _ in range(2):
             bomb = start_session(machine.name, *BOMBS[name], user="user")
             for _ in range(ROUNDS):
-                assert machine.run(["sh", "-c", "sleep 1; echo root works"]).stdout == b"root works\n"
-            machine.run(["sh", "-c", END_ALL_OF_THE_USER])
+                script = "sleep 1; echo root works"
+                assert machine.run(["sh", "-c", script], timeout=DEADLINE_S).stdout == b"root works\n"
+            machine.run(["sh", "-c", END_ALL_OF_THE_USER], timeout=DEADLINE_S)
             bomb.communicate(timeout=60)
         assert machine.run(["sh", "-c", f"{VSHD_PID}; echo $vshd"]).stdout == vshd
         assert machine.run(["echo", "user works"], user="user").stdout == b"user works\n"
