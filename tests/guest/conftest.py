@@ -139,6 +139,21 @@ def up(built: None, vmkit: Run) -> Iterator[Run]:
             stop.kill(machine)
 
 
+@pytest.fixture
+def own_registry(built: None, folders: Path, vmkit: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A registry of the test's own, for what starts with CID 3, or leaves out the name of the only machine."""
+    runtime = folders / "own"
+    runtime.mkdir(mode=0o700, exist_ok=True)
+    # To prove a broken KVM takes ten seconds.
+    for verdict in (folders / "runtime").glob("kvm-*.json"):
+        shutil.copy(verdict, runtime)
+    monkeypatch.setenv("VMKIT_RUNTIME_DIR", str(runtime))
+    yield
+    vmkit("forward", "--remove", "all")
+    for machine in read_machines():
+        stop.kill(machine)
+
+
 @pytest.fixture(scope="session")
 def host_machine(folders: Path) -> Iterator[HostMachine]:
     """A Linux host of our own with /dev/vhost-vsock and AF_VSOCK, and tiny built in it; for the whole run."""
