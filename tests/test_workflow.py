@@ -1,4 +1,4 @@
-"""The GitHub workflows: their form, that they do what .ci/run does, and their shell steps, run here as a runner would.
+"""The workflows, ours and those of examples: their form, that ours do what .ci/run does, and their shell steps.
 
 actionlint has read them, too; its package fetches a program when it is installed, so no test depends on it.
 """
@@ -126,3 +126,23 @@ def test_shell_steps_run(script: str, tmp_path: Path) -> None:
     assert called.exists() or done.stdout
     for target in re.findall(r"^make (\w+)", called.read_text() if called.exists() else "", re.MULTILINE):
         assert re.search(rf"^{target}:", (CHECKOUT / "Makefile").read_text(), re.MULTILINE), target
+
+
+def test_gitlab_job_of_the_example_runs_its_script(tmp_path: Path) -> None:
+    """As a runner does: all lines in one shell that stops at the first failure."""
+    job = load(CHECKOUT / "examples/ci-job/.gitlab-ci.yml")["vm-test"]
+    assert set(job) <= {"image", "variables", "timeout", "before_script", "script", "cache", "artifacts"}
+    called = tmp_path / "called"
+    for name in ("apt-get", "pipx", "ci/vm-test"):
+        fake = tmp_path / name
+        fake.parent.mkdir(parents=True, exist_ok=True)
+        fake.write_text(f'#!/bin/sh\necho "${{0##*/}} $*" >> {called}\n')
+        fake.chmod(0o755)
+    environ = {**os.environ, **job["variables"], "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = "\n".join([*job["before_script"], *job["script"]])
+    done = subprocess.run(
+        ["bash", "-e", "-c", script], cwd=tmp_path, env=environ, capture_output=True, timeout=DEADLINE_S, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = called.read_text().splitlines()
+    assert lines[-2:] == [f"pipx install {job['variables']['VMKIT_SOURCE']}", "vm-test "]
