@@ -1,6 +1,7 @@
 """A file that is no kernel is called by its name before QEMU is asked; one that QEMU boots passes."""
 
 import gzip
+import itertools
 import lzma
 import os
 import struct
@@ -49,7 +50,7 @@ def test_what_qemu_boots_passes(kernel: Callable[[bytes], Path], content: bytes)
     ("content", "what", "hint"),
     [
         (b"", "empty", "give a bzImage"),
-        (gzip.compress(make_bzimage()), "gzip data", "unpack it first: zcat"),
+        (gzip.compress(make_bzimage(), mtime=0), "gzip data", "unpack it first: zcat"),
         (lzma.compress(b"x"), "xz data", "xzcat"),
         (b"\x93random" + b"\1" * 5000, "of no format known here", "give a bzImage"),
         (b"x", "of no format known here", "give a bzImage"),
@@ -66,6 +67,8 @@ def test_what_qemu_boots_passes(kernel: Callable[[bytes], Path], content: bytes)
         (make_elf(bits=1), "an ELF file that is not of x86-64", "x86-64"),
         (b"\x7fELF\x02\x01", "an ELF file that is not of x86-64", "x86-64"),
     ],
+    # Bytes make long names, and a name must be the same in every process of a run.
+    ids=itertools.count(),
 )
 def test_what_is_no_kernel_is_named(kernel: Callable[[bytes], Path], content: bytes, what: str, hint: str) -> None:
     with pytest.raises(ConfigError, match=f"kernel is no kernel that QEMU can boot: it is {what}") as caught:
