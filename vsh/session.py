@@ -81,7 +81,7 @@ class Session:
 
     @property
     def can_pass(self) -> bool:
-        """Bulk may go through conduits: its frames are large, and nobody wants to see them."""
+        """Whether bulk may go through conduits. It may not where each frame is shown (--debug)."""
         return self.connection.is_extended and self._see is None
 
     def take_bulk(self, stream: int, conduit: Conduit) -> int:

@@ -39,9 +39,9 @@ import vmkit
 ## What is stable
 
 The names on this page, their parameters and the meaning of their results are public. Until version
-1.0 they may change in a minor release (0.2, 0.3), and the [changelog](../../CHANGELOG.md) lists each
-change. A patch release (0.1.1) changes none of them. From 1.0 on, a public name changes only in a
-major release, one minor release after a `DeprecationWarning`.
+1.0 they may change in a minor release (0.2, 0.3), and the [changelog](../../CHANGELOG.md) lists
+each change. A patch release (0.1.1) changes none of them. From 1.0 on, a public name changes only
+in a major release, one minor release after a `DeprecationWarning`.
 
 New optional parameters and new subclasses of the errors may come in any release. All other modules
 of `vmkit`, `vsh` and `vshd`, and names that begin with an underscore, may change at any time. The

@@ -28,12 +28,9 @@ UNFINISHED = {
     "docs/explanation/decisions.md",
     "docs/explanation/security.md",
     "docs/explanation/vsock.md",
-    "docs/explanation/wall.md",
     "docs/howto/debugging.md",
     "docs/howto/docker.md",
-    "docs/howto/matrix.md",
     "docs/reference/protocol.md",
-    "docs/reference/python.md",
     "docs/reference/recipes.md",
 }
 # Each with what to write instead.

@@ -73,10 +73,14 @@ COLUMNS = ("where", "all layers", "attempts", "intrusions", "more by root of the
 YES, NO = "yes", "no"
 TABLE_HEAD = """# The wall, in full
 
-Made by `make wall-full`: every attempt of the adversary suite ([security](security.md)), by image, kernel, backend
-and layers. With layers missing there must be intrusions; with all of them there must be none. What root of a guest does
-is not defended, and counted apart. A run of a part (`make wall-full PYTEST_ARGS='-k debian-6.1-vhost'`) renews the rows
-of that part. Each attempt's result was as the table of rules says (`tests/guest/wall/expected.py`), or the run failed.
+`make wall-full` makes this page. It has every attempt of the adversary suite
+([security](security.md)), by image, kernel, backend and layers. With layers missing there must be
+intrusions. With all layers there must be none. The wall does not defend a guest against its own
+root, so those intrusions are counted apart.
+
+A run of a part (`make wall-full PYTEST_ARGS='-k debian-6.1-vhost'`) renews the rows of that part.
+`tests/guest/wall/expected.py` lists the result that each attempt must have. A run fails where
+another result is seen.
 """
 
 LEDGER = Ledger()
