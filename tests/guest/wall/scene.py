@@ -137,7 +137,7 @@ def open_scene(scene: Scene, folder: Path, *, name: str = "wall", cid: int = CID
 class Target(Protocol):
     """A guest that can be told to run a command: a vmkit.Machine, or one in another guest."""
 
-    def run(self, argv: Sequence[str], *, user: str = "root", timeout_s: float | None = None) -> Result: ...
+    def run(self, argv: Sequence[str], *, user: str = "root", timeout: float | None = None) -> Result: ...
 
 
 def attack(target: Target, who: str, *words: str) -> list[Outcome]:
@@ -145,7 +145,7 @@ def attack(target: Target, who: str, *words: str) -> list[Outcome]:
     user = "root" if who == "root" else "user"
     result = target.run(
         [*ATTACKER, words[0], who, *words[1:]],
-        user=user, timeout_s=ATTACK_TIMEOUT_S,
+        user=user, timeout=ATTACK_TIMEOUT_S,
     )  # fmt: skip
     assert result.exit == 0, result.stderr.decode()
     return read_outcomes(result.stdout.decode())

@@ -48,10 +48,10 @@ class Guest:
     scene: Scene
     cid: int
 
-    def run(self, argv: Sequence[str], *, user: str = "root", timeout_s: float | None = None) -> Result:
+    def run(self, argv: Sequence[str], *, user: str = "root", timeout: float | None = None) -> Result:
         """Runs a command in it, as vmkit.Machine.run does."""
         words = ("vsh", PATIENCE, "--cid", str(self.cid), f"--user={user}", "--", *argv)
-        return self.host.run(*words, timeout_s=timeout_s or ATTACK_TIMEOUT_S)
+        return self.host.run(*words, timeout_s=timeout or ATTACK_TIMEOUT_S)
 
 
 @pytest.fixture(scope="module")
