@@ -28,7 +28,7 @@ ARROWS = {
     "vmkit.vsock": ("vmkit.vsock.*", "vshd.carry.inherited", "vshd.carry.sockets"),
     "vmkit.errors": ("vsh.errors",),
     "vmkit.run": ("vmkit.errors",),
-    "vmkit.state": (),
+    "vmkit.state": ("vmkit.errors",),
     "vmkit.image": ("vmkit.image.*", "vmkit.errors", "vmkit.run", "vmkit.state", "vsh.errors", "vmkit", "vshd"),
     "vmkit.machine": ("vmkit.machine.*", "vmkit.image.*", "vmkit.errors", "vmkit.run", "vmkit.state", "vsh.*", "vmkit"),
     "vmkit.monitor": ("vmkit.monitor.*", "vmkit.machine.*", "vmkit.errors", "vmkit.run", "vsh.*", "vshd.carry.*"),

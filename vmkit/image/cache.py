@@ -17,6 +17,7 @@ from pathlib import Path
 
 from vmkit.errors import BuildError, HostError, VmkitError
 from vmkit.image.debian.apt import Apt, Archive, archive_key
+from vmkit.state import check_own_folder
 
 # A build with everything to fetch on a slow line; whoever waits is told so.
 LOCK_TIMEOUT_S = 1800.0
@@ -162,18 +163,13 @@ class Cache:
 
 @contextmanager
 def open_cache(folder: Path) -> Iterator[Cache]:
-    """The cache in `folder`, made when missing.
+    """The cache in `folder`, made when missing. Raises HostError for one that others can write to.
 
     Turns every OSError inside the block into a BuildError a person can act on.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        owner = folder.stat().st_uid
-        if owner != os.geteuid():
-            raise BuildError(
-                f"the cache folder {folder} belongs to another user (uid {owner})",
-                hint="name one of your own: VMKIT_CACHE_DIR=DIR",
-            )
+        check_own_folder(folder, "cache", "VMKIT_CACHE_DIR")
         yield Cache(folder)
     except VmkitError:
         raise

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from vmkit.errors import BuildError, ConfigError
+from vmkit.errors import BuildError, ConfigError, HostError
 from vmkit.image.build import BuiltImage, build_image, find_built_image, plan_image
 from vmkit.image.debian.packages import hash_file, make_request
 from vmkit.image.formats.cpio import read_cpio
@@ -525,7 +525,7 @@ def test_cache_of_another_user_is_refused(
         os.chown(cache_dir, NOBODY, NOBODY)
     else:
         monkeypatch.setenv("VMKIT_CACHE_DIR", "/")
-    with pytest.raises(BuildError, match=r"the cache folder .* belongs to another user \(uid \d+\)") as caught:
+    with pytest.raises(HostError, match=r"the cache folder .* belongs to another user \(uid \d+\)") as caught:
         build_image(fake_spec())
     assert "VMKIT_CACHE_DIR" in caught.value.hint
 
