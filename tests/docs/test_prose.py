@@ -29,7 +29,6 @@ UNFINISHED = {
     "docs/explanation/security.md",
     "docs/explanation/vsock.md",
     "docs/howto/debugging.md",
-    "docs/howto/docker.md",
     "docs/reference/protocol.md",
     "docs/reference/recipes.md",
 }
