@@ -12,7 +12,7 @@ from vsh.registry import find_machine
 
 ANSWER_TIMEOUT_S = 20.0
 CALLERS = 200
-# vshd starts a process for each caller, 0.1 s under emulation: behind a flood, a client on a busy host waits longer than 30 s.
+# vshd starts a process for each caller, 0.1 s under emulation. Behind a flood, a client on a busy host waits over 30 s.
 PATIENT = ("--connect_timeout", "150")
 RANDOM = random.Random(4)
 FIRST_WORDS = {
