@@ -1,6 +1,6 @@
 """Why a machine of the registry has ended: read from what its monitor leaves, or heard from the monitor itself.
 
-The contract is docs/explanation/architecture.md, "Contracts between rooms": the monitor writes `ended/NAME.json` below
+The contract is docs/explanation/architecture.md, "Contracts between rooms": the monitor writes `ends/NAME.json` below
 the runtime directory, then tells everyone on its socket, then removes the machine's directory.
 """
 
@@ -13,7 +13,7 @@ from vsh import registry
 from vsh.errors import ConnectionLost, VshError
 from vsh.registry import Entry
 
-ENDED = "ended"
+ENDS = "ends"
 CONTROL = "monitor.sock"
 # The console's last lines are in it.
 MAX_RECORD_BYTES = 256 * 1024
@@ -38,7 +38,7 @@ class Ending:
 
 def read_ending(name: str, pid: int = 0) -> Ending | None:
     """How the last machine of that name ended; with pid, how the machine of that monitor did. None: not known."""
-    path = os.path.join(registry.find_runtime_directory(), ENDED, f"{name}.json")
+    path = os.path.join(registry.find_runtime_directory(), ENDS, f"{name}.json")
     try:
         with open(path, "rb") as file:
             ending = Ending(json.loads(file.read(MAX_RECORD_BYTES)))

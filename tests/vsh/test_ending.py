@@ -49,7 +49,7 @@ def play_monitor(address, ending):
 
     def serve():
         with listener, listener.accept()[0] as asker:
-            folder = Path(os.environ["VMKIT_RUNTIME_DIR"]) / "ended"
+            folder = Path(os.environ["VMKIT_RUNTIME_DIR"]) / "ends"
             folder.mkdir()
             (folder / "m.json").write_text(json.dumps({"name": "m", "pid": PID, **ending}))
             asker.sendall(json.dumps({"end": "panic", "brief": BRIEF, "expected": False}).encode() + b"\n")

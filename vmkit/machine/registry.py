@@ -20,7 +20,7 @@ from vmkit.errors import HostError, MachineError, NameInUseError
 from vmkit.machine.launch import Layout
 from vmkit.machine.spec import FIRST_GUEST_CID, MAX_NAME_CHARACTERS, check_name
 from vmkit.state import find_state_folder
-from vsh.ending import ENDED
+from vsh.ending import ENDS
 from vsh.registry import Entry, find_runtime_directory, read_machines
 
 SCHEMA = 1
@@ -136,7 +136,7 @@ def write_ending(directory: Path, ending: Mapping[str, object]) -> None:
 
     One file for each name, and of all names the last MAX_ENDINGS. A full disk loses it, and nothing else.
     """
-    folder = directory.parent.parent / ENDED
+    folder = directory.parent.parent / ENDS
     path = folder / f"{directory.name}.json"
     temporary = folder / f".{directory.name}.{os.getpid()}"
     with contextlib.suppress(OSError):

@@ -129,8 +129,8 @@ def test_name_of_no_machine_has_no_end(folders: Path, name: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"brief": 1}', '{"brief": "x", "expected": 1, "pid": "y"}'])
 def test_damaged_word_of_an_end_is_none(folders: Path, text: str) -> None:
-    (folders / "runtime" / "ended").mkdir()
-    (folders / "runtime" / "ended" / "m.json").write_text(text)
+    (folders / "runtime" / "ends").mkdir()
+    (folders / "runtime" / "ends" / "m.json").write_text(text)
     assert read_ending("m") is None
 
 
@@ -138,7 +138,7 @@ def test_words_of_ends_are_bounded_in_number(folders: Path) -> None:
     machines = folders / "runtime" / "machines"
     for number in range(MAX_ENDINGS + 5):
         write_ending(machines / f"m{number}", {"brief": "x", "expected": True, "pid": number})
-    folder = folders / "runtime" / "ended"
+    folder = folders / "runtime" / "ends"
     assert len(list(folder.iterdir())) == MAX_ENDINGS
     last = folder / f"m{MAX_ENDINGS + 4}.json"
     assert json.loads(last.read_text())["name"] == last.stem
@@ -147,6 +147,6 @@ def test_words_of_ends_are_bounded_in_number(folders: Path) -> None:
 
 
 def test_end_cannot_be_left_where_nothing_can_be_written(tmp_path: Path) -> None:
-    (tmp_path / "ended").write_text("in the way")
+    (tmp_path / "ends").write_text("in the way")
     write_ending(tmp_path / "machines" / "m", {"brief": "x"})
-    assert (tmp_path / "ended").read_text() == "in the way"
+    assert (tmp_path / "ends").read_text() == "in the way"
