@@ -66,7 +66,7 @@ def open_track(*, accelerator: str | None = None) -> Iterator[Track]:
         entry = find_machine(name=machine.name)
         if entry is None:
             raise HostError("the machine of the race is gone")
-        access = prepare_access(entry)
+        access = prepare_access(entry, folder=folder / "ssh")
         address = address_of(entry)
         vsh = plan_vsh(machine.name)
         ssh = ("ssh", "-F", str(access.config), *PROMPT, "-o", "ControlMaster=no")

@@ -1,0 +1,40 @@
+"""The mark of a machine whose guest has its name's keys: which key files it got, as a look at them tells.
+
+Before every connection ssh's ProxyCommand compares it, so this module imports next to nothing. A key file that was
+changed, damaged, replaced or removed since makes the mark stale.
+"""
+
+import os
+
+# The key files that ssh reads, below the folder of a name.
+KEY, PUBLIC_KEY, KNOWN_HOSTS = "key", "key.pub", "known_hosts"
+# Below a machine's directory, and gone with it.
+MARKS = "ssh"
+_MAX_CHARACTERS = 1000
+
+
+def find_mark(directory: str, user: str) -> str:
+    """The path of the mark for `user` in a machine's directory."""
+    return os.path.join(directory, MARKS, f"mark.{user}")  # noqa: PTH118  (pathlib is slow to import)
+
+
+def describe_keys(folder: str) -> str:
+    """The key files as they are now; empty when one is missing. A change of content or of mode changes the text."""
+    words = []
+    for name in (KEY, PUBLIC_KEY, KNOWN_HOSTS):
+        try:
+            status = os.stat(f"{folder}/{name}")  # noqa: PTH116
+        except OSError:
+            return ""
+        words.append(f"{status.st_ino}:{status.st_size}:{status.st_ctime_ns}")
+    return " ".join(words)
+
+
+def is_current(mark: str, folder: str) -> bool:
+    """Whether the guest has the keys that are in the folder now."""
+    try:
+        with open(mark) as file:  # noqa: PTH123
+            text = file.read(_MAX_CHARACTERS)
+    except OSError:
+        return False
+    return bool(text) and text == describe_keys(folder)
