@@ -10,10 +10,12 @@ import sys
 from vmkit.ssh.mark import find_mark, is_current
 from vsh.__main__ import main as run_vsh
 from vsh.registry import MACHINES, find_runtime_directory
+from vshd.carry.inherited import OF_PEOPLE, settle_signals
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs to the end of the proxy; its exit status."""
+    settle_signals(OF_PEOPLE)
     name, port, folder, user = sys.argv[1:] if argv is None else argv
     try:
         directory = os.path.join(find_runtime_directory(), MACHINES, name)  # noqa: PTH118  (pathlib is slow to import)
