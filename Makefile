@@ -67,6 +67,7 @@ docker: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python -m tests.bench.first_light all
 	$(BIN)/python -m tests.bench.vsh
+	$(BIN)/python -m tests.bench.forwards
 	$(BIN)/vmkit bench --quick
 	@echo 'the box needs an engine and its image: $(BIN)/python -m tests.bench.docker'
 	$(BIN)/python -m tests.bench.wall

@@ -55,6 +55,14 @@ class Unreachable(VshError):  # noqa: N818 - it names what happened
     """There is no session: nothing listens, nothing answers, or the connection ended before it was one."""
 
 
+class Busy(Unreachable):
+    """There is no place for one more connection now. One comes free when another connection ends."""
+
+
+class Unanswered(Unreachable):
+    """Nothing answered in time. A guest that is only slow answers those who wait longer."""
+
+
 class ExecError(VshError):
     """The command was not run. kind: a FailureKind of docs/reference/protocol.md. error: the guest's errno, or 0."""
 

@@ -1,4 +1,4 @@
-"""Failures that a limit of this process causes (setrlimit(2), `ulimit`): which limit, its value, how to raise it.
+"""Limits of this process (setrlimit(2), `ulimit`): which one caused a failure, its value, how to raise it.
 
 An errno names the limit and not its value. A program's last resort asks here, after a failure.
 """
@@ -29,6 +29,19 @@ def add_remedy(error: VshError) -> VshError:
     """The same error; where a limit caused it, its hint is the remedy."""
     error.hint = find_remedy(error) or error.hint
     return error
+
+
+def raise_open_files(wanted: int) -> int:
+    """Raises this process's soft limit of open files to `wanted`, as far as the hard one allows; returns the limit.
+
+    A shell's soft limit is for programs that use select(2).
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    soft = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return soft
 
 
 def _find_remedy(error: BaseException) -> str:

@@ -7,13 +7,12 @@ and forwards from the guest.
 import _socket
 import errno
 import os
-import select
 import tempfile
 
 from vsh import address as kinds
 from vsh.address import Address
-from vsh.errors import ConnectionLost, VshError
-from vsh.transport import listen_vsock, remaining_ms
+from vsh.errors import VshError
+from vsh.transport import listen_vsock
 from vshd.carry.sockets import ListeningSocket, listen_at
 
 # Host ports that nothing of ours uses. Six digits, since the port ends the path of a hybrid vsock's socket.
@@ -41,23 +40,6 @@ class HostListener:
             os.close(fd)
             raise VshError(f"Received connection from VM {peer[0]} but expected {self._cid}")
         return fd
-
-    def receive(self, fd: int, size: int, deadline_s: float) -> bytes:
-        """Exactly `size` bytes of a connection. Raises VshError."""
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        data = b""
-        while len(data) < size:
-            if not poll.poll(remaining_ms(deadline_s)):
-                raise VshError(f"a connection to {self.place} says nothing")
-            try:
-                more = os.read(fd, size - len(data))
-            except OSError:
-                more = b""
-            if not more:
-                raise ConnectionLost(f"a connection to {self.place} ended before it began")
-            data += more
-        return data
 
     def is_there(self) -> bool:
         """False when the path it is bound to was removed, or leads elsewhere by now."""

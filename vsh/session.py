@@ -9,7 +9,7 @@ import select
 import time
 
 from vsh.address import Address
-from vsh.errors import ConnectionLost, ExecError, Unreachable, VshError
+from vsh.errors import ConnectionLost, ExecError, Unanswered, Unreachable, VshError
 from vsh.signals import SIGTERM
 from vsh.transport import open_transport, remaining_ms
 from vshd.carry.conduit import Conduit, write_output
@@ -378,7 +378,7 @@ def _shake_hands(session: Session, address: Address, request: SetupConnectionReq
         session.flush()
         poll.register(session.fd, select.POLLIN | (select.POLLOUT if connection.output.size else 0))
         if not poll.poll(remaining_ms(deadline_s)):
-            raise Unreachable(
+            raise Unanswered(
                 f"the vshd of {address.name} does not answer",
                 hint="is the guest paused or stuck? --connect_timeout waits longer",
             )

@@ -13,7 +13,7 @@ import time
 
 from vsh import address as kinds
 from vsh.address import Address
-from vsh.errors import Unreachable, VshError
+from vsh.errors import Busy, Unanswered, Unreachable, VshError
 
 # `OK 4294967295\n` has 14 bytes; more is no answer of a hybrid vsock.
 OK_LINE_MAX = 32
@@ -84,7 +84,7 @@ def _cannot_reach(address: Address, error: Exception) -> VshError:
     if code == errno.EACCES:
         return VshError(f"{where} is not yours to use", hint="it belongs to another user, or its directory does")
     if code == errno.EAGAIN:
-        return VshError(f"{where} does not accept connections", hint="its program is busy, stopped or stuck")
+        return Busy(f"{where} does not accept connections", hint="its program is busy, stopped or stuck")
     return Unreachable(f"cannot connect to {where}: {error.strerror if isinstance(error, OSError) else error}")
 
 
@@ -102,7 +102,7 @@ def ask_for_port(address: Address, fd: int, deadline_s: float) -> None:
     line = b""
     while not line.endswith(b"\n"):
         if not poll.poll(remaining_ms(deadline_s)):
-            raise Unreachable(
+            raise Unanswered(
                 f"{address.name} does not answer", hint="is the guest paused or stuck? its console may tell"
             )
         try:
@@ -114,7 +114,7 @@ def ask_for_port(address: Address, fd: int, deadline_s: float) -> None:
         line += data
         if line.startswith(b"FULL ") and line.endswith(b"\n"):
             places = line[5:-1].decode("ascii", "replace")
-            raise VshError(
+            raise Busy(
                 f"{address.name} takes no more connections: all {places} places of its vsock device are taken",
                 hint="end some of its sessions or forwards: each holds a place",
             )
@@ -157,7 +157,7 @@ def _cannot_reach_vsock(address: Address, error: OSError) -> VshError:
         return Unreachable(f"{brief}: {what}", hint=_hint_at_port(address))
     if error.errno == errno.ETIMEDOUT or isinstance(error, TimeoutError):
         hint = "is the guest paused, stuck or still booting?"
-        return Unreachable(f"{brief}: {address.name} does not answer", hint=hint)
+        return Unanswered(f"{brief}: {address.name} does not answer", hint=hint)
     return Unreachable(brief)
 
 

@@ -54,6 +54,7 @@ class Server:
         self.sessions: dict[int, str] = {}
         self.is_stopping = False
         self._strangers = Throttle(log)
+        self._refusals = Throttle(log)
         self._wakeup = wakeup
         self._token = token
         self._targets: dict[int, int] = {}
@@ -181,7 +182,7 @@ class Server:
             return
         self._reap()
         if not self._make_room():
-            self.log.warning(f"{who}: refused: {len(self.sessions)} sessions are open")
+            self._refusals.warning(f"{who}: refused: {len(self.sessions)} sessions are open", time.monotonic())
             _refuse(fd, "too many sessions", self.options)
             return
         self._busy_until_s = time.monotonic() + self.options.spare_time

@@ -119,7 +119,7 @@ def test_strangers_of_the_guest_are_turned_away(ready: str, vsh: Run, folders: P
         done = vsh("--vm_name", ready, "--", "python3", "-c", CLIENT, "vsock", host_port, "100")
         assert b"100" not in done.stdout
         assert process.stderr is not None
-        assert b"not from the vshd of the guest" in process.stderr.readline()
+        assert b"it is not from the guest's vshd" in process.stderr.readline()
 
 
 def test_refused_by_the_guest_is_one_line(ready: str) -> None:

@@ -2,21 +2,20 @@
 its vshd (docs/reference/protocol.md 3). Blocking, with deadlines: for a thread, or a process that does nothing else.
 """
 
-import hmac
 import os
 import time
 
 from vsh import address as kinds
 from vsh.address import Address
 from vsh.errors import VshError
+from vsh.forward.admissions import TOKEN_SIZE
 from vsh.listener import HostListener, listen_for_guest
 from vsh.session import open_raw
 from vsh.transport import open_transport
 from vshd.wire.messages import Forward
 
-# What keeps other programs of the guest from using our end of a listening forward.
-TOKEN_SIZE = 32
-BACKLOG = 128
+# A burst of the guest's clients waits there for this loop's next turn.
+BACKLOG = 1024
 
 
 def connect_guest(vm: Address, target: str, *, user: str = "", timeout_s: float) -> tuple[int, bytes]:
@@ -33,20 +32,16 @@ def connect_guest(vm: Address, target: str, *, user: str = "", timeout_s: float)
 
 
 class GuestListener:
-    """A listener in the guest whose connections arrive at `back`. Its life is that of the descriptor `control`."""
+    """A listener in the guest whose connections arrive at `back`, each with `token` before it. Its life is that of the
+    descriptor `control`.
+    """
 
     def __init__(self, control: int, back: HostListener, token: bytes, place: str) -> None:
         """place: where it listens, with the port that the guest's kernel chose."""
         self.control = control
         self.back = back
         self.place = place
-        self._token = token
-
-    def admit(self, fd: int, deadline_s: float) -> None:
-        """Takes the token off a connection that has come back. Raises VshError when it is not the guest's vshd's."""
-        token = self.back.receive(fd, TOKEN_SIZE, deadline_s)
-        if not hmac.compare_digest(token, self._token):
-            raise VshError(f"a connection that is not from the vshd of the guest came to {self.back.place}")
+        self.token = token
 
     def close(self) -> None:
         os.close(self.control)

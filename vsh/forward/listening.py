@@ -5,10 +5,13 @@ the service it belongs to, and nothing of the loop but when it is asked to tend.
 """
 
 import errno
+import select
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from vsh.errors import ConnectionLost, VshError
+from vsh.forward.admissions import Admissions
 from vsh.forward.guest import GuestListener
 from vsh.forward.openings import Openings
 from vsh.forward.spec import LOCAL, MAPPED, Forward
@@ -28,13 +31,13 @@ FOREVER_S = 1e9
 class Opener(Protocol):
     """What a listener needs of the service it belongs to."""
 
-    def connect_guest(self, target: str) -> tuple[int, bytes]: ...
+    def connect_guest(self, target: str, is_wanted: Callable[[], bool]) -> tuple[int, bytes]: ...
     def connect_host(self, target: str) -> int: ...
-    def connect_cid(self, cid: int, port: int) -> tuple[int, bytes]: ...
+    def connect_cid(self, cid: int, port: int, is_wanted: Callable[[], bool]) -> tuple[int, bytes]: ...
     def listen_in_guest(self, place: str) -> GuestListener: ...
     def listen_for_guest(self, port: int | None) -> HostListener: ...
-    def deadline_s(self) -> float: ...
     def tell(self, forward: Forward, error: VshError) -> None: ...
+    def tell_stranger(self, forward: Forward, text: str) -> None: ...
     def lose(self, forward: Forward, error: VshError) -> bool: ...
 
 
@@ -55,6 +58,10 @@ class Listening:
     def accept(self) -> int:
         """The next connection's descriptor."""
         raise NotImplementedError
+
+    def find_way(self, fd: int) -> str:
+        """What connections that wait for one another have in common: the way to their other side."""
+        return self.forward.target
 
     def connect(self, fd: int) -> tuple[int, bytes]:
         """In a thread: the other side for what was accepted, and what was read from it already."""
@@ -93,6 +100,14 @@ class Listening:
             self.service.tell(self.forward, VshError(f"cannot accept a connection: {error.strerror}"))
             time.sleep(ACCEPT_PAUSE_S)
             return
+        self.take(fd)
+
+    def take(self, fd: int) -> None:
+        """An accepted connection, which is opened to the other side."""
+        self.bring(fd)
+
+    def bring(self, fd: int) -> None:
+        """Opens the other side of a connection, and makes a pair of both."""
         left = Side(fd)
 
         def done(opened: tuple[int, bytes]) -> None:
@@ -102,7 +117,7 @@ class Listening:
             left.close(is_reset=True)
             self.service.tell(self.forward, error)
 
-        self._openings.start(lambda: self.connect(fd), done, failed)
+        self._openings.start(self.find_way(fd), lambda: self.connect(fd), done, failed)
 
 
 class _Local(Listening):
@@ -121,7 +136,7 @@ class _Local(Listening):
         return self._bound.accept()[0]
 
     def connect(self, fd: int) -> tuple[int, bytes]:
-        return self.service.connect_guest(self.forward.target)
+        return self.service.connect_guest(self.forward.target, lambda: _is_open(fd))
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -132,13 +147,19 @@ class _Local(Listening):
 class _Mapped(_Local):
     """All ports of all CIDs, redirected here by the kernel (vshd.carry.mapping)."""
 
+    def find_way(self, fd: int) -> str:
+        try:
+            return find_original(fd)[0].hex()
+        except OSError:
+            return ""
+
     def connect(self, fd: int) -> tuple[int, bytes]:
         try:
             address, port = find_original(fd)
             cid = find_cid(parse_prefix(self.forward.target), address)
         except (OSError, MappingError) as error:
             raise VshError(f"a connection that was not meant for a guest: {error}") from error
-        return self.service.connect_cid(cid, port)
+        return self.service.connect_cid(cid, port, lambda: _is_open(fd))
 
 
 class _Returning(Listening):
@@ -150,7 +171,7 @@ class _Returning(Listening):
     def tend(self, *, is_full: bool) -> float:
         if self._fd < 0 and not self._is_opening and self._retry_s <= time.monotonic():
             self._is_opening = True
-            self._openings.start(self._reopen, self._opened, self._not_opened)
+            self._openings.start(f"{self.forward}", self._reopen, self._opened, self._not_opened)
         super().tend(is_full=is_full)
         return FOREVER_S if self._is_opening or self._fd >= 0 else max(0.0, self._retry_s - time.monotonic())
 
@@ -213,25 +234,35 @@ class _Remote(_Returning):
 
     _listener: GuestListener | None = None
     _next: GuestListener | None = None
+    _admissions: Admissions | None = None
 
     def open(self) -> None:
         self._take(self.service.listen_in_guest(self.forward.listen))
 
     def start(self, pairs: Pairs, openings: Openings) -> None:
         super().start(pairs, openings)
-        self._watch_control()
+        self._begin()
+
+    def tend(self, *, is_full: bool) -> float:
+        wait_s = super().tend(is_full=is_full)
+        return wait_s if self._admissions is None else min(wait_s, self._admissions.tend())
 
     def accept(self) -> int:
         assert self._listener is not None
         return self._listener.back.accept()
 
+    def take(self, fd: int) -> None:
+        assert self._admissions is not None
+        self._admissions.add(fd)
+
     def connect(self, fd: int) -> tuple[int, bytes]:
-        assert self._listener is not None
-        self._listener.admit(fd, self.service.deadline_s())
         return self.service.connect_host(self.forward.target), b""
 
     def close(self) -> None:
         self._fd = -1
+        if self._admissions is not None:
+            self._admissions.close()
+            self._admissions = None
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -249,7 +280,7 @@ class _Remote(_Returning):
         if self._next is not None:
             self._take(self._next)
             self._next = None
-            self._watch_control()
+            self._begin()
 
     def _take(self, listener: GuestListener) -> None:
         self._listener = listener
@@ -257,9 +288,22 @@ class _Remote(_Returning):
         self._fd = listener.back.socket.fileno()
         self.place = listener.place
 
-    def _watch_control(self) -> None:
+    def _begin(self) -> None:
         assert self._listener is not None
+        back = self._listener.back.place
+
+        def refuse(why: str) -> None:
+            self.service.tell_stranger(self.forward, f"a connection to {back} was closed: {why}")
+
+        self._admissions = Admissions(self._pairs, self._listener.token, self.bring, refuse)
         self._pairs.watch(self._listener.control, lambda: self.lose("the guest's vshd listens no more"))
+
+
+def _is_open(fd: int) -> bool:
+    """False once the client has gone: a half-closed connection is open."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return not poll.poll(0)
 
 
 def make_listening(service: Opener, forward: Forward) -> Listening:

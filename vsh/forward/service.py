@@ -4,23 +4,29 @@ One loop for all forwards of a process. What is accepted waits while its other s
 (vsh.forward.openings); a failure costs that one connection, and a line.
 """
 
-import time
 from collections.abc import Callable, Sequence
 
 from vsh.address import Address, find_by_cid
 from vsh.errors import VshError
+from vsh.forward.admissions import WAITING_MAX
 from vsh.forward.guest import GuestListener, connect_guest, listen_in_guest
 from vsh.forward.listening import FOREVER_S, Listening, make_listening
 from vsh.forward.openings import Openings
+from vsh.forward.patience import Patience
 from vsh.forward.spec import Forward
+from vsh.forward.throttle import Throttle
+from vsh.limits import raise_open_files
 from vsh.listener import HostListener, listen_for_guest
 from vshd.carry import endpoints
 from vshd.carry.bridge import Pairs
 from vshd.carry.endpoints import PlaceError
 
-# Connections at once, of all forwards; who comes later waits in the listener's backlog.
-PAIRS_MAX = 512
-BACKLOG = 128
+# Connections at once, of all forwards, with those that wait for their other side; later ones wait in the backlog.
+CONNECTIONS_MAX = 512
+# Beside the two of each connection, and those without a token yet: standard streams, listeners, pipes for bulk, files,
+# the loop's own.
+RESERVED_FDS = 128
+BACKLOG = 1024
 
 FindAddress = Callable[[], Address]
 Tell = Callable[[str], None]
@@ -41,14 +47,16 @@ class Service:
     ) -> None:
         """find_address: where the guest is, asked for each connection. user: who connects in the guest.
 
-        timeout_s: for opening one connection. tell: gets a line about each that could not be opened. is_lasting: a
-        guest that goes away is waited for; otherwise a listener lost in the guest ends the service.
+        timeout_s: how long a client waits when no other is served. tell: gets a line about each that could not be
+        opened. is_lasting: a guest that goes away is waited for; otherwise a listener lost in the guest ends the
+        service.
         """
         self._find_address = find_address
         self._forwards = forwards
         self._user = user
         self._timeout_s = timeout_s
-        self._tell = tell
+        self._patience = Patience(timeout_s)
+        self._failures, self._strangers = Throttle(tell), Throttle(tell)
         self._is_lasting = is_lasting
         self._listeners: list[Listening] = []
         self.pairs = Pairs()
@@ -73,6 +81,9 @@ class Service:
     def run(self, stop_fd: int) -> None:
         """Serves until stop_fd can be read, or has ended. Raises VshError when a guest's listener is lost."""
         openings = Openings()
+        reserved = RESERVED_FDS + WAITING_MAX * len(self._listeners)
+        files = raise_open_files(2 * CONNECTIONS_MAX + reserved)
+        limit = min(CONNECTIONS_MAX, max(1, (files - reserved) // 2))
         stop: list[int] = []
         self.pairs.watch(openings.fd, openings.serve)
         self.pairs.watch(stop_fd, lambda: stop.append(1))
@@ -81,13 +92,17 @@ class Service:
         while not stop:
             if self.lost is not None:
                 raise self.lost
-            is_full = openings.is_full or self.pairs.count + openings.count >= PAIRS_MAX
-            wait_s = min((listener.tend(is_full=is_full) for listener in self._listeners), default=None)
+            is_full = self.pairs.count + openings.count >= limit
+            waits_s = [listener.tend(is_full=is_full) for listener in self._listeners]
+            waits_s += [left_s for throttle in (self._failures, self._strangers) if (left_s := throttle.tend())]
+            wait_s = min(waits_s, default=FOREVER_S)
             self.pairs.turn(wait_s if wait_s != FOREVER_S else None)
 
     def close(self) -> None:
         """Stops listening, and ends every connection."""
         self.pairs.close()
+        self._failures.flush()
+        self._strangers.flush()
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
@@ -100,11 +115,16 @@ class Service:
 
     # For the listeners.
 
-    def connect_guest(self, target: str) -> tuple[int, bytes]:
-        return connect_guest(self._find_address(), target, user=self._user, timeout_s=self._timeout_s)
+    def connect_guest(self, target: str, is_wanted: Callable[[], bool]) -> tuple[int, bytes]:
+        return self._patience.open(
+            lambda timeout_s: connect_guest(self._find_address(), target, user=self._user, timeout_s=timeout_s),
+            is_wanted,
+        )
 
-    def connect_cid(self, cid: int, port: int) -> tuple[int, bytes]:
-        return connect_guest(find_by_cid(cid), f"vsock:{port}", timeout_s=self._timeout_s)
+    def connect_cid(self, cid: int, port: int, is_wanted: Callable[[], bool]) -> tuple[int, bytes]:
+        return self._patience.open(
+            lambda timeout_s: connect_guest(find_by_cid(cid), f"vsock:{port}", timeout_s=timeout_s), is_wanted
+        )
 
     def listen_in_guest(self, place: str) -> GuestListener:
         return listen_in_guest(self._find_address(), place, user=self._user, timeout_s=self._timeout_s)
@@ -118,14 +138,15 @@ class Service:
         except PlaceError as error:
             raise VshError(str(error)) from error
 
-    def deadline_s(self) -> float:
-        return time.monotonic() + self._timeout_s
-
     def tell(self, forward: Forward, error: VshError) -> None:
         from vsh.text import clean_line  # noqa: PLC0415 - only after a failure
 
         # Words of the guest may be in it.
-        self._tell(f"{forward}: {clean_line(error.brief)}")
+        self._failures.say(f"{forward}: {clean_line(error.brief)}")
+
+    def tell_stranger(self, forward: Forward, text: str) -> None:
+        """A connection that is not from the guest's vshd; any program of the guest can make those."""
+        self._strangers.say(f"{forward}: {text}")
 
     def lose(self, forward: Forward, error: VshError) -> bool:
         """A listener is gone: whether to wait for the guest to come back."""

@@ -7,6 +7,7 @@ import _socket
 import errno
 import os
 import select
+import struct
 import time
 
 from vshd.carry import vsock
@@ -36,6 +37,8 @@ def connect(place: str, timeout_s: float) -> int:
         code = connection.connect_ex(address)
         if code == errno.EINPROGRESS:
             code = _wait_for_connect(connection, deadline_s)
+        elif code == errno.EAGAIN:
+            code = _wait_for_backlog(connection, address, deadline_s)
         if not code:
             return connection.detach()
         connection.close()
@@ -61,6 +64,17 @@ def _wait_for_connect(connection: "_socket.socket", deadline_s: float) -> int:
     if not poll.poll(max(0.0, deadline_s - time.monotonic()) * 1000 + 1):
         return errno.ETIMEDOUT
     return connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
+
+
+def _wait_for_backlog(connection: "_socket.socket", address: "tuple[object, ...] | str", deadline_s: float) -> int:
+    """The errno of a connect() to a UNIX socket whose backlog is full: only a blocking one waits for a place there."""
+    left_us = max(1, int((deadline_s - time.monotonic()) * 1e6))
+    connection.setblocking(True)
+    connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, struct.pack("ll", *divmod(left_us, 1_000_000)))
+    code = connection.connect_ex(address)
+    connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, struct.pack("ll", 0, 0))
+    connection.setblocking(False)
+    return errno.ETIMEDOUT if code == errno.EAGAIN else code
 
 
 def _cannot_connect(place: str, code: int) -> PlaceError:

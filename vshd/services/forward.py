@@ -11,14 +11,14 @@ from vshd.carry import endpoints
 from vshd.carry.bridge import Pairs, Side
 from vshd.carry.endpoints import PlaceError
 from vshd.carry.sockets import ListeningSocket
-from vshd.log import Log
+from vshd.log import Log, Throttle
 from vshd.session.refusal import RefusalError
 from vshd.signals import SIGINT, SIGTERM, Wakeup
 from vshd.wire import messages
 from vshd.wire.messages import Forward
 
-# A local server answers at once; a distant one within a few retries of TCP (1, 3, 7 s).
-CONNECT_TIMEOUT_S = 10.0
+# A local server answers at once; a distant one, or one whose backlog is full, within retries of TCP (1, 3, 7, 15 s).
+CONNECT_TIMEOUT_S = 20.0
 # Connections of one listening forward; who comes later waits in the backlog.
 PAIRS_MAX = 256
 TOKEN_MAX = 64
@@ -79,6 +79,7 @@ class Bringing:
         self.pairs = Pairs()
         self._token = token
         self._log: Log | None = None
+        self._failures: Throttle | None = None
 
     def find_back(self, fd: int) -> str:
         """The place where an accepted connection is brought. Raises PlaceError."""
@@ -87,6 +88,7 @@ class Bringing:
     def serve(self, stop: list[int], log: Log) -> None:
         """Accepts and carries until `stop` is not empty any more."""
         self._log = log
+        self._failures = Throttle(log)
         pairs = self.pairs
         is_listening = False
         try:
@@ -120,16 +122,20 @@ class Bringing:
             place = self.find_back(fd)
             back = endpoints.start_connect(place)
         except PlaceError as error:
-            self._log.warning(str(error))
+            self._tell(str(error))
             left.close(is_reset=True)
             return
 
         def tell_failure(error: int) -> None:
-            assert self._log is not None
-            self._log.warning(f"cannot bring a connection to {place}: {os.strerror(error)}")
+            self._tell(f"cannot bring a connection to {place}: {os.strerror(error)}")
 
         deadline_s = time.monotonic() + CONNECT_TIMEOUT_S
         self.pairs.add_connecting(left, Side(back.detach()), deadline_s, tell_failure, to_right=self._token)
+
+    def _tell(self, text: str) -> None:
+        """Whoever connects here can cause such a line."""
+        assert self._failures is not None
+        self._failures.warning(text, time.monotonic())
 
 
 class Listening(Bringing):

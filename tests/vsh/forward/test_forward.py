@@ -238,7 +238,7 @@ def test_remote_listener_admits_only_those_with_the_token(vshd, forward):
                 client.sendall(bytes(32))
                 with contextlib.suppress(ConnectionResetError):
                     assert client.recv(1) == b""
-        assert "not from the vshd of the guest" in read_line(process.stderr)
+        assert "it is not from the guest's vshd" in read_line(process.stderr)
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
