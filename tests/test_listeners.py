@@ -8,7 +8,9 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[1]
 SECURITY = CHECKOUT / "docs" / "explanation" / "security.md"
 # What opens a TCP port, or has QEMU open one.
-LISTENS = re.compile(r"create_server\(|endpoints\.listen\(|AF_INET\b.*listen|-gdb\", f\"tcp|hostfwd=|bind\(\(LOOPBACK")
+LISTENS = re.compile(
+    r"create_server\(|endpoints\.listen(_on_each)?\(|AF_INET\b.*listen|-gdb\", f\"tcp|hostfwd=|bind\(\(LOOPBACK"
+)
 # Where it is done, and the words of the page that stand for it.
 KNOWN = {
     "vmkit/machine/qemu.py": "`vmkit up --gdb=PORT`",

@@ -41,9 +41,10 @@ while True:
 CLIENT = """
 import socket, sys
 kind, where, size = sys.argv[1:]
-family = {"tcp": socket.AF_INET, "unix": socket.AF_UNIX, "vsock": socket.AF_VSOCK}[kind]
+family = {"tcp": socket.AF_INET, "tcp6": socket.AF_INET6, "unix": socket.AF_UNIX, "vsock": socket.AF_VSOCK}[kind]
 client = socket.socket(family)
-client.connect(where if kind == "unix" else ("127.0.0.1" if kind == "tcp" else 2, int(where)))
+host = {"tcp": "127.0.0.1", "tcp6": "::1", "vsock": 2}.get(kind)
+client.connect(where if kind == "unix" else (host, int(where)))
 client.sendall(bytes(int(size)))
 client.shutdown(socket.SHUT_WR)
 print(client.recv(100).decode().strip())
@@ -90,8 +91,9 @@ def test_local_forward_reaches_a_server_of_the_guest(ready: str, kind: str, wher
     ("kind", "where", "listen"),
     [
         ("tcp", "7002", "7002"),
-        # The guest's client connects to 127.0.0.1.
-        ("tcp", "7007", "localhost:7007"),
+        # The guest's resolver gives ::1 first for localhost.
+        ("tcp6", "7007", "7007"),
+        ("tcp", "7008", "localhost:7008"),
         ("unix", "/tmp/there", "/tmp/there"),
         ("vsock", "7002", "vsock:7002"),
     ],

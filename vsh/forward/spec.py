@@ -10,13 +10,15 @@ ssh's syntax, and places with their kind before them. Pure; knows nothing of soc
     -R vsock:PORT:[HOST:]PORT         this host's vsock port   -> the same (the guest connects to CID 2)
 
 A side may also be written `tcp:HOST:PORT`, `unix:PATH`, or (the guest's; listening: the host's) `vsock:PORT`. IPv6
-addresses stand in brackets; `*` or nothing as the listening address is every one, and without one it is loopback.
+addresses stand in brackets; `*` or nothing as the listening address is every one of IPv4, and without one it is
+loopback: 127.0.0.1 here, localhost (127.0.0.1 and ::1) in the guest.
 """
 
 from vsh.errors import VshError
 
 USAGE_STATUS = 64
 LOOPBACK = "127.0.0.1"
+LOCALHOST = "localhost"
 TCP_PORT_MAX = 0xFFFF
 VSOCK_PORT_MAX = (1 << 32) - 2
 
@@ -56,7 +58,7 @@ def parse_forward(kind: str, text: str) -> Forward:
     fields = _split(text)
     listen = _take_place(fields, text)
     if not listen:
-        listen = _take_plain_listen(fields, text)
+        listen = _take_plain_listen(kind, fields, text)
     target = _take_place(fields, text) or _take_plain_target(kind, fields, text)
     if fields:
         raise _wrong(text, f"what is ':{':'.join(fields)}' at its end?")
@@ -118,11 +120,12 @@ def _take_place(fields: list[str], text: str) -> str:
     return ""
 
 
-def _take_plain_listen(fields: list[str], text: str) -> str:
-    """[ADDRESS:]PORT, ssh's way: a first field of digits is the port."""
+def _take_plain_listen(kind: str, fields: list[str], text: str) -> str:
+    """[ADDRESS:]PORT, ssh's way: a first field of digits is the port. Of the guest, localhost is 127.0.0.1 and ::1."""
     if len(fields) < 2:
         raise _wrong(text, "it needs a place to listen at and one to connect to")
-    address = LOOPBACK if fields[0].isdigit() else fields.pop(0) or "*"
+    default = LOCALHOST if kind == REMOTE else LOOPBACK
+    address = default if fields[0].isdigit() else fields.pop(0) or "*"
     return f"tcp:{address}:{_parse_port(fields.pop(0), TCP_PORT_MAX, text)}"
 
 

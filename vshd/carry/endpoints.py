@@ -18,6 +18,10 @@ TCP_PORT_MAX = 0xFFFF
 # linux/un.h, with its closing NUL
 UNIX_PATH_MAX = 107
 _TCP = (_socket.AF_INET, _socket.AF_INET6)
+# A system without IPv6, or one whose loopback has no ::1.
+_NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+# How often to look for a port that is free for both addresses.
+ATTEMPTS_MAX = 16
 
 
 class PlaceError(Exception):
@@ -98,6 +102,28 @@ def listen(place: str) -> ListeningSocket:
         raise PlaceError(f"cannot listen at {place}: {error.strerror or error}", error.errno or 0) from error
 
 
+def listen_on_each(place: str) -> list[ListeningSocket]:
+    """Listens at 127.0.0.1 and, where there is one, at ::1 for `tcp:localhost:PORT`, with one port. Programs try the
+    two in the order that their resolver gives. Other places have one listener. Raises PlaceError.
+    """
+    _, is_localhost, port = place.partition("tcp:localhost:")
+    if not is_localhost:
+        return [listen(place)]
+    attempts = ATTEMPTS_MAX if port == "0" else 1
+    while True:
+        attempts -= 1
+        first = listen(f"tcp:127.0.0.1:{port}")
+        try:
+            return [first, listen(f"tcp:[::1]:{first.socket.getsockname()[1]}")]
+        except PlaceError as error:
+            if error.error in _NO_IPV6:
+                return [first]
+            first.close()
+            # The port that the kernel chose for one address may be taken at the other one.
+            if error.error != errno.EADDRINUSE or not attempts:
+                raise
+
+
 def _listen_without_path(family: int, address: "tuple[object, ...]", place: str) -> "_socket.socket":
     listener = _open(family, place)
     try:
@@ -111,8 +137,10 @@ def _listen_without_path(family: int, address: "tuple[object, ...]", place: str)
     return listener
 
 
-def render(listener: ListeningSocket, place: str) -> str:
-    """The place a socket listens at, with the port that the kernel chose."""
+def render(listener: ListeningSocket, place: str, *, is_one_of_two: bool = False) -> str:
+    """The place a socket listens at, with the port that the kernel chose. is_one_of_two: localhost's."""
+    if is_one_of_two:
+        return f"tcp:localhost:{listener.socket.getsockname()[1]}"
     if listener.socket.family not in _TCP:
         return place
     host, port = listener.socket.getsockname()[:2]

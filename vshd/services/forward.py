@@ -69,13 +69,13 @@ class Connected:
 
 
 class Bringing:
-    """A listener here whose connections are brought elsewhere. Invariant: every accepted connection is in `pairs` with
+    """Listeners here whose connections are brought elsewhere. Invariant: every accepted connection is in `pairs` with
     the one it was brought to, or closed.
     """
 
-    def __init__(self, listener: ListeningSocket, token: bytes = b"") -> None:
+    def __init__(self, listeners: list[ListeningSocket], token: bytes = b"") -> None:
         """token: what each connection elsewhere begins with."""
-        self.listener = listener
+        self.listeners = listeners
         self.pairs = Pairs()
         self._token = token
         self._log: Log | None = None
@@ -98,19 +98,21 @@ class Bringing:
                     self._listen(is_listening)
                 pairs.turn()
         finally:
-            self.listener.close()
+            for listener in self.listeners:
+                listener.close()
             pairs.close()
 
     def _listen(self, is_wanted: bool) -> None:
-        if is_wanted:
-            self.pairs.watch(self.listener.socket.fileno(), self._accept)
-        else:
-            self.pairs.ignore(self.listener.socket.fileno())
+        for listener in self.listeners:
+            if is_wanted:
+                self.pairs.watch(listener.socket.fileno(), lambda listener=listener: self._accept(listener))  # type: ignore[misc]
+            else:
+                self.pairs.ignore(listener.socket.fileno())
 
-    def _accept(self) -> None:
+    def _accept(self, listener: ListeningSocket) -> None:
         assert self._log is not None
         try:
-            fd, _ = self.listener.accept()
+            fd, _ = listener.accept()
         except BlockingIOError:
             return
         except OSError as error:
@@ -139,12 +141,13 @@ class Bringing:
 
 
 class Listening(Bringing):
-    """A listener here whose connections are brought to the client."""
+    """A place here whose connections are brought to the client."""
 
     def __init__(self, place: str, back: str, token: bytes) -> None:
-        super().__init__(endpoints.listen(place), token)
+        super().__init__(endpoints.listen_on_each(place), token)
         self._back = back
-        self.description = os.fsencode(endpoints.render(self.listener, place))
+        rendered = endpoints.render(self.listeners[0], place, is_one_of_two=len(self.listeners) > 1)
+        self.description = os.fsencode(rendered)
 
     def find_back(self, fd: int) -> str:
         return self._back

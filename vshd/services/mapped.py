@@ -24,9 +24,10 @@ class _Mapped(Bringing):
     """The one listener of all mapped addresses."""
 
     def __init__(self, prefix: bytes) -> None:
-        super().__init__(endpoints.listen("tcp:[::1]:0"))
+        listener = endpoints.listen("tcp:[::1]:0")
+        super().__init__([listener])
         self._prefix = prefix
-        self.port = int(self.listener.socket.getsockname()[1])
+        self.port = int(listener.socket.getsockname()[1])
 
     def find_back(self, fd: int) -> str:
         try:

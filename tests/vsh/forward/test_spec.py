@@ -36,8 +36,9 @@ def test_local_forwards(text, listen, target):
 @pytest.mark.parametrize(
     ("text", "listen", "target"),
     [
-        ("8080:80", "tcp:127.0.0.1:8080", "tcp:127.0.0.1:80"),
-        ("8080:localhost:80", "tcp:127.0.0.1:8080", "tcp:localhost:80"),
+        ("8080:80", "tcp:localhost:8080", "tcp:127.0.0.1:80"),
+        ("8080:localhost:80", "tcp:localhost:8080", "tcp:localhost:80"),
+        ("127.0.0.1:8080:80", "tcp:127.0.0.1:8080", "tcp:127.0.0.1:80"),
         ("*:8080:localhost:80", "tcp:*:8080", "tcp:localhost:80"),
         ("vsock:445:445", "vsock:445", "tcp:127.0.0.1:445"),
         ("vsock:445:/run/samba.sock", "vsock:445", "unix:/run/samba.sock"),
