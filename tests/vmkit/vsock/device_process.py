@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -190,13 +191,15 @@ class Bench:
 
     def open_count(self) -> int:
         """How many connections the device says it holds."""
-        before = self.log().count("connections are open")
+        pattern = re.compile(r"seen: (\d+) connections are open")
+        before = len(pattern.findall(self.log()))
         self.process.send_signal(signal.SIGUSR1)
         deadline = time.monotonic() + WAIT_S
-        while self.log().count("connections are open") == before:
+        # Other lines about full places may be written at the same time.
+        while len(found := pattern.findall(self.log())) == before:
             assert time.monotonic() < deadline and self.process.poll() is None, self.log()
             time.sleep(0.005)
-        return int(self.log().splitlines()[-1].split("seen: ")[1].split()[0])
+        return int(found[-1])
 
     def leave(self) -> int:
         """The front-end vanishes; returns the device's exit status."""
