@@ -4,6 +4,7 @@ It reads and writes its own socket, straight from and to the guest's memory, and
 protocol.
 """
 
+import mmap
 import socket
 from typing import Final
 
@@ -12,6 +13,9 @@ from vmkit.vsock.connection import Connection
 
 # Read from a socket in one go, in buffers of the guest; grows while reads come back full. More gained nothing.
 MAX_BATCH: Final = 64
+# What bytes that programs do not take must leave of the process's memory: an arena of Python's allocator has 1 MiB, and
+# without one any statement can fail, and the device with it.
+HEADROOM_BYTES: Final = 2 << 20
 
 
 class Link:
@@ -97,6 +101,7 @@ class Link:
             self.is_deaf = True
             self.drop_pending()
         if self._views:
+            _require_headroom()
             for view in self._views:
                 self._outbox += view
             self._views.clear()
@@ -159,3 +164,11 @@ class Link:
         # Descriptors that a program passes are dropped by the kernel, but they end a read where they stood.
         self.is_readable = size_bytes == room_bytes or self.is_read_to_end or flags != 0
         return size_bytes
+
+
+def _require_headroom() -> None:
+    """Raises MemoryError when the process could not take HEADROOM_BYTES now. It asks the kernel and uses none of it."""
+    try:
+        mmap.mmap(-1, HEADROOM_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    except OSError as error:
+        raise MemoryError from error
