@@ -29,9 +29,11 @@ SHUTDOWN_S = 7.0
 # (session's pid, target's pid); a pipe writes so few bytes whole.
 REPORT = struct.Struct("ii")
 REPORTS_AT_ONCE = 512
-# Clients at once that have not proven the token: each is a process, and together they must not fill a small guest's
-# memory.
+# Clients at once whose command does not run yet, or that have not proven the token. Each is a process of 0.6 MiB, and
+# together they must not fill a small guest's memory: 200 did so at 256 MiB.
 UNPROVEN_MAX = 128
+# Which part of the time for its request such a client keeps when others wait behind a full house.
+PATIENCE = 1 / 3
 # After an accept() that failed for want of descriptors or memory.
 ACCEPT_PAUSE_S = 0.1
 
@@ -59,6 +61,7 @@ class Server:
         self._token = token
         self._targets: dict[int, int] = {}
         self._dropped: set[int] = set()
+        self._accepted_s: dict[int, float] = {}
         self._spare: Spare | None = None
         # What targets get; None: no score of ours may be changed.
         self._target_score: int | None = None
@@ -78,10 +81,12 @@ class Server:
         poll = select.poll()
         poll.register(self._wakeup.fd, select.POLLIN)
         poll.register(self._reports, select.POLLIN)
-        poll.register(self.listener.socket.fileno(), select.POLLIN)
         while not self.is_stopping:
-            ready = poll.poll(self._find_spare_wait())
-            if not ready:
+            crowd_ms = self._find_crowd_wait()
+            # Clients that come to a full house wait in the backlog.
+            poll.register(self.listener.socket.fileno(), select.POLLIN if crowd_ms is None else 0)
+            ready = poll.poll(self._find_spare_wait() if crowd_ms is None else crowd_ms)
+            if not ready and crowd_ms is None:
                 self._tend_spare()
             for fd, _ in ready:
                 if fd == self._wakeup.fd:
@@ -91,6 +96,22 @@ class Server:
                 else:
                     self._accept_all()
         self._stop()
+
+    def _find_crowd_wait(self) -> float | None:
+        """How many milliseconds clients must wait for a place; None: there is one. Whoever demands a token drops
+        strangers at once instead, and a silent client is dropped when others have waited for long.
+        """
+        if self._token is not None:
+            return None
+        unproven = [pid for pid in self.sessions if pid not in self._targets]
+        if len(unproven) < UNPROVEN_MAX:
+            return None
+        oldest = unproven[0]
+        wait_s = self._accepted_s[oldest] + self.options.handshake_timeout * PATIENCE - time.monotonic()
+        if wait_s > 0:
+            return wait_s * 1000 + 1
+        self._drop(oldest, "it is silent, and others wait")
+        return None
 
     def _find_spare_wait(self) -> float | None:
         """How many milliseconds to wait for other events before the spare needs something; None: it does not."""
@@ -153,6 +174,7 @@ class Server:
                 self._spare.dismiss()
                 self._spare = None
             who = self.sessions.pop(pid, "")
+            self._accepted_s.pop(pid, None)
             target = self._targets.pop(pid, 0)
             if pid in self._dropped:
                 self._dropped.remove(pid)
@@ -162,7 +184,7 @@ class Server:
                     kill_session(target)
 
     def _accept_all(self) -> None:
-        while True:
+        while self._find_crowd_wait() is None:
             try:
                 fd, who, is_allowed = self.listener.accept()
             except BlockingIOError:
@@ -188,7 +210,7 @@ class Server:
         self._busy_until_s = time.monotonic() + self.options.spare_time
         spare, self._spare = self._spare, None
         if spare is not None and spare.hand_over(fd, who):
-            self.sessions[spare.pid] = who
+            self._add(spare.pid, who)
             return
         try:
             pid = os.fork()
@@ -197,9 +219,13 @@ class Server:
             _refuse(fd, "could not start a session", self.options)
             return
         if pid:
-            self.sessions[pid] = who
+            self._add(pid, who)
             return
         self._become_session((fd, who))
+
+    def _add(self, pid: int, who: str) -> None:
+        self.sessions[pid] = who
+        self._accepted_s[pid] = time.monotonic()
 
     def _make_room(self) -> bool:
         """Whether there is a place. Where a token is demanded the oldest client that has proven nothing yet is dropped
@@ -212,11 +238,14 @@ class Server:
             return True
         if not unproven:
             return False
-        pid = unproven[0]
-        self.log.warning(f"{self.sessions.pop(pid)}: dropped: it has proven nothing, and others wait")
+        self._drop(unproven[0], "it has proven nothing, and others wait")
+        return True
+
+    def _drop(self, pid: int, reason: str) -> None:
+        self._strangers.warning(f"{self.sessions.pop(pid)}: dropped: {reason}", time.monotonic())
+        self._accepted_s.pop(pid, None)
         self._dropped.add(pid)
         os.kill(pid, SIGKILL)
-        return True
 
     def _become_session(self, source: "_socket.socket | tuple[int, str]") -> None:
         """In the child: nothing of the server's is left open, and nothing ever returns to its loop.

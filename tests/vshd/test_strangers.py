@@ -14,6 +14,7 @@ import pytest
 
 from tests.vsh.live import CHECKOUT, DEADLINE_S, ENVIRONMENT, START, ended, read_line, wait_until
 from tests.vshd.test_server import make_setup, needs_root, read_events
+from vshd.server import UNPROVEN_MAX
 from vshd.wire import messages
 from vshd.wire.client import ClientConnection
 from vshd.wire.connection import default_limits
@@ -199,3 +200,14 @@ def _has_ended_child(pid):
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     states = [Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] for child in children]
     return states == ["Z"]
+
+
+def test_silent_clients_are_few_at_a_time_and_make_room(start_vshd):
+    """Each costs a process: together they must not fill a small guest's memory, nor keep other clients out."""
+    vshd = start_vshd("--handshake_timeout=6")
+    with contextlib.ExitStack() as stack:
+        for _ in range(UNPROVEN_MAX + 20):
+            stack.enter_context(vshd.connect())
+        assert vshd.run("--", "echo", "in").stdout == b"in\n"
+        assert len(vshd.children()) <= UNPROVEN_MAX + 2
+    assert "dropped: it is silent, and others wait" in vshd.log
