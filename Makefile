@@ -74,6 +74,7 @@ bench: $(VENV)/.test
 
 CASES ?= 1000000
 fuzz: $(VENV)/.test
+	$(BIN)/python -m pytest -q --hypothesis-profile=explore $$(grep -rl hypothesis tests --include='test_*.py')
 	$(BIN)/python -m tests.fuzz.fuzz_vsh_wire --cases $(CASES)
 	$(BIN)/python -m tests.fuzz.fuzz_vsh_token --cases $(CASES)
 	$(BIN)/python -m tests.fuzz.fuzz_vsock_device --cases $(CASES)

@@ -12,7 +12,12 @@ import pytest
 with contextlib.suppress(ImportError):
     # Its plugin imports it at the very end. By then CPython 3.11 may have lost count of how deep its parser is, which
     # tests of deep nesting leave wrong, and compiles no large module any more. Guests that run tests have none.
-    import hypothesis  # noqa: F401
+    import hypothesis
+
+    # The same cases in every run: a change is judged by its own faults. `make fuzz` looks for new cases.
+    hypothesis.settings.register_profile("repeatable", derandomize=True)
+    hypothesis.settings.register_profile("explore", derandomize=False, print_blob=True)
+    hypothesis.settings.load_profile("repeatable")
 
 os.environ["VSH_AF_VSOCK"] = "deny"
 # A shell starts what runs in its background with these ignored, and every program below would inherit that: those that

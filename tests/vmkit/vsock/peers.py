@@ -339,8 +339,9 @@ class DevicePeer:
         if program is None:
             return False
         connection = program.connection
-        is_at_end = program.has_ended and program.sent == program.written and connection.is_open()
-        if is_at_end and not connection.has_packet():
+        # What a program wrote before a guest that reads no more was known to it is lost, and keeps no end back.
+        is_all_sent = program.sent == program.written or not connection.is_flowing()
+        if program.has_ended and is_all_sent and connection.is_open() and not connection.has_packet():
             connection.end(pk.SHUTDOWN_BOTH if program.is_closed else pk.SHUTDOWN_SEND)
             self._settle(program)
         if connection.has_packet():

@@ -260,5 +260,17 @@ def test_window_that_grows_right_after_news_of_credit_is_told() -> None:
     peers.teardown()
 
 
+def test_close_after_bytes_that_the_guest_will_not_read_ends_the_connection() -> None:
+    peers = TwoPeers()
+    peers.some_are_open(from_host=0, from_guest=2)
+    for pick in (0, 1):
+        peers.guest_shuts(pick=pick, flags=pk.SHUTDOWN_RECEIVE)
+    peers.all_is_said_and_heard()
+    for pick in (0, 1):
+        peers.host_writes(pick=pick, size=1)
+    peers.host_ends(pick=0)
+    peers.teardown()
+
+
 TestTwoPeers = TwoPeers.TestCase
 TestTwoPeers.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
