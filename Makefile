@@ -13,12 +13,13 @@ TEST_PACKAGES := cpio gpg lz4 busybox-static gdb nftables iproute2 curl socat op
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST_ARGS ?=
 
-.PHONY: help up down test quick unit vm wall-full lint drift docker bench fuzz api lock packages test-packages clean
+.PHONY: help up down test slow quick unit vm wall-full lint drift docker bench fuzz api lock packages test-packages clean
 
 help:
 	@echo 'make up      install what is missing, build the image tiny, boot it, run a command in it'
 	@echo 'make down    stop what make up started'
-	@echo 'make test    install what is missing, then every test (unit: without VMs; vm: only with)'
+	@echo 'make test    install what is missing, then the tests (unit: without VMs; vm: only with)'
+	@echo 'make slow    the tests that take longest, which make test leaves out: quarter of an hour'
 	@echo 'make quick   the tests that start no programs: seconds'
 	@echo 'make drift   build from the newest packages and tell what differs from images/*.lock'
 	@echo 'make docker     the Docker image, and the tests inside it, with the engine there is or one of its own'
@@ -38,7 +39,11 @@ down: $(VENV)/.run
 	@$(BIN)/vmkit down --all
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+# The rest, green before a release: its summary goes into docs/explanation/benchmarks.md.
+slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 # In-process tests alone, on two cores: while you edit.
 QUICK := tests/test_architecture.py tests/vmkit/image tests/vmkit/machine tests/vmkit/matrix tests/vmkit/vsock tests/vsh tests/vshd
@@ -46,10 +51,10 @@ quick: $(VENV)/.test
 	$(BIN)/python -m pytest -q -n 2 -m 'not vm and not process and not slow' $(QUICK) $(PYTEST_ARGS)
 
 unit: $(VENV)/.test
-	$(BIN)/python -m pytest -m 'not vm' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m 'not vm and not slow' $(PYTEST_ARGS)
 
 vm: $(VENV)/.test
-	$(BIN)/python -m pytest -m vm $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m 'vm and not slow' $(PYTEST_ARGS)
 
 # Some forty guests, those of the backend vhost in a host VM: most of an hour under emulation.
 wall-full: $(VENV)/.test

@@ -51,9 +51,11 @@ PROCESS_MODULES = (
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks the tests that start programs, by what they use."""
+    """Marks the tests that start programs, by what they use, and skips those of root for other users."""
     root = config.rootpath
     for item in items:
         name = str(item.path.relative_to(root)) if item.path.is_relative_to(root) else ""
+        if os.geteuid() != 0 and item.get_closest_marker("root"):
+            item.add_marker(pytest.mark.skip(reason="only root can become another user or give files to one"))
         if name.startswith(PROCESS_MODULES) or STARTS_PROCESSES & set(getattr(item, "fixturenames", ())):
             item.add_marker("process")

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from vmkit.bench.facts import gather_facts
 from vmkit.bench.measurements import AIMS, Pace, run_heats
 from vmkit.bench.report import write_report
@@ -19,6 +21,7 @@ SMALLEST = Pace(
 )
 
 
+@pytest.mark.slow
 def test_every_heat_runs_with_all_its_sides(folders: Path, tmp_path: Path) -> None:
     with open_track(accelerator="tcg") as track:
         facts = gather_facts(track)

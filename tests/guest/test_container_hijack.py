@@ -73,6 +73,7 @@ def test_users_of_the_guest_win_no_session_of_a_container(
     assert connected >= SESSIONS
 
 
+@pytest.mark.slow
 def test_attack_succeeds_where_no_token_is_demanded(
     ready: str, attack: Callable[[], "subprocess.Popen[bytes]"], tmp_path: Path
 ) -> None:

@@ -34,6 +34,7 @@ def ask(machine: vmkit.Machine, script: str, input: bytes = b"") -> str:
     return result.stdout.decode()
 
 
+@pytest.mark.slow
 def test_two_builds_give_the_same_bytes(debian: BuiltImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = find_cache_dir()
     key = make_request(load_image("debian")).key()
@@ -121,6 +122,7 @@ def recipe(tmp_path: Path) -> Callable[[str], str]:
     return write
 
 
+@pytest.mark.slow
 def test_older_kernel_boots_from_a_disk(folders: Path, recipe: Callable[[str], str]) -> None:
     image = recipe('extends = "debian"\nkernel_suite = "bookworm"\n')
     with vmkit.Machine(image, accelerator="tcg", backend="user", name="older") as machine:

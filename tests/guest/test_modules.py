@@ -19,7 +19,7 @@ LISTED = tuple(dict.fromkeys(name for spec in list_images() for name in (*spec.m
     [
         ('extends = "tiny"\n', ()),
         # Its kernel has virtio_blk and ext4 as modules, and ext4 asks for a checksum by name.
-        ('extends = "debian"\nkernel = "linux-image-amd64"\n', MORE_OF_DEBIAN),
+        pytest.param('extends = "debian"\nkernel = "linux-image-amd64"\n', MORE_OF_DEBIAN, marks=pytest.mark.slow),
     ],
     ids=["cloud kernel", "stock kernel on a disk"],
 )

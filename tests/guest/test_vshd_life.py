@@ -61,7 +61,9 @@ ROUNDS = 5
 DEADLINE_S = 120.0
 
 
-@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "interpreters" else pytest.mark.slow) for name in BOMBS]
+)
 def test_machine_outlives_a_users_bomb(built: None, folders: Path, vsh: Run, name: str) -> None:
     machine = vmkit.Machine("tiny", accelerator="tcg", backend="user", name="bombed", memory="256M")
     with machine:

@@ -74,8 +74,8 @@ def _skip_bytecode(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
     "path",
     [
         "tests/guest/inside/check_vsock.py",
-        "tests/vsh/test_upstream_faults.py",
-        "tests/vsh/test_streams.py",
+        pytest.param("tests/vsh/test_upstream_faults.py", marks=pytest.mark.slow),
+        pytest.param("tests/vsh/test_streams.py", marks=pytest.mark.slow),
         "tests/vsh/test_faults.py",
         "tests/vsh/test_terminal.py",
     ],

@@ -17,7 +17,6 @@ from vmkit.machine.registry import find_state_directory
 from vmkit.state import check_own_folder, find_state_folder
 
 NOBODY = 65534
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to others")
 
 
 @pytest.fixture
@@ -57,7 +56,7 @@ def test_folder_of_the_users_own_group_is_accepted(folder: Path) -> None:
     check_own_folder(folder, "cache", "VMKIT_CACHE_DIR")
 
 
-@needs_root
+@pytest.mark.root
 @pytest.mark.parametrize("gid", [NOBODY, 4_000_000_000])
 def test_folder_of_another_group_is_refused(folder: Path, gid: int) -> None:
     os.chown(folder, 0, gid)
@@ -66,7 +65,7 @@ def test_folder_of_another_group_is_refused(folder: Path, gid: int) -> None:
         check_own_folder(folder, "cache", "VMKIT_CACHE_DIR")
 
 
-@needs_root
+@pytest.mark.root
 def test_state_folder_of_another_user_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Root would follow that user's links when it writes logs there."""
     os.chown(folder, NOBODY, NOBODY)
@@ -121,7 +120,7 @@ def above() -> Iterator[Path]:
         yield folder
 
 
-@needs_root
+@pytest.mark.root
 @pytest.mark.parametrize(("mode", "owner"), [(0o755, 0), (0o1777, 0), (0o711, 1), (0o1775, 0)])
 def test_folder_above_that_keeps_names_is_accepted(above: Path, mode: int, owner: int) -> None:
     os.chown(above, owner, 0)
@@ -129,7 +128,7 @@ def test_folder_above_that_keeps_names_is_accepted(above: Path, mode: int, owner
     assert check_as(1, above / "vmkit") == []
 
 
-@needs_root
+@pytest.mark.root
 @pytest.mark.parametrize(("mode", "owner"), [(0o777, 0), (0o775, 0), (0o755, NOBODY), (0o1777, NOBODY)])
 @pytest.mark.parametrize("name", ["vmkit", "later/vmkit"])
 def test_folder_above_in_which_others_can_rename_is_refused(above: Path, mode: int, owner: int, name: str) -> None:
@@ -142,7 +141,7 @@ def test_folder_above_in_which_others_can_rename_is_refused(above: Path, mode: i
     ]
 
 
-@needs_root
+@pytest.mark.root
 def test_folder_behind_a_link_is_checked_where_it_is(above: Path) -> None:
     above.chmod(0o777)
     link = above.with_name(f"{above.name}.link")
@@ -153,7 +152,7 @@ def test_folder_behind_a_link_is_checked_where_it_is(above: Path) -> None:
         link.unlink()
 
 
-@needs_root
+@pytest.mark.root
 def test_root_of_a_container_may_keep_it_below_an_open_folder(folder: Path) -> None:
     """GitLab's runner makes /builds, and the project's folder below it, with mode 0777."""
     folder.parent.chmod(0o777)

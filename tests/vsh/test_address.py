@@ -117,7 +117,7 @@ def test_runtime_directory_open_to_others_is_refused(registry):
         address.find_only()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+@pytest.mark.root
 def test_runtime_directory_of_somebody_else_is_refused(registry):
     os.chown(registry.runtime, 65534, 65534)
     with pytest.raises(VshError, match="belongs to uid 65534"):

@@ -121,7 +121,7 @@ def test_file_that_others_may_write_is_refused(write):
         parse("--vm_name=web")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.root
 def test_file_of_somebody_else_is_refused(write):
     os.chown(write(HOSTS), 65534, 65534)
     with pytest.raises(VshError, match="belongs to uid 65534"):

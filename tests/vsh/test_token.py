@@ -301,7 +301,7 @@ def test_token_file_that_is_open_to_others_is_refused(tmp_path, mode):
     assert "chmod 600" in caught.value.hint
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.root
 def test_token_file_of_somebody_else_is_refused(token_file):
     os.chown(token_file, 12345, -1)
     with pytest.raises(VshError, match="belongs to uid 12345"):

@@ -1,13 +1,9 @@
 """Whom a session runs as: users and groups by name and by number."""
 
-import os
-
 import pytest
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
-
-@needs_root
+@pytest.mark.root
 @pytest.mark.parametrize(
     ("user", "ids"),
     [
@@ -24,7 +20,7 @@ def test_user_may_be_a_number_and_have_a_group(vshd, mode, user, ids):
     assert done.stdout.startswith(ids), done.stderr
 
 
-@needs_root
+@pytest.mark.root
 def test_number_of_a_known_user_has_that_users_groups(vshd):
     by_name = vshd.run("--user=nobody", "--", "id").stdout
     assert vshd.run("--user=65534", "--", "id").stdout == by_name
@@ -39,7 +35,7 @@ def test_user_that_is_neither_name_nor_number_is_refused(vshd, mode, user):
     assert f"could not find user: {user}".encode() in done.stderr
 
 
-@needs_root
+@pytest.mark.root
 def test_restriction_to_users_counts_for_numbers(start_vshd):
     vshd = start_vshd("--allow_user=nobody", "--allow_user=12345")
     for user, status in (("nobody", 0), ("65534", 0), ("12345", 0), ("0", 1), ("12346", 1)):

@@ -34,8 +34,6 @@ from vshd.wire.events import Data, Established, Exited
 from vshd.wire.frames import encode_frame
 from vshd.wire.messages import SetupConnectionRequest
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-
 
 def make_setup(*argv, limits=None, **fields):
     """The bytes of a setup, and the connection that expects the answer."""
@@ -127,7 +125,7 @@ def test_refusal_that_quotes_long_words_still_fits_its_frame(vshd, mode, size):
 # As whom
 
 
-@needs_root
+@pytest.mark.root
 def test_session_runs_as_the_user(vshd, mode):
     done = vshd.run(*mode, "--user=nobody", "--", "sh", "-c", "id -u; id -G; echo $USER $LOGNAME $HOME; umask")
     expected = subprocess.run(["id", "-G", "nobody"], capture_output=True, check=True).stdout
@@ -135,13 +133,13 @@ def test_session_runs_as_the_user(vshd, mode):
     assert done.stdout == b"65534\n" + expected + b"nobody nobody " + home + b"\n0022\n"
 
 
-@needs_root
+@pytest.mark.root
 def test_supplementary_groups_are_the_users(vshd):
     mine = vshd.run("--user=root", "--", "id", "-G").stdout
     assert mine == subprocess.run(["id", "-G", "root"], capture_output=True, check=True).stdout
 
 
-@needs_root
+@pytest.mark.root
 def test_no_code_of_roots_runs_after_the_switch(vshd):
     with ended(vshd.start("--user=nobody", "--", "sh", "-c", "echo ready; exec sleep 93")) as client:
         read_line(client.stdout)
@@ -153,7 +151,7 @@ def test_no_code_of_roots_runs_after_the_switch(vshd):
     wait_until(lambda: not vshd.children(), "the session has ended")
 
 
-@needs_root
+@pytest.mark.root
 def test_terminal_belongs_to_the_user(vshd):
     done = vshd.run("-t", "--user=nobody", "--", "sh", "-c", "stat -c %u $(tty); echo hi >/dev/tty")
     assert done.stdout == b"65534\r\nhi\r\n"
@@ -215,7 +213,7 @@ def test_sessions_are_limited(start_vshd, mode):
         wait_until(lambda: vshd.run(*mode, "--", "true").returncode == 0, "there is room again")
 
 
-@needs_root
+@pytest.mark.root
 def test_processes_and_memory_are_limited(start_vshd):
     vshd = start_vshd("--max_processes=77", "--max_memory=512")
     done = vshd.run("--user=nobody", "--", "cat", "/proc/self/limits")
@@ -223,7 +221,7 @@ def test_processes_and_memory_are_limited(start_vshd):
     assert str(512 << 20).encode() in done.stdout
 
 
-@needs_root
+@pytest.mark.root
 def test_users_have_as_many_processes_as_memory_has_mib_and_root_has_more(vshd):
     memory_mib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
     _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
@@ -234,7 +232,7 @@ def test_users_have_as_many_processes_as_memory_has_mib_and_root_has_more(vshd):
     assert vshd.run(*read_limit).stdout.decode().split()[2:4] == own
 
 
-@needs_root
+@pytest.mark.root
 def test_limit_of_processes_can_be_taken_away(start_vshd):
     own = Path("/proc/self/limits").read_text().partition("Max processes")[2].split()[:2]
     vshd = start_vshd("--max_processes=0")
@@ -242,7 +240,7 @@ def test_limit_of_processes_can_be_taken_away(start_vshd):
     assert done.stdout.decode().split()[2:4] == own
 
 
-@needs_root
+@pytest.mark.root
 def test_user_at_the_limit_is_refused_and_root_is_not(start_vshd):
     """nobody may have processes of its own here: the limit is one that is reached at once."""
     vshd = start_vshd("--max_processes=1")
@@ -636,7 +634,7 @@ def test_spare_ends_with_the_daemon(start_vshd):
     vshd.process.returncode = 0
 
 
-@needs_root
+@pytest.mark.root
 def test_spare_of_a_root_that_may_not_raise_priorities(start_vshd):
     """As in a container."""
     vshd = start_vshd("--spare_time=60", wrapper=["setpriv", "--bounding-set", "-sys_nice"])
@@ -645,7 +643,7 @@ def test_spare_of_a_root_that_may_not_raise_priorities(start_vshd):
         wait_until(lambda: len(vshd.children()) == 1, "a spare waits")
 
 
-@needs_root
+@pytest.mark.root
 def test_spare_runs_at_the_daemons_priority(start_vshd):
     vshd = start_vshd("--spare_time=60")
     vshd.run("--", "true")

@@ -114,7 +114,7 @@ def test_full_backlog_is_in_use_and_not_waited_for(path: Path) -> None:
             listen_at(str(path), 1)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.root
 def test_socket_that_cannot_be_probed_stays() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "socket")

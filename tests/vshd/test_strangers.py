@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.vsh.live import CHECKOUT, DEADLINE_S, ENVIRONMENT, START, ended, read_line, wait_until
-from tests.vshd.test_server import make_setup, needs_root, read_events
+from tests.vshd.test_server import make_setup, read_events
 from vshd.server import UNPROVEN_MAX
 from vshd.wire import messages
 from vshd.wire.client import ClientConnection
@@ -53,7 +53,7 @@ def test_name_that_no_user_can_have_is_answered(start_vshd):
     assert len(set(done.stdout.split())) == 1
 
 
-@needs_root
+@pytest.mark.root
 def test_allowed_users_are_those_who_run_also_without_switching(start_vshd):
     vshd = start_vshd("--noallow_to_switch_user", "--allow_user=nobody", "--default_user=nobody")
     done = vshd.run("--", "true")

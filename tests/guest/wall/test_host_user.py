@@ -14,7 +14,6 @@ from vmkit.machine.launch import Layout
 from vsh.registry import find_machine
 
 NOBODY = 65534
-ROOT_NEEDED = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user of the host")
 
 
 @pytest.fixture
@@ -36,13 +35,13 @@ def open_folders(directory: Path, folders: Path) -> Iterator[None]:
         path.chmod(stat.S_IMODE(mode))
 
 
-@ROOT_NEEDED
+@pytest.mark.root
 def test_other_host_user_gets_nothing(directory: Path) -> None:
     results = try_all(directory)
     assert set(results.values()) == {"PermissionError"}, results
 
 
-@ROOT_NEEDED
+@pytest.mark.root
 def test_other_host_user_gets_nothing_even_where_the_folders_are_open(directory: Path, open_folders: None) -> None:
     sockets = {name: result for name, result in try_all(directory).items() if name.endswith(" connect")}
     assert sockets

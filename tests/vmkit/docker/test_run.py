@@ -205,7 +205,7 @@ def test_engine_that_died(docker: Docker, socket: Path) -> None:
     assert b"no Docker engine answers at unix://" in docker("run", "--", "true").stderr
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="root may speak to every socket: only root can become somebody else")
+@pytest.mark.root
 def test_no_permission(play: Play, docker: Docker, socket: Path) -> None:
     play()
     socket.parent.chmod(0o755)

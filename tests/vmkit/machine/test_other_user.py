@@ -15,8 +15,6 @@ from vsh.errors import VshError
 SOMEBODY_ELSE = 65533
 OPEN_TO_OTHERS = 0o077
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-
 
 def ask_as_other(question: Callable[[], object]) -> str:
     """What a process of another user gets to hear: the name of the error, or what was answered."""
@@ -59,7 +57,7 @@ def test_nothing_of_a_machine_is_open_to_others_whatever_the_umask(boot: Boot, f
     assert not {path: oct(mode) for path, mode in modes.items() if mode & OPEN_TO_OTHERS}
 
 
-@as_root
+@pytest.mark.root
 def test_other_user_reaches_no_socket_of_a_machine(boot: Boot, folders: Path) -> None:
     machine = boot("ready")
     folders.chmod(0o755)
@@ -77,7 +75,7 @@ def test_other_user_reaches_no_socket_of_a_machine(boot: Boot, folders: Path) ->
         directory.chmod(0o700)
 
 
-@as_root
+@pytest.mark.root
 def test_directory_that_another_user_made_first_is_refused(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders.chmod(0o755)
     (folders / "tmp").mkdir()
