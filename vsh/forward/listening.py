@@ -4,6 +4,7 @@ What a listener accepts waits while the other side is opened in a thread, and is
 the service it belongs to, and nothing of the loop but when it is asked to tend.
 """
 
+import _socket
 import errno
 import select
 import time
@@ -26,6 +27,10 @@ RETRY_S = 1.0
 # After an accept() that failed for want of descriptors or memory.
 ACCEPT_PAUSE_S = 0.1
 FOREVER_S = 1e9
+
+
+class _ClientLeftError(VshError):
+    """The client of a forward has gone: there is no one to open the other side for."""
 
 
 class Opener(Protocol):
@@ -107,17 +112,23 @@ class Listening:
         self.bring(fd)
 
     def bring(self, fd: int) -> None:
-        """Opens the other side of a connection, and makes a pair of both."""
+        """Opens the other side of a connection, and makes a pair of both; a client that left meanwhile is dropped."""
         left = Side(fd)
+
+        def connect() -> tuple[int, bytes]:
+            if not _is_open(fd):
+                raise _ClientLeftError(f"{self.forward}: the client left before its turn came")
+            return self.connect(fd)
 
         def done(opened: tuple[int, bytes]) -> None:
             self._pairs.add(left, Side(opened[0]), to_left=opened[1])
 
         def failed(error: VshError) -> None:
             left.close(is_reset=True)
-            self.service.tell(self.forward, error)
+            if not isinstance(error, _ClientLeftError):
+                self.service.tell(self.forward, error)
 
-        self._openings.start(self.find_way(fd), lambda: self.connect(fd), done, failed)
+        self._openings.start(self.find_way(fd), connect, done, failed)
 
 
 class _Local(Listening):
@@ -300,10 +311,19 @@ class _Remote(_Returning):
 
 
 def _is_open(fd: int) -> bool:
-    """False once the client has gone: a half-closed connection is open."""
+    """False once the client has gone and left no bytes. A half-closed connection is open."""
     poll = select.poll()
     poll.register(fd, 0)
-    return not poll.poll(0)
+    if not poll.poll(0):
+        return True
+    # A client of a UNIX socket that wrote and closed at once has left bytes for the other side.
+    client = _socket.socket(fileno=fd)
+    try:
+        return bool(client.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT))
+    except OSError:
+        return False
+    finally:
+        client.detach()
 
 
 def make_listening(service: Opener, forward: Forward) -> Listening:

@@ -7,6 +7,8 @@ import queue
 import resource
 import select
 import socket
+import socketserver
+import struct
 import subprocess
 import threading
 import time
@@ -16,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.vsh.forward.servers import Echo, connect, serving
+from tests.vsh.forward.servers import Echo, connect, read_all, serving
 from tests.vsh.live import DEADLINE_S, ENVIRONMENT, Vshd, ended, read_line
 from vsh.errors import Busy, ExecError, Unanswered, Unreachable, VshError
 from vsh.forward import throttle
@@ -252,6 +254,57 @@ def test_client_of_a_slow_guest_waits_while_others_are_served(error: VshError) -
         return "served"
 
     assert patience.open(slow_twice, lambda: True) == "served"
+
+
+class CountingEcho(Echo):
+    """An echo that counts its connections."""
+
+    count = 0
+
+    def setup(self) -> None:
+        super().setup()
+        CountingEcho.count += 1
+
+
+def test_clients_that_reset_before_their_turn_are_not_opened_for(start_vshd: Any) -> None:
+    """One session at a time is served, and slowly: behind the first ones nearly all have left before their turn."""
+    linger = struct.pack("ii", 1, 0)
+    CountingEcho.count = 0
+    with (
+        serving(CountingEcho) as port,
+        forwarding(start_vshd("--max_sessions=1"), "-L", f"0:127.0.0.1:{port}") as (process, here),
+        connect(here) as first,
+    ):
+        first.sendall(b"first")
+        assert first.recv(10) == b"first"
+        for _ in range(200):
+            with connect(here) as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        first.close()
+        assert crowd(here, 1) == []
+        assert read_errors(process) == []
+    # Those of the turn in which they left may have been opened.
+    assert CountingEcho.count <= 2 + AT_ONCE_MAX
+
+
+def test_bytes_of_a_client_that_closed_before_its_turn_arrive(start_vshd: Any, tmp_path: Path) -> None:
+    """As a program does that logs a line to a UNIX socket and ends."""
+    received: queue.Queue[bytes] = queue.Queue()
+
+    class Log(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            received.put(read_all(self.request))
+
+    with (
+        serving(Log) as port,
+        forwarding(start_vshd("--max_sessions=3"), "-L", f"{tmp_path}/s:127.0.0.1:{port}") as (process, here),
+    ):
+        for number in range(20):
+            with connect(here) as client:
+                client.sendall(b"line %d" % number)
+        lines = {received.get(timeout=DEADLINE_S) for _ in range(20)}
+        assert lines == {b"line %d" % number for number in range(20)}
+        assert read_errors(process) == []
 
 
 def test_client_that_has_gone_is_not_opened_for() -> None:
