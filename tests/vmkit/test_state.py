@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.vshd.test_init import needs_namespace
 from vmkit.errors import HostError
 from vmkit.image.cache import open_cache
 from vmkit.machine.registry import find_state_directory
@@ -153,6 +154,7 @@ def test_folder_behind_a_link_is_checked_where_it_is(above: Path) -> None:
 
 
 @pytest.mark.root
+@needs_namespace
 def test_root_of_a_container_may_keep_it_below_an_open_folder(folder: Path) -> None:
     """GitLab's runner makes /builds, and the project's folder below it, with mode 0777."""
     folder.parent.chmod(0o777)

@@ -1,8 +1,10 @@
 """The device's sandbox: what the filter answers to every system call, what a refusal looks like, and the ceiling."""
 
 import errno
+import os
 import re
 import resource
+import signal
 import socket
 import struct
 import subprocess
@@ -167,6 +169,10 @@ def run_in_sandbox(code: str) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_call_ends_the_process_and_is_named(name: str) -> None:
     done = run_in_sandbox(REFUSED[name])
+    if name == "fork" and done.returncode == -signal.SIGSYS:
+        # glibc 2.41 blocks every signal around clone(). The kernel then ends the process before a handler can name it.
+        assert not done.stdout
+        return
     assert done.returncode == sandbox.SANDBOX_STATUS
     assert not done.stdout
     # A C library may call by another name: fork is clone, unlink is unlinkat.
@@ -204,11 +210,16 @@ print(resource.getrlimit(resource.RLIMIT_DATA))
     assert done.stdout == f"({2**26}, {2**26})\n"
 
 
+def read_confinement(pid: int) -> list[str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return [line for line in lines if line.startswith(("NoNewPrivs:", "Seccomp:", "Seccomp_filters:"))]
+
+
 def test_device_runs_without_a_sandbox_where_it_is_told_to() -> None:
     with open_bench("--no-sandbox") as bench:
         bench.driver.boot()
-        status = Path(f"/proc/{bench.process.pid}/status").read_text()
-        assert "NoNewPrivs:\t0\n" in status and "Seccomp:\t0\n" in status
+        # A container may have put us in one, too.
+        assert read_confinement(bench.process.pid) == read_confinement(os.getpid())
         bench.open_to_guest(9001)
 
 

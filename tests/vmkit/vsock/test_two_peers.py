@@ -191,7 +191,7 @@ class TwoPeers(RuleBasedStateMachine):
                 has_moved = True
             while device.send(program, 2**20):
                 has_moved = True
-            self.probe(program)
+            has_moved |= self.probe(program)
         has_moved |= device.send(None, 0)
         while guest.wire:
             device.receive(*guest.wire.popleft())
@@ -202,14 +202,17 @@ class TwoPeers(RuleBasedStateMachine):
         for sock in list(guest.sockets.values()):
             sock.take(2**20, tells=True)
             has_moved |= sock.push()
-        return has_moved
+        # News of credit alone is a turn, too.
+        return has_moved or bool(guest.wire)
 
-    def probe(self, program: Program) -> None:
-        """A guest that did not tell what it read is asked, as after a second without credit."""
+    def probe(self, program: Program) -> bool:
+        """A guest that did not report what it read is asked, as after a second without credit; True when it was."""
         connection = program.connection
         is_starved = connection.is_flowing() and program.sent < program.written and not connection.send.free()
-        if is_starved and not self.guest.wire and not self.device.wire:
+        is_asked = is_starved and not self.guest.wire and not self.device.wire
+        if is_asked:
             connection.probe_credit()
+        return is_asked
 
     def check_pair(self, program: Program) -> None:
         """Both ends of a connection that is open: every byte has arrived, and every end."""

@@ -16,12 +16,26 @@ from vshd.carry.endpoints import PlaceError, listen_on_each
 ADDRESSES = ["127.0.0.1", "::1"]
 
 
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(
+    not has_ipv6(), reason="this kernel or namespace has no ::1, as in a container without IPv6"
+)
+
+
 def ask(host: str, port: int) -> bytes:
     with socket.create_connection((host, port), DEADLINE_S) as client:
         client.sendall(b"there and back")
         return client.recv(100)
 
 
+@needs_ipv6
 @pytest.mark.parametrize("listen", ["0", "localhost:0"])
 def test_remote_forward_listens_at_both_addresses_and_ends_at_both(vshd: Vshd, listen: str) -> None:
     with serving(Echo) as target:
@@ -38,6 +52,7 @@ def test_remote_forward_listens_at_both_addresses_and_ends_at_both(vshd: Vshd, l
                 ask(host, int(port))
 
 
+@needs_ipv6
 def test_explicit_address_is_the_only_one(vshd: Vshd) -> None:
     with (
         serving(Echo) as target,
@@ -51,6 +66,7 @@ def test_explicit_address_is_the_only_one(vshd: Vshd) -> None:
             ask("::1", port)
 
 
+@needs_ipv6
 @pytest.mark.parametrize("host", ADDRESSES)
 def test_port_that_is_taken_at_one_address_is_refused_at_both(host: str) -> None:
     """Otherwise some clients of localhost would reach the other program."""

@@ -5,8 +5,8 @@ No member is read that is larger than a guest's tree may be.
 """
 
 import tarfile
-from collections.abc import Iterator
-from typing import BinaryIO, Self
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, Self, TypeVar
 
 from vmkit.errors import BuildError
 from vmkit.image.formats.tree import MTIME_S, PATH_LIMIT_BYTES, TREE_LIMIT_BYTES, Kind, Node, normalise_path
@@ -25,14 +25,25 @@ _EXTENSIONS = (
 # Owners are 32 bits in the kernel (2^32-1 means none), times in an initramfs.
 _OWNER_LIMIT, _TIME_LIMIT_S = (1 << 32) - 1, 1 << 32
 
+_AnyMember = TypeVar("_AnyMember", bound=tarfile.TarInfo)
+
 
 class _Member(tarfile.TarInfo):
     """A header that is refused where tarfile would take the archive's end for it, or read all that it claims."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        return cls._check(lambda: super(_Member, cls).frombuf(buf, encoding, errors))
+
+    @classmethod
+    def _frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str, **options: bool) -> Self:
+        """What tarfile calls instead since its security update of 2026 (Debian 13's 3.13.5, among others)."""
+        return cls._check(lambda: super(_Member, cls)._frombuf(buf, encoding, errors, **options))  # type: ignore[misc,no-any-return]
+
+    @staticmethod
+    def _check(read: Callable[[], _AnyMember]) -> _AnyMember:
         try:
-            member = super().frombuf(buf, encoding, errors)
+            member = read()
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
             raise tarfile.ReadError(str(error)) from error
         if member.type in _EXTENSIONS and not 0 <= member.size <= _EXTENSION_LIMIT_BYTES:
