@@ -11,10 +11,11 @@ import tarfile
 import tempfile
 import threading
 from collections.abc import Iterator
-from typing import IO, Protocol
+from types import TracebackType
+from typing import IO, Protocol, Self
 
 from vsh.errors import UsageError, VshError
-from vsh.process import DEVNULL, PIPE, Process
+from vsh.process import DEVNULL, PIPE
 from vsh.tarstream import Member, read_members
 
 # Of a failed tar's stderr, an error shows this much.
@@ -26,10 +27,32 @@ PADDING_BYTES_MAX = 1 << 20
 MODE_MASK = 0o777
 
 
+class Command(Protocol):
+    """A command that runs in a guest, with pipes; a with-block waits for its end."""
+
+    @property
+    def stdin(self) -> IO[bytes] | None: ...
+
+    @property
+    def stdout(self) -> IO[bytes] | None: ...
+
+    @property
+    def stderr(self) -> IO[bytes] | None: ...
+
+    def wait(self) -> int:
+        """Its exit status."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> object: ...
+
+
 class Opener(Protocol):
     """Starts commands in a guest; vsh.client.Client is one."""
 
-    def popen(self, argv: list[str], *, stdin: int, stdout: int, user: str) -> Process[bytes]:
+    def popen(self, argv: list[str], *, stdin: int, stdout: int, user: str) -> Command:
         """As Client.popen."""
 
 
@@ -108,7 +131,7 @@ class _Words:
     Keeps the first SHOWN_BYTES.
     """
 
-    def __init__(self, process: Process[bytes]) -> None:
+    def __init__(self, process: Command) -> None:
         self._process = process
         self._kept = b""
         self._thread = threading.Thread(target=self._listen, name="vsh-stderr", daemon=True)

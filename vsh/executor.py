@@ -1,7 +1,7 @@
 """The narrow interface to a guest: what can be done in it, whichever way leads there.
 
-vsh.client.Client implements it over vsock, vmkit.bench.guest.ParamikoGuest over ssh. Code that takes an Executor works
-with either.
+vsh.client.Client implements it over vsock, vmkit.bench.guest.SshGuest with the program ssh, and ParamikoGuest beside it
+with that library. Code that takes an Executor works with each of them.
 """
 
 from collections.abc import Sequence

@@ -1,23 +1,31 @@
-"""One guest, two ways to run a command in it from Python, each a vsh.executor.Executor: vsh's client, and paramiko."""
+"""One guest, and the ways to run a command in it from Python: vsh's client, ssh, paramiko. Each is an Executor."""
 
 import os
 import shlex
 import time
 from collections.abc import Sequence
+from subprocess import TimeoutExpired
 
+from vmkit.bench.programs import Popen, start_program
 from vmkit.bench.sinks import plan_source
 from vmkit.errors import HostError
 from vmkit.ssh.access import DEFAULT_PORT, Access
+from vsh import archive
 from vsh.address import Address
 from vsh.client import Client, Result
+from vsh.errors import ConnectionLost, Unanswered
 from vsh.executor import Executor
 from vsh.forward.guest import connect_guest
 from vsh.memory import BytesSource
+from vsh.process import DEVNULL, PIPE
 from vsh.pump import Pump, Sink
 from vshd.wire import messages
 
 CONNECT_TIMEOUT_S = 60.0
 BULK_TIMEOUT_S = 300.0
+# ssh(1): the status of ssh itself.
+SSH_FAILED = 255
+EXISTS = ["sh", "-c", 'test -e "$1" || test -L "$1"', "sh"]
 
 
 class VshGuest(Client):
@@ -54,6 +62,46 @@ class _Counter(Sink):
         size = sum(map(len, pieces))
         self.size += size
         return size
+
+
+class SshGuest:
+    """The program ssh: each command is a connection of its own, or a channel of a ControlMaster that runs."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        """words: ssh, its options, and the host last."""
+        self._words = tuple(words)
+
+    def popen(self, argv: Sequence[str], *, stdin: int = PIPE, stdout: int = PIPE, user: str = "") -> Popen:
+        """A command that runs, by way of the login shell, as ssh has it. user: ssh's own `-l`."""
+        login = ("-l", user) if user else ()
+        return start_program([*self._words[:-1], *login, self._words[-1], shlex.join(argv)], stdin=stdin, stdout=stdout)
+
+    def run(self, argv: Sequence[str | bytes]) -> Result[bytes]:
+        """A command to its end. ssh's status 255 is a lost connection, and raises ConnectionLost."""
+        with self.popen([os.fsdecode(word) for word in argv], stdin=DEVNULL) as process:
+            try:
+                output, errors = process.communicate(timeout=CONNECT_TIMEOUT_S)
+            except TimeoutExpired as error:
+                process.kill()
+                raise Unanswered(f"ssh did not end within {CONNECT_TIMEOUT_S:g} s") from error
+        if process.returncode == SSH_FAILED:
+            raise ConnectionLost("ssh failed", details=errors.decode(errors="replace"))
+        return Result(list(argv), output, errors, process.returncode, 0)
+
+    def push(self, source: str, destination: str) -> None:
+        """A file or a directory, as a tar stream."""
+        archive.push(self, source, destination)
+
+    def pull(self, source: str, destination: str) -> None:
+        """A file or a directory, as a tar stream."""
+        archive.pull(self, source, destination)
+
+    def exists(self, path: str) -> bool:
+        """Whether the guest has something at this path."""
+        return self.run([*EXISTS, path]).exit == 0
+
+    def close(self) -> None:
+        """Nothing is open between commands."""
 
 
 class ParamikoGuest:
@@ -102,7 +150,7 @@ class ParamikoGuest:
 
     def exists(self, path: str) -> bool:
         """Whether the guest has something at this path."""
-        return self.run(["sh", "-c", 'test -e "$1" || test -L "$1"', "sh", path]).exit == 0
+        return self.run([*EXISTS, path]).exit == 0
 
     def close(self) -> None:
         """Closes the ssh connection."""

@@ -12,6 +12,7 @@ from typing import IO, Self
 from vmkit.errors import CommandError, HostError
 from vmkit.run import render_command
 
+Popen = subprocess.Popen[bytes]
 DEADLINE_S = 300.0
 START_DEADLINE_S = 30.0
 
@@ -23,6 +24,14 @@ def time_program(argv: Sequence[str], *, stdin: Path | None = None, deadline_s: 
         process = _start(argv, source, subprocess.DEVNULL)
         _finish(process, argv, deadline_s)
         return time.perf_counter() - started_s
+
+
+def start_program(argv: Sequence[str], *, stdin: int = subprocess.PIPE, stdout: int = subprocess.PIPE) -> Popen:
+    """A running program; with pipes, unless a stream is named. Raises HostError when it is not installed."""
+    try:
+        return subprocess.Popen(list(argv), stdin=stdin, stdout=stdout, stderr=subprocess.PIPE)
+    except FileNotFoundError as error:
+        raise HostError(f"{argv[0]} is not installed") from error
 
 
 def time_many(argv: Sequence[str], count: int, *, deadline_s: float = DEADLINE_S) -> float:
