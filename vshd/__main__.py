@@ -6,10 +6,9 @@ import sys
 from vshd import ready
 from vshd.carry.inherited import hold_stdio, settle_signals
 from vshd.carry.vsock import VsockError
-from vshd.flags import HELP, FlagError, Options, parse_flags
+from vshd.flags import HELP, OTHER_MODES, FlagError, Options, parse_flags
 from vshd.listener import Listener, open_listener, parse_allowed_cids, take_passed_listener
 from vshd.log import Log
-from vshd.services.table import run_mode
 from vshd.signals import SIGCHLD, SIGHUP, SIGINT, SIGTERM, Wakeup
 from vshd.wire.errors import TokenError
 from vshd.wire.version import __version__
@@ -68,9 +67,12 @@ def serve(
     log = Log()
     log.open(use_kmsg=options.log_kmsg, use_stderr=options.log_stderr)
     try:
-        status = run_mode(options, log)
-        if status is not None:
-            return status
+        if any(getattr(options, flag) for flag in OTHER_MODES):
+            from vshd.services.table import run_mode  # noqa: PLC0415 - most guests never need it
+
+            status = run_mode(options, log)
+            if status is not None:
+                return status
         allowed_cids = parse_allowed_cids(options.allow_cid)
         listener = take_passed_listener(allowed_cids) or open_listener(options.listen, allowed_cids, bound)
         # Where a token must be and is not, nobody is told that we are ready. Where one may be, looking can wait as the

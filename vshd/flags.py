@@ -15,6 +15,8 @@ DEFAULT_PROCESSES = -1
 
 # Logging flags that libbrillo programs accept; they change nothing here.
 IGNORED = ("v", "vmodule")
+# Each takes the place of the server; vshd.services.table has what runs then.
+OTHER_MODES = ("forward_to_host_port", "forward_to", "inetd", "activate", "ipv6")
 # inetd's own way to write it.
 VALUE_MAY_FOLLOW = ("inetd", "activate")
 

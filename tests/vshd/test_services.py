@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vshd.flags import Options
+from vshd.flags import OTHER_MODES, Options
 from vshd.services.table import MODES, SERVICES, Mode, Service, find_service, run_mode
 from vshd.wire.messages import Forward, SetupConnectionRequest
 
@@ -62,6 +62,10 @@ def test_request_finds_its_service() -> None:
     asked = find_service(SetupConnectionRequest(forward=Forward(connect=b"tcp:localhost:80", user=b"web")))
     assert asked is not None
     assert (asked.user, asked.describe()) == (b"web", "forward to tcp:localhost:80")
+
+
+def test_flags_name_all_that_take_the_servers_place() -> None:
+    assert {flag for mode in MODES for flag in mode.flags} == set(OTHER_MODES)
 
 
 def test_no_mode_means_the_server() -> None:

@@ -12,7 +12,6 @@ Knows nothing of who connects. Owns the use of `_socket`'s private accept(), whi
 
 import _socket
 import errno
-import fcntl
 import os
 import stat
 import time
@@ -118,6 +117,8 @@ def _remove_dead(path: str) -> None:
 
 def _lock_folder(folder: str) -> int:
     """A descriptor that holds the lock of a folder; -1 where that cannot be had, and chance has to do."""
+    import fcntl  # noqa: PLC0415 - a vshd in a guest listens at no path
+
     deadline_s = time.monotonic() + LOCK_DEADLINE_S
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
