@@ -1,4 +1,4 @@
-# vmkit, vsh and a built guest image in a box: `docker run --rm -it --network=none vmkit` and then `vmkit up && vsh --cid 3`.
+# vmkit, vsh and a built guest image in a container: `docker run --rm -it --network=none vmkit` and then `vmkit up && vsh --cid 3`.
 # Nothing in it needs privileges, devices, added capabilities or, once it is built, a network. Stages: `run` to use it, `test` with the checkout and
 # all its tests. No BuildKit is needed. `vmkit docker build` builds it, with progress and errors that say what to do; so does plain `docker build .`.
 ARG BASE=debian:trixie-slim

@@ -74,7 +74,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m tests.bench.vsh
 	$(BIN)/python -m tests.bench.forwards
 	$(BIN)/vmkit bench --quick
-	@echo 'the box needs an engine and its image: $(BIN)/python -m tests.bench.docker'
+	@echo 'the figures of the Docker image need an engine and its image: $(BIN)/python -m tests.bench.docker'
 	$(BIN)/python -m tests.bench.wall
 
 CASES ?= 1000000

@@ -34,7 +34,7 @@ def start(checkout: Path, vmkit: str) -> "subprocess.Popen[bytes]":
         "PATH": f"{checkout}/bin:{os.environ['PATH']}",
         "DOCKER_HOST": "unix:///nonexistent",
         "VMKIT_DOCKER_BASE": "base",
-        "BOX_ONLY": "run",
+        "PARTS": "run",
     }
     return subprocess.Popen(
         [checkout / ".ci/docker"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL

@@ -1,4 +1,4 @@
-"""The box on a real engine: what the images hold, how containers end, and that two builds are the same."""
+"""Our Docker images on a real engine: what the images hold, how containers end, and that two builds are the same."""
 
 import io
 import json
