@@ -1,4 +1,4 @@
-"""What the container costs: from `docker run` to an answer of vsh against the same outside, the image's size, a rebuild.
+"""What a container costs: from `docker run` to an answer of vsh beside the same outside, the image's size, a rebuild.
 
     python -m tests.bench.docker [--rounds N] [--base IMAGE] [--network NAME]
 
@@ -22,7 +22,7 @@ from vmkit.docker.context import find_files
 CHECKOUT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 600
 BIN = Path(sys.executable).parent
-UP = "vmkit up --quiet --accel tcg --backend user --name bench-docker >&2 && vsh --vm_name bench-docker -- echo answered"
+UP = "vmkit up --quiet --accel tcg --backend user --name in-docker >&2 && vsh --vm_name in-docker -- echo answered"
 INSIDE = ["docker", "run", "--rm", "--network=none", "-e", "VSH_AF_VSOCK=deny", "vmkit", "sh", "-c", UP]
 OUTSIDE = ["sh", "-c", UP]
 # A module that no other stage has; the guest's daemon, which makes another guest image.
@@ -46,7 +46,7 @@ def bench_answer(rounds: int) -> None:
     # The first of each is not counted: files that are not in memory yet.
     for number in range(rounds + 1):
         times = measure_answer_s(INSIDE), measure_answer_s(OUTSIDE)
-        subprocess.run([BIN / "vmkit", "kill", "bench-docker"], check=True, capture_output=True)
+        subprocess.run([BIN / "vmkit", "kill", "in-docker"], check=True, capture_output=True)
         if number:
             inside.append(times[0])
             outside.append(times[1])
