@@ -9,7 +9,7 @@ import select
 import time
 
 from vsh.address import Address
-from vsh.errors import ConnectionLost, ExecError, Unanswered, Unreachable, VshError
+from vsh.errors import ConnectionLost, Unanswered, Unreachable, VshError
 from vsh.signals import SIGTERM
 from vsh.transport import open_transport, remaining_ms
 from vshd.carry.conduit import Conduit, write_output
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 FOREVER_S = 1e9
 # waitpid(2)
 STATUS_MAX = 255
-
-EXIT_STATUS = {messages.NOT_FOUND: 127, messages.NOT_EXECUTABLE: 126, messages.TOO_LONG: 126}
 
 
 class Session:
@@ -285,46 +283,37 @@ def open_session(
         size = len(request.encode())
         if size <= LEGACY_MAX_PAYLOAD:
             return _open(address, request, None, deadline_s, see)
-        raise _too_long(size, f"the vshd of {address.name} does not speak the extended protocol") from error
+        from vsh import refusal  # noqa: PLC0415 - only after a failure
+
+        raise refusal.too_long(size, f"the vshd of {address.name} does not speak the extended protocol") from error
     except LocalProtocolError as error:
         request.extended = None
-        raise _too_long(len(request.encode()), "without the extended protocol") from error
+        from vsh import refusal  # noqa: PLC0415 - only after a failure
+
+        raise refusal.too_long(len(request.encode()), "without the extended protocol") from error
 
 
 def open_raw(address: Address, forward: Forward, *, timeout_s: float) -> tuple[int, bytes, str]:
     """A connection that a forward (docs/reference/protocol.md 3) was handed: its descriptor, non-blocking; what was
     read from it already; and what the server said, which is where it listens, or nothing. Raises VshError.
     """
+    from vsh import refusal  # noqa: PLC0415 - programs that forward have time
+
     deadline_s = time.monotonic() + (timeout_s or FOREVER_S)
     try:
         session = _open(address, make_forward_request(forward), make_limits(), deadline_s, None)
     except VshError as error:
         # That user is nobody's: the server has looked for it, and so knows nothing of forwards.
         if os.fsdecode(STUB_USER) in error.brief:
-            raise _no_forwards(address) from error
+            raise refusal.lacks_forwards(address) from error
         raise
     except _TooLongForLegacy as error:
-        raise _no_forwards(address) from error
+        raise refusal.lacks_forwards(address) from error
     return session.fd, session.connection.take_rest(), session.description
-
-
-def _no_forwards(address: Address) -> VshError:
-    return VshError(
-        f"the vshd of {address.name} knows no forwards: it is older than this vsh, or ChromeOS's",
-        hint="the guest's vsock ports need no vshd: -L PORT:PORT",
-    )
 
 
 class _TooLongForLegacy(Exception):  # noqa: N818 - a turn of the handshake, no failure yet
     """A legacy server has refused the stub of a deferred request."""
-
-
-def _too_long(size: int, why: str) -> VshError:
-    return VshError(
-        f"Serialized message too large: {size}",
-        details=f"command line and environment take {size} bytes; {LEGACY_MAX_PAYLOAD} is the limit {why}",
-        hint="send long arguments through stdin, or a file",
-    )
 
 
 def _open(
@@ -341,7 +330,11 @@ def _open(
 
     if address.door is not None:
         if limits is None and address.door.is_token_demanded:
-            raise _cannot_prove(address, "leave --noextended out; for ChromeOS's vshd set container.legacy, see vsh(1)")
+            from vsh import refusal  # noqa: PLC0415 - only after a failure
+
+            raise refusal.cannot_prove(
+                address, "leave --noextended out; for ChromeOS's vshd set container.legacy, see vsh(1)"
+            )
         fd, connection = address.door.admit(make_connection)
     else:
         connection = make_connection(_make_proof(address, limits))
@@ -360,15 +353,13 @@ def _make_proof(address: Address, limits: Extended | None) -> "Proof | None":
     if not address.token_file:
         return None
     if limits is None:
-        raise _cannot_prove(address, "leave --noextended out")
+        from vsh import refusal  # noqa: PLC0415 - only after a failure
+
+        raise refusal.cannot_prove(address, "leave --noextended out")
     # Most machines have none.
     from vsh.token import make_proof  # noqa: PLC0415
 
     return make_proof(address.token_file)
-
-
-def _cannot_prove(address: Address, hint: str) -> VshError:
-    return VshError(f"{address.name} demands its token, which ChromeOS's protocol cannot prove", hint=hint)
 
 
 def _shake_hands(session: Session, address: Address, request: SetupConnectionRequest, deadline_s: float) -> Session:
@@ -390,64 +381,9 @@ def _shake_hands(session: Session, address: Address, request: SetupConnectionReq
             if isinstance(event, HandedOver):
                 session.description = event.description
                 return session
-            if isinstance(event, Refused):
-                raise _refusal(event, address)
-            if isinstance(event, Distrusted):
-                raise VshError(
-                    f"{address.name} did not prove that it is the machine that vmkit started: {event.reason}",
-                    details=f"it said: {event.said}" if event.said else "",
-                    hint="nothing was sent to it; vmkit list shows what runs",
-                )
-            if isinstance(event, Failed):
-                raise _refusal(Refused(event.description, event.failure), address)
-            if isinstance(event, Broken):
-                raise Unreachable(
-                    f"the vshd of {address.name} closed the connection without an answer",
-                    details=event.reason,
-                    hint=_find_unfit(request) or "its log says why; does it serve this host's CID?",
-                )
+            if isinstance(event, Refused) and event.is_too_long:
+                raise _TooLongForLegacy
+            if isinstance(event, (Refused, Failed, Distrusted, Broken)):
+                from vsh import refusal  # noqa: PLC0415 - only after a failure
 
-
-def _find_unfit(request: SetupConnectionRequest) -> str:
-    """What ChromeOS's vshd cannot take of a request: its strings are protobuf's, which are UTF-8."""
-    named = {
-        "the user": request.user,
-        "the directory": request.cwd,
-        **{f"argument {index}" if index else "the command": word for index, word in enumerate(request.argv)},
-        **{f"the variable {os.fsdecode(name)}": name + b"=" + value for name, value in request.env.items()},
-    }
-    for what, word in named.items():
-        try:
-            word.decode()
-        except UnicodeDecodeError:
-            return f"ChromeOS's vshd takes UTF-8 alone, and {what} is not: {word!r}"
-    return ""
-
-
-def _refusal(event: Refused, address: Address) -> Exception:
-    if event.is_too_long:
-        return _TooLongForLegacy()
-    description = event.description
-    if event.failure is not None and event.failure.kind == messages.BAD_USER:
-        # Upstream's server goes on with advice for ChromeOS.
-        description = description.partition(", if attempting")[0]
-    text = f"Server was unable to set up connection: {description}"
-    if event.failure is None:
-        return VshError(text)
-    kind = event.failure.kind
-    if kind == messages.NOT_TRUSTED:
-        return _distrusted(event, address)
-    if kind in EXIT_STATUS or kind == messages.UNREACHABLE:
-        status = EXIT_STATUS.get(kind, 1)
-        return ExecError(event.description, kind=kind, error=event.failure.error, status=status)
-    return ExecError(text, kind=kind, error=event.failure.error)
-
-
-def _distrusted(event: Refused, address: Address) -> VshError:
-    if address.token_file:
-        brief = f"the token of {address.name} was refused: is this the machine that vmkit started?"
-        hint = f"the token is that of {address.token_file}"
-    else:
-        brief = f"{address.name} demands its token"
-        hint = "it belongs to who started the machine; for a machine that is not in your registry: --token_file"
-    return VshError(brief, details=f"it said: {event.description}", hint=hint)
+                raise refusal.explain(event, address, request)
