@@ -53,7 +53,8 @@ COPY vmkit /tmp/src/vmkit
 RUN pip install --no-deps --no-build-isolation /tmp/src && python3 -m vsh --launcher > /opt/vmkit/bin/vsh
 USER vmkit
 WORKDIR /home/vmkit
-RUN vmkit build --quiet tiny && rm -rf ~/.cache/vmkit/flock
+# What is compared is remembered by inode and time, which no two builds share.
+RUN vmkit build --quiet tiny && rm -rf ~/.cache/vmkit/flock ~/.cache/vmkit/compared
 # tini is pid 1: it reaps, and hands signals on.
 ENTRYPOINT ["/usr/bin/tini", "-g", "--"]
 CMD ["/bin/bash"]
