@@ -64,7 +64,8 @@ class Life:
             await asyncio.wait({self.end}, timeout=CAUSE_DEADLINE_S)
         if self.end.done():
             task.cancel()
-            await asyncio.wait({task})
+            # Takes the step's own error, too: asyncio would print one that nothing has asked for.
+            await asyncio.gather(task, return_exceptions=True)
             raise EndedError(self.end.result())
         await task
 

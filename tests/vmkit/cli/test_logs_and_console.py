@@ -1,5 +1,6 @@
 """logs and console: of running machines, of ended ones, through pipes and a terminal."""
 
+import contextlib
 import json
 import os
 import pty
@@ -106,6 +107,19 @@ def test_logs_of_nobody_are_told(vmkit: Vmkit) -> None:
     assert done.err.startswith("vmkit: there are no logs of 'nobody'")
 
 
+def wait_until_read(log: Path) -> None:
+    """Until a descriptor of this process stands at the end of the file."""
+    deadline_s = time.monotonic() + DEADLINE_S
+    wanted = log.stat()
+    while True:
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(fd), wanted) and os.lseek(fd, 0, os.SEEK_CUR) == wanted.st_size:
+                    return
+        assert time.monotonic() < deadline_s, f"{log} is not read"
+        time.sleep(0.01)
+
+
 def test_following_goes_on_over_a_log_that_rolls_and_ends_with_the_machine(
     folders: Path, vmkit: Vmkit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,14 +132,16 @@ def test_following_goes_on_over_a_log_that_rolls_and_ends_with_the_machine(
             log.write_text("1\n")
             written.set()
             for number in range(2, 6):
-                time.sleep(0.05)
+                # A reader that is slower than two rolls has lost a file.
+                wait_until_read(log)
                 with log.open("a") as file:
                     file.write(f"{number}a\n")
                 log.rename(log.with_suffix(".log.1"))
                 log.write_text(f"{number}b\n")
-            time.sleep(0.1)
+            wait_until_read(log)
             with log.open("a") as file:
                 file.write("last\n")
+            wait_until_read(log)
 
     thread = threading.Thread(target=live)
     thread.start()

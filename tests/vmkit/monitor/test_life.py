@@ -1,6 +1,7 @@
 """What the parts of a monitor share: the first end wins, a part that fails is an end, steps are given up at the end."""
 
 import asyncio
+import gc
 
 import pytest
 
@@ -112,3 +113,25 @@ def test_failure_is_explained(error: Exception, reason: str, brief: str, capsys:
     assert end.reason == reason
     assert brief in end.brief
     assert ("Traceback" in capsys.readouterr().err or "KeyError" in brief) is (isinstance(error, KeyError))
+
+
+def test_step_that_fails_while_it_is_given_up_prints_nothing() -> None:
+    """As QMP does when QEMU exits and its socket ends at the same time."""
+    printed: list[str] = []
+
+    async def fail_late() -> None:
+        try:
+            await never()
+        except asyncio.CancelledError:
+            raise MachineError("the socket ended") from None
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: printed.append(context["message"]))
+        life = Life()
+        asyncio.get_running_loop().call_soon(life.finish, FIRST)
+        with pytest.raises(EndedError):
+            await life.or_end(fail_late())
+        gc.collect()
+
+    asyncio.run(main())
+    assert printed == []
