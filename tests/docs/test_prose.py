@@ -26,7 +26,6 @@ UNFINISHED = {
     "docs/explanation/benchmarks.md",
     "docs/explanation/decisions.md",
     "docs/explanation/security.md",
-    "docs/explanation/vsock.md",
     "docs/howto/debugging.md",
     "docs/reference/protocol.md",
     "docs/reference/recipes.md",
