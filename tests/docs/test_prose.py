@@ -23,7 +23,6 @@ MIN_SENTENCES = 10
 # Still to be rewritten.
 UNFINISHED = {
     "docs/explanation/architecture.md",
-    "docs/explanation/benchmarks.md",
     "docs/explanation/decisions.md",
     "docs/explanation/security.md",
     "docs/howto/debugging.md",
