@@ -25,7 +25,6 @@ UNFINISHED = {
     "docs/explanation/architecture.md",
     "docs/explanation/decisions.md",
     "docs/explanation/security.md",
-    "docs/howto/debugging.md",
     "docs/reference/protocol.md",
     "docs/reference/recipes.md",
 }

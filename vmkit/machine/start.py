@@ -262,14 +262,14 @@ def _await_ready(plan: LaunchPlan, monitor: MonitorHandle, tell: Tell) -> None:
                     tell("booting", None)
                 case Stage.STARTED:
                     tell("plugging the vsock device", None)
-    raise MachineError("the monitor of the machine ended without a word", details=monitor.read_log(plan))
+    raise MachineError("the monitor of the machine ended without a report", details=monitor.read_log(plan))
 
 
 def _read_report(stream: BinaryIO, plan: LaunchPlan) -> Report | None:
     try:
         line = stream.readline(MAX_REPORT_LINE_BYTES)
     except TimeoutError as error:
-        raise MachineError(f"the monitor of '{plan.name}' says nothing any more", hint="is it stopped?") from error
+        raise MachineError(f"the monitor of '{plan.name}' does not answer any more", hint="is it stopped?") from error
     except OSError:
         # It was killed before it had read all that we sent.
         return None

@@ -107,7 +107,7 @@ def test_no_checkout(docker: Docker, tmp_path: Path) -> None:
             "the build has no network: Step 2/2",
             "--network host",
         ),
-        (STEPS, 1, "the engine ended the build without a word", "docker info"),
+        (STEPS, 1, "the engine ended the build without a message", "docker info"),
     ],
     ids=["step", "base", "disk", "no-base", "no-registry", "no-network", "silence"],
 )

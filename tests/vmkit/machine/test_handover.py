@@ -176,7 +176,7 @@ def test_monitor_that_ends_without_a_word_is_told(pair: tuple[socket.socket, soc
     ours, theirs = pair
     theirs.sendall(said)
     theirs.close()
-    with pytest.raises(MachineError, match="ended without a word"):
+    with pytest.raises(MachineError, match="ended without a report"):
         await_ready(make_monitor(ours))
 
 
@@ -184,7 +184,7 @@ def test_monitor_that_was_killed_with_our_words_unread_is_told(pair: tuple[socke
     ours, theirs = pair
     ours.sendall(b"unread")
     theirs.close()
-    with pytest.raises(MachineError, match="ended without a word"):
+    with pytest.raises(MachineError, match="ended without a report"):
         await_ready(make_monitor(ours))
 
 
@@ -192,7 +192,7 @@ def test_monitor_that_falls_silent_is_given_up(
     pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(start, "MONITOR_GRACE_S", 0.05 - PLAN.timeout_s)
-    with pytest.raises(MachineError, match="the monitor of 'm' says nothing any more"):
+    with pytest.raises(MachineError, match="the monitor of 'm' does not answer any more"):
         await_ready(make_monitor(pair[0]))
 
 
