@@ -26,7 +26,6 @@ UNFINISHED = {
     "docs/explanation/decisions.md",
     "docs/explanation/security.md",
     "docs/reference/protocol.md",
-    "docs/reference/recipes.md",
 }
 # Each with what to write instead.
 BANNED = {
