@@ -90,7 +90,9 @@ def follow_build(stream: Iterable[Mapping[str, object]], tell: Tell, log: Callab
             image = str(aux["ID"])
     if not image:
         raise BuildError(
-            "the engine ended the build without a message", details="\n".join(tail), hint="does it still run? docker info"
+            "the engine ended the build without a message",
+            details="\n".join(tail),
+            hint="does it still run? docker info",
         )
     return image
 

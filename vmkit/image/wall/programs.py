@@ -60,7 +60,8 @@ def make_connect_program(cids: tuple[int, ...]) -> bytes:
 def make_bind_program(port: int) -> bytes:
     """Refuses to bind an AF_VSOCK socket to this port, except to the real user 0 of the initial user namespace.
 
-    A port that is not named (VMADDR_PORT_ANY) is chosen by the kernel, far from where anybody could steer it.
+    The kernel picks a port for VMADDR_PORT_ANY. The program does not check it: vshd holds its port by then, and the
+    kernel passes over a port that is taken.
     """
     return assemble(
         [
