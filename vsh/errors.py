@@ -3,6 +3,12 @@
 Only a program's __main__ prints these and turns them into an exit status.
 """
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from vsh.client import Result
+
 
 class VshError(Exception):
     """A failure a person reads.
@@ -75,6 +81,6 @@ class ExecError(VshError):
 class CommandFailed(VshError):  # noqa: N818 - it names what happened
     """run(check=True): the command ran, and its status is not 0. result has its output; the exit status is its own."""
 
-    def __init__(self, brief: str, *, result: object, details: str = "", status: int = 1) -> None:
+    def __init__(self, brief: str, *, result: "Result[Any]", details: str = "", status: int = 1) -> None:
         super().__init__(brief, details=details, status=status)
         self.result = result

@@ -55,6 +55,7 @@ def test_process_separates_stdout_and_stderr(client: Client) -> None:
 def test_process_merges_stderr_into_stdout(modern: Client) -> None:
     process = modern.popen(["sh", "-c", "echo out; echo err >&2"], stderr=STDOUT, text=True)
     out, err = process.communicate(timeout=DEADLINE_S)
+    assert out
     assert (sorted(out.split()), err) == (["err", "out"], None)
 
 
