@@ -84,7 +84,7 @@ def device(folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
         yield process
 
 
-PROGRAMS: dict[str, tuple[Callable[[Path], Any], set[int]]] = {
+PROGRAMS: dict[str, tuple[Callable[[Path], Any], set[signal.Signals]]] = {
     "vshd": (lambda folder: start(module("vshd", f"--listen=unix:{folder}/s", "--log_stderr")), {signal.SIGHUP}),
     "vsh": (client, OF_PEOPLE),
     "the monitor": (lambda _: with_socket("vmkit.monitor"), set()),

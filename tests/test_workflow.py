@@ -50,7 +50,8 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def jobs_of(path: Path) -> dict[str, dict[str, Any]]:
-    return load(path)["jobs"]
+    jobs: dict[str, dict[str, Any]] = load(path)["jobs"]
+    return jobs
 
 
 STEPS = [

@@ -8,6 +8,7 @@ import argparse
 import subprocess
 import sys
 import traceback
+from typing import Never
 
 GOOD, BAD, SKIP, ABORT = 0, 1, 125, 255
 
@@ -22,7 +23,7 @@ except ImportError as error:
 class Parser(argparse.ArgumentParser):
     """Ends with ABORT after a wrong option."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> Never:
         """Print what is wrong."""
         self.exit(ABORT, f"abort: {message}\n")
 

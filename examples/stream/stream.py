@@ -10,6 +10,7 @@ SERVICE = Path(__file__).with_name("service.py")
 with vmkit.Machine("tiny") as machine:
     machine.push(str(SERVICE), "/root/service.py")
     with machine.popen(["python3", "/root/service.py"], stderr=vmkit.STDOUT, text=True) as server:
+        assert server.stdout
         # Read line by line: the server runs on, so there is no end to wait for.
         for line in server.stdout:
             print("server:", line.strip())

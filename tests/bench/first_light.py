@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from vmkit.image.build import BuiltImage, build_image
@@ -148,7 +149,7 @@ def bench_build(count: int) -> None:
             shutil.copytree(cache, folder, dirs_exist_ok=True)
             shutil.rmtree(Path(folder) / "images")
             env = {**os.environ, "VMKIT_CACHE_DIR": folder}
-            times.append(time_call(lambda env=env: subprocess.run(words, env=env, check=True, capture_output=True)))
+            times.append(time_call(partial(subprocess.run, words, env=env, check=True, capture_output=True)))
     say_series("first build, packages fetched, whole process", times, "s")
 
 
@@ -182,9 +183,9 @@ def bench_memory(_count: int) -> None:
         entry = next(item for item in read_machines() if item.name == "bench")
         children = Path(f"/proc/{entry.pid}/task/{entry.pid}/children").read_text().split()
         for pid in [str(entry.pid), *children]:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             size = Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0]
-            print(f"  host:  {int(size) / 1024:7.1f} MiB  {b' '.join(words[:4]).decode()}")
+            print(f"  host:  {int(size) / 1024:7.1f} MiB  {b' '.join(argv[:4]).decode()}")
 
 
 def bench_boots(count: int) -> None:

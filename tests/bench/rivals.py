@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import vmkit
 
@@ -206,23 +207,24 @@ def measure_warm(rivals: Rivals, rounds: int) -> None:
 
 
 @contextmanager
-def quicksand_side(rivals: Rivals) -> Iterator[Callable[[str], object]]:
+def quicksand_side(rivals: Rivals) -> Iterator[Callable[[str], Any]]:
     """A machine of quicksand's, in a process of its own environment: a name goes in, what came of it comes out."""
     argv = [rivals.program("quicksand", "python"), str(QUICKSAND_SIDE), "serve"]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        assert process.stdin is not None and process.stdout is not None
+        asked, answers = process.stdin, process.stdout
+        assert asked and answers
 
-        def ask(name: str) -> object:
-            process.stdin.write(f"{name}\n".encode())
-            process.stdin.flush()
-            line = process.stdout.readline()
+        def ask(name: str) -> Any:
+            asked.write(f"{name}\n".encode())
+            asked.flush()
+            line = answers.readline()
             if not line:
                 raise RivalEndedError(f"quicksand ended at {name!r}")
             return json.loads(line)
 
         assert ask("ready")
         yield ask
-        process.stdin.close()
+        asked.close()
         process.wait(DEADLINE_S)
 
 

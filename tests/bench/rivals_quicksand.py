@@ -65,7 +65,7 @@ async def find_contract(sandbox: Sandbox, name: str) -> str:
             result = await sandbox.execute("echo o; echo e >&2")
             return "yes" if (result.stdout, result.stderr) == ("o\n", "e\n") else "no"
         case "bytes ff fe 00 from stdout":
-            return (await sandbox.execute(r"printf '\377\376\000'")).stdout.encode().hex(" ")
+            return str((await sandbox.execute(r"printf '\377\376\000'")).stdout.encode().hex(" "))
         case "1 MiB of bytes through cat":
             result = await sandbox.execute("base64 -w 0", stdin=MIB)
             return "exact (stdin; stdout as base64)" if base64.b64decode(result.stdout) == MIB else "changed"

@@ -5,12 +5,15 @@ less.
 """
 
 import hashlib
+import io
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tests.vsh.live import ENVIRONMENT, Vshd
@@ -23,13 +26,13 @@ from vshd.wire import messages
 GIB = 1 << 30
 
 
-def median(values):
+def median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
-def alternate(count, **sides):
+def alternate(count: int, **sides: Callable[[], object]) -> dict[str, float]:
     """The median seconds of each side, run in turns."""
-    times = {name: [] for name in sides}
+    times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(count):
         for name, run in sides.items():
             started = time.perf_counter()
@@ -38,11 +41,11 @@ def alternate(count, **sides):
     return {name: median(values) for name, values in times.items()}
 
 
-def show(what, value, unit, note=""):
+def show(what: str, value: float, unit: str, note: str = "") -> None:
     print(f"{what:<58} {value:>9.2f} {unit:<6} {note}")
 
 
-def bench_exec(server, count):
+def bench_exec(server: Vshd, count: int) -> dict[str, float]:
     clients = {
         mode: Client(Address.unix(str(server.path)), extended=mode == "extended") for mode in ("extended", "legacy")
     }
@@ -60,9 +63,9 @@ def bench_exec(server, count):
     return times
 
 
-def bench_process(server, count, warm):
+def bench_process(server: Vshd, count: int, warm: float) -> None:
     scripts = shutil.which("vsh", path=str(Path(sys.executable).parent))
-    sides = {
+    sides: dict[str, Callable[[], object]] = {
         "bare": lambda: subprocess.run([sys.executable, "-I", "-S", "-c", "pass"], check=True),
         "module": lambda: subprocess.run(
             [sys.executable, "-m", "vsh", f"--unix={server.path}", "--", "true"], env=ENVIRONMENT, check=True
@@ -94,21 +97,21 @@ LAUNCHER = [
 ]
 
 
-def bench_bulk(server, size, count):
+def bench_bulk(server: Vshd, size: int, count: int) -> None:
     vsh = [*LAUNCHER, f"--unix={server.path}"]
     head = f"head -c {size} /dev/zero"
 
-    def shell(command):
+    def shell(command: str) -> None:
         subprocess.run(["sh", "-c", command], env=ENVIRONMENT, check=True)
 
-    def quoted(*words):
+    def quoted(*words: str) -> str:
         return " ".join("'" + word.replace("'", "'\\''") + "'" for word in (*vsh, *words))
 
-    sides = {"cat | cat": lambda: shell(f"{head} | cat | cat >/dev/null")}
+    sides = {"cat | cat": partial(shell, f"{head} | cat | cat >/dev/null")}
     for mode in ("extended", "legacy"):
         flag = [] if mode == "extended" else ["--noextended"]
-        sides[f"out, {mode}"] = lambda flag=flag: shell(f"{quoted(*flag, '--', *head.split())} >/dev/null")
-        sides[f"in, {mode}"] = lambda flag=flag: shell(f"{head} | {quoted(*flag, '--', 'sh', '-c', 'cat >/dev/null')}")
+        sides[f"out, {mode}"] = partial(shell, f"{quoted(*flag, '--', *head.split())} >/dev/null")
+        sides[f"in, {mode}"] = partial(shell, f"{head} | {quoted(*flag, '--', 'sh', '-c', 'cat >/dev/null')}")
     times = alternate(count, **sides)
     base = size / times["cat | cat"]
     for name, seconds in times.items():
@@ -117,7 +120,7 @@ def bench_bulk(server, size, count):
         show(f"bulk {name}, {size >> 20} MiB", rate / 1e6, "MB/s", note)
 
 
-def bench_round_trip(server, size):
+def bench_round_trip(server: Vshd, size: int) -> None:
     """A file through cat and back, with equal hashes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "noise"
@@ -133,6 +136,7 @@ def bench_round_trip(server, size):
             done = subprocess.Popen(
                 [*LAUNCHER, f"--unix={server.path}", "--", "cat"], env=ENVIRONMENT, stdin=file, stdout=subprocess.PIPE
             )
+            assert isinstance(done.stdout, io.BufferedReader)
             received = hashlib.file_digest(done.stdout, "sha256")
         assert done.wait() == 0
         seconds = time.perf_counter() - started
@@ -140,11 +144,11 @@ def bench_round_trip(server, size):
         show(f"round trip through cat, {size >> 20} MiB, hashes equal", size / seconds / 1e6, "MB/s")
 
 
-def bench_memory(server, count):
+def bench_memory(server: Vshd, count: int) -> None:
     """Many sessions, one after another: the daemon's memory and descriptors before and after."""
     client = Client(Address.unix(str(server.path)))
 
-    def measure():
+    def measure() -> tuple[int, int]:
         text = Path(f"/proc/{server.pid}/status").read_text()
         return int(text.partition("VmRSS:")[2].split()[0]), len(os.listdir(f"/proc/{server.pid}/fd"))
 
@@ -165,7 +169,7 @@ def bench_memory(server, count):
     show("sessions in a row, each", seconds / count * 1e3, "ms", f"descriptors {files} -> {files_after}")
 
 
-def bench_at_once(server, count):
+def bench_at_once(server: Vshd, count: int) -> None:
     """So many sessions that all run before the first one ends."""
     client = Client(Address.unix(str(server.path)))
     started = time.perf_counter()
@@ -181,7 +185,7 @@ def bench_at_once(server, count):
     show(f"{count} sessions at once: to open them all", opened - started, "s", f"and {seconds:.2f} s to end them")
 
 
-def main():
+def main() -> None:
     quick = "--quick" in sys.argv
     with tempfile.TemporaryDirectory() as folder:
         server = Vshd(Path(folder), ["--spare_time=5"])

@@ -13,6 +13,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def bench_boot(count: int) -> None:
                     "--quiet",
                     image,
                 ]
-                seconds = time_call(lambda words=words: run_to_exit([str(word) for word in words]))
+                seconds = time_call(partial(run_to_exit, [str(word) for word in words]))
                 for machine in read_machines():
                     stop.kill(machine)
                 # The first of each warms the caches of files.

@@ -22,7 +22,7 @@ UNIX = "\0bench"
 WARM_UP = 20
 
 
-def detach():
+def detach() -> None:
     for pin in PINS:
         Path(BPFFS, pin).unlink()
     subprocess.run(["umount", BPFFS], check=True)
@@ -31,12 +31,12 @@ def detach():
         time.sleep(0.01)
 
 
-def attach():
+def attach() -> None:
     subprocess.run([LOADER], check=True)
     assert connect_once(_socket.AF_VSOCK, (1, 1))[1] == 1
 
 
-def connect_once(family, address):
+def connect_once(family: int, address: tuple[int, int] | str) -> tuple[int, int]:
     """(nanoseconds, errno) of one connect()."""
     connection = _socket.socket(family, _socket.SOCK_STREAM)
     if address[0] == 1:
@@ -49,28 +49,35 @@ def connect_once(family, address):
     return ended - started, error
 
 
-def run_block(kinds, size):
+# Family, address, the errno to expect, and the listener that accepts.
+Kind = tuple[int, tuple[int, int] | str, int, _socket.socket | None]
+
+
+def run_block(kinds: dict[str, Kind], size: int) -> dict[str, list[int]]:
     """{kind: [ns]} of `size` connects of each kind; what comes first after a change is not counted."""
-    times = {}
+    times: dict[str, list[int]] = {}
     for kind, (family, address, expected, listener) in kinds.items():
         times[kind] = []
         for number in range(size + WARM_UP):
             nanoseconds, error = connect_once(family, address)
             assert error == expected, error
             if listener is not None:
-                os.close(listener._accept()[0])
+                os.close(listener._accept()[0])  # type: ignore[attr-defined]  # typeshed leaves it out
             if number >= WARM_UP:
                 times[kind].append(nanoseconds)
     return times
 
 
-def main():
+def main() -> None:
     blocks, size = int(sys.argv[1]), int(sys.argv[2])
     listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     listener.bind(UNIX)
     listener.listen(4)
-    kinds = {"vsock": (_socket.AF_VSOCK, HOST, 104, None), "unix": (_socket.AF_UNIX, UNIX, 0, listener)}
-    series = {kind: {"attached": [], "detached": []} for kind in kinds}
+    kinds: dict[str, Kind] = {
+        "vsock": (_socket.AF_VSOCK, HOST, 104, None),
+        "unix": (_socket.AF_UNIX, UNIX, 0, listener),
+    }
+    series: dict[str, dict[str, list[list[int]]]] = {kind: {"attached": [], "detached": []} for kind in kinds}
     sides = ["attached", "detached"]
     for _ in range(blocks):
         # Attached, detached, detached, attached: whatever drifts falls on both sides.

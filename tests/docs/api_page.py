@@ -12,6 +12,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pdoc import doc, render
 
@@ -106,7 +107,7 @@ def _render_class(kind: doc.Class, heading: str = "##") -> str:
     return "\n".join(parts)
 
 
-def _find_members(kind: doc.Class) -> list[doc.Doc]:
+def _find_members(kind: doc.Class) -> list[doc.Doc[Any]]:
     """Its own public members, and those of bases that are not public themselves."""
     public = {
         getattr(vmkit, name) for name in vmkit.__all__ if name != kind.name and isinstance(getattr(vmkit, name), type)
@@ -120,7 +121,7 @@ def _find_members(kind: doc.Class) -> list[doc.Doc]:
     ]
 
 
-def _is_ours(member: doc.Doc) -> bool:
+def _is_ours(member: doc.Doc[Any]) -> bool:
     return member.taken_from[0].partition(".")[0] in ("vmkit", "vsh", "vshd")
 
 

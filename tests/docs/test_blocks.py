@@ -48,14 +48,12 @@ def test_tutorial_shows_the_files_of_the_example() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.path.relative_to(CHECKOUT)) for page in PAGES])
 def test_recipes_and_matrices_of_a_page_are_valid(page: Page, tmp_path: Path) -> None:
     """All files of a page are written first: recipes refer to them."""
-    named = [block for block in page.blocks if block.file is not None]
-    for block in named:
-        path = tmp_path / block.file
+    named = [(tmp_path / block.file, block) for block in page.blocks if block.file is not None]
+    for path, block in named:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block.text)
-    for block in named:
+    for path, block in named:
         if block.language == "toml":
-            path = tmp_path / block.file
             keys = tomllib.loads(block.text)
             if "extends" in keys:
                 load_image(str(path))

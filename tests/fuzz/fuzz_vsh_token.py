@@ -15,11 +15,12 @@ from tests.fuzz.fuzz_vsh_wire import cut, damage, held, random_message
 from vshd.firmware import read_oem_strings
 from vshd.wire import messages
 from vshd.wire.client import ClientConnection
-from vshd.wire.connection import default_limits
-from vshd.wire.events import Established, RequestReceived
+from vshd.wire.connection import Connection, default_limits
+from vshd.wire.errors import TokenError
+from vshd.wire.events import Established, Event, RequestReceived
 from vshd.wire.frames import encode_frame
 from vshd.wire.messages import GuestMessage, HostMessage, SetupConnectionRequest, SetupConnectionResponse
-from vshd.wire.proof import CLIENT, NONCE_BYTES, SERVER, TOKEN_BYTES, Proof, TokenError, parse_token, render_token
+from vshd.wire.proof import CLIENT, NONCE_BYTES, SERVER, TOKEN_BYTES, Proof, parse_token, render_token
 from vshd.wire.server import ServerConnection
 
 SECRET = b"the-secret-command"
@@ -27,7 +28,7 @@ SECRET = b"the-secret-command"
 UNPROVEN_MAX = 8192 + 64
 
 
-def make_pair(rng):
+def make_pair(rng: random.Random) -> tuple[ClientConnection, ServerConnection]:
     token = rng.randbytes(TOKEN_BYTES)
     client = ClientConnection(default_limits(), Proof(CLIENT, token, rng.randbytes(NONCE_BYTES)))
     client.send_setup(SetupConnectionRequest(argv=[SECRET, b"x" * rng.choice((0, 10, 9000))]))
@@ -39,7 +40,7 @@ def make_pair(rng):
     return client, server
 
 
-def feed(rng, connection, data):
+def feed(rng: random.Random, connection: Connection, data: bytes) -> list[Event]:
     """All events of a connection that is fed in random pieces."""
     events = []
     for piece in cut(rng, data):
@@ -48,15 +49,15 @@ def feed(rng, connection, data):
     return events
 
 
-def is_served(events):
+def is_served(events: list[Event]) -> bool:
     return any(isinstance(event, RequestReceived) for event in events)
 
 
-def nonsense(rng, kind):
+def nonsense(rng: random.Random, kind: type[GuestMessage] | type[HostMessage]) -> bytes:
     return b"".join(encode_frame(random_message(rng, kind).encode()[:4096], 4096) for _ in range(rng.randrange(4)))
 
 
-def fuzz_server(rng):
+def fuzz_server(rng: random.Random) -> None:
     """A right handshake, with something damaged, left out, put in or said twice."""
     client, server = make_pair(rng)
     stub = client.output.take()
@@ -74,10 +75,11 @@ def fuzz_server(rng):
         message = GuestMessage()
         message.merge(right[4 : 4 + int.from_bytes(right[:4], "little")])
         assert message.member == messages.PROOF
+        assert isinstance(message.value, bytes)
         assert message.value in talk
 
 
-def fuzz_client(rng):
+def fuzz_client(rng: random.Random) -> None:
     client, server = make_pair(rng)
     server.receive_data(client.output.take())
     answer = server.output.take()
@@ -95,7 +97,7 @@ def fuzz_client(rng):
         assert client.state in ("broken", "over", "awaiting the response", "awaiting the proof")
 
 
-def fuzz_strangers(rng):
+def fuzz_strangers(rng: random.Random) -> None:
     """A client and a server of which at least one has another token, or none."""
     client, server = make_pair(rng)
     server._allow_legacy_clients = False
@@ -119,7 +121,7 @@ def fuzz_strangers(rng):
     assert not has_token or SECRET not in said
 
 
-def fuzz_text(rng):
+def fuzz_text(rng: random.Random) -> None:
     token = rng.randbytes(TOKEN_BYTES)
     text = damage(rng, render_token(token))
     with contextlib.suppress(TokenError):
@@ -127,7 +129,7 @@ def fuzz_text(rng):
         assert render_token(found) == text.removesuffix(b"\n")
 
 
-def fuzz_table(rng):
+def fuzz_table(rng: random.Random) -> None:
     """The firmware's tables: what is found in them stands in them, whatever they look like."""
     table = b""
     for _ in range(rng.randrange(6)):
@@ -151,7 +153,7 @@ TARGETS = {
 }
 
 
-def run_cases(name, cases, seed):
+def run_cases(name: str, cases: int, seed: int) -> None:
     """Runs `cases` cases of one target; a failure names the command that repeats it."""
     for number in range(seed, seed + cases):
         try:
@@ -161,7 +163,7 @@ def run_cases(name, cases, seed):
             raise
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)

@@ -14,7 +14,9 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 from tests.vsh.live import Vshd, wait_until
 from tests.vshd.transcripts import SESSIONS
@@ -28,9 +30,9 @@ from vshd.flags import FlagError
 from vshd.flags import parse_flags as parse_daemon_flags
 from vshd.wire import messages, proto3
 from vshd.wire.client import ClientConnection
-from vshd.wire.connection import MAX_DATA_RANGE, default_limits
+from vshd.wire.connection import MAX_DATA_RANGE, Connection, default_limits
 from vshd.wire.errors import LocalProtocolError, RemoteProtocolError
-from vshd.wire.events import Data, RequestReceived
+from vshd.wire.events import Broken, Data, Event, RequestReceived
 from vshd.wire.frames import DataPiece, FrameReader, encode_data_head, encode_frame
 from vshd.wire.messages import (
     ConnectionStatusMessage,
@@ -45,9 +47,10 @@ from vshd.wire.messages import (
     SetupConnectionResponse,
     WindowResizeMessage,
 )
+from vshd.wire.proto3 import Message, Oneof
 from vshd.wire.server import ServerConnection
 
-MESSAGES = (
+MESSAGES: tuple[type[Message | Oneof], ...] = (
     ConnectionStatusMessage,
     CreditMessage,
     DataMessage,
@@ -64,7 +67,7 @@ MESSAGES = (
 HELD_MAX = MAX_DATA_RANGE[1] + (1 << 17)
 
 
-def random_value(rng, kind, message):
+def random_value(rng: random.Random, kind: int, message: type[Message | Oneof] | None) -> Any:
     if kind == proto3.BOOL:
         return rng.random() < 0.8
     if kind in (proto3.BYTES,):
@@ -74,13 +77,17 @@ def random_value(rng, kind, message):
     if kind == proto3.BYTES_MAP:
         return {rng.randbytes(rng.randrange(6)): rng.randbytes(rng.randrange(6)) for _ in range(rng.randrange(4))}
     if kind == proto3.MESSAGE:
+        assert message
         return random_message(rng, message)
     if kind in (proto3.INT32, proto3.SINT32):
         return rng.choice((0, 1, 2, 3, -1, 127, 2**31 - 1, -(2**31)))
     return rng.choice((0, 1, 2, 3, 64, 300, 4096, 1 << 20, 2**32 - 1))
 
 
-def random_message(rng, kind):
+M = TypeVar("M", bound=Message | Oneof)
+
+
+def random_message(rng: random.Random, kind: type[M]) -> M:
     made = kind()
     if isinstance(made, proto3.Oneof):
         field = rng.choice(kind.FIELDS)
@@ -93,9 +100,9 @@ def random_message(rng, kind):
     return made
 
 
-def damage(rng, data):
+def damage(rng: random.Random, original: bytes) -> bytes:
     """Some bytes changed, cut out, doubled, or put in."""
-    data = bytearray(data)
+    data = bytearray(original)
     for _ in range(rng.randrange(4)):
         if not data:
             break
@@ -114,7 +121,7 @@ def damage(rng, data):
     return bytes(data)
 
 
-def cut(rng, data):
+def cut(rng: random.Random, data: bytes) -> Iterator[bytes]:
     """The same bytes in random pieces."""
     position = 0
     while position < len(data):
@@ -123,7 +130,7 @@ def cut(rng, data):
         position += size
 
 
-def plain(message):
+def plain(message: object) -> object:
     """A message as something to compare."""
     if isinstance(message, proto3.Oneof):
         return (message.member, plain(message.value) if isinstance(message.value, proto3.Message) else message.value)
@@ -132,7 +139,7 @@ def plain(message):
     return message
 
 
-def fuzz_codec(rng):
+def fuzz_codec(rng: random.Random) -> None:
     kind = rng.choice(MESSAGES)
     made = random_message(rng, kind)
     again = kind()
@@ -148,10 +155,10 @@ def fuzz_codec(rng):
     assert plain(repeated) == plain(damaged)
 
 
-def read_frames(pieces, limit, splits):
+def read_frames(pieces: Iterable[bytes], limit: int, splits: bool) -> list[bytes | tuple[int, bytes]]:
     reader = FrameReader(limit)
     reader.splits_data = splits
-    found = []
+    found: list[bytes | tuple[int, bytes]] = []
     for piece in pieces:
         view = memoryview(piece)
         position = 0
@@ -169,7 +176,7 @@ def read_frames(pieces, limit, splits):
     return found
 
 
-def fuzz_frames(rng):
+def fuzz_frames(rng: random.Random) -> None:
     data = b""
     for _ in range(rng.randrange(6)):
         if rng.random() < 0.5:
@@ -180,7 +187,7 @@ def fuzz_frames(rng):
     if rng.random() < 0.6:
         data = damage(rng, data)
     splits = rng.random() < 0.8
-    results = []
+    results: list[str | list[bytes | tuple[int, bytes]]] = []
     for pieces in ([data], list(cut(rng, data))):
         try:
             results.append(read_frames(pieces, 4096, splits))
@@ -193,7 +200,7 @@ def fuzz_frames(rng):
         assert isinstance(results[1], str)
 
 
-def random_talk(rng, kind, is_extended):
+def random_talk(rng: random.Random, kind: type[Oneof], is_extended: bool) -> bytes:
     """Frames of one side, some of them nonsense."""
     frames, _, _, _, _, _, _ = rng.choice(list(SESSIONS.values()))
     who = "S>C" if kind is HostMessage else "C>S"
@@ -203,9 +210,9 @@ def random_talk(rng, kind, is_extended):
             answer = SetupConnectionResponse(messages.READY, b"", 1, default_limits())
             data = encode_frame(answer.encode(), 4096)
         else:
-            request = SetupConnectionRequest(argv=[b"x"], extended=default_limits())
+            request = SetupConnectionRequest(argv=[b"x"], extended=(limits := default_limits()))
             if rng.random() < 0.3:
-                request.extended.request_size = rng.choice((1, 30, 5000, 1 << 24))
+                limits.request_size = rng.choice((1, 30, 5000, 1 << 24))
             data = encode_frame(request.encode(), 4096)
     for _ in range(rng.randrange(12)):
         if rng.random() < 0.4:
@@ -216,14 +223,14 @@ def random_talk(rng, kind, is_extended):
     return damage(rng, data) if rng.random() < 0.7 else data
 
 
-def held(connection):
+def held(connection: Connection) -> int:
     """How much a connection keeps of what its peer sent."""
     reader = connection._reader
     size = len(reader._head) + len(reader._payload or b"") + len(connection._early)
     return size + len(getattr(connection, "_chunks", b""))
 
 
-def fuzz_server(rng):
+def fuzz_server(rng: random.Random) -> None:
     server = ServerConnection(rng.choice((None, default_limits())))
     ceiling = HELD_MAX
     for piece in cut(rng, random_talk(rng, GuestMessage, rng.random() < 0.7)):
@@ -248,7 +255,7 @@ def fuzz_server(rng):
     server.send_failure("over", Failure(messages.PROTOCOL))
 
 
-def fuzz_client(rng):
+def fuzz_client(rng: random.Random) -> None:
     client = ClientConnection(rng.choice((None, default_limits())))
     try:
         client.send_setup(SetupConnectionRequest(argv=[b"x" * rng.choice((1, 5000))]))
@@ -271,13 +278,13 @@ def fuzz_client(rng):
 class Side:
     """One correct speaker: what it said, what it heard, and what it has not consumed yet."""
 
-    def __init__(self, connection):
+    def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.said = dict.fromkeys(connection.sending, b"")
         self.heard = dict.fromkeys(connection.receiving, b"")
         self.unconsumed = dict.fromkeys(connection.receiving, 0)
 
-    def act(self, rng):
+    def act(self, rng: random.Random) -> None:
         connection = self.connection
         stream = rng.choice(list(connection.sending))
         room = connection.send_room(stream)
@@ -294,7 +301,7 @@ class Side:
             connection.consumed(stream, part)
             self.unconsumed[stream] -= part
 
-    def hear_piece(self, rng, piece):
+    def hear_piece(self, rng: random.Random, piece: bytes) -> None:
         """Receives it; of a large frame's data some is taken past the connection, as drivers splice it."""
         connection = self.connection
         while piece:
@@ -309,18 +316,19 @@ class Side:
                 self.hear(connection.receive_data(taken))
             piece = piece[len(taken) :]
 
-    def hear(self, events):
+    def hear(self, events: list[Event]) -> None:
         for event in events:
-            assert type(event).__name__ != "Broken", event.reason
+            assert not isinstance(event, Broken), event.reason
             if isinstance(event, Data):
                 self.heard[event.stream] += bytes(event.data)
                 self.unconsumed[event.stream] += len(event.data)
             elif isinstance(event, RequestReceived):
+                assert isinstance(self.connection, ServerConnection)
                 self.connection.accept(1)
                 self.hear(self.connection.receive_data(b""))
 
 
-def random_limits(rng):
+def random_limits(rng: random.Random) -> Extended | None:
     if rng.random() < 0.2:
         return None
     limits = default_limits()
@@ -329,10 +337,10 @@ def random_limits(rng):
     return limits
 
 
-def fuzz_duo(rng):
-    client = Side(ClientConnection(random_limits(rng)))
-    server = Side(ServerConnection(random_limits(rng)))
-    client.connection.send_setup(SetupConnectionRequest(argv=[b"x"]))
+def fuzz_duo(rng: random.Random) -> None:
+    connection = ClientConnection(random_limits(rng))
+    client, server = Side(connection), Side(ServerConnection(random_limits(rng)))
+    connection.send_setup(SetupConnectionRequest(argv=[b"x"]))
     for _ in range(40):
         for speaker, listener in ((client, server), (server, client)):
             for piece in cut(rng, speaker.connection.output.take()):
@@ -365,7 +373,7 @@ WORDS = [
 ]
 
 
-def fuzz_flags(rng):
+def fuzz_flags(rng: random.Random) -> None:
     words = []
     for _ in range(rng.randrange(8)):
         word = rng.choice(WORDS)
@@ -394,7 +402,7 @@ timeout = 1.5
 """
 
 
-def fuzz_config(rng):
+def fuzz_config(rng: random.Random) -> None:
     with tempfile.NamedTemporaryFile() as file:
         file.write(damage(rng, CONFIGURATION.encode()))
         file.flush()
@@ -406,7 +414,7 @@ def fuzz_config(rng):
             del os.environ["VSH_CONFIG"]
 
 
-def fuzz_forwards(rng):
+def fuzz_forwards(rng: random.Random) -> None:
     """-L, -R, --proxy: what is understood can be said again, and means the same."""
     words = (
         "80",
@@ -436,7 +444,7 @@ def fuzz_forwards(rng):
         assert parse_target(target) == target, text
 
 
-def fuzz_connect_answer(rng):
+def fuzz_connect_answer(rng: random.Random) -> None:
     """What a hybrid vsock may answer to CONNECT."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -449,11 +457,11 @@ def fuzz_connect_answer(rng):
 class LiveTarget:
     """A real vshd, spoken to in nonsense; it must serve the next client, and leave nothing behind."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self.server = Vshd(Path(self._folder.name), ["--handshake_timeout=1", "--max_sessions=1000"])
 
-    def __call__(self, rng):
+    def __call__(self, rng: random.Random) -> None:
         data = random_talk(rng, GuestMessage, rng.random() < 0.7)
         if rng.random() < 0.4:
             data = damage(rng, b"CONNECT 9001\n") + data
@@ -466,7 +474,7 @@ class LiveTarget:
             if rng.random() < 0.5:
                 connection.shutdown(socket.SHUT_WR)
 
-    def close(self):
+    def close(self) -> None:
         """It must be as healthy as before; stopped in every case."""
         try:
             wait_until(lambda: not self.server.children(), "no session is left behind")
@@ -492,7 +500,7 @@ TARGETS = {
 }
 
 
-def run_cases(name, cases, seed):
+def run_cases(name: str, cases: int, seed: int) -> None:
     """Runs `cases` cases of one target; a failure names the command that repeats it."""
     with contextlib.ExitStack() as stack:
         target = TARGETS.get(name)
@@ -507,7 +515,7 @@ def run_cases(name, cases, seed):
                 raise
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)

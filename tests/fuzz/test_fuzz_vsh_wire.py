@@ -19,9 +19,9 @@ LIVE_CASES = 60
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_any_bytes_are_survived(name):
+def test_any_bytes_are_survived(name: str) -> None:
     run_cases(name, CASES[name], 0)
 
 
-def test_live_daemon_survives_any_bytes():
+def test_live_daemon_survives_any_bytes() -> None:
     run_cases("live", LIVE_CASES, 0)

@@ -67,7 +67,7 @@ class HostMachine:
         env: Mapping[str, str] | None = None,
         cwd: str = "",
         input: bytes = b"",
-    ) -> Result:
+    ) -> Result[bytes]:
         """Runs a command in it as root, and returns what it wrote and how it ended."""
         return self.machine.run(argv, env=env, cwd=cwd, input=input, timeout=timeout_s)
 

@@ -13,7 +13,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO, Protocol, TypedDict, TypeVar, Unpack
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 30.0
@@ -35,13 +37,69 @@ ENVIRONMENT = {
 }
 
 
+class Program(subprocess.Popen[bytes]):
+    """A process whose streams are pipes, for a test that uses those it has asked for."""
+
+    stdin: IO[bytes]
+    stdout: IO[bytes]
+    stderr: IO[bytes]
+
+
+P = TypeVar("P", bound=subprocess.Popen[bytes])
+
+
+# What a program may get as a stream.
+Stream = int | IO[bytes]
+
+
+class RunOptions(TypedDict, total=False):
+    """What tests change of subprocess.run()."""
+
+    env: Mapping[str, str]
+    input: bytes
+    stdin: Stream
+    preexec_fn: Callable[[], object]
+
+
+class StartOptions(TypedDict, total=False):
+    """What tests change of subprocess.Popen()."""
+
+    env: Mapping[str, str]
+    stdin: Stream
+    stdout: Stream
+    stderr: Stream
+    preexec_fn: Callable[[], object]
+    process_group: int
+
+
+class VshdOptions(TypedDict, total=False):
+    """The keywords of Vshd()."""
+
+    env: Mapping[str, str] | None
+    pass_fds: Sequence[int]
+    wrapper: Sequence[str]
+    allow_loopback: bool
+    ends_sessions: bool
+
+
 class Vshd:
     """A running vshd. `log` is what it has said so far."""
 
-    def __init__(self, folder, flags=(), env=None, pass_fds=(), wrapper=(), *, allow_loopback=True, ends_sessions=True):
+    def __init__(
+        self,
+        folder: Path,
+        flags: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+        wrapper: Sequence[str] = (),
+        *,
+        allow_loopback: bool = True,
+        ends_sessions: bool = True,
+    ) -> None:
         """ends_sessions: its end is that of its sessions, so that a failed test leaves none behind."""
         self.path = folder / "vshd.sock"
-        listen, self.where, self._address = f"unix:{self.path}", [f"--unix={self.path}"], str(self.path)
+        listen, self.where = f"unix:{self.path}", [f"--unix={self.path}"]
+        self._address: str | tuple[int, int] = str(self.path)
         if IS_VSOCK_GUEST:
             cid, port = find_own_cid(), next(PORTS)
             # The kernel's loopback has a CID of its own, 1, for who connects.
@@ -69,17 +127,17 @@ class Vshd:
             assert notify.recv(100) == b"READY=1\n"
 
     @property
-    def pid(self):
+    def pid(self) -> int:
         return self.process.pid
 
     @property
-    def log(self):
+    def log(self) -> str:
         return self.log_path.read_text()
 
-    def argv(self, *words):
+    def argv(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "vsh", *self.where, *words]
 
-    def run(self, *words, **options):
+    def run(self, *words: str, **options: Unpack[RunOptions]) -> subprocess.CompletedProcess[bytes]:
         """Runs vsh to its end."""
         options.setdefault("env", ENVIRONMENT)
         if "stdin" not in options and "input" not in options:
@@ -92,26 +150,27 @@ class Vshd:
             **options,
         )
 
-    def start(self, *words, **options):
+    def start(self, *words: str, **options: Unpack[StartOptions]) -> Program:
         """A running vsh."""
         options.setdefault("env", ENVIRONMENT)
-        for name, value in (("stdin", subprocess.DEVNULL), ("stdout", subprocess.PIPE), ("stderr", subprocess.PIPE)):
-            options.setdefault(name, value)
-        return subprocess.Popen(self.argv(*words), **options)
+        options.setdefault("stdin", subprocess.DEVNULL)
+        options.setdefault("stdout", subprocess.PIPE)
+        options.setdefault("stderr", subprocess.PIPE)
+        return Program(self.argv(*words), **options)
 
-    def connect(self):
+    def connect(self) -> socket.socket:
         """A plain connection, for tests that speak frames themselves."""
         connection = socket.socket(socket.AF_VSOCK if IS_VSOCK_GUEST else socket.AF_UNIX)
         connection.connect(self._address)
         connection.settimeout(DEADLINE_S)
         return connection
 
-    def children(self):
+    def children(self) -> list[int]:
         """The pids of its session processes."""
         text = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
         return [int(word) for word in text.split()]
 
-    def stop(self):
+    def stop(self) -> int:
         """Ends it as systemd would; its exit status."""
         if self.process.poll() is None:
             self.process.terminate()
@@ -123,14 +182,20 @@ class Vshd:
             raise
 
 
-def find_own_cid():
+class StartVshd(Protocol):
+    """The fixture start_vshd."""
+
+    def __call__(self, *flags: str, **options: Unpack[VshdOptions]) -> Vshd: ...
+
+
+def find_own_cid() -> int:
     """This guest's CID."""
     with Path("/dev/vsock").open("rb") as device:
         return int.from_bytes(fcntl.ioctl(device, IOCTL_VM_SOCKETS_GET_LOCAL_CID, bytes(4)), sys.byteorder)
 
 
 @contextlib.contextmanager
-def ended(process):
+def ended(process: P) -> Iterator[P]:
     """A process that does not outlive the test."""
     try:
         yield process
@@ -143,7 +208,7 @@ def ended(process):
                 stream.close()
 
 
-def wait_until(condition, what, timeout_s=DEADLINE_S):
+def wait_until(condition: Callable[[], object], what: str, timeout_s: float = DEADLINE_S) -> None:
     """Looks until it is so: for what no descriptor announces."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -151,7 +216,7 @@ def wait_until(condition, what, timeout_s=DEADLINE_S):
         time.sleep(0.01)
 
 
-def is_alive(pid):
+def is_alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
@@ -159,7 +224,7 @@ def is_alive(pid):
     return state not in "ZX"
 
 
-def wait_for_end(pid, timeout_s=DEADLINE_S):
+def wait_for_end(pid: int, timeout_s: float = DEADLINE_S) -> None:
     """Waits until a process that is not our child has ended."""
     try:
         fd = os.pidfd_open(pid)
@@ -172,7 +237,7 @@ def wait_for_end(pid, timeout_s=DEADLINE_S):
         os.close(fd)
 
 
-def read_line(stream):
+def read_line(stream: IO[bytes]) -> str:
     """A line of a process's output, by the deadline."""
     line = b""
     while not line.endswith(b"\n"):
@@ -184,12 +249,12 @@ def read_line(stream):
     return line.decode().strip()
 
 
-def cpu_seconds(pid):
+def cpu_seconds(pid: int) -> float:
     """What a process and its reaped children have used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(int(value) for value in fields[11:15]) / os.sysconf("SC_CLK_TCK")
 
 
-def kill_group(process, number=signal.SIGKILL):
+def kill_group(process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)

@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import sys
+from collections.abc import Callable
 
 from vshd.wire import messages
 from vshd.wire.connection import default_limits
@@ -19,45 +20,45 @@ DEADLINE_S = 60.0
 EXITED = HostMessage(messages.STATUS_MESSAGE, ConnectionStatusMessage(messages.EXITED, b"", 0)).encode()
 
 
-def say_nothing(connection):
+def say_nothing(connection: socket.socket) -> None:
     pass
 
 
-def leave(connection):
+def leave(connection: socket.socket) -> None:
     connection.close()
 
 
-def say_nonsense(connection):
+def say_nonsense(connection: socket.socket) -> None:
     connection.sendall(os.urandom(100))
 
 
-def send_too_much(connection):
+def send_too_much(connection: socket.socket) -> None:
     connection.sendall(bytes(1 << 20))
 
 
-def play_legacy_server(connection):
+def play_legacy_server(connection: socket.socket) -> None:
     """Takes the request if it gets it, and says that all went well."""
     response = SetupConnectionResponse(messages.READY, messages.READY_DESCRIPTION, 42).encode()
     connection.sendall(encode_frame(response, 4096) + encode_frame(EXITED, 4096))
 
 
-def play_server_without_token(connection):
+def play_server_without_token(connection: socket.socket) -> None:
     serve(connection, ServerConnection(default_limits()))
 
 
-def play_server_with_another_token(connection):
+def play_server_with_another_token(connection: socket.socket) -> None:
     proof = Proof(SERVER, os.urandom(TOKEN_BYTES), os.urandom(NONCE_BYTES))
     serve(connection, ServerConnection(default_limits(), proof))
 
 
-def reflect(connection):
+def reflect(connection: socket.socket) -> None:
     """Whatever comes, back to where it came from."""
     connection.settimeout(DEADLINE_S)
     while data := connection.recv(1 << 16):
         connection.sendall(data)
 
 
-def serve(connection, server):
+def serve(connection: socket.socket, server: ServerConnection) -> None:
     connection.settimeout(DEADLINE_S)
     server.receive_data(connection.recv(1 << 16))
     if server.state == "preparing":
@@ -67,7 +68,7 @@ def serve(connection, server):
         print("a stranger was sent more than the stub:", data, file=sys.stderr)
 
 
-def call(kind, place):
+def call(kind: Callable[[socket.socket], None], place: str) -> socket.socket:
     connection = socket.socket(socket.AF_VSOCK if place.startswith("vsock:") else socket.AF_UNIX)
     connection.settimeout(DEADLINE_S)
     _, *words = place.split(":")
@@ -93,7 +94,7 @@ KINDS = {
 }
 
 
-def main():
+def main() -> None:
     name, place, count = sys.argv[1:]
     held = [call(KINDS[name], place) for _ in range(int(count))]
     if os.fork():

@@ -3,6 +3,9 @@
 import fcntl
 import json
 import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -12,16 +15,31 @@ from vsh.errors import VshError
 from vsh.transport import open_transport
 
 
+class Register(Protocol):
+    """The fixture registry."""
+
+    def __call__(
+        self, name: str, cid: int, *, state: str = "ready", vsock: str | None = "/run/x.sock", alive: bool = True
+    ) -> None: ...
+
+
 @pytest.fixture
-def registry(tmp_path, monkeypatch):
+def runtime(tmp_path: Path) -> Path:
+    path = tmp_path / "runtime"
+    (path / "machines").mkdir(parents=True)
+    path.chmod(0o700)
+    return path
+
+
+@pytest.fixture
+def registry(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Register]:
     """A registry of machines; register(...) adds a live one."""
-    runtime = tmp_path / "runtime"
-    (runtime / "machines").mkdir(parents=True)
-    runtime.chmod(0o700)
     monkeypatch.setenv("VMKIT_RUNTIME_DIR", str(runtime))
     held = []
 
-    def register(name, cid, *, state="ready", vsock="/run/x.sock", alive=True):
+    def register(
+        name: str, cid: int, *, state: str = "ready", vsock: str | None = "/run/x.sock", alive: bool = True
+    ) -> None:
         folder = runtime / "machines" / name
         folder.mkdir()
         record = {"schema": 1, "name": name, "cid": cid, "backend": "user", "state": state, "vsock": vsock, "pid": 1}
@@ -31,13 +49,12 @@ def registry(tmp_path, monkeypatch):
         if alive:
             fcntl.flock(lock, fcntl.LOCK_EX)
 
-    register.runtime = runtime
     yield register
     for lock in held:
         os.close(lock)
 
 
-def test_cid_of_a_machine_is_its_socket(registry):
+def test_cid_of_a_machine_is_its_socket(registry: Register) -> None:
     registry("tiny", 3, vsock="/run/tiny.sock")
     found = address.find_by_cid(3)
     assert (found.kind, found.path, found.port, found.is_ours) == ("hybrid", "/run/tiny.sock", 9001, True)
@@ -45,36 +62,36 @@ def test_cid_of_a_machine_is_its_socket(registry):
     assert address.find_only().path == "/run/tiny.sock"
 
 
-def test_machine_of_the_kernels_vsock(registry):
+def test_machine_of_the_kernels_vsock(registry: Register) -> None:
     registry("fast", 5, vsock=None)
     found = address.find_by_cid(5)
     assert (found.kind, found.cid, found.is_ours) == ("vsock", 5, True)
 
 
-def test_cid_outside_the_registry_is_the_kernels(registry):
+def test_cid_outside_the_registry_is_the_kernels(registry: Register) -> None:
     found = address.find_by_cid(77)
     assert (found.kind, found.cid, found.is_ours) == ("vsock", 77, False)
 
 
 @pytest.mark.parametrize("cid", [0, 1, 2, 2**32 - 1])
-def test_cids_that_are_no_guests_are_refused(registry, cid):
+def test_cids_that_are_no_guests_are_refused(registry: Register, cid: int) -> None:
     with pytest.raises(VshError, match="is no guest's"):
         address.find_by_cid(cid)
     with pytest.raises(VshError, match="is no guest's"):
         Address.vsock(cid)
 
 
-def test_cid_that_is_too_large(registry):
+def test_cid_that_is_too_large(registry: Register) -> None:
     with pytest.raises(VshError, match=r"Cid value \(4294967296\) is too large"):
         address.find_by_cid(2**32)
 
 
-def test_kernels_vsock_is_denied_here():
+def test_kernels_vsock_is_denied_here() -> None:
     with pytest.raises(VshError, match="VSH_AF_VSOCK=deny"):
         open_transport(Address.vsock(77), 1e12)
 
 
-def test_unknown_name_lists_the_known(registry):
+def test_unknown_name_lists_the_known(registry: Register) -> None:
     registry("one", 3)
     registry("two", 4)
     with pytest.raises(VshError, match="no machine is called 'three'") as caught:
@@ -82,13 +99,13 @@ def test_unknown_name_lists_the_known(registry):
     assert "one (--cid 3), two (--cid 4)" in caught.value.hint
 
 
-def test_nothing_runs(registry):
+def test_nothing_runs(registry: Register) -> None:
     with pytest.raises(VshError, match="no machine is running") as caught:
         address.find_only()
     assert "vmkit up" in caught.value.hint
 
 
-def test_a_choice_is_the_users(registry):
+def test_a_choice_is_the_users(registry: Register) -> None:
     registry("one", 3)
     registry("two", 4)
     with pytest.raises(VshError, match="several machines are running") as caught:
@@ -96,7 +113,7 @@ def test_a_choice_is_the_users(registry):
     assert "one (--cid 3)" in caught.value.hint
 
 
-def test_stale_entry_is_no_machine(registry):
+def test_stale_entry_is_no_machine(registry: Register) -> None:
     registry("dead", 3, alive=False)
     registry("alive", 4)
     assert address.find_only().name == "machine 'alive'"
@@ -104,21 +121,23 @@ def test_stale_entry_is_no_machine(registry):
 
 
 @pytest.mark.parametrize("state", ["starting", "stopping"])
-def test_machine_that_is_not_ready(registry, state):
+def test_machine_that_is_not_ready(registry: Register, state: str) -> None:
     registry("tiny", 3, state=state)
     with pytest.raises(VshError, match=f"machine 'tiny' is not ready: it is {state}") as caught:
         address.find_by_cid(3)
     assert caught.value.hint == "vmkit status tiny"
 
 
-def test_runtime_directory_open_to_others_is_refused(registry):
-    registry.runtime.chmod(0o755)
+@pytest.mark.usefixtures("registry")
+def test_runtime_directory_open_to_others_is_refused(runtime: Path) -> None:
+    runtime.chmod(0o755)
     with pytest.raises(VshError, match="is open to others"):
         address.find_only()
 
 
+@pytest.mark.usefixtures("registry")
 @pytest.mark.root
-def test_runtime_directory_of_somebody_else_is_refused(registry):
-    os.chown(registry.runtime, 65534, 65534)
+def test_runtime_directory_of_somebody_else_is_refused(runtime: Path) -> None:
+    os.chown(runtime, 65534, 65534)
     with pytest.raises(VshError, match="belongs to uid 65534"):
         address.find_only()

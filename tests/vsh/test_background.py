@@ -3,22 +3,23 @@
 import shlex
 import sys
 import termios
+from pathlib import Path
 
 import pytest
 
-from tests.vsh.live import wait_until
+from tests.vsh.live import Vshd, wait_until
 from tests.vsh.typist import Typist
 
 JOBS = ["bash", "--norc", "--noprofile", "-i"]
 
 
-def vsh(vshd, *words):
+def vsh(vshd: Vshd, *words: str) -> str:
     return shlex.join([sys.executable, "-m", "vsh", *vshd.where, *words])
 
 
-def run_script(text):
+def run_script(text: str) -> list[bytes]:
     """Runs a shell script at a terminal, which is as it was afterwards; returns the words it printed."""
-    typist = Typist(None, shell=["bash", "--norc", "-c", text])
+    typist = Typist(["bash", "--norc", "-c", text])
     try:
         before = typist.expect(b" the end\r\n")
         assert typist.wait() == 0
@@ -29,24 +30,24 @@ def run_script(text):
 
 
 @pytest.mark.parametrize("line", ["timeout 20 {}", "set -m; {} & wait $!"])
-def test_background_job_of_a_script_runs_to_its_end(vshd, mode, line):
+def test_background_job_of_a_script_runs_to_its_end(vshd: Vshd, mode: list[str], line: str) -> None:
     command = vsh(vshd, *mode, "--", "sh", "-c", "echo hi; exit 7")
     words = run_script(f"{line.format(command)}; echo rc=$? the end")
     assert (words[0], words[-1]) == (b"hi", b"rc=7")
 
 
-def test_line_of_a_makefile_under_timeout_runs_to_its_end(vshd, tmp_path):
+def test_line_of_a_makefile_under_timeout_runs_to_its_end(vshd: Vshd, tmp_path: Path) -> None:
     (tmp_path / "Makefile").write_text(f"all:\n\t@timeout 20 {vsh(vshd, '--', 'echo', 'hi')}\n")
     assert run_script(f"make -sC {tmp_path}; echo rc=$? the end") == [b"hi", b"rc=0"]
 
 
-def test_forced_terminal_in_the_background_leaves_the_local_one_alone(vshd, mode):
+def test_forced_terminal_in_the_background_leaves_the_local_one_alone(vshd: Vshd, mode: list[str]) -> None:
     command = vsh(vshd, *mode, "-t", "--", "sh", "-c", "tty >/dev/null && echo hi")
     assert run_script(f"timeout 20 {command}; echo rc=$? the end") == [b"hi", b"rc=0"]
 
 
-def test_job_that_a_shell_starts_in_the_background_runs(vshd, mode):
-    typist = Typist(None, shell=JOBS)
+def test_job_that_a_shell_starts_in_the_background_runs(vshd: Vshd, mode: list[str]) -> None:
+    typist = Typist(JOBS)
     try:
         typist.type(f"PS1='%%'; {vsh(vshd, *mode, '--', 'echo', 'one')} & wait; jobs; echo t''wo\r".encode())
         typist.expect(b"one\r\n")
@@ -57,9 +58,9 @@ def test_job_that_a_shell_starts_in_the_background_runs(vshd, mode):
         typist.close()
 
 
-def test_forced_terminal_becomes_raw_when_its_job_comes_to_the_foreground(vshd, mode):
+def test_forced_terminal_becomes_raw_when_its_job_comes_to_the_foreground(vshd: Vshd, mode: list[str]) -> None:
     script = "echo st''arted; read x; echo [$x]"
-    typist = Typist(None, shell=JOBS)
+    typist = Typist(JOBS)
     try:
         typist.type(f"PS1='%%'; {vsh(vshd, *mode, '-t', '--', 'sh', '-c', script)} &\r".encode())
         typist.expect(b"started")
@@ -77,10 +78,10 @@ def test_forced_terminal_becomes_raw_when_its_job_comes_to_the_foreground(vshd, 
         typist.close()
 
 
-def test_session_continued_in_the_background_is_not_stopped_again(vshd, mode):
+def test_session_continued_in_the_background_is_not_stopped_again(vshd: Vshd, mode: list[str]) -> None:
     """~^Z, bg: it runs on, and has the terminal again with fg."""
     script = "echo st''arted; read x; echo [$x]"
-    typist = Typist(None, shell=JOBS)
+    typist = Typist(JOBS)
     try:
         typist.type(f"PS1='%%'; {vsh(vshd, *mode, '--', 'sh', '-c', script)}\r".encode())
         typist.expect(b"started\r\n")
@@ -103,10 +104,10 @@ def test_session_continued_in_the_background_is_not_stopped_again(vshd, mode):
         typist.close()
 
 
-def test_session_stopped_from_outside_has_a_raw_terminal_when_it_returns(vshd, mode):
+def test_session_stopped_from_outside_has_a_raw_terminal_when_it_returns(vshd: Vshd, mode: list[str]) -> None:
     """SIGSTOP leaves no time to restore: the shell sets the terminal for itself, and vsh for itself again."""
     script = "echo st''arted $PPID; read x; echo [$x]"
-    typist = Typist(None, shell=JOBS)
+    typist = Typist(JOBS)
     try:
         typist.type(f"PS1='%%'; {vsh(vshd, *mode, '--', 'sh', '-c', script)}\r".encode())
         typist.expect(b"started")
@@ -126,6 +127,6 @@ def test_session_stopped_from_outside_has_a_raw_terminal_when_it_returns(vshd, m
         typist.close()
 
 
-def is_raw(typist):
+def is_raw(typist: Typist) -> bool:
     """As vsh makes it: a shell that edits a line keeps its signals."""
     return not termios.tcgetattr(typist.slave)[3] & (termios.ICANON | termios.ISIG)

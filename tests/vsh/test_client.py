@@ -5,10 +5,13 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
 
 import pytest
 
-from tests.vsh.live import DEADLINE_S, wait_until
+from tests.vsh.live import DEADLINE_S, Vshd, wait_until
 from vsh.address import Address
 from vsh.client import Client
 from vsh.errors import ConnectionLost, ExecError, VshError
@@ -20,40 +23,40 @@ from vshd.wire.messages import SetupConnectionResponse
 
 
 @pytest.fixture(params=[True, False], ids=["extended", "legacy"])
-def client(vshd, request):
+def client(vshd: Vshd, request: pytest.FixtureRequest) -> Client:
     return Client(Address.unix(str(vshd.path)), extended=request.param)
 
 
-def test_result_has_output_and_exit(client):
+def test_result_has_output_and_exit(client: Client) -> None:
     result = client.run(["sh", "-c", "echo out; echo err >&2; exit 7"])
     assert (result.stdout, result.stderr, result.exit, result.signal) == (b"out\n", b"err\n", 7, 0)
 
 
-def test_hybrid_address_works(vshd):
+def test_hybrid_address_works(vshd: Vshd) -> None:
     assert Client(Address.hybrid(str(vshd.path))).run(["echo", "hi"]).stdout == b"hi\n"
 
 
-def test_input_is_given_and_ended(client):
+def test_input_is_given_and_ended(client: Client) -> None:
     data = os.urandom(300_000)
     assert client.run(["cat"], input=data).stdout == data
 
 
-def test_environment_directory_and_user(client):
+def test_environment_directory_and_user(client: Client) -> None:
     result = client.run(["sh", "-c", "echo $A; pwd; id -u"], env={"A": "b"}, cwd="/usr", user="root")
     if os.geteuid() == 0:
         assert result.stdout == b"b\n/usr\n0\n"
 
 
-def test_signal_is_told(vshd):
+def test_signal_is_told(vshd: Vshd) -> None:
     result = Client(Address.unix(str(vshd.path))).run(["sh", "-c", "kill -9 $$"])
     assert (result.exit, result.signal) == (137, 9)
 
 
-def test_arguments_that_are_no_text(client):
+def test_arguments_that_are_no_text(client: Client) -> None:
     assert client.run([b"printf", b"%s", b"\xff\xfe"]).stdout == b"\xff\xfe"
 
 
-def test_megabyte_of_arguments(vshd):
+def test_megabyte_of_arguments(vshd: Vshd) -> None:
     words = ["x" * 1023] * 1024
     result = Client(Address.unix(str(vshd.path))).run(["sh", "-c", "echo $#", "sh", *words])
     assert result.stdout == b"1024\n"
@@ -77,13 +80,15 @@ def test_megabyte_of_arguments(vshd):
         ([""], {}, messages.NOT_FOUND, 127),
     ],
 )
-def test_failure_before_exec_is_typed(vshd, argv, options, kind, status):
+def test_failure_before_exec_is_typed(
+    vshd: Vshd, argv: list[str], options: dict[str, Any], kind: int, status: int
+) -> None:
     with pytest.raises(ExecError) as caught:
         Client(Address.unix(str(vshd.path))).run(argv, **options)
     assert (caught.value.kind, caught.value.status) == (kind, status)
 
 
-def test_interpreter_that_is_missing(vshd, tmp_path):
+def test_interpreter_that_is_missing(vshd: Vshd, tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text("#!/no/such/interpreter\n")
     script.chmod(0o755)
@@ -92,14 +97,14 @@ def test_interpreter_that_is_missing(vshd, tmp_path):
     assert caught.value.status == 126
 
 
-def test_script_without_a_format_is_run_by_the_shell(vshd, tmp_path):
+def test_script_without_a_format_is_run_by_the_shell(vshd: Vshd, tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text('echo "$0 $1"\n')
     script.chmod(0o755)
     assert Client(Address.unix(str(vshd.path))).run([str(script), "x"]).stdout == f"{script} x\n".encode()
 
 
-def test_timeout_ends_the_command(client, vshd):
+def test_timeout_ends_the_command(client: Client, vshd: Vshd) -> None:
     started = time.monotonic()
     with pytest.raises(TimedOut):
         client.run(["sleep", "97"], timeout=0.3)
@@ -107,12 +112,12 @@ def test_timeout_ends_the_command(client, vshd):
     wait_until(lambda: not vshd.children(), "the session has ended")
 
 
-def test_output_limit_is_kept(client):
+def test_output_limit_is_kept(client: Client) -> None:
     with pytest.raises(VshError, match="wrote more than 1000 bytes"):
         client.run(["yes"], output_limit_bytes=1000)
 
 
-def test_session_with_a_terminal(client):
+def test_session_with_a_terminal(client: Client) -> None:
     session = client.open_session(["sh", "-c", "stty size; tty >/dev/null && echo tty"], size=(33, 111))
     sink = CaptureSink(10_000)
     try:
@@ -122,7 +127,7 @@ def test_session_with_a_terminal(client):
     assert (end.code, sink.take()) == (0, b"33 111\r\ntty\r\n")
 
 
-def test_any_signal_reaches_the_target(vshd):
+def test_any_signal_reaches_the_target(vshd: Vshd) -> None:
     client = Client(Address.unix(str(vshd.path)))
     session = client.open_session(["sh", "-c", "trap 'exit 5' USR2; echo ready; while :; do read x; done"])
     try:
@@ -136,7 +141,7 @@ def test_any_signal_reaches_the_target(vshd):
     assert end.code == 5
 
 
-def test_run_without_a_command(client):
+def test_run_without_a_command(client: Client) -> None:
     with pytest.raises(VshError, match="needs a command"):
         client.run([])
 
@@ -144,8 +149,14 @@ def test_run_without_a_command(client):
 # A peer that misbehaves.
 
 
+class StartPeer(Protocol):
+    """The fixture peer."""
+
+    def __call__(self, data: bytes, *, stays: bool = False) -> Client: ...
+
+
 @pytest.fixture
-def peer(tmp_path):
+def peer(tmp_path: Path) -> Iterator[StartPeer]:
     """A server that answers a request with the given bytes and hangs up."""
     path = str(tmp_path / "peer.sock")
     listener = socket.socket(socket.AF_UNIX)
@@ -153,8 +164,8 @@ def peer(tmp_path):
     listener.listen()
     threads = []
 
-    def answer(data, *, stays=False):
-        def serve():
+    def answer(data: bytes, *, stays: bool = False) -> Client:
+        def serve() -> None:
             connection, _ = listener.accept()
             with connection:
                 connection.recv(1 << 16)
@@ -176,18 +187,18 @@ READY = encode_frame(SetupConnectionResponse(messages.READY, b"vsh ready", 1).en
 
 
 @pytest.mark.parametrize("data", [READY, READY[:5] + READY[5:], READY + b"\x05\0\0\0\x0a"])
-def test_lost_connection_is_123(peer, data):
+def test_lost_connection_is_123(peer: StartPeer, data: bytes) -> None:
     with pytest.raises(ConnectionLost, match="lost the connection") as caught:
         peer(data).run(["true"])
     assert caught.value.status == 123
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xff\xff\xff", b"HTTP/1.1 400 Bad Request\r\n", READY[:7]])
-def test_no_answer_is_no_session(peer, data):
+def test_no_answer_is_no_session(peer: StartPeer, data: bytes) -> None:
     with pytest.raises(VshError, match="closed the connection without an answer"):
         peer(data).run(["true"])
 
 
-def test_silent_server_is_given_up(peer):
+def test_silent_server_is_given_up(peer: StartPeer) -> None:
     with pytest.raises(VshError, match="does not answer"):
         peer(b"", stays=True).run(["true"])

@@ -4,15 +4,16 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.vsh.live import DEADLINE_S, ENVIRONMENT, ended, read_line
+from tests.vsh.live import DEADLINE_S, ENVIRONMENT, Vshd, ended, read_line
 from vsh.trace import describe_message
 from vshd.wire import messages
 
 
-def test_debug_shows_every_frame(vshd):
+def test_debug_shows_every_frame(vshd: Vshd) -> None:
     done = vshd.run("--debug", "--", "sh", "-c", "echo hi; exit 3")
     assert (done.returncode, done.stdout) == (3, b"hi\n")
     lines = [line.split(" ms ", 1)[1] for line in done.stderr.decode().splitlines() if " ms " in line]
@@ -24,24 +25,24 @@ def test_debug_shows_every_frame(vshd):
     assert "status_message {status=2" in lines[-1]
 
 
-def test_debug_shows_where_a_failure_was_found(vshd):
+def test_debug_shows_where_a_failure_was_found(vshd: Vshd) -> None:
     done = vshd.run("--debug", "--cid=3", "--unix=x", "--", "true")
     assert b"Traceback" in done.stderr
     assert done.returncode == 1
 
 
-def test_nothing_shows_a_traceback_without_debug(vshd):
+def test_nothing_shows_a_traceback_without_debug(vshd: Vshd) -> None:
     done = vshd.run("--cid=3", "--unix=x", "--", "true")
     assert b"Traceback" not in done.stderr
 
 
-def test_verbose_says_what_it_reached(vshd):
+def test_verbose_says_what_it_reached(vshd: Vshd) -> None:
     done = vshd.run("-v", "--", "true")
     assert b"mode" in done.stderr
     assert done.stderr.count(b"\n") == 1
 
 
-def test_quiet_says_nothing_of_a_lost_connection(vshd):
+def test_quiet_says_nothing_of_a_lost_connection(vshd: Vshd) -> None:
     with ended(vshd.start("-q", "--", "sh", "-c", "echo up; sleep 83")) as client:
         read_line(client.stdout)
         for pid in vshd.children():
@@ -50,14 +51,14 @@ def test_quiet_says_nothing_of_a_lost_connection(vshd):
         assert client.stderr.read() == b""
 
 
-def test_messages_are_described_on_one_line():
+def test_messages_are_described_on_one_line() -> None:
     text = describe_message(messages.GuestMessage(messages.CREDIT, messages.CreditMessage(2, 100)))
     assert text == "credit {stream=2 bytes=100}"
     assert describe_message(messages.GuestMessage()) == "GuestMessage of an unknown kind"
     assert "..." in describe_message(messages.SetupConnectionRequest(argv=[b"x" * 100]))
 
 
-def test_launcher_launches(vshd, tmp_path):
+def test_launcher_launches(vshd: Vshd, tmp_path: Path) -> None:
     script = subprocess.run([*vshd.argv()[:3], "--launcher"], env=ENVIRONMENT, capture_output=True, check=True).stdout
     launcher = tmp_path / "vsh"
     launcher.write_bytes(script)
@@ -73,7 +74,7 @@ def test_launcher_launches(vshd, tmp_path):
     assert (done.returncode, done.stdout) == (0, b"hi\n"), done.stderr
 
 
-def test_help_for_nobody_is_no_traceback(vshd):
+def test_help_for_nobody_is_no_traceback(vshd: Vshd) -> None:
     script = '"$@" --help 2>&1 >/dev/full; "$@" --help | true; "$@" --nonsense 2>&-; echo $?'
     done = subprocess.run(
         ["bash", "-c", script, "bash", *vshd.argv()[:3]],
@@ -97,7 +98,7 @@ def test_help_for_nobody_is_no_traceback(vshd):
         ("vshd", "--version"),
     ],
 )
-def test_answer_that_cannot_be_written(program, word):
+def test_answer_that_cannot_be_written(program: str, word: str) -> None:
     """The reader has gone: silence, and a shell's status for SIGPIPE. The disk is full: one line."""
     argv = [sys.executable, "-m", program, word]
     reading, writing = os.pipe()

@@ -6,11 +6,12 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.vsh.live import wait_until
+from tests.vsh.live import Vshd, wait_until
 from vsh.address import Address
 from vsh.client import Client
 from vsh.errors import ConnectionLost, Unreachable
@@ -21,7 +22,7 @@ PID = 4_000_000
 
 
 @pytest.fixture
-def address(vshd, tmp_path, monkeypatch):
+def address(vshd: Vshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Address]:
     """The address of a machine `m` of the registry, whose vshd is `vshd`; its monitor is played here."""
     monkeypatch.setenv("VMKIT_RUNTIME_DIR", str(tmp_path))
     tmp_path.chmod(0o700)
@@ -34,20 +35,21 @@ def address(vshd, tmp_path, monkeypatch):
         yield make_address(vshd, directory, record)
 
 
-def make_address(vshd, directory, record):
+def make_address(vshd: Vshd, directory: Path, record: dict[str, object]) -> Address:
     address = Address.unix(str(vshd.path))
     address.name = "machine 'm'"
     address.entry = Entry(str(directory), record)
     return address
 
 
-def play_monitor(address, ending):
+def play_monitor(address: Address, ending: dict[str, object]) -> threading.Thread:
     """A monitor that leaves its machine's end, and tells it to the first who connects."""
     listener = socket.socket(socket.AF_UNIX)
+    assert address.entry
     listener.bind(f"{address.entry.directory}/monitor.sock")
     listener.listen()
 
-    def serve():
+    def serve() -> None:
         with listener, listener.accept()[0] as asker:
             folder = Path(os.environ["VMKIT_RUNTIME_DIR"]) / "ends"
             folder.mkdir()
@@ -59,14 +61,14 @@ def play_monitor(address, ending):
     return thread
 
 
-def kill_sessions(vshd, started=None):
+def kill_sessions(vshd: Vshd, started: Path | None = None) -> None:
     """As a guest that panics: the connection is gone, and no word of an exit has come. started: a file to wait for."""
     wait_until(lambda: started is None or started.exists(), "the command runs")
     for pid in vshd.children():
         os.kill(pid, signal.SIGKILL)
 
 
-def test_lost_session_of_popen_names_the_machines_end(vshd, address):
+def test_lost_session_of_popen_names_the_machines_end(vshd: Vshd, address: Address) -> None:
     monitor = play_monitor(address, {"brief": BRIEF, "expected": False, "details": "the last lines"})
     with pytest.raises(ConnectionLost) as caught, Client(address).popen(["sleep", "100"]):
         kill_sessions(vshd)
@@ -76,7 +78,7 @@ def test_lost_session_of_popen_names_the_machines_end(vshd, address):
     assert (error.details, error.hint, error.status) == ("the last lines", "see its logs: vmkit logs m", 123)
 
 
-def test_lost_session_of_run_names_the_machines_end(vshd, address, tmp_path):
+def test_lost_session_of_run_names_the_machines_end(vshd: Vshd, address: Address, tmp_path: Path) -> None:
     monitor = play_monitor(address, {"brief": "the guest powered off", "expected": True})
     killer = threading.Thread(target=kill_sessions, args=(vshd, tmp_path / "started"))
     killer.start()
@@ -90,7 +92,7 @@ def test_lost_session_of_run_names_the_machines_end(vshd, address, tmp_path):
     assert (caught.value.details, caught.value.hint) == ("", "")
 
 
-def test_lost_session_of_a_machine_that_goes_on_is_told_as_before(vshd, address):
+def test_lost_session_of_a_machine_that_goes_on_is_told_as_before(vshd: Vshd, address: Address) -> None:
     """Nothing listens where its monitor would: there is nothing to wait for."""
     with pytest.raises(ConnectionLost) as caught, Client(address).popen(["sleep", "100"]):
         kill_sessions(vshd)

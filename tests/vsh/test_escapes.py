@@ -38,7 +38,7 @@ from vsh.escapes import DISCONNECT, SHOW_HELP, SUSPEND, EscapeFilter
         (b"~\x1b[24;1R~.", b"~\x1b[24;1R~.", []),
     ],
 )
-def test_escapes_whole_and_byte_by_byte(typed, sent, commands):
+def test_escapes_whole_and_byte_by_byte(typed: bytes, sent: bytes, commands: list[str]) -> None:
     assert EscapeFilter().feed(typed) == (sent, commands)
     escapes = EscapeFilter()
     results = [escapes.feed(bytes([byte])) for byte in typed]
@@ -46,7 +46,7 @@ def test_escapes_whole_and_byte_by_byte(typed, sent, commands):
     assert [command for _, found in results for command in found] == commands
 
 
-def test_held_back_escape_is_sent_with_what_follows():
+def test_held_back_escape_is_sent_with_what_follows() -> None:
     escapes = EscapeFilter()
     assert escapes.feed(b"~") == (b"", [])
     assert escapes.feed(b"x") == (b"~x", [])

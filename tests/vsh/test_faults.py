@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.vsh.live import DEADLINE_S, ENVIRONMENT, ended, read_line, wait_for_end, wait_until
+from tests.vsh.live import DEADLINE_S, ENVIRONMENT, Program, StartVshd, Vshd, ended, read_line, wait_for_end, wait_until
 from tests.vshd.joined import Joined
 from vshd.wire import messages
 from vshd.wire.client import ClientConnection
 from vshd.wire.connection import default_limits
-from vshd.wire.events import Data, Established, RequestReceived
+from vshd.wire.events import Data, Established, Event, RequestReceived
 from vshd.wire.frames import encode_frame
 from vshd.wire.messages import CreditMessage, HostMessage, SetupConnectionRequest
 from vshd.wire.server import ServerConnection
 
 
-def test_timeout_ends_the_command(vshd, mode):
+def test_timeout_ends_the_command(vshd: Vshd, mode: list[str]) -> None:
     started = time.monotonic()
     done = vshd.run(*mode, "--timeout", "0.5", "--", "sleep", "87")
     assert (done.returncode, done.stdout) == (124, b"")
@@ -31,11 +31,11 @@ def test_timeout_ends_the_command(vshd, mode):
     wait_until(lambda: not vshd.children(), "the session has ended")
 
 
-def test_timeout_that_is_not_over_changes_nothing(vshd, mode):
+def test_timeout_that_is_not_over_changes_nothing(vshd: Vshd, mode: list[str]) -> None:
     assert vshd.run(*mode, "--timeout=60", "--", "sh", "-c", "exit 4").returncode == 4
 
 
-def test_connect_timeout_is_kept(tmp_path):
+def test_connect_timeout_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "mute.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -61,7 +61,7 @@ STAGES = {
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("is_extended", [True, False], ids=["extended", "legacy"])
-def test_client_that_dies_leaves_nothing(vshd, stage, is_extended):
+def test_client_that_dies_leaves_nothing(vshd: Vshd, stage: str, is_extended: bool) -> None:
     """A client's death is the end of its socket, at whatever byte."""
     client = ClientConnection(default_limits() if is_extended else None)
     client.send_setup(SetupConnectionRequest(target=b"/vm_shell", argv=[b"sh", b"-c", b"yes & cat"], nopty=True))
@@ -74,7 +74,7 @@ def test_client_that_dies_leaves_nothing(vshd, stage, is_extended):
                 case "request":
                     connection.sendall(setup)
                 case "established":
-                    events = []
+                    events: list[Event] = []
                     while not events:
                         events = client.receive_data(connection.recv(16))
                     assert isinstance(events[0], Established)
@@ -88,7 +88,7 @@ def test_client_that_dies_leaves_nothing(vshd, stage, is_extended):
 
 @pytest.mark.parametrize("answer", ["nothing", "half a response", "a response", "some output", "half a frame"])
 @pytest.mark.parametrize("is_extended", [True, False], ids=["extended", "legacy"])
-def test_server_that_dies_is_one_line(tmp_path, answer, is_extended):
+def test_server_that_dies_is_one_line(tmp_path: Path, answer: str, is_extended: bool) -> None:
     joined = Joined(server=default_limits() if is_extended else None).establish()
     response = joined.to_client
     joined.server.send_data(messages.STDOUT, b"out\n")
@@ -125,7 +125,7 @@ def test_server_that_dies_is_one_line(tmp_path, answer, is_extended):
 # Silence
 
 
-def test_server_that_reads_no_more_can_still_end_the_session(tmp_path):
+def test_server_that_reads_no_more_can_still_end_the_session(tmp_path: Path) -> None:
     """Bulk that was on its way to it is nowhere in the way of more, or of the exit status."""
     path = tmp_path / "deaf.sock"
     with socket.socket(socket.AF_UNIX) as listener, Path("/dev/zero").open("rb") as zeros:
@@ -134,7 +134,7 @@ def test_server_that_reads_no_more_can_still_end_the_session(tmp_path):
         argv = [sys.executable, "-m", "vsh", f"--unix={path}", "--", "x"]
         with (
             ended(subprocess.Popen(["cat"], stdin=zeros, stdout=subprocess.PIPE)) as feeder,
-            ended(subprocess.Popen(argv, env=ENVIRONMENT, stdin=feeder.stdout, stderr=subprocess.PIPE)) as client,
+            ended(Program(argv, env=ENVIRONMENT, stdin=feeder.stdout, stderr=subprocess.PIPE)) as client,
             listener.accept()[0] as peer,
         ):
             server = ServerConnection(default_limits())
@@ -164,7 +164,7 @@ def test_server_that_reads_no_more_can_still_end_the_session(tmp_path):
             assert client.stderr.read() == b""
 
 
-def test_server_that_falls_silent_is_noticed(vshd):
+def test_server_that_falls_silent_is_noticed(vshd: Vshd) -> None:
     with ended(vshd.start("--keepalive=0.6", "--", "sh", "-c", "echo up; sleep 86")) as client:
         read_line(client.stdout)
         (session,) = vshd.children()
@@ -177,12 +177,12 @@ def test_server_that_falls_silent_is_noticed(vshd):
     wait_until(lambda: not vshd.children(), "the session has ended")
 
 
-def test_session_that_has_nothing_to_say_is_kept_alive(vshd):
+def test_session_that_has_nothing_to_say_is_kept_alive(vshd: Vshd) -> None:
     done = vshd.run("--keepalive=0.6", "--", "sh", "-c", "sleep 2; exit 6")
     assert done.returncode == 6
 
 
-def test_suspended_client_keeps_its_session(start_vshd):
+def test_suspended_client_keeps_its_session(start_vshd: StartVshd) -> None:
     """TSTP announces itself; a server with little patience waits until the client is back."""
     vshd = start_vshd("--keepalive=1")
     # In a group of its own, as a shell's job is: the kernel never stops an orphaned group (setpgid(2), POSIX).
@@ -199,7 +199,7 @@ def test_suspended_client_keeps_its_session(start_vshd):
         assert client.wait(DEADLINE_S) == 0
 
 
-def test_stopped_client_is_given_up(start_vshd):
+def test_stopped_client_is_given_up(start_vshd: StartVshd) -> None:
     """STOP announces nothing: the server's patience ends."""
     vshd = start_vshd("--keepalive=1")
     with ended(vshd.start("--", "sh", "-c", "echo $$; exec sleep 84")) as client:
@@ -215,7 +215,7 @@ def test_stopped_client_is_given_up(start_vshd):
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
-def test_user_signals_are_forwarded_in_extended_mode(vshd, number):
+def test_user_signals_are_forwarded_in_extended_mode(vshd: Vshd, number: signal.Signals) -> None:
     name = signal.Signals(number).name[3:]
     script = f"trap 'echo got {name}; exit 8' {name}; echo ready; while :; do sleep 0.05; done"
     with ended(vshd.start("--", "sh", "-c", script)) as client:
@@ -226,7 +226,7 @@ def test_user_signals_are_forwarded_in_extended_mode(vshd, number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
-def test_signals_are_forwarded_every_time(vshd, mode, number):
+def test_signals_are_forwarded_every_time(vshd: Vshd, mode: list[str], number: signal.Signals) -> None:
     name = signal.Signals(number).name[3:]
     script = f"n=0; trap 'n=$((n+1)); echo $n' {name}; echo ready; while [ $n -lt 3 ]; do sleep 0.05; done; exit 7"
     with ended(vshd.start(*mode, "--", "sh", "-c", script)) as client:
@@ -237,14 +237,14 @@ def test_signals_are_forwarded_every_time(vshd, mode, number):
         assert client.wait(DEADLINE_S) == 7
 
 
-def test_signal_before_the_session_runs_ends_vsh(tmp_path):
+def test_signal_before_the_session_runs_ends_vsh(tmp_path: Path) -> None:
     path = tmp_path / "mute.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
         argv = [sys.executable, "-m", "vsh", f"--unix={path}", "--", "true"]
         for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, -15)):
-            with ended(subprocess.Popen(argv, env=ENVIRONMENT, stderr=subprocess.PIPE)) as client:
+            with ended(Program(argv, env=ENVIRONMENT, stderr=subprocess.PIPE)) as client:
                 listener.settimeout(DEADLINE_S)
                 connection, _ = listener.accept()
                 with connection:
@@ -254,7 +254,7 @@ def test_signal_before_the_session_runs_ends_vsh(tmp_path):
                     assert client.stderr.read() == b""
 
 
-def test_own_words_come_after_the_end_of_the_targets_stderr(vshd, mode):
+def test_own_words_come_after_the_end_of_the_targets_stderr(vshd: Vshd, mode: list[str]) -> None:
     with ended(vshd.start(*mode, "--", "sh", "-c", "exec 2>&-; echo up; exec sleep 82")) as client:
         read_line(client.stdout)
         for pid in vshd.children():

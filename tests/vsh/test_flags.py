@@ -17,14 +17,14 @@ from vsh.flags import HELP, KINDS, parse_flags, split_command
         ["--cid=7", "--cid=3", "ls", "-l"],
     ],
 )
-def test_spellings_of_a_value(words):
+def test_spellings_of_a_value(words: list[str]) -> None:
     options = parse_flags(words)
     assert options.cid == 3
     assert options.command == ["ls", "-l"]
 
 
 @pytest.mark.parametrize("word", ["--vm_name=x", "--vm-name=x", "-vm_name=x"])
-def test_dash_stands_for_underscore(word):
+def test_dash_stands_for_underscore(word: str) -> None:
     assert parse_flags([word]).vm_name == "x"
 
 
@@ -38,22 +38,22 @@ def test_dash_stands_for_underscore(word):
         (["--extended=1"], True),
     ],
 )
-def test_spellings_of_a_boolean(words, value):
+def test_spellings_of_a_boolean(words: list[str], value: bool) -> None:
     assert parse_flags(words).extended is value
 
 
-def test_short_flags_and_their_bundles():
+def test_short_flags_and_their_bundles() -> None:
     options = parse_flags(["-tqv", "cmd"])
     assert (options.tty, options.quiet, options.verbose, options.notty) == (True, True, True, False)
     assert parse_flags(["-T"]).notty
     assert parse_flags(["--v=2"]).verbose
 
 
-def test_words_keep_their_blanks():
+def test_words_keep_their_blanks() -> None:
     assert parse_flags(["--cid=3", "--", "echo", "  x "]).command == ["echo", "  x "]
 
 
-def test_flags_of_the_command_are_its_own():
+def test_flags_of_the_command_are_its_own() -> None:
     assert parse_flags(["--cid=3", "sh", "-c", "x", "--", "y"]).command == ["sh", "-c", "x", "--", "y"]
     assert parse_flags(["--cid=3", "--", "--help"]).command == ["--help"]
     assert parse_flags(["--cid=3", "-", "x"]).command == ["-", "x"]
@@ -78,7 +78,7 @@ def test_flags_of_the_command_are_its_own():
         (["--env==x"], 65, "flag 'env'"),
     ],
 )
-def test_wrong_words_are_named(words, status, text):
+def test_wrong_words_are_named(words: list[str], status: int, text: str) -> None:
     with pytest.raises(VshError) as caught:
         parse_flags(words)
     assert caught.value.status == status
@@ -96,11 +96,11 @@ def test_wrong_words_are_named(words, status, text):
         (["\udcff=\udcfe", "\udcfd"], {b"\xff": b"\xfe"}, [b"\xfd"]),
     ],
 )
-def test_leading_assignments(words, environment, argv):
+def test_leading_assignments(words: list[str], environment: dict[bytes, bytes], argv: list[bytes]) -> None:
     assert split_command(words) == (environment, argv)
 
 
-def test_help_names_every_flag():
+def test_help_names_every_flag() -> None:
     short = {"tty": "-t", "notty": "-T", "quiet": "-q", "verbose": "-v", "extended": "--noextended"}
     short |= {"local": "-L", "remote": "-R", "forward_only": "-N"}
     hidden = {"list_hosts", "owner_id", "container_features", "vmodule", "target_container", "listen_port", "port"}

@@ -2,25 +2,27 @@
 
 import errno
 import resource
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from tests.vsh.live import DEADLINE_S
+from tests.vsh.live import DEADLINE_S, Vshd
 from vsh.errors import VshError
 from vsh.limits import add_remedy, find_remedy
 
 
-def with_limit(number, value):
+def with_limit(number: int, value: int) -> Callable[[], None]:
     """Runs in the child before vsh does."""
 
-    def limit():
+    def limit() -> None:
         resource.setrlimit(number, (value, value))
 
     return limit
 
 
 @pytest.mark.parametrize("count", range(5, 13))
-def test_few_descriptors_are_named_as_the_cause_or_are_enough(vshd, count):
+def test_few_descriptors_are_named_as_the_cause_or_are_enough(vshd: Vshd, count: int) -> None:
     done = vshd.run("--", "echo", "hi", preexec_fn=with_limit(resource.RLIMIT_NOFILE, count))
     if done.returncode == 0:
         assert done.stdout == b"hi\n"
@@ -31,7 +33,7 @@ def test_few_descriptors_are_named_as_the_cause_or_are_enough(vshd, count):
     assert lines[-1] == f"hint: this process may open {count} files; raise the limit: ulimit -n 1024"
 
 
-def test_limit_of_a_files_size_is_named(vshd, tmp_path):
+def test_limit_of_a_files_size_is_named(vshd: Vshd, tmp_path: Path) -> None:
     with (tmp_path / "out").open("wb") as file:
         words = ("--", "head", "-c", "100000", "/dev/zero")
         process = vshd.start(*words, stdout=file, preexec_fn=with_limit(resource.RLIMIT_FSIZE, 4096))
@@ -43,7 +45,7 @@ def test_limit_of_a_files_size_is_named(vshd, tmp_path):
     ]
 
 
-def test_limit_below_another_failure_is_found():
+def test_limit_below_another_failure_is_found() -> None:
     error = VshError("cannot start it", hint="look at it")
     error.__cause__ = OSError(errno.EMFILE, "Too many open files")
     assert "ulimit -n" in add_remedy(error).hint
@@ -59,7 +61,7 @@ def test_limit_below_another_failure_is_found():
         (resource.RLIMIT_FSIZE, OSError(errno.EFBIG, "File too large"), "ulimit -f"),
     ],
 )
-def test_limit_is_named_only_where_there_is_one(number, error, option):
+def test_limit_is_named_only_where_there_is_one(number: int, error: Exception, option: str) -> None:
     limits = resource.getrlimit(number)
     resource.setrlimit(number, (limits[1], limits[1]))
     try:
@@ -72,6 +74,6 @@ def test_limit_is_named_only_where_there_is_one(number, error, option):
         resource.setrlimit(number, limits)
 
 
-def test_other_failures_have_no_remedy():
+def test_other_failures_have_no_remedy() -> None:
     assert find_remedy(OSError(errno.ENOENT, "No such file")) == ""
     assert find_remedy(RuntimeError("x")) == ""

@@ -20,8 +20,14 @@ def run_with_a_late_reader(words: list[str], name: str) -> tuple[int, bytes]:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     filled = os.write(writing, bytes(1 << 16))
-    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, name: writing}
-    process = subprocess.Popen([sys.executable, "-m", *words], env=ENVIRONMENT, cwd=CHECKOUT, **streams)
+    process = subprocess.Popen(
+        [sys.executable, "-m", *words],
+        env=ENVIRONMENT,
+        cwd=CHECKOUT,
+        stdin=subprocess.DEVNULL,
+        stdout=writing if name == "stdout" else subprocess.DEVNULL,
+        stderr=writing if name == "stderr" else subprocess.DEVNULL,
+    )
     try:
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(LATE_S)

@@ -7,11 +7,12 @@ import shutil
 import signal
 import sys
 import termios
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.vsh.live import wait_for_end, wait_until
+from tests.vsh.live import Vshd, wait_for_end, wait_until
 from tests.vsh.typist import Typist
 
 # Runs what it is told on a pipe, so that nothing need be typed. What it starts has the terminal, as its own stdin.
@@ -21,15 +22,15 @@ SHELL = 'exec 3<&0; while read -r line <&{}; do eval "$line"; done'
 class Stage:
     """A terminal, and clients at it, each in the foreground. `pids` are theirs."""
 
-    def __init__(self, vshd, folder):
+    def __init__(self, vshd: Vshd, folder: Path) -> None:
         self._vshd = vshd
         self._folder = folder
         reading, self._orders = os.pipe()
-        self.typist = Typist(None, shell=["bash", "--norc", "-c", SHELL.format(reading)], pass_fds=(reading,))
+        self.typist = Typist(["bash", "--norc", "-c", SHELL.format(reading)], pass_fds=(reading,))
         os.close(reading)
-        self.pids = {}
+        self.pids: dict[str, int] = {}
 
-    def start(self, name):
+    def start(self, name: str) -> None:
         if not (self._folder / name).exists():
             os.mkfifo(self._folder / name)
         script = f"echo {name} is up; read x <{self._folder / name}"
@@ -39,12 +40,12 @@ class Stage:
         self.pids[name] = int(self.typist.expect(b"."))
         self.typist.expect(f"{name} is up".encode())
 
-    def end(self, name):
+    def end(self, name: str) -> None:
         (self._folder / name).write_bytes(b"\n")
         self.order(f"wait ${name}; echo {name} has gone")
         self.typist.expect(f"{name} has gone".encode())
 
-    def kill(self, name, *, with_guardian=False):
+    def kill(self, name: str, *, with_guardian: bool = False) -> None:
         """SIGKILL, once there is a guardian."""
         guardian = self.guardian(name)
         if with_guardian:
@@ -53,16 +54,16 @@ class Stage:
         self.order(f"wait ${name}; echo {name} has gone")
         self.typist.expect(f"{name} has gone".encode())
 
-    def guardian(self, name):
+    def guardian(self, name: str) -> int:
         pid = self.pids[name]
         wait_until(lambda: self._children(pid), "the guardian is there")
         (guardian,) = self._children(pid)
         return guardian
 
-    def order(self, line):
+    def order(self, line: str) -> None:
         os.write(self._orders, line.encode() + b"\n")
 
-    def close(self):
+    def close(self) -> None:
         os.close(self._orders)
         for pid in self.pids.values():
             try:
@@ -72,18 +73,18 @@ class Stage:
         self.typist.close()
 
     @staticmethod
-    def _children(pid):
+    def _children(pid: int) -> list[int]:
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.fixture
-def stage(vshd, tmp_path):
+def stage(vshd: Vshd, tmp_path: Path) -> Iterator[Stage]:
     stage = Stage(vshd, tmp_path)
     yield stage
     stage.close()
 
 
-def do(stage, how, name):
+def do(stage: Stage, how: str, name: str) -> None:
     match how:
         case "end":
             stage.end(name)
@@ -95,7 +96,7 @@ def do(stage, how, name):
 
 @pytest.mark.parametrize("order", ["ab", "ba"])
 @pytest.mark.parametrize(("first", "last"), [*itertools.product(["end", "kill", "kill both"], ["end", "kill"])])
-def test_terminal_is_raw_until_the_last_client_ends(stage, order, first, last):
+def test_terminal_is_raw_until_the_last_client_ends(stage: Stage, order: str, first: str, last: str) -> None:
     stage.start("a")
     stage.start("b")
     do(stage, first, order[0])
@@ -104,7 +105,7 @@ def test_terminal_is_raw_until_the_last_client_ends(stage, order, first, last):
     wait_until(stage.typist.is_restored, "the terminal is as it was")
 
 
-def test_next_client_mends_what_a_killed_one_left(stage):
+def test_next_client_mends_what_a_killed_one_left(stage: Stage) -> None:
     stage.start("a")
     stage.kill("a", with_guardian=True)
     assert stage.typist.is_raw()
@@ -113,7 +114,7 @@ def test_next_client_mends_what_a_killed_one_left(stage):
     assert stage.typist.is_restored()
 
 
-def test_record_of_a_killed_client_does_not_undo_what_was_set_since(stage):
+def test_record_of_a_killed_client_does_not_undo_what_was_set_since(stage: Stage) -> None:
     stage.start("a")
     stage.kill("a", with_guardian=True)
     now = termios.tcgetattr(stage.typist.slave)
@@ -128,7 +129,7 @@ def test_record_of_a_killed_client_does_not_undo_what_was_set_since(stage):
     assert [ord(value) for value in after[6]] == [value if isinstance(value, int) else ord(value) for value in now[6]]
 
 
-def test_client_that_is_stopped_does_not_keep_the_terminal_raw(stage):
+def test_client_that_is_stopped_does_not_keep_the_terminal_raw(stage: Stage) -> None:
     stage.start("a")
     stage.start("b")
     os.kill(stage.pids["a"], signal.SIGSTOP)
@@ -142,7 +143,7 @@ def test_client_that_is_stopped_does_not_keep_the_terminal_raw(stage):
     assert stage.typist.is_restored()
 
 
-def test_record_that_is_lost_meanwhile_is_made_again(stage):
+def test_record_that_is_lost_meanwhile_is_made_again(stage: Stage) -> None:
     """With the user's last login, XDG_RUNTIME_DIR goes; what is in tmux stays."""
     stage.start("a")
     shutil.rmtree(stage.typist.runtime.name)
@@ -154,7 +155,7 @@ def test_record_that_is_lost_meanwhile_is_made_again(stage):
     assert stage.typist.is_restored()
 
 
-def test_damaged_record_is_no_obstacle(stage):
+def test_damaged_record_is_no_obstacle(stage: Stage) -> None:
     stage.start("a")
     (record,) = (Path(stage.typist.runtime.name) / "terminals").iterdir()
     for damage in (b"", b"original 1 2\nraw 1\nend\n", b"\xff\n", b"raw x\nend\n", record.read_bytes()[:-4]):
@@ -166,7 +167,7 @@ def test_damaged_record_is_no_obstacle(stage):
 
 
 @pytest.mark.parametrize("do_harm", [shutil.rmtree, lambda path: path.chmod(0o755)], ids=["gone", "open to others"])
-def test_terminal_is_restored_without_a_record(stage, do_harm):
+def test_terminal_is_restored_without_a_record(stage: Stage, do_harm: Callable[[Path], None]) -> None:
     stage.start("a")
     runtime = Path(stage.typist.runtime.name)
     do_harm(runtime)
@@ -178,7 +179,7 @@ def test_terminal_is_restored_without_a_record(stage, do_harm):
     runtime.mkdir(exist_ok=True)
 
 
-def test_nothing_is_left(stage):
+def test_nothing_is_left(stage: Stage) -> None:
     """Neither a process nor a file: a guardian that stayed would keep pipes and the terminal open."""
     stage.start("a")
     guardian = stage.guardian("a")
@@ -187,7 +188,7 @@ def test_nothing_is_left(stage):
     assert list((Path(stage.typist.runtime.name) / "terminals").iterdir()) == []
 
 
-def test_guardian_keeps_nothing_open(stage):
+def test_guardian_keeps_nothing_open(stage: Stage) -> None:
     stage.start("a")
     guardian = stage.guardian("a")
     folder = Path(f"/proc/{guardian}/fd")
@@ -195,7 +196,7 @@ def test_guardian_keeps_nothing_open(stage):
     assert os.getsid(guardian) == guardian
 
 
-def test_signal_for_the_guardian_is_not_its_clients(stage):
+def test_signal_for_the_guardian_is_not_its_clients(stage: Stage) -> None:
     stage.start("a")
     guardian = stage.guardian("a")
     os.kill(guardian, signal.SIGTERM)

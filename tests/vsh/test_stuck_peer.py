@@ -6,20 +6,24 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.vsh.live import DEADLINE_S, ENVIRONMENT, ended
+from tests.vsh.live import DEADLINE_S, ENVIRONMENT, Program, Vshd, ended
 from vsh.reaction import PLEA_GRACE_S, PLEAS, SEND_GRACE_S, Reaction
 from vshd.wire import messages
 from vshd.wire.connection import default_limits
-from vshd.wire.events import RequestReceived, Signalled
+from vshd.wire.events import Event, RequestReceived, Signalled
 from vshd.wire.server import ServerConnection
 
 
 @contextlib.contextmanager
-def serving(folder, *words, limits=None, **options):
+def serving(
+    folder: Path, *words: str | bytes, limits: messages.Extended | None = None, **options: Any
+) -> Iterator[tuple[Program, socket.socket, ServerConnection]]:
     """A vsh, and the server's end of its connection with the session established; legacy without limits."""
     path = folder / "peer.sock"
     with socket.socket(socket.AF_UNIX) as listener:
@@ -28,7 +32,7 @@ def serving(folder, *words, limits=None, **options):
         listener.settimeout(DEADLINE_S)
         argv = [sys.executable, "-m", "vsh", f"--unix={path}", *words]
         options.setdefault("stdin", subprocess.DEVNULL)
-        process = subprocess.Popen(argv, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+        process = Program(argv, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
         with ended(process) as client, listener.accept()[0] as peer:
             peer.settimeout(DEADLINE_S)
             server = ServerConnection(limits)
@@ -40,7 +44,7 @@ def serving(folder, *words, limits=None, **options):
             yield client, peer, server
 
 
-def await_event(peer, server, kind):
+def await_event(peer: socket.socket, server: ServerConnection, kind: type[Event]) -> None:
     while True:
         data = peer.recv(4096)
         assert data, "vsh has ended"
@@ -48,12 +52,12 @@ def await_event(peer, server, kind):
             return
 
 
-def finish(client):
+def finish(client: Program) -> tuple[int, str]:
     _, err = client.communicate(timeout=DEADLINE_S)
     return client.returncode, err.decode()
 
 
-def test_legacy_server_that_does_not_react_to_sigterms_is_given_up(tmp_path):
+def test_legacy_server_that_does_not_react_to_sigterms_is_given_up(tmp_path: Path) -> None:
     with serving(tmp_path, "--", "x") as (client, peer, server):
         for _ in range(3):
             client.send_signal(signal.SIGTERM)
@@ -64,7 +68,7 @@ def test_legacy_server_that_does_not_react_to_sigterms_is_given_up(tmp_path):
     assert "it did not react to 3 SIGTERMs\nhint: the command may still run in the guest\n" in err
 
 
-def test_legacy_server_that_takes_no_signal_is_given_up(tmp_path):
+def test_legacy_server_that_takes_no_signal_is_given_up(tmp_path: Path) -> None:
     """It reads nothing, and what is under way to it fills the transport."""
     with Path("/dev/zero").open("rb") as zeros, serving(tmp_path, "--", "x", stdin=zeros) as (client, _, _):
         client.send_signal(signal.SIGINT)
@@ -72,7 +76,7 @@ def test_legacy_server_that_takes_no_signal_is_given_up(tmp_path):
     assert (status, "it has read nothing for 5 s, not even a signal" in err) == (123, True)
 
 
-def test_timeout_tells_whether_the_server_took_what_was_sent(vshd, tmp_path):
+def test_timeout_tells_whether_the_server_took_what_was_sent(vshd: Vshd, tmp_path: Path) -> None:
     with (
         Path("/dev/zero").open("rb") as zeros,
         serving(tmp_path, "--timeout=1", "--", "x", stdin=zeros) as (client, _, _),
@@ -84,7 +88,7 @@ def test_timeout_tells_whether_the_server_took_what_was_sent(vshd, tmp_path):
 
 
 @pytest.mark.parametrize(("code", "number"), [(256, 0), (512, 0), (-1, 0), (1 << 30, 0), (0, 65)])
-def test_exit_that_no_process_can_have_is_a_fault(tmp_path, code, number):
+def test_exit_that_no_process_can_have_is_a_fault(tmp_path: Path, code: int, number: int) -> None:
     """256 and 512 have the low byte of success."""
     limits = default_limits() if number else None
     with serving(tmp_path, "--", "x", limits=limits) as (client, peer, server):
@@ -109,7 +113,7 @@ def test_exit_that_no_process_can_have_is_a_fault(tmp_path, code, number):
         ([b"--", b"echo", "café".encode()], ""),
     ],
 )
-def test_word_that_a_legacy_server_cannot_take_is_the_cause(tmp_path, words, what):
+def test_word_that_a_legacy_server_cannot_take_is_the_cause(tmp_path: Path, words: list[bytes], what: str) -> None:
     """Its parser refuses the request, and it closes the connection."""
     path = tmp_path / "peer.sock"
     with socket.socket(socket.AF_UNIX) as listener:
@@ -131,7 +135,7 @@ def test_word_that_a_legacy_server_cannot_take_is_the_cause(tmp_path, words, wha
 # When a peer counts as stuck.
 
 
-def test_pleas_need_number_and_time():
+def test_pleas_need_number_and_time() -> None:
     reaction = Reaction()
     for _ in range(PLEAS - 1):
         reaction.signalled(10.0, is_plea=True)
@@ -143,7 +147,7 @@ def test_pleas_need_number_and_time():
     assert reaction.find_fault(10.0 + PLEA_GRACE_S, is_sent=True)
 
 
-def test_any_byte_is_a_reaction():
+def test_any_byte_is_a_reaction() -> None:
     reaction = Reaction()
     for _ in range(PLEAS):
         reaction.signalled(10.0, is_plea=True)
@@ -153,7 +157,7 @@ def test_any_byte_is_a_reaction():
     assert not reaction.find_fault(1e6, is_sent=True)
 
 
-def test_peer_that_takes_bytes_is_not_stuck():
+def test_peer_that_takes_bytes_is_not_stuck() -> None:
     reaction = Reaction()
     reaction.signalled(10.0, is_plea=False)
     reaction.moved(14.0)

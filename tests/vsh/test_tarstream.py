@@ -102,10 +102,10 @@ def test_archives_of_other_programs_are_read_whole(tmp_path: Path, layout: int) 
         tar.addfile(link)
     stream.seek(0)
     found = []
-    for number, (member, data) in enumerate(read_members(stream)):
-        found.append((member.name, member.size))
-        if member.is_file and number % 2:
+    for number, (read, data) in enumerate(read_members(stream)):
+        found.append((read.name, read.size))
+        if read.is_file and number % 2:
             assert b"".join(data) == b"x" * sizes[number]
-        if member.is_symlink:
-            assert member.linkname == link.linkname
+        if read.is_symlink:
+            assert read.linkname == link.linkname
     assert found == [*zip(names, sizes, strict=True), ("link", 0)]

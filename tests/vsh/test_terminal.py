@@ -4,16 +4,17 @@ import os
 import shlex
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.vsh.live import wait_for_end, wait_until
+from tests.vsh.live import StartVshd, Vshd, wait_for_end, wait_until
 from tests.vsh.typist import Typist, typing
 
 SHELL = ("--", "PS1=[$?]", "ENV=", "sh")
 
 
-def test_shell_has_a_terminal_of_the_right_size(vshd, mode):
+def test_shell_has_a_terminal_of_the_right_size(vshd: Vshd, mode: list[str]) -> None:
     with typing(vshd, *mode, *SHELL) as typist:
         typist.expect(b"[0]")
         typist.type(b"tty | cut -c1-9; stty size\r")
@@ -23,14 +24,14 @@ def test_shell_has_a_terminal_of_the_right_size(vshd, mode):
         assert typist.is_restored()
 
 
-def test_login_shell_is_a_login_shell(vshd, mode):
+def test_login_shell_is_a_login_shell(vshd: Vshd, mode: list[str]) -> None:
     with typing(vshd, *mode) as typist:
         typist.type(b"echo [$0]; exit 3\r")
         typist.expect(b"[-")
         assert typist.wait() == 3
 
 
-def test_window_size_follows(vshd, mode):
+def test_window_size_follows(vshd: Vshd, mode: list[str]) -> None:
     script = "trap 'stty size' WINCH; echo ready; while :; do read x; done"
     with typing(vshd, *mode, "--", "sh", "-c", script) as typist:
         typist.expect(b"ready")
@@ -38,7 +39,7 @@ def test_window_size_follows(vshd, mode):
         typist.expect(b"41 123\r\n")
 
 
-def test_ctrl_c_interrupts_the_foreground_only(vshd, mode):
+def test_ctrl_c_interrupts_the_foreground_only(vshd: Vshd, mode: list[str]) -> None:
     with typing(vshd, *mode, *SHELL) as typist:
         typist.expect(b"[0]")
         # Said by the foreground job itself: before that, Ctrl-C would be the shell's.
@@ -50,14 +51,14 @@ def test_ctrl_c_interrupts_the_foreground_only(vshd, mode):
         assert typist.wait() == 130
 
 
-def test_ctrl_d_ends_the_shell(vshd, mode):
+def test_ctrl_d_ends_the_shell(vshd: Vshd, mode: list[str]) -> None:
     with typing(vshd, *mode, *SHELL) as typist:
         typist.expect(b"[0]")
         typist.type(b"\x04")
         assert typist.wait() == 0
 
 
-def test_full_screen_program_draws_and_leaves(vshd):
+def test_full_screen_program_draws_and_leaves(vshd: Vshd) -> None:
     with typing(
         vshd, "--", "sh", "-c", "stty raw -echo; printf '\\033[2J'; head -c1 | od -An -tx1; stty sane"
     ) as typist:
@@ -68,7 +69,7 @@ def test_full_screen_program_draws_and_leaves(vshd):
         assert typist.is_restored()
 
 
-def test_terminal_is_raw_only_during_the_session(vshd):
+def test_terminal_is_raw_only_during_the_session(vshd: Vshd) -> None:
     with typing(vshd, "--", "sh", "-c", "echo ready; read x") as typist:
         typist.expect(b"ready")
         assert typist.is_raw()
@@ -80,7 +81,7 @@ def test_terminal_is_raw_only_during_the_session(vshd):
         assert typist.is_restored()
 
 
-def test_tilde_dot_disconnects(vshd, mode):
+def test_tilde_dot_disconnects(vshd: Vshd, mode: list[str]) -> None:
     with typing(vshd, *mode, "--", "sh", "-c", "echo $$; exec sleep 99") as typist:
         pid = int(typist.expect(b"\r\n"))
         typist.type(b"\r~.")
@@ -90,7 +91,7 @@ def test_tilde_dot_disconnects(vshd, mode):
         wait_for_end(pid)
 
 
-def test_tilde_question_mark_helps(vshd):
+def test_tilde_question_mark_helps(vshd: Vshd) -> None:
     with typing(vshd, *SHELL) as typist:
         typist.expect(b"[0]")
         typist.type(b"~?")
@@ -99,12 +100,12 @@ def test_tilde_question_mark_helps(vshd):
         typist.expect(b"still 42\r\n")
 
 
-def test_tilde_ctrl_z_suspends_and_returns(vshd):
+def test_tilde_ctrl_z_suspends_and_returns(vshd: Vshd) -> None:
     """Under a shell with job control, as a person would: ~^Z, fg."""
     # The typed command is on the screen as well: what it prints must look different.
     script = "echo rea''dy; read x; echo [$x]"
     command = shlex.join([sys.executable, "-m", "vsh", *vshd.where, "--", "sh", "-c", script])
-    typist = Typist(None, shell=["bash", "--norc", "-i"])
+    typist = Typist(["bash", "--norc", "-i"])
     try:
         typist.type(f"PS1='%%'; {command}\r".encode())
         typist.expect(b"ready")
@@ -126,7 +127,7 @@ def test_tilde_ctrl_z_suspends_and_returns(vshd):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_terminal_is_restored_when_vsh_is_told_to_end(vshd, mode, number):
+def test_terminal_is_restored_when_vsh_is_told_to_end(vshd: Vshd, mode: list[str], number: signal.Signals) -> None:
     with typing(vshd, *mode, "--", "sh", "-c", "echo ready; exec sleep 96") as typist:
         typist.expect(b"ready")
         typist.process.send_signal(number)
@@ -134,7 +135,7 @@ def test_terminal_is_restored_when_vsh_is_told_to_end(vshd, mode, number):
         assert typist.is_restored()
 
 
-def test_terminal_is_restored_when_the_server_is_killed(start_vshd):
+def test_terminal_is_restored_when_the_server_is_killed(start_vshd: StartVshd) -> None:
     vshd = start_vshd()
     with typing(vshd, "--", "sh", "-c", "echo ready; exec sleep 95") as typist:
         typist.expect(b"ready")
@@ -145,7 +146,7 @@ def test_terminal_is_restored_when_the_server_is_killed(start_vshd):
         typist.expect(b"vsh: lost the connection")
 
 
-def test_lost_terminal_hangs_the_session_up(vshd, mode, tmp_path):
+def test_lost_terminal_hangs_the_session_up(vshd: Vshd, mode: list[str], tmp_path: Path) -> None:
     # Not in read: the kernel wakes readers before it sends HUP (pty_close()), and a shell may be gone by then. It sends
     # it to the session's leader alone, which is a shell that waits for its child first: TERM follows after a second.
     script = f"trap 'echo hup >{tmp_path}/hup; exit' HUP; echo $$; while :; do sleep 0.1; done"
@@ -156,7 +157,7 @@ def test_lost_terminal_hangs_the_session_up(vshd, mode, tmp_path):
         assert (tmp_path / "hup").read_text() == "hup\n"
 
 
-def test_closed_window_ends_vsh_whatever_the_target_does(vshd, mode):
+def test_closed_window_ends_vsh_whatever_the_target_does(vshd: Vshd, mode: list[str]) -> None:
     """HUP alone is the target's to ignore; the end of the terminal is not."""
     with typing(vshd, *mode, "--", "sh", "-c", "trap '' HUP; echo $$; while :; do sleep 1; done") as typist:
         pid = int(typist.expect(b"\r\n"))
@@ -167,39 +168,39 @@ def test_closed_window_ends_vsh_whatever_the_target_does(vshd, mode):
         wait_for_end(pid)
 
 
-def test_t_asks_for_a_terminal_without_one(vshd, mode):
+def test_t_asks_for_a_terminal_without_one(vshd: Vshd, mode: list[str]) -> None:
     done = vshd.run(*mode, "-t", "--", "sh", "-c", "tty >/dev/null && stty size")
     assert (done.returncode, done.stdout) == (0, b"24 80\r\n")
 
 
-def test_capital_t_asks_for_none(vshd, mode):
+def test_capital_t_asks_for_none(vshd: Vshd, mode: list[str]) -> None:
     with typing(vshd, *mode, "-T", "--", "sh", "-c", "tty; exit 4") as typist:
         typist.expect(b"not a tty")
         assert typist.wait() == 4
 
 
-def test_terminals_variables_travel(vshd):
+def test_terminals_variables_travel(vshd: Vshd) -> None:
     with typing(vshd, "--", "sh", "-c", "echo $TERM") as typist:
         typist.expect(b"xterm\r\n")
 
 
-def test_background_job_does_not_keep_the_session(vshd, mode):
+def test_background_job_does_not_keep_the_session(vshd: Vshd, mode: list[str]) -> None:
     """As with ssh -t: the terminal ends with the shell."""
     with typing(vshd, *mode, "--", "bash", "--norc", "-ic", "sleep 20 & echo $!") as typist:
         assert typist.wait() == 0
 
 
-def test_all_output_before_the_exit_arrives(vshd, mode):
+def test_all_output_before_the_exit_arrives(vshd: Vshd, mode: list[str]) -> None:
     for _ in range(10):
         done = vshd.run(*mode, "-t", "--", "sh", "-c", "seq 1 5000")
         assert done.stdout.split() == [str(number).encode() for number in range(1, 5001)]
 
 
-def test_background_job_is_not_stopped_by_what_is_typed_elsewhere(vshd, mode):
+def test_background_job_is_not_stopped_by_what_is_typed_elsewhere(vshd: Vshd, mode: list[str]) -> None:
     """vsh ... & leaves the terminal to the shell, and takes it up again when it comes to the foreground."""
     script = "echo st''arted; read x; echo [$x]"
     words = [sys.executable, "-m", "vsh", *vshd.where, *mode, "-T", "--", "sh", "-c", script]
-    typist = Typist(None, shell=["bash", "--norc", "-i"])
+    typist = Typist(["bash", "--norc", "-i"])
     try:
         typist.type(f"PS1='%%'; {shlex.join(words)} &\r".encode())
         typist.expect(b"started\r\n")

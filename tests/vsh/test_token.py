@@ -6,10 +6,13 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
 
 import pytest
 
-from tests.vsh.live import DEADLINE_S, ended, read_line, wait_until
+from tests.vsh.live import DEADLINE_S, StartVshd, Vshd, ended, read_line, wait_until
 from vsh import cli, registry
 from vsh.address import Address, address_of
 from vsh.client import Client
@@ -29,19 +32,25 @@ TOKEN = bytes(range(32))
 OTHER = bytes(32)
 
 
-def write_token(path, token=TOKEN, mode=0o600):
+class StartGuarded(Protocol):
+    """The fixture start_guarded."""
+
+    def __call__(self, *flags: str) -> Vshd: ...
+
+
+def write_token(path: Path, token: bytes = TOKEN, mode: int = 0o600) -> Path:
     path.write_bytes(render_token(token))
     path.chmod(mode)
     return path
 
 
 @pytest.fixture
-def token_file(tmp_path):
+def token_file(tmp_path: Path) -> Path:
     return write_token(tmp_path / "token")
 
 
 @pytest.fixture
-def start_guarded(start_vshd, token_file):
+def start_guarded(start_vshd: StartVshd, token_file: Path) -> StartGuarded:
     """Starts a vshd that demands the token."""
     return lambda *flags: start_vshd(f"--token_from=file:{token_file}", *flags)
 
@@ -50,7 +59,7 @@ def start_guarded(start_vshd, token_file):
 
 
 @pytest.mark.parametrize("flags", [[], ["--spare_time=5"]], ids=["fork", "spare"])
-def test_owner_of_the_token_gets_a_session(start_guarded, token_file, flags):
+def test_owner_of_the_token_gets_a_session(start_guarded: StartGuarded, token_file: Path, flags: Sequence[str]) -> None:
     vshd = start_guarded(*flags)
     for number in range(3):
         done = vshd.run(f"--token_file={token_file}", "--", "sh", "-c", f"cat; echo {number}", input=b"in ")
@@ -58,18 +67,18 @@ def test_owner_of_the_token_gets_a_session(start_guarded, token_file, flags):
         assert done.returncode == 0
 
 
-def test_request_of_any_size_is_proven(start_guarded, token_file):
+def test_request_of_any_size_is_proven(start_guarded: StartGuarded, token_file: Path) -> None:
     done = start_guarded().run(f"--token_file={token_file}", "--", "printf", "%s", *["x" * 50_000] * 4)
     assert done.stdout == b"x" * 200_000
 
 
-def test_program_gets_a_session(start_guarded, token_file):
+def test_program_gets_a_session(start_guarded: StartGuarded, token_file: Path) -> None:
     address = Address.unix(str(start_guarded().path))
     address.token_file = str(token_file)
     assert Client(address).run(["sh", "-c", "exit 5"]).exit == 5
 
 
-def test_failures_of_the_command_are_told_as_without_a_token(start_guarded, token_file):
+def test_failures_of_the_command_are_told_as_without_a_token(start_guarded: StartGuarded, token_file: Path) -> None:
     done = start_guarded().run(f"--token_file={token_file}", "--", "/nonexistent")
     assert done.returncode == 127
 
@@ -78,7 +87,9 @@ def test_failures_of_the_command_are_told_as_without_a_token(start_guarded, toke
 
 
 @pytest.mark.parametrize("flags", [[], ["--noextended"]], ids=["extended", "legacy"])
-def test_client_without_the_token_runs_nothing(start_guarded, tmp_path, flags):
+def test_client_without_the_token_runs_nothing(
+    start_guarded: StartGuarded, tmp_path: Path, flags: Sequence[str]
+) -> None:
     vshd = start_guarded()
     done = vshd.run(*flags, "--", "touch", str(tmp_path / "ran"))
     assert done.returncode == 1
@@ -87,7 +98,9 @@ def test_client_without_the_token_runs_nothing(start_guarded, tmp_path, flags):
     wait_until(lambda: "refused: this machine demands its token" in vshd.log, "the log says so")
 
 
-def test_other_token_runs_nothing_and_is_told_before_anything_is_sent(start_guarded, tmp_path):
+def test_other_token_runs_nothing_and_is_told_before_anything_is_sent(
+    start_guarded: StartGuarded, tmp_path: Path
+) -> None:
     vshd = start_guarded()
     other = write_token(tmp_path / "other", OTHER)
     done = vshd.run(f"--token_file={other}", "--", "touch", str(tmp_path / "ran"))
@@ -97,7 +110,9 @@ def test_other_token_runs_nothing_and_is_told_before_anything_is_sent(start_guar
 
 
 @pytest.mark.parametrize("flags", [(), ("--noextended",)], ids=["extended", "legacy"])
-def test_server_without_the_token_is_noticed(start_vshd, token_file, tmp_path, flags):
+def test_server_without_the_token_is_noticed(
+    start_vshd: StartVshd, token_file: Path, tmp_path: Path, flags: Sequence[str]
+) -> None:
     vshd = start_vshd(*flags)
     done = vshd.run(f"--token_file={token_file}", "--", "touch", str(tmp_path / "ran"))
     assert done.returncode == 1
@@ -106,13 +121,13 @@ def test_server_without_the_token_is_noticed(start_vshd, token_file, tmp_path, f
     assert str(tmp_path) not in vshd.log
 
 
-def test_legacy_mode_with_a_token_is_refused_before_connecting(token_file, start_guarded):
+def test_legacy_mode_with_a_token_is_refused_before_connecting(token_file: Path, start_guarded: StartGuarded) -> None:
     done = start_guarded().run(f"--token_file={token_file}", "--noextended", "--", "true")
     assert b"ChromeOS's protocol cannot prove" in done.stderr
     assert done.returncode == 1
 
 
-def test_legacy_client_is_served_where_the_image_allows_it(start_guarded, token_file):
+def test_legacy_client_is_served_where_the_image_allows_it(start_guarded: StartGuarded, token_file: Path) -> None:
     vshd = start_guarded("--allow_legacy_clients")
     assert vshd.run("--noextended", "--", "echo", "legacy").stdout == b"legacy\n"
     assert vshd.run(f"--token_file={token_file}", "--", "echo", "proven").stdout == b"proven\n"
@@ -120,7 +135,9 @@ def test_legacy_client_is_served_where_the_image_allows_it(start_guarded, token_
 
 
 @pytest.mark.parametrize("flags", [["--token_from=file:/nonexistent"], ["--token_from=nonsense"], ["--noextended"]])
-def test_vshd_does_not_start_without_the_token_it_shall_demand(tmp_path, token_file, flags):
+def test_vshd_does_not_start_without_the_token_it_shall_demand(
+    tmp_path: Path, token_file: Path, flags: Sequence[str]
+) -> None:
     where = [f"--listen=unix:{tmp_path / 's'}", "--log_stderr", f"--token_from=file:{token_file}"]
     argv = [sys.executable, "-m", "vshd", *where, *flags]
     done = subprocess.run(argv, capture_output=True, check=False, timeout=30)
@@ -129,7 +146,7 @@ def test_vshd_does_not_start_without_the_token_it_shall_demand(tmp_path, token_f
     assert not (tmp_path / "s").exists()
 
 
-def test_strangers_who_hold_every_place_keep_nobody_out(start_guarded, token_file):
+def test_strangers_who_hold_every_place_keep_nobody_out(start_guarded: StartGuarded, token_file: Path) -> None:
     """Any user of the host can connect and say nothing."""
     vshd = start_guarded("--max_sessions=4")
     owner = f"--token_file={token_file}"
@@ -149,7 +166,7 @@ def test_strangers_who_hold_every_place_keep_nobody_out(start_guarded, token_fil
     assert "ended with -9" not in vshd.log
 
 
-def test_strangers_are_few_at_a_time(start_guarded, token_file):
+def test_strangers_are_few_at_a_time(start_guarded: StartGuarded, token_file: Path) -> None:
     """Each costs a process, and a small guest's memory must not be theirs to fill."""
     vshd = start_guarded("--max_sessions=1000")
     with contextlib.ExitStack() as stack:
@@ -159,7 +176,7 @@ def test_strangers_are_few_at_a_time(start_guarded, token_file):
         assert len(vshd.children()) <= UNPROVEN_MAX + 2
 
 
-def test_places_taken_by_those_who_proved_themselves_are_theirs(start_guarded, token_file):
+def test_places_taken_by_those_who_proved_themselves_are_theirs(start_guarded: StartGuarded, token_file: Path) -> None:
     vshd = start_guarded("--max_sessions=1")
     owner = f"--token_file={token_file}"
     with ended(vshd.start(owner, "--", "sh", "-c", "echo up; cat", stdin=subprocess.PIPE)) as session:
@@ -169,7 +186,7 @@ def test_places_taken_by_those_who_proved_themselves_are_theirs(start_guarded, t
         assert session.wait(DEADLINE_S) == 0
 
 
-def test_forward_is_proven_like_a_session(start_guarded, token_file, tmp_path):
+def test_forward_is_proven_like_a_session(start_guarded: StartGuarded, token_file: Path, tmp_path: Path) -> None:
     vshd = start_guarded()
     with socket.socket(socket.AF_UNIX) as service:
         service.bind(str(tmp_path / "service"))
@@ -189,14 +206,14 @@ def test_forward_is_proven_like_a_session(start_guarded, token_file, tmp_path):
             assert proxy.wait(DEADLINE_S) == 0
 
 
-def serve_once(path, answer):
+def serve_once(path: Path, answer: Callable[[bytes], bytes]) -> tuple[threading.Thread, list[bytes]]:
     """A server of one connection that says `answer(first bytes)`."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen()
     heard = []
 
-    def run():
+    def run() -> None:
         with listener, listener.accept()[0] as connection:
             stub = connection.recv(1 << 16)
             connection.sendall(answer(stub))
@@ -209,21 +226,21 @@ def serve_once(path, answer):
     return thread, heard
 
 
-def answer_without_proof(_stub):
+def answer_without_proof(_stub: bytes) -> bytes:
     limits = default_limits()
     limits.nonce = bytes(32)
     return encode_frame(SetupConnectionResponse(messages.READY, b"vsh ready", extended=limits).encode(), 4096)
 
 
-def answer_with_a_guess(stub):
+def answer_with_a_guess(stub: bytes) -> bytes:
     return answer_without_proof(stub) + encode_frame(HostMessage(messages.PROOF, bytes(32)).encode(), 4096)
 
 
-def answer_as_legacy(_stub):
+def answer_as_legacy(_stub: bytes) -> bytes:
     return encode_frame(SetupConnectionResponse(messages.READY, b"vsh ready", 7).encode(), 4096)
 
 
-def refuse_the_proof(stub):
+def refuse_the_proof(stub: bytes) -> bytes:
     """A server that proves itself and then takes no proof of ours."""
     server = ServerConnection(default_limits(), Proof(SERVER, TOKEN, bytes(32)))
     server.receive_data(stub)
@@ -234,7 +251,7 @@ def refuse_the_proof(stub):
     return answer + encode_frame(HostMessage(messages.STARTED, refused).encode(), 4096)
 
 
-def fail_before_the_request(stub):
+def fail_before_the_request(stub: bytes) -> bytes:
     server = ServerConnection(default_limits(), Proof(SERVER, TOKEN, bytes(32)))
     server.receive_data(stub)
     server.send_failure("vshd is shutting down", Failure(messages.SHUTDOWN))
@@ -251,7 +268,9 @@ def fail_before_the_request(stub):
         (fail_before_the_request, "vshd is shutting down"),
     ],
 )
-def test_every_false_server_is_named_and_hears_nothing(tmp_path, token_file, answer, words):
+def test_every_false_server_is_named_and_hears_nothing(
+    tmp_path: Path, token_file: Path, answer: Callable[[bytes], bytes], words: str
+) -> None:
     thread, heard = serve_once(tmp_path / "s", answer)
     address = Address.unix(str(tmp_path / "s"))
     address.token_file = str(token_file)
@@ -267,7 +286,7 @@ def test_every_false_server_is_named_and_hears_nothing(tmp_path, token_file, ans
 # What the token is seen in.
 
 
-def test_token_is_in_nothing_that_a_session_or_ps_can_see(start_guarded, token_file):
+def test_token_is_in_nothing_that_a_session_or_ps_can_see(start_guarded: StartGuarded, token_file: Path) -> None:
     vshd = start_guarded()
     show = (
         "cat /proc/self/environ /proc/self/cmdline /proc/$PPID/environ /proc/$PPID/cmdline "
@@ -286,7 +305,7 @@ def test_token_is_in_nothing_that_a_session_or_ps_can_see(start_guarded, token_f
 # The file.
 
 
-def test_token_file_with_and_without_a_newline_is_read(token_file):
+def test_token_file_with_and_without_a_newline_is_read(token_file: Path) -> None:
     assert read_token(str(token_file)) == TOKEN
     with token_file.open("ab") as file:
         file.write(b"\n")
@@ -294,7 +313,7 @@ def test_token_file_with_and_without_a_newline_is_read(token_file):
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644, 0o602, 0o666, 0o610])
-def test_token_file_that_is_open_to_others_is_refused(tmp_path, mode):
+def test_token_file_that_is_open_to_others_is_refused(tmp_path: Path, mode: int) -> None:
     path = write_token(tmp_path / "token", mode=mode)
     with pytest.raises(VshError, match=f"open to others: mode 0{mode:o}") as caught:
         read_token(str(path))
@@ -302,13 +321,13 @@ def test_token_file_that_is_open_to_others_is_refused(tmp_path, mode):
 
 
 @pytest.mark.root
-def test_token_file_of_somebody_else_is_refused(token_file):
+def test_token_file_of_somebody_else_is_refused(token_file: Path) -> None:
     os.chown(token_file, 12345, -1)
     with pytest.raises(VshError, match="belongs to uid 12345"):
         read_token(str(token_file))
 
 
-def test_token_file_that_is_a_link_or_no_file_is_refused(tmp_path, token_file):
+def test_token_file_that_is_a_link_or_no_file_is_refused(tmp_path: Path, token_file: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(token_file)
     os.mkfifo(tmp_path / "fifo", 0o600)
@@ -328,7 +347,7 @@ def test_token_file_that_is_a_link_or_no_file_is_refused(tmp_path, token_file):
     "text",
     [b"", b"vmkit.token:", TOKEN.hex().encode(), render_token(TOKEN)[:-1], render_token(TOKEN) + b"0", bytes(1 << 20)],
 )
-def test_file_without_a_token_is_refused_and_not_quoted(tmp_path, text):
+def test_file_without_a_token_is_refused_and_not_quoted(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "token"
     path.write_bytes(text)
     path.chmod(0o600)
@@ -340,11 +359,11 @@ def test_file_without_a_token_is_refused_and_not_quoted(tmp_path, text):
 # Where it is looked for.
 
 
-def make_machine(**record):
+def make_machine(**record: object) -> Entry:
     return Entry("/run/x/machines/a", {"name": "a", "cid": 3, "state": "ready", **record})
 
 
-def test_registry_says_which_machine_demands_a_token():
+def test_registry_says_which_machine_demands_a_token() -> None:
     assert make_machine().token_file == ""
     assert make_machine(token=None).token_file == ""
     assert make_machine(token="demanded").token_file == "/run/x/machines/a/token"
@@ -352,12 +371,14 @@ def test_registry_says_which_machine_demands_a_token():
 
 
 @pytest.mark.parametrize("vsock", [None, "/run/x/machines/a/vsock.sock"])
-def test_address_of_a_machine_has_its_token(vsock):
+def test_address_of_a_machine_has_its_token(vsock: str | None) -> None:
     assert address_of(make_machine(token="demanded", vsock=vsock)).token_file == "/run/x/machines/a/token"
     assert address_of(make_machine(vsock=vsock)).token_file == ""
 
 
-def test_flag_wins_over_the_registry(monkeypatch, start_guarded, token_file):
+def test_flag_wins_over_the_registry(
+    monkeypatch: pytest.MonkeyPatch, start_guarded: StartGuarded, token_file: Path
+) -> None:
     machine = make_machine(token="demanded", vsock=None)
     monkeypatch.setattr(registry, "read_machines", lambda: [machine])
     monkeypatch.setenv("VSH_AF_VSOCK", "deny")

@@ -11,20 +11,28 @@ import sys
 import tempfile
 import termios
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from tests.vsh.live import DEADLINE_S, ENVIRONMENT
+from tests.vsh.live import DEADLINE_S, ENVIRONMENT, Vshd
 
 
 class Typist:
     """`screen` is all that was shown since the last expect()."""
 
-    def __init__(self, argv, size=(30, 100), shell=None, env=None, pass_fds=()):
+    def __init__(
+        self,
+        argv: Sequence[str],
+        size: tuple[int, int] = (30, 100),
+        env: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> None:
         self.master, self.slave = os.openpty()
         self.resize(*size, tell=False)
         self.runtime = tempfile.TemporaryDirectory(prefix="vsh-")
         self.before = termios.tcgetattr(self.slave)
         self.process = subprocess.Popen(
-            argv if shell is None else shell,
+            argv,
             env={**ENVIRONMENT, "VMKIT_RUNTIME_DIR": self.runtime.name, **(env or {})},
             pass_fds=pass_fds,
             stdin=self.slave,
@@ -35,7 +43,7 @@ class Typist:
         )
         self.screen = b""
 
-    def expect(self, text):
+    def expect(self, text: bytes) -> bytes:
         """Reads until `text` is on the screen; returns what stood before it."""
         deadline = time.monotonic() + DEADLINE_S
         while text not in self.screen:
@@ -47,33 +55,33 @@ class Typist:
         before, _, self.screen = self.screen.partition(text)
         return before
 
-    def type(self, data):
+    def type(self, data: bytes) -> None:
         os.write(self.master, data)
 
-    def resize(self, rows, cols, *, tell=True):
+    def resize(self, rows: int, cols: int, *, tell: bool = True) -> None:
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
         if tell:
             self.process.send_signal(signal.SIGWINCH)
 
-    def wait(self):
+    def wait(self) -> int:
         return self.process.wait(DEADLINE_S)
 
-    def is_restored(self):
+    def is_restored(self) -> bool:
         return termios.tcgetattr(self.slave) == self.before
 
-    def is_raw(self):
+    def is_raw(self) -> bool:
         return not termios.tcgetattr(self.slave)[3] & (termios.ICANON | termios.ECHO)
 
-    def stop_foreground(self):
+    def stop_foreground(self) -> None:
         """SIGSTOP for the job that has the terminal."""
         os.killpg(os.tcgetpgrp(self.master), signal.SIGSTOP)
 
-    def hang_up(self):
+    def hang_up(self) -> None:
         """The window is closed."""
         os.close(self.master)
         self.master = -1
 
-    def close(self):
+    def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -84,7 +92,7 @@ class Typist:
 
 
 @contextlib.contextmanager
-def typing(vshd, *words, **options):
+def typing(vshd: Vshd, *words: str, **options: Any) -> Iterator[Typist]:
     typist = Typist([sys.executable, "-m", "vsh", *vshd.where, *words], **options)
     try:
         yield typist

@@ -1,5 +1,7 @@
 """Upstream's vsh.proto with our extensions for Google's protobuf: an independent codec to compare ours with."""
 
+from typing import Any
+
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 VENDOR = 52001
@@ -90,7 +92,7 @@ MESSAGES = {
 }
 
 
-def _build():
+def _build() -> dict[str, Any]:
     file = descriptor_pb2.FileDescriptorProto(name="vsh_test.proto", package="vsh_test", syntax="proto3")
     for name, rows in MESSAGES.items():
         message = file.message_type.add(name=name)

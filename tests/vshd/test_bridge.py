@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,12 @@ from vshd.carry.bridge import BUFFER_SIZE, CONDUITS_MAX, Pairs, Side
 TURN_S = 0.05
 
 
-def open_files():
+def open_files() -> list[int]:
     return sorted(int(name) for name in os.listdir("/proc/self/fd"))
 
 
 @contextlib.contextmanager
-def carrying(count=1):
+def carrying(count: int = 1) -> Iterator[tuple[Pairs, list[tuple[socket.socket, socket.socket]]]]:
     """`count` pairs, as their outer ends (left, right), and the loop; nothing of them is left."""
     before = open_files()
     pairs = Pairs()
@@ -37,7 +38,7 @@ def carrying(count=1):
     assert open_files() == before
 
 
-def connect_tcp():
+def connect_tcp() -> tuple[socket.socket, socket.socket]:
     """Two ends of a TCP connection within this machine."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         near = socket.create_connection(listener.getsockname())
@@ -45,20 +46,20 @@ def connect_tcp():
     return near, far
 
 
-def push(sender, data):
+def push(sender: socket.socket, data: bytes) -> int:
     """How much of `data` goes now."""
     with contextlib.suppress(BlockingIOError):
         return sender.send(data)
     return 0
 
 
-def pull(receiver):
+def pull(receiver: socket.socket) -> bytes:
     with contextlib.suppress(BlockingIOError):
         return receiver.recv(1 << 20)
     return b""
 
 
-def carry(pairs, sender, receiver, data):
+def carry(pairs: Pairs, sender: socket.socket, receiver: socket.socket, data: bytes) -> bytes:
     """Sends all of `data` and returns what arrives."""
     received, sent = b"", 0
     while len(received) < len(data):
@@ -68,7 +69,7 @@ def carry(pairs, sender, receiver, data):
     return received
 
 
-def test_bulk_is_whole_both_ways_and_small_talk_in_between():
+def test_bulk_is_whole_both_ways_and_small_talk_in_between() -> None:
     with carrying() as (pairs, [(left, right)]):
         for size in (10, 3_000_000, 5, 1, 700_000, 100):
             data = os.urandom(size)
@@ -76,10 +77,10 @@ def test_bulk_is_whole_both_ways_and_small_talk_in_between():
             assert carry(pairs, right, left, data) == data
 
 
-def test_bulk_takes_the_way_through_a_conduit():
+def test_bulk_takes_the_way_through_a_conduit() -> None:
     """What is read into memory is the first of it, and what is small; recv(), the test's own, is not counted."""
 
-    def find_read_size():
+    def find_read_size() -> int:
         return int(Path("/proc/self/io").read_text().partition("rchar:")[2].split()[0])
 
     with carrying() as (pairs, [(left, right)]):
@@ -88,7 +89,7 @@ def test_bulk_takes_the_way_through_a_conduit():
         assert find_read_size() - before < 2_000_000
 
 
-def test_receiver_that_stalls_is_waited_for_and_gets_all():
+def test_receiver_that_stalls_is_waited_for_and_gets_all() -> None:
     data = os.urandom(4 << 20)
     with carrying() as (pairs, [(left, right)]):
         sent = 0
@@ -105,7 +106,7 @@ def test_receiver_that_stalls_is_waited_for_and_gets_all():
         assert received == data
 
 
-def test_many_stalled_receivers_share_few_conduits():
+def test_many_stalled_receivers_share_few_conduits() -> None:
     """Everyone has a rest that waits; descriptors stay few, and all of it arrives."""
     count = CONDUITS_MAX + 5
     with carrying(count) as (pairs, ends):
@@ -128,7 +129,7 @@ def test_many_stalled_receivers_share_few_conduits():
 
 
 @pytest.mark.parametrize("who", ["sender", "receiver"])
-def test_side_that_goes_with_a_conduit_full_leaves_nothing(who):
+def test_side_that_goes_with_a_conduit_full_leaves_nothing(who: str) -> None:
     with carrying() as (pairs, [(left, right)]):
         for _ in range(50):
             push(left, bytes(1 << 18))
@@ -151,7 +152,7 @@ def test_side_that_goes_with_a_conduit_full_leaves_nothing(who):
             pairs.turn(0.001)
 
 
-def test_half_close_behind_bulk_comes_after_it():
+def test_half_close_behind_bulk_comes_after_it() -> None:
     with carrying() as (pairs, [(left, right)]):
         data = os.urandom(1_000_000)
         received, sent = b"", 0
@@ -174,7 +175,7 @@ def test_half_close_behind_bulk_comes_after_it():
 
 
 @pytest.mark.parametrize("is_end_behind", [False, True], ids=["alone", "end behind"])
-def test_urgent_data_in_bulk_is_stepped_over(is_end_behind):
+def test_urgent_data_in_bulk_is_stepped_over(is_end_behind: bool) -> None:
     """TCP's splice(2) stops before it: with nothing, again and again; once the end has come, as if it were there."""
     left, inner = connect_tcp()
     inner_right, right = socket.socketpair()
@@ -201,7 +202,7 @@ def test_urgent_data_in_bulk_is_stepped_over(is_end_behind):
     pairs.close()
 
 
-def test_where_there_is_no_conduit_one_look_is_enough(monkeypatch):
+def test_where_there_is_no_conduit_one_look_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not one for each piece of bulk, for as long as the connection lasts."""
     looks = []
     monkeypatch.setattr("vshd.carry.bridge.open_conduit", lambda _capacity: looks.append(1))
@@ -212,22 +213,22 @@ def test_where_there_is_no_conduit_one_look_is_enough(monkeypatch):
     assert len(looks) == 2
 
 
-def test_file_that_cannot_be_spliced_to_is_written(tmp_path):
+def test_file_that_cannot_be_spliced_to_is_written(tmp_path: Path) -> None:
     """vsh --proxy with stdout a file that appends."""
     before = open_files()
     path = tmp_path / "log"
 
     class Appending(Side):
-        def __init__(self, reading, writing):
+        def __init__(self, reading: int, writing: int) -> None:
             self.reading, self.writing = reading, writing
 
-        def end(self):
+        def end(self) -> None:
             pass
 
-        def stop(self):
+        def stop(self) -> None:
             pass
 
-        def close(self, *, is_reset=False):
+        def close(self, *, is_reset: bool = False) -> None:
             os.close(self.reading)
             os.close(self.writing)
 

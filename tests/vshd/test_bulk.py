@@ -35,7 +35,7 @@ def take_all(server: ServerConnection, data: bytes, rng: random.Random) -> tuple
     return got, names
 
 
-def test_bulk_is_the_same_taken_or_received():
+def test_bulk_is_the_same_taken_or_received() -> None:
     rng = random.Random(11)
     passed = 0
     for _ in range(30):
@@ -54,13 +54,14 @@ def test_bulk_is_the_same_taken_or_received():
         passed += joined.server.bulk_head_size > 0
         # The accounts are the same as well.
         receiver = joined.server.receiving[messages.STDIN]
+        assert receiver.allowance is not None
         assert receiver.allowance + receiver.consumed == WINDOW
         joined.client.send_end(messages.STDIN)
         assert take_all(joined.server, joined.client.output.take(), rng) == (b"", [EndOfStream.__name__])
     assert passed
 
 
-def test_only_large_frames_are_worth_reading_a_head_alone():
+def test_only_large_frames_are_worth_reading_a_head_alone() -> None:
     joined = Joined().establish()
     for size, is_bulk in ((BULK_MIN - 1, False), (BULK_MIN, True)):
         head = encode_data_head(messages.STDIN, size)
@@ -74,7 +75,7 @@ def test_only_large_frames_are_worth_reading_a_head_alone():
 
 
 @pytest.mark.parametrize("scrap", [1, 4080, BULK_MIN - 1])
-def test_scrap_between_large_frames_does_not_bring_them_into_memory(scrap):
+def test_scrap_between_large_frames_does_not_bring_them_into_memory(scrap: int) -> None:
     """What the credit left is a small frame; of the large one behind it at most a small frame's worth is received."""
     joined = Joined().establish()
     joined.client.send_data(messages.STDIN, bytes(MAX_DATA))
@@ -94,7 +95,7 @@ def test_scrap_between_large_frames_does_not_bring_them_into_memory(scrap):
     assert received < 4 * BULK_MIN
 
 
-def test_head_of_another_kind_is_received_as_ever():
+def test_head_of_another_kind_is_received_as_ever() -> None:
     """The guess of what comes next is wrong: its first bytes are kept until the rest is there."""
     joined = Joined().establish()
     joined.server.receive_data(encode_data_head(messages.STDIN, BULK_MIN))
@@ -110,7 +111,7 @@ def test_head_of_another_kind_is_received_as_ever():
     assert isinstance(events[-1], EndOfStream)
 
 
-def test_bulk_beyond_the_credit_is_not_taken():
+def test_bulk_beyond_the_credit_is_not_taken() -> None:
     """What the peer had no credit for must be found, not carried."""
     joined = Joined().establish()
     for _ in range(WINDOW // MAX_DATA):
@@ -123,7 +124,7 @@ def test_bulk_beyond_the_credit_is_not_taken():
     assert event.reason == "data without credit"
 
 
-def test_bulk_for_a_stream_that_is_closed_or_ended_is_received_and_dropped():
+def test_bulk_for_a_stream_that_is_closed_or_ended_is_received_and_dropped() -> None:
     joined = Joined().establish()
     joined.server.receive_data(encode_data_head(messages.STDIN, BULK_MIN) + b"first")
     assert joined.server.bulk_room(messages.STDIN) == BULK_MIN - 5
@@ -132,7 +133,7 @@ def test_bulk_for_a_stream_that_is_closed_or_ended_is_received_and_dropped():
     assert joined.server.receive_data(bytes(BULK_MIN - 5)) == []
 
 
-def test_frame_of_a_drivers_own_data_counts_like_any_other():
+def test_frame_of_a_drivers_own_data_counts_like_any_other() -> None:
     """The head is what send_data() would have written, and the credit is spent."""
     joined = Joined().establish()
     data = bytes(range(250)) * 80

@@ -4,6 +4,8 @@ import errno
 import os
 import random
 import socket
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -21,14 +23,14 @@ from vshd.wire.output import Output
 
 
 @pytest.fixture
-def conduit():
+def conduit() -> Iterator[Conduit]:
     conduit = Conduit()
     yield conduit
     conduit.close()
 
 
 @pytest.fixture
-def pipe():
+def pipe() -> Iterator[tuple[int, int]]:
     """A pipe's two ends, neither of which blocks."""
     ends = os.pipe2(os.O_NONBLOCK)
     yield ends
@@ -37,7 +39,7 @@ def pipe():
 
 
 @pytest.fixture
-def sockets():
+def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     theirs.setblocking(False)
@@ -45,7 +47,9 @@ def sockets():
         yield ours, theirs
 
 
-def test_bytes_pass_from_a_socket_to_a_pipe(conduit, pipe, sockets):
+def test_bytes_pass_from_a_socket_to_a_pipe(
+    conduit: Conduit, pipe: tuple[int, int], sockets: tuple[socket.socket, socket.socket]
+) -> None:
     ours, theirs = sockets
     data = os.urandom(50_000)
     theirs.sendall(data)
@@ -58,7 +62,9 @@ def test_bytes_pass_from_a_socket_to_a_pipe(conduit, pipe, sockets):
     assert (conduit.size, os.read(pipe[0], 1 << 17)) == (0, data[30_000:])
 
 
-def test_nothing_there_and_the_end_are_told_apart(conduit, sockets):
+def test_nothing_there_and_the_end_are_told_apart(
+    conduit: Conduit, sockets: tuple[socket.socket, socket.socket]
+) -> None:
     ours, theirs = sockets
     with pytest.raises(BlockingIOError):
         conduit.fill(ours.fileno(), 100)
@@ -67,7 +73,7 @@ def test_nothing_there_and_the_end_are_told_apart(conduit, sockets):
     assert conduit.size == 0
 
 
-def test_no_end_is_waited_for(conduit, pipe):
+def test_no_end_is_waited_for(conduit: Conduit, pipe: tuple[int, int]) -> None:
     """A full conduit, and a full pipe behind it."""
     enlarge_pipe(pipe[1], CAPACITY)
     os.write(pipe[1], bytes(CAPACITY))
@@ -80,7 +86,9 @@ def test_no_end_is_waited_for(conduit, pipe):
     assert conduit.size == CAPACITY
 
 
-def test_file_that_appends_cannot_be_spliced_and_loses_nothing(conduit, pipe, tmp_path):
+def test_file_that_appends_cannot_be_spliced_and_loses_nothing(
+    conduit: Conduit, pipe: tuple[int, int], tmp_path: Path
+) -> None:
     os.write(pipe[1], b"whole")
     conduit.fill(pipe[0], 100)
     fd = os.open(tmp_path / "file", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -91,7 +99,7 @@ def test_file_that_appends_cannot_be_spliced_and_loses_nothing(conduit, pipe, tm
     assert conduit.read(5) == b"whole"
 
 
-def test_reader_that_is_gone_is_told_as_by_write(conduit, pipe):
+def test_reader_that_is_gone_is_told_as_by_write(conduit: Conduit, pipe: tuple[int, int]) -> None:
     os.write(pipe[1], b"x")
     conduit.fill(pipe[0], 1)
     reading, writing = os.pipe()
@@ -101,10 +109,11 @@ def test_reader_that_is_gone_is_told_as_by_write(conduit, pipe):
     os.close(writing)
 
 
-def test_frame_is_one_message_of_head_and_data(pipe):
+def test_frame_is_one_message_of_head_and_data(pipe: tuple[int, int]) -> None:
     """What a receiver is woken up for: a datagram socket shows where a message ends."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     sluice, output = open_sluice(), Output()
+    assert sluice
     with ours, theirs:
         os.write(pipe[1], b"data" * 1000)
         assert sluice.fill(pipe[0], 1 << 18) == 4000
@@ -116,7 +125,9 @@ def test_frame_is_one_message_of_head_and_data(pipe):
     sluice.close()
 
 
-def test_sluice_carries_pieces_that_take_a_page_each(pipe, sockets):
+def test_sluice_carries_pieces_that_take_a_page_each(
+    pipe: tuple[int, int], sockets: tuple[socket.socket, socket.socket]
+) -> None:
     """As many pages as a conduit has are full with a byte each: the head has none left."""
     ours, theirs = sockets
     arriving, leaving = Conduit(), Conduit()
@@ -135,7 +146,9 @@ def test_sluice_carries_pieces_that_take_a_page_each(pipe, sockets):
     sluice.close()
 
 
-def test_output_keeps_order_between_memory_and_conduit(conduit, pipe, sockets):
+def test_output_keeps_order_between_memory_and_conduit(
+    conduit: Conduit, pipe: tuple[int, int], sockets: tuple[socket.socket, socket.socket]
+) -> None:
     ours, theirs = sockets
     rng = random.Random(5)
     for _ in range(50):
@@ -154,7 +167,8 @@ def test_output_keeps_order_between_memory_and_conduit(conduit, pipe, sockets):
         while output.size:
             turn = output.elsewhere
             if turn is not None and rng.random() < 0.2:
-                output.bring(turn.place.read(turn.size))
+                assert turn.place is conduit
+                output.bring(conduit.read(turn.size))
             write_output(output, ours.fileno())
             received += theirs.recv(1 << 20)
         assert received == expected
@@ -176,11 +190,11 @@ def test_output_keeps_order_between_memory_and_conduit(conduit, pipe, sockets):
         ("x.y.z", False),
     ],
 )
-def test_kernels_that_splice_page_by_page_are_spared(release, expected):
+def test_kernels_that_splice_page_by_page_are_spared(release: str, expected: bool) -> None:
     assert is_worth_it(release) is expected
 
 
-def test_without_pipes_bytes_are_copied():
+def test_without_pipes_bytes_are_copied() -> None:
     """No descriptors: no conduit, no half of one, no error."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,5 +1,7 @@
 """Extended mode (docs/reference/protocol.md part 2): negotiation, credit, deferred requests, typed ends, faults."""
 
+from typing import Any
+
 import pytest
 
 from tests.vshd.joined import Joined
@@ -22,21 +24,21 @@ from vshd.wire.messages import (
 STDIN, STDOUT, STDERR = 1, 2, 3
 
 
-def limits(**fields):
+def limits(**fields: Any) -> Extended:
     made = default_limits()
     for name, value in fields.items():
         setattr(made, name, value)
     return made
 
 
-def frame(message):
+def frame(message: GuestMessage | HostMessage) -> bytes:
     return encode_frame(message.encode(), 1 << 20)
 
 
 # 2.1 Negotiation
 
 
-def test_two_peers_of_ours_recognise_each_other():
+def test_two_peers_of_ours_recognise_each_other() -> None:
     joined = Joined().establish(pid=5)
     assert joined.last("client") == ("Established", {"pid": 5, "is_extended": True})
     assert joined.client.is_extended
@@ -45,7 +47,7 @@ def test_two_peers_of_ours_recognise_each_other():
 
 
 @pytest.mark.parametrize("chunk", [1, 13])
-def test_negotiation_survives_any_split(chunk):
+def test_negotiation_survives_any_split(chunk: int) -> None:
     joined = Joined(chunk=chunk).establish(argv=[b"x" * 6000])
     joined.server.send_data(STDOUT, b"o" * 9000)
     joined.pump()
@@ -60,27 +62,28 @@ def test_negotiation_survives_any_split(chunk):
         ({"max_data": 2**32 - 1, "window": 2**32 - 1}, 1 << 20, 1 << 24),
     ],
 )
-def test_announcements_are_clamped(announced, max_data, window):
+def test_announcements_are_clamped(announced: dict[str, int], max_data: int, window: int) -> None:
     joined = Joined(client=limits(**announced)).establish()
     assert joined.server.max_data == max_data
     assert joined.server.send_room(STDOUT) == window
     assert joined.client.send_room(STDIN) == WINDOW
 
 
-def test_answer_speaks_no_higher_version_than_ours():
+def test_answer_speaks_no_higher_version_than_ours() -> None:
     joined = Joined(client=limits(version=9, features=0xFF)).establish()
+    assert joined.client.peer
     assert joined.client.peer.version == 1
     assert joined.client.peer.features == 0
 
 
 @pytest.mark.parametrize("version", [0])
-def test_version_0_is_no_offer(version):
+def test_version_0_is_no_offer(version: int) -> None:
     joined = Joined(client=limits(version=version)).establish()
     assert not joined.server.is_extended
     assert not joined.client.is_extended
 
 
-def test_answer_of_an_unknown_version_is_legacy_mode():
+def test_answer_of_an_unknown_version_is_legacy_mode() -> None:
     client = ClientConnection(default_limits())
     client.send_setup(SetupConnectionRequest(argv=[b"true"]))
     answer = SetupConnectionResponse(messages.READY, b"", 1, Extended(version=2))
@@ -91,7 +94,7 @@ def test_answer_of_an_unknown_version_is_legacy_mode():
 # 2.3 Requests of any size
 
 
-def test_long_request_arrives_whole():
+def test_long_request_arrives_whole() -> None:
     argv = [b"printf", b"%s", *(b"a" * 1000 for _ in range(1048))]
     env = {b"LONG": b"v" * 100_000}
     joined = Joined()
@@ -102,7 +105,7 @@ def test_long_request_arrives_whole():
     assert joined.last("client") == ("Established", {"pid": 9, "is_extended": True})
 
 
-def test_stub_is_what_every_legacy_server_refuses():
+def test_stub_is_what_every_legacy_server_refuses() -> None:
     client = ClientConnection(default_limits())
     client.send_setup(SetupConnectionRequest(target=b"/vm_shell", argv=[b"x" * 5000]))
     sent = client.output.take()
@@ -112,10 +115,11 @@ def test_stub_is_what_every_legacy_server_refuses():
     # Section 1.4: only this target makes every server look at the user, and no user has a colon.
     assert (stub.target, stub.user, stub.argv, stub.nopty) == (b"/vm_shell", STUB_USER, [STUB_ARGV], True)
     assert b":" in stub.user
+    assert stub.extended
     assert stub.extended.request_size > 5000
 
 
-def test_request_is_deferred_only_when_it_must_be():
+def test_request_is_deferred_only_when_it_must_be() -> None:
     for size in range(3900, 4200):
         client = ClientConnection(default_limits())
         request = SetupConnectionRequest(argv=[b"x" * size])
@@ -125,34 +129,34 @@ def test_request_is_deferred_only_when_it_must_be():
         assert (STUB_USER in sent) == (len(request.encode()) > 4096)
 
 
-def test_legacy_refusal_of_the_stub_says_that_it_is_too_long():
+def test_legacy_refusal_of_the_stub_says_that_it_is_too_long() -> None:
     joined = Joined(server=None)
-    joined.open(argv=[b"x" * 5000])
+    joined.offer(argv=[b"x" * 5000])
     joined.server.refuse("could not find user: :vsh-extended", Failure(messages.BAD_USER))
     joined.pump()
     name, fields = joined.last("client")
     assert (name, fields["is_too_long"]) == ("Refused", True)
 
 
-def test_legacy_server_that_takes_the_stub_is_a_fault():
+def test_legacy_server_that_takes_the_stub_is_a_fault() -> None:
     joined = Joined(server=None)
-    joined.open(argv=[b"x" * 5000])
+    joined.offer(argv=[b"x" * 5000])
     joined.server.accept(1)
     joined.pump()
     assert joined.last("client")[0] == "Broken"
 
 
-def test_request_over_the_servers_limit_is_refused_by_type():
+def test_request_over_the_servers_limit_is_refused_by_type() -> None:
     joined = Joined()
-    joined.open(argv=[b"x" * 1000] * (REQUEST_MAX // 1000 + 1))
+    joined.offer(argv=[b"x" * 1000] * (REQUEST_MAX // 1000 + 1))
     name, fields = joined.last("client")
     assert (name, fields["failure"].kind, fields["is_too_long"]) == ("Refused", messages.TOO_LONG, False)
     assert joined.names("server") == ["Failed"]
 
 
-def test_deferred_request_can_be_refused():
+def test_deferred_request_can_be_refused() -> None:
     joined = Joined()
-    joined.open(argv=[b"nope", b"x" * 5000])
+    joined.offer(argv=[b"nope", b"x" * 5000])
     joined.server.refuse("nope: command not found", Failure(messages.NOT_FOUND, 2, b"nope"))
     joined.pump()
     name, fields = joined.last("client")
@@ -164,10 +168,10 @@ def test_deferred_request_can_be_refused():
     )
 
 
-def defer(size=10):
+def defer(size: int = 10) -> Joined:
     """A server that waits for a deferred request of `size` bytes."""
     joined = Joined()
-    joined.open(argv=[b"x" * 5000])
+    joined.offer(argv=[b"x" * 5000])
     server = Joined()
     setup = SetupConnectionRequest(target=b"/vm_shell", user=STUB_USER, extended=limits(request_size=size))
     server.feed(server.server, encode_frame(setup.encode(), 4096))
@@ -175,19 +179,19 @@ def defer(size=10):
     return server
 
 
-def test_more_of_a_request_than_announced_is_a_fault():
+def test_more_of_a_request_than_announced_is_a_fault() -> None:
     joined = defer(10)
     joined.feed(joined.server, frame(GuestMessage(messages.REQUEST_CHUNK, b"x" * 11)))
     assert joined.last("server")[0] == "Broken"
 
 
-def test_deferred_request_that_is_nonsense_is_a_fault():
+def test_deferred_request_that_is_nonsense_is_a_fault() -> None:
     joined = defer(10)
     joined.feed(joined.server, frame(GuestMessage(messages.REQUEST_CHUNK, b"\xff" * 10)))
     assert joined.last("server")[0] == "Broken"
 
 
-def test_other_words_before_the_session_started_are_a_fault():
+def test_other_words_before_the_session_started_are_a_fault() -> None:
     joined = defer()
     joined.feed(joined.server, frame(GuestMessage(messages.ALIVE, True)))
     joined.feed(joined.server, frame(GuestMessage(messages.HOLD, True)))
@@ -196,7 +200,7 @@ def test_other_words_before_the_session_started_are_a_fault():
     assert joined.last("server")[0] == "Broken"
 
 
-def test_part_of_a_request_in_a_session_is_a_fault():
+def test_part_of_a_request_in_a_session_is_a_fault() -> None:
     joined = Joined().establish()
     joined.feed(joined.server, frame(GuestMessage(messages.REQUEST_CHUNK, b"x")))
     assert joined.last("server")[0] == "Broken"
@@ -205,7 +209,7 @@ def test_part_of_a_request_in_a_session_is_a_fault():
 # 2.4 Credit
 
 
-def test_credit_bounds_what_is_under_way():
+def test_credit_bounds_what_is_under_way() -> None:
     joined = Joined(client=limits(window=10_000)).establish()
     joined.consumes = False
     joined.server.send_data(STDOUT, b"o" * 10_000)
@@ -221,7 +225,7 @@ def test_credit_bounds_what_is_under_way():
     assert joined.client.send_signal(9)
 
 
-def test_credit_returns_as_data_is_consumed():
+def test_credit_returns_as_data_is_consumed() -> None:
     joined = Joined(client=limits(window=10_000)).establish()
     joined.consumes = False
     joined.server.send_data(STDOUT, b"o" * 10_000)
@@ -236,7 +240,7 @@ def test_credit_returns_as_data_is_consumed():
     assert joined.server.send_room(STDOUT) == 10_000
 
 
-def test_credit_flows_for_as_long_as_data_does():
+def test_credit_flows_for_as_long_as_data_does() -> None:
     joined = Joined(client=limits(window=5000, max_data=4000), server=limits(window=5000, max_data=4000)).establish()
     sent = received = 0
     for _ in range(200):
@@ -248,27 +252,27 @@ def test_credit_flows_for_as_long_as_data_does():
     assert sent == received > 200 * 1000
 
 
-def test_data_without_credit_is_a_fault():
+def test_data_without_credit_is_a_fault() -> None:
     joined = Joined(server=limits(window=5000)).establish()
     joined.consumes = False
     joined.feed(joined.server, encode_data_head(STDIN, 5001) + b"x" * 5001)
     assert joined.last("server")[0] == "Broken"
 
 
-def test_credit_over_31_bits_is_a_fault():
+def test_credit_over_31_bits_is_a_fault() -> None:
     joined = Joined().establish()
     joined.feed(joined.server, frame(GuestMessage(messages.CREDIT, CreditMessage(STDOUT, 2**31 - 1))))
     assert joined.last("server")[0] == "Broken"
 
 
 @pytest.mark.parametrize("stream", [0, 1, 4, 99])
-def test_credit_for_a_stream_of_the_other_way_is_a_fault(stream):
+def test_credit_for_a_stream_of_the_other_way_is_a_fault(stream: int) -> None:
     joined = Joined().establish()
     joined.feed(joined.server, frame(GuestMessage(messages.CREDIT, CreditMessage(stream, 1))))
     assert joined.last("server")[0] == "Broken"
 
 
-def test_frames_are_as_large_as_the_peer_takes():
+def test_frames_are_as_large_as_the_peer_takes() -> None:
     joined = Joined(client=limits(max_data=10_000)).establish()
     joined.server.send_data(STDOUT, b"o" * 25_000)
     joined.pump()
@@ -282,7 +286,7 @@ def test_frames_are_as_large_as_the_peer_takes():
 # 2.5 Streams nobody reads
 
 
-def test_closed_stdin_is_told_and_late_data_dropped():
+def test_closed_stdin_is_told_and_late_data_dropped() -> None:
     joined = Joined().establish()
     joined.client.send_data(STDIN, b"late")
     joined.server.close_stream(STDIN)
@@ -294,7 +298,7 @@ def test_closed_stdin_is_told_and_late_data_dropped():
     assert joined.client.output.size == 0
 
 
-def test_closed_stdout_is_told():
+def test_closed_stdout_is_told() -> None:
     joined = Joined().establish()
     joined.client.close_stream(STDOUT)
     joined.client.close_stream(STDOUT)
@@ -310,7 +314,7 @@ def test_closed_stdout_is_told():
 # 2.6 The end
 
 
-def test_exit_tells_a_signal_from_a_code():
+def test_exit_tells_a_signal_from_a_code() -> None:
     for code, signal, dumped in ((9, 0, False), (9, 9, False), (11, 11, True)):
         joined = Joined().establish()
         joined.server.send_end(STDOUT)
@@ -320,7 +324,7 @@ def test_exit_tells_a_signal_from_a_code():
         assert joined.last("client") == ("Exited", {"code": code, "signal": signal, "core_dumped": dumped})
 
 
-def test_exit_before_the_end_of_output_is_a_fault():
+def test_exit_before_the_end_of_output_is_a_fault() -> None:
     joined = Joined().establish()
     joined.server.send_end(STDOUT)
     joined.server.send_exit(0)
@@ -328,7 +332,7 @@ def test_exit_before_the_end_of_output_is_a_fault():
     assert joined.last("client")[0] == "Broken"
 
 
-def test_failure_in_a_session_is_typed():
+def test_failure_in_a_session_is_typed() -> None:
     joined = Joined().establish()
     joined.server.send_failure("vshd is shutting down", Failure(messages.SHUTDOWN))
     joined.pump()
@@ -336,7 +340,7 @@ def test_failure_in_a_session_is_typed():
     assert (name, fields["failure"].kind) == ("Failed", messages.SHUTDOWN)
 
 
-def test_fault_is_answered_by_the_server():
+def test_fault_is_answered_by_the_server() -> None:
     joined = Joined().establish()
     joined.feed(joined.server, b"\xff\xff\xff\xff")
     assert joined.last("server")[0] == "Broken"
@@ -350,7 +354,7 @@ def test_fault_is_answered_by_the_server():
 
 
 @pytest.mark.parametrize("number", [1, 2, 9, 10, 12, 19, 28, 34, 64])
-def test_any_signal_has_a_word(number):
+def test_any_signal_has_a_word(number: int) -> None:
     joined = Joined().establish()
     assert joined.client.send_signal(number)
     joined.pump()
@@ -358,14 +362,14 @@ def test_any_signal_has_a_word(number):
 
 
 @pytest.mark.parametrize("number", [0, 65, 2**32 - 1])
-def test_signal_that_does_not_exist_is_a_fault(number):
+def test_signal_that_does_not_exist_is_a_fault(number: int) -> None:
     joined = Joined().establish()
     assert not joined.client.send_signal(number)
     joined.feed(joined.server, frame(GuestMessage(messages.SIGNAL_NUMBER, number)))
     assert joined.last("server")[0] == "Broken"
 
 
-def test_hold_and_alive_are_heard():
+def test_hold_and_alive_are_heard() -> None:
     joined = Joined().establish()
     joined.client.send_hold()
     joined.client.send_alive()
@@ -376,7 +380,7 @@ def test_hold_and_alive_are_heard():
 
 
 @pytest.mark.parametrize("side", ["client", "server"])
-def test_unknown_words_are_skipped(side):
+def test_unknown_words_are_skipped(side: str) -> None:
     joined = Joined().establish()
     joined.feed(getattr(joined, side), bytes.fromhex("04000000 9abb2900".replace(" ", "")))
     joined.feed(getattr(joined, side), bytes.fromhex("00000000"))
@@ -398,14 +402,14 @@ def test_unknown_words_are_skipped(side):
         ("client", HostMessage(messages.STARTED, SetupConnectionResponse(messages.READY))),
     ],
 )
-def test_fault_breaks_the_connection(side, message):
+def test_fault_breaks_the_connection(side: str, message: GuestMessage | HostMessage) -> None:
     joined = Joined().establish()
     joined.feed(getattr(joined, side), frame(message))
     assert joined.last(side)[0] == "Broken"
 
 
 @pytest.mark.parametrize("side", ["client", "server"])
-def test_data_after_the_end_of_a_stream_is_a_fault(side):
+def test_data_after_the_end_of_a_stream_is_a_fault(side: str) -> None:
     joined = Joined().establish()
     stream = STDOUT if side == "client" else STDIN
     end = frame(HostMessage(messages.DATA_MESSAGE, DataMessage(stream)))

@@ -21,7 +21,7 @@ from vshd.flags import HELP, FlagError, Options, parse_flags
         (["--allow_cid=3", "--allow-cid=4"], "allow_cid", ["3", "4"]),
     ],
 )
-def test_flags_are_spelled_as_upstreams(words, name, value):
+def test_flags_are_spelled_as_upstreams(words: list[str], name: str, value: bool | int | str | list[str]) -> None:
     assert getattr(parse_flags(words), name) == value
 
 
@@ -39,13 +39,13 @@ def test_flags_are_spelled_as_upstreams(words, name, value):
         (["-"], 1, "Unknown extra command line arguments; exiting"),
     ],
 )
-def test_wrong_flags_are_named(words, status, text):
+def test_wrong_flags_are_named(words: list[str], status: int, text: str) -> None:
     with pytest.raises(FlagError) as caught:
         parse_flags(words)
     assert caught.value.status == status
     assert text in str(caught.value)
 
 
-def test_help_names_every_flag():
+def test_help_names_every_flag() -> None:
     for name in Options.__slots__:
         assert f"--{name}" in HELP

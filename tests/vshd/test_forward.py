@@ -3,6 +3,8 @@
 import contextlib
 import socket
 import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +21,7 @@ from vshd.wire.events import HandedOver
 from vshd.wire.messages import Failure, Forward, SetupConnectionRequest, SetupConnectionResponse
 
 
-def ask(joined, **fields):
+def ask(joined: Joined, **fields: Any) -> Joined:
     joined.client.send_setup(make_forward_request(Forward(**fields)))
     joined.pump()
     return joined
@@ -27,7 +29,7 @@ def ask(joined, **fields):
 
 @pytest.mark.parametrize("chunk", [None, 1])
 @pytest.mark.parametrize("size", [10, 5000])
-def test_request_arrives_whole_and_the_connection_is_handed_over(chunk, size):
+def test_request_arrives_whole_and_the_connection_is_handed_over(chunk: int | None, size: int) -> None:
     joined = ask(Joined(chunk=chunk), connect=b"tcp:localhost:80", user=b"u" * size)
     request = next(event[2]["request"] for event in joined.seen if event[1] == "RequestReceived")
     assert (request.forward.connect, request.forward.user) == (b"tcp:localhost:80", b"u" * size)
@@ -37,7 +39,7 @@ def test_request_arrives_whole_and_the_connection_is_handed_over(chunk, size):
     assert joined.client.state == joined.server.state == state.RAW
 
 
-def test_bytes_behind_the_handshake_are_nobodys_frames():
+def test_bytes_behind_the_handshake_are_nobodys_frames() -> None:
     joined = ask(Joined(), connect=b"tcp:localhost:80")
     joined.server.hand_over(7, b"")
     response = joined.server.output.take()
@@ -47,21 +49,21 @@ def test_bytes_behind_the_handshake_are_nobodys_frames():
     assert joined.client.take_rest() == b""
 
 
-def test_request_is_one_that_others_refuse():
+def test_request_is_one_that_others_refuse() -> None:
     """The user exists nowhere, nor does the program, whatever a server makes of the rest."""
     request = make_forward_request(Forward(connect=b"tcp:localhost:80"))
     assert (request.target, request.user, request.argv) == (messages.VM_SHELL, STUB_USER, [STUB_ARGV])
     assert b":" in request.user
 
 
-def test_legacy_server_that_takes_it_for_a_command_is_a_fault():
+def test_legacy_server_that_takes_it_for_a_command_is_a_fault() -> None:
     joined = ask(Joined(server=None), connect=b"tcp:localhost:80")
     joined.server.accept(3)
     joined.pump()
     assert joined.last("client")[0] == "Broken"
 
 
-def test_refusal_is_typed():
+def test_refusal_is_typed() -> None:
     joined = ask(Joined(), connect=b"tcp:localhost:80")
     joined.server.refuse("no way", Failure(messages.UNREACHABLE, 111))
     joined.pump()
@@ -69,13 +71,13 @@ def test_refusal_is_typed():
     assert (name, fields["failure"].kind, fields["failure"].error) == ("Refused", 11, 111)
 
 
-def test_vsh_tells_a_server_that_knows_no_forwards(tmp_path):
+def test_vsh_tells_a_server_that_knows_no_forwards(tmp_path: Path) -> None:
     path = str(tmp_path / "legacy")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
 
-        def refuse():
+        def refuse() -> None:
             connection, _ = listener.accept()
             with connection:
                 size = int.from_bytes(connection.recv(4), "little")
@@ -109,13 +111,13 @@ def test_vsh_tells_a_server_that_knows_no_forwards(tmp_path):
         ({"listen": b"unix:/nonexistent/x", "back": b"unix:/x"}, messages.UNREACHABLE),
     ],
 )
-def test_bad_requests_are_refused_and_leave_nothing(fields, kind):
+def test_bad_requests_are_refused_and_leave_nothing(fields: dict[str, bytes], kind: int) -> None:
     with pytest.raises(RefusalError) as caught:
         open_service(Forward(**fields))
     assert caught.value.failure.kind == kind
 
 
-def test_every_address_of_a_name_is_tried():
+def test_every_address_of_a_name_is_tried() -> None:
     """localhost may be ::1 first, and a server listen at 127.0.0.1 alone."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -124,7 +126,7 @@ def test_every_address_of_a_name_is_tried():
         connected.close()
 
 
-def test_connect_has_a_deadline(tmp_path):
+def test_connect_has_a_deadline(tmp_path: Path) -> None:
     """A full backlog is the loopback's way of not answering."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))

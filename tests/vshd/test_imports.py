@@ -3,9 +3,12 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.vsh.live import Vshd
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 VSHD = CHECKOUT / "vshd"
@@ -24,7 +27,7 @@ START_BUDGET = 72
 RESIDENT_BUDGET_KIB = 14 * 1024
 
 
-def imports_of(path):
+def imports_of(path: Path) -> Iterator[tuple[str, bool, bool]]:
     """(module, whether it is imported at start, whether for types only) of a source file."""
     tree = ast.parse(path.read_text())
     guarded = {
@@ -39,14 +42,14 @@ def imports_of(path):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: a relative import"
+            assert node.module and node.level == 0, f"{path}: a relative import"
             names = [node.module]
         for name in names:
             yield name, id(node) in top, id(node) in guarded
 
 
 @pytest.mark.parametrize("path", sorted(VSHD.rglob("*.py")), ids=lambda path: str(path.relative_to(CHECKOUT)))
-def test_vshd_imports_only_what_is_allowed(path):
+def test_vshd_imports_only_what_is_allowed(path: Path) -> None:
     is_wire = "wire" in path.parts
     for name, is_top, is_for_types in imports_of(path):
         if is_for_types:
@@ -62,7 +65,7 @@ def test_vshd_imports_only_what_is_allowed(path):
 
 
 @pytest.mark.parametrize("path", sorted(VSH.rglob("*.py")), ids=lambda path: str(path.relative_to(CHECKOUT)))
-def test_vsh_imports_of_ours_only_the_protocol(path):
+def test_vsh_imports_of_ours_only_the_protocol(path: Path) -> None:
     for name, _, _ in imports_of(path):
         first = name.split(".")[0]
         assert first != "vmkit", f"{name}: the arrow points from vmkit to vsh"
@@ -72,13 +75,13 @@ def test_vsh_imports_of_ours_only_the_protocol(path):
             assert first in sys.stdlib_module_names, f"{name}: vsh needs no other package"
 
 
-def run_lean(script):
+def run_lean(script: str) -> list[str]:
     """What a script prints in a Python started as guests start it."""
     argv = [sys.executable, "-I", "-S", "-B", "-c", f"import sys; sys.path.insert(0, {str(CHECKOUT)!r})\n{script}"]
     return subprocess.run(argv, capture_output=True, check=True, text=True).stdout.split()
 
 
-def test_start_budget_of_the_daemon():
+def test_start_budget_of_the_daemon() -> None:
     loaded = run_lean("import vshd.pid1.init; print(*sys.modules)")
     ours = {name for name in loaded if name.startswith("vshd")}
     library = set(loaded) - ours - set(run_lean("print(*sys.modules)"))
@@ -97,13 +100,13 @@ def test_start_budget_of_the_daemon():
     assert library <= known, sorted(library - known)
 
 
-def test_start_budget_of_the_proof():
+def test_start_budget_of_the_proof() -> None:
     """hmac, hashlib and OpenSSL behind them would be a third of a short command's start."""
     loaded = run_lean("before = set(sys.modules); import vshd.wire.proof; print(*set(sys.modules) - before)")
     assert set(loaded) <= {"_operator", "_sha2", "_sha256", "vshd", "vshd.wire", "vshd.wire.errors", "vshd.wire.proof"}
 
 
-def test_start_budget_of_a_short_command():
+def test_start_budget_of_a_short_command() -> None:
     """Neither these nor what they bring along is needed to run a command: each would cost milliseconds."""
     loaded = set(run_lean("import vsh.__main__; print(*sys.modules)"))
     heavy = {"argparse", "asyncio", "collections", "dataclasses", "enum", "functools", "json", "logging", "pathlib"}
@@ -111,12 +114,12 @@ def test_start_budget_of_a_short_command():
     assert not loaded & heavy
 
 
-def test_resident_memory_of_the_idle_daemon(vshd):
+def test_resident_memory_of_the_idle_daemon(vshd: Vshd) -> None:
     text = Path(f"/proc/{vshd.pid}/status").read_text()
     assert int(text.partition("VmRSS:")[2].split()[0]) <= RESIDENT_BUDGET_KIB
 
 
 @pytest.mark.parametrize("package", ["vshd", "vsh"])
-def test_one_module_opens_af_vsock(package):
+def test_one_module_opens_af_vsock(package: str) -> None:
     places = [path.name for path in (CHECKOUT / package).rglob("*.py") if "socket(_socket.AF_VSOCK" in path.read_text()]
     assert places == ["vsock.py" if package == "vshd" else "transport.py"]

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from tests.vsh.live import CHECKOUT, DEADLINE_S, ENVIRONMENT, START, is_alive, w
 
 
 @contextlib.contextmanager
-def serving(tmp_path, flag, *command, flags=(), env=None):
+def serving(
+    tmp_path: Path, flag: str, *command: str, flags: Sequence[str] = (), env: Mapping[str, str] | None = None
+) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
     """A vshd in one of the two modes; gives its socket's path and the process."""
     path = tmp_path / "service.sock"
     notify_path = tmp_path / "notify.sock"
@@ -40,7 +43,7 @@ def serving(tmp_path, flag, *command, flags=(), env=None):
     assert not path.exists()
 
 
-def talk(path, data=b""):
+def talk(path: Path, data: bytes = b"") -> bytes:
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(DEADLINE_S)
         client.connect(str(path))
@@ -54,13 +57,13 @@ def talk(path, data=b""):
         return answer
 
 
-def test_connection_is_the_commands_stdin_and_stdout(tmp_path):
+def test_connection_is_the_commands_stdin_and_stdout(tmp_path: Path) -> None:
     with serving(tmp_path, "--inetd", "sh", "-c", "echo hello; wc -c") as (path, _):
         assert talk(path, bytes(300_000)) == b"hello\n300000\n"
         assert talk(path) == b"hello\n0\n"
 
 
-def test_command_starts_as_a_fresh_process_would(tmp_path):
+def test_command_starts_as_a_fresh_process_would(tmp_path: Path) -> None:
     script = "grep -E 'Sig(Ign|Blk)' /proc/self/status; cut -d' ' -f6 /proc/$$/stat; echo $$; ls /proc/$$/fd"
     with serving(tmp_path, "--inetd", "sh", "-c", script) as (path, _):
         words = talk(path).split()
@@ -70,7 +73,7 @@ def test_command_starts_as_a_fresh_process_would(tmp_path):
     assert words[6:] == [b"0", b"1", b"2"]
 
 
-def test_connections_are_served_side_by_side(tmp_path):
+def test_connections_are_served_side_by_side(tmp_path: Path) -> None:
     with serving(tmp_path, "--inetd", "cat") as (path, _):
         clients = [socket.socket(socket.AF_UNIX) for _ in range(20)]
         for client in clients:
@@ -81,7 +84,7 @@ def test_connections_are_served_side_by_side(tmp_path):
             client.close()
 
 
-def test_limit_makes_others_wait(tmp_path):
+def test_limit_makes_others_wait(tmp_path: Path) -> None:
     with (
         serving(tmp_path, "--inetd", "cat", flags=["--max_sessions=1"]) as (path, _),
         socket.socket(socket.AF_UNIX) as first,
@@ -100,7 +103,7 @@ def test_limit_makes_others_wait(tmp_path):
         assert second.recv(1) == b"2"
 
 
-def test_unknown_command_costs_the_connection_only(tmp_path):
+def test_unknown_command_costs_the_connection_only(tmp_path: Path) -> None:
     with serving(tmp_path, "--inetd", "/nonexistent") as (path, process):
         assert talk(path) == b""
         assert talk(path) == b""
@@ -108,7 +111,7 @@ def test_unknown_command_costs_the_connection_only(tmp_path):
 
 
 @pytest.mark.parametrize("flags", [(), ("--end_sessions",)], ids=["by default", "with --end_sessions"])
-def test_end_of_the_daemon_ends_the_commands_only_if_asked(tmp_path, flags):
+def test_end_of_the_daemon_ends_the_commands_only_if_asked(tmp_path: Path, flags: Sequence[str]) -> None:
     with (
         serving(tmp_path, "--inetd", "sh", "-c", "echo $$; exec cat", flags=flags) as (path, _),
         socket.socket(socket.AF_UNIX) as client,
@@ -139,7 +142,7 @@ for _ in range(int(sys.argv[1])):
 """
 
 
-def test_one_command_gets_the_listening_socket(tmp_path):
+def test_one_command_gets_the_listening_socket(tmp_path: Path) -> None:
     with serving(tmp_path, "--activate", sys.executable, "-c", SERVER, "3") as (path, process):
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         assert children.read_text() == "", "it is started by the first connection"
@@ -149,13 +152,13 @@ def test_one_command_gets_the_listening_socket(tmp_path):
         assert int(talk(path)) != pids[0]
 
 
-def test_command_that_never_accepts_is_given_up(tmp_path):
+def test_command_that_never_accepts_is_given_up(tmp_path: Path) -> None:
     with serving(tmp_path, "--activate", "true") as (path, process), socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
         assert process.wait(DEADLINE_S) == 0
 
 
-def test_socket_of_systemd_is_taken(tmp_path):
+def test_socket_of_systemd_is_taken(tmp_path: Path) -> None:
     path = tmp_path / "passed.sock"
     script = f"import os, sys; sys.path.insert(0, {str(CHECKOUT)!r}); os.environ['LISTEN_PID'] = str(os.getpid());"
     script += "os.dup2(int(sys.argv.pop()), 3); from vshd.__main__ import main; sys.exit(main())"
@@ -185,7 +188,7 @@ def test_socket_of_systemd_is_taken(tmp_path):
 
 
 @pytest.mark.parametrize("words", [["--inetd", "22"], ["--inetd=22", "--"], ["--activate", "22"], ["--", "cat"]])
-def test_command_goes_with_its_modes(words):
+def test_command_goes_with_its_modes(words: list[str]) -> None:
     argv = [sys.executable, "-m", "vshd", *words]
     done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, check=False, timeout=DEADLINE_S)
     assert done.returncode in (1, 65)

@@ -4,19 +4,21 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from subprocess import PIPE
+from typing import Protocol
 
 import pytest
 
-from tests.vsh.live import CHECKOUT, DEADLINE_S, ENVIRONMENT, ended, wait_until
+from tests.vsh.live import CHECKOUT, DEADLINE_S, ENVIRONMENT, Program, ended, wait_until
 from vshd.pid1 import init
 from vshd.pid1.init import InitError, find_pause_s, find_ready_port
 
 NAMESPACE = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
 
-def can_unshare():
+def can_unshare() -> bool:
     try:
         return subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False).returncode == 0
     except FileNotFoundError:
@@ -29,7 +31,7 @@ needs_namespace = pytest.mark.skipif(not can_unshare(), reason="no PID namespace
 class Guest:
     """A running vshd.pid1.init; `busybox` is a script that notes how it was called."""
 
-    def __init__(self, folder, *flags, script=""):
+    def __init__(self, folder: Path, *flags: str, script: str = "") -> None:
         self.socket = folder / "vshd.sock"
         self.called = folder / "called"
         busybox = folder / "busybox"
@@ -48,41 +50,46 @@ class Guest:
             stderr=subprocess.PIPE,
         )
 
-    def wait_until_ready(self):
+    def wait_until_ready(self) -> None:
         wait_until(self.socket.exists, "vshd listens")
 
     @property
-    def pid(self):
+    def pid(self) -> int:
         """Its pid 1, as seen from here."""
         return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()[0])
 
     @property
-    def vshd(self):
+    def vshd(self) -> list[int]:
         return [int(word) for word in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
-    def run(self, *words):
+    def run(self, *words: str) -> subprocess.CompletedProcess[bytes]:
         argv = [sys.executable, "-m", "vsh", f"--unix={self.socket}", *words]
         return subprocess.run(argv, env=ENVIRONMENT, capture_output=True, timeout=DEADLINE_S, check=False)
 
-    def finish(self):
+    def finish(self) -> str:
         """Waits for its end; what it said on the console."""
         _, console = self.process.communicate(timeout=DEADLINE_S)
         return console.decode()
 
-    def finish_with_errors(self):
+    def finish_with_errors(self) -> list[str]:
         """The same, but the lines of init's errors alone."""
         return [line for line in self.finish().splitlines() if line.startswith("vmkit-init: error: ")]
 
 
-@pytest.fixture
-def start_guest(tmp_path):
-    guests = []
+class StartGuest(Protocol):
+    """The fixture start_guest."""
 
-    def start(*flags, **options):
-        guests.append(Guest(tmp_path, *flags, **options))
+    def __call__(self, *flags: str, script: str = "") -> Guest: ...
+
+
+@pytest.fixture
+def start_guest(tmp_path: Path) -> Iterator[StartGuest]:
+    guests: list[Guest] = []
+
+    def start(*flags: str, script: str = "") -> Guest:
+        guests.append(Guest(tmp_path, *flags, script=script))
         return guests[-1]
 
-    start.folder = tmp_path
     yield start
     for guest in guests:
         with ended(guest.process):
@@ -93,7 +100,7 @@ def start_guest(tmp_path):
 @pytest.mark.parametrize(
     ("number", "way"), [(signal.SIGUSR2, "poweroff"), (signal.SIGTERM, "reboot"), (signal.SIGUSR1, "halt")]
 )
-def test_init_goes_down_as_busybox_would(start_guest, number, way):
+def test_init_goes_down_as_busybox_would(start_guest: StartGuest, number: signal.Signals, way: str) -> None:
     guest = start_guest()
     guest.wait_until_ready()
     assert guest.run("--", "echo", "hi").stdout == b"hi\n"
@@ -103,12 +110,12 @@ def test_init_goes_down_as_busybox_would(start_guest, number, way):
 
 
 @needs_namespace
-def test_init_ends_what_ignores_term(start_guest):
+def test_init_ends_what_ignores_term(start_guest: StartGuest) -> None:
     guest = start_guest()
     guest.wait_until_ready()
     script = "trap '' TERM HUP; echo up; while :; do sleep 5; done"
     argv = [sys.executable, "-m", "vsh", f"--unix={guest.socket}", "--", "sh", "-c", script]
-    with ended(subprocess.Popen(argv, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)) as client:
+    with ended(Program(argv, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)) as client:
         assert client.stdout.readline() == b"up\n"
         os.kill(guest.pid, signal.SIGUSR2)
         guest.finish()
@@ -117,7 +124,7 @@ def test_init_ends_what_ignores_term(start_guest):
 
 
 @needs_namespace
-def test_init_is_told_to_power_off_through_vsh(start_guest):
+def test_init_is_told_to_power_off_through_vsh(start_guest: StartGuest) -> None:
     """What `vmkit down` does: a command in the guest signals pid 1."""
     guest = start_guest()
     guest.wait_until_ready()
@@ -127,13 +134,13 @@ def test_init_is_told_to_power_off_through_vsh(start_guest):
 
 
 @needs_namespace
-def test_init_reaps_orphans(start_guest):
+def test_init_reaps_orphans(start_guest: StartGuest) -> None:
     guest = start_guest()
     guest.wait_until_ready()
     for _ in range(5):
         guest.run("--", "sh", "-c", "setsid sh -c 'exit 0' & exit 0")
 
-    def zombies():
+    def zombies() -> int:
         stats = [Path(f"/proc/{pid}/stat").read_text() for pid in guest.vshd]
         return sum(stat.rpartition(")")[2].split()[0] == "Z" for stat in stats)
 
@@ -141,7 +148,7 @@ def test_init_reaps_orphans(start_guest):
 
 
 @needs_namespace
-def test_init_restarts_a_vshd_that_dies(start_guest):
+def test_init_restarts_a_vshd_that_dies(start_guest: StartGuest) -> None:
     guest = start_guest()
     guest.wait_until_ready()
     (first,) = guest.vshd
@@ -151,11 +158,11 @@ def test_init_restarts_a_vshd_that_dies(start_guest):
 
 
 @needs_namespace
-def test_sessions_outlive_a_restart_of_vshd_and_end_with_the_guest(start_guest):
+def test_sessions_outlive_a_restart_of_vshd_and_end_with_the_guest(start_guest: StartGuest) -> None:
     guest = start_guest()
     guest.wait_until_ready()
     argv = [sys.executable, "-m", "vsh", f"--unix={guest.socket}", "--", "sh", "-c", "echo in; cat"]
-    with ended(subprocess.Popen(argv, env=ENVIRONMENT, stdin=PIPE, stdout=PIPE, stderr=PIPE)) as client:
+    with ended(Program(argv, env=ENVIRONMENT, stdin=PIPE, stdout=PIPE, stderr=PIPE)) as client:
         assert client.stdout.readline() == b"in\n"
         (first,) = guest.vshd
         os.kill(first, signal.SIGTERM)
@@ -171,12 +178,12 @@ def test_sessions_outlive_a_restart_of_vshd_and_end_with_the_guest(start_guest):
 
 
 @needs_namespace
-def test_init_starts_a_vshd_that_keeps_dying_after_growing_pauses(start_guest):
+def test_init_starts_a_vshd_that_keeps_dying_after_growing_pauses(start_guest: StartGuest) -> None:
     guest = start_guest()
     guest.wait_until_ready()
-    killed = set()
+    killed: set[int] = set()
 
-    def kill_next():
+    def kill_next() -> bool:
         for pid in set(guest.vshd) - killed:
             os.kill(pid, signal.SIGKILL)
             killed.add(pid)
@@ -190,13 +197,13 @@ def test_init_starts_a_vshd_that_keeps_dying_after_growing_pauses(start_guest):
     assert guest.finish_with_errors() == lines
 
 
-def test_pause_grows_to_its_ceiling():
+def test_pause_grows_to_its_ceiling() -> None:
     pauses = [find_pause_s(deaths) for deaths in (0, 1, 2, 7, 8, 9, 10**9)]
     assert pauses == [0, 0.1, 0.2, 6.4, 10, 10, 10]
 
 
 @needs_namespace
-def test_init_that_cannot_fork_tries_again(start_guest):
+def test_init_that_cannot_fork_tries_again(start_guest: StartGuest, tmp_path: Path) -> None:
     """As when a user's processes have taken every place: pid 1 must not end the guest for it."""
     refuse_two = """
 import os
@@ -208,7 +215,7 @@ def fork():
     return real_fork()
 os.fork = fork
 """
-    mark = start_guest.folder / "mark"
+    mark = tmp_path / "mark"
     guest = start_guest(script=f"MARK = {str(mark)!r}\n{refuse_two}")
     guest.wait_until_ready()
     mark.touch()
@@ -231,7 +238,9 @@ os.fork = fork
         ([], "init.Init.run = lambda self: 1 / 0", "vmkit-init: error: ZeroDivisionError: division by zero"),
     ],
 )
-def test_init_failure_is_a_line_and_a_power_off(start_guest, flags, script, line):
+def test_init_failure_is_a_line_and_a_power_off(
+    start_guest: StartGuest, flags: list[str], script: str, line: str
+) -> None:
     guest = start_guest(*flags, script=script)
     console = guest.finish()
     assert line in console
@@ -239,7 +248,7 @@ def test_init_failure_is_a_line_and_a_power_off(start_guest, flags, script, line
     assert guest.called.read_text() == "poweroff -f\n"
 
 
-def test_init_refuses_to_end_what_is_not_its_own():
+def test_init_refuses_to_end_what_is_not_its_own() -> None:
     """Outside a guest, "all processes" would be everybody's."""
     argv = [sys.executable, "-c", "import vshd.pid1.init; vshd.pid1.init.main(['--nonsense'])"]
     done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, check=False, timeout=DEADLINE_S)
@@ -251,17 +260,17 @@ def test_init_refuses_to_end_what_is_not_its_own():
     ("line", "port"),
     [("", None), ("quiet panic=-1", None), ("quiet vmkit.ready=7777 x", 7777), ("vmkit.ready=1 vmkit.ready=2", 2)],
 )
-def test_ready_port_is_found(line, port):
+def test_ready_port_is_found(line: str, port: int | None) -> None:
     assert find_ready_port(line) == port
 
 
 @pytest.mark.parametrize("word", ["vmkit.ready=", "vmkit.ready=x", "vmkit.ready=-1"])
-def test_ready_port_that_is_none(word):
+def test_ready_port_that_is_none(word: str) -> None:
     with pytest.raises(InitError, match="names no port"):
         find_ready_port(word)
 
 
-def test_ways_down_are_busyboxs():
+def test_ways_down_are_busyboxs() -> None:
     assert {signal.Signals(number).name: way for number, way in init.WAYS_DOWN.items()} == {
         "SIGUSR2": "poweroff",
         "SIGTERM": "reboot",

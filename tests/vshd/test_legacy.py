@@ -1,27 +1,29 @@
 """Legacy mode, against what ChromeOS's programs said (docs/reference/protocol.md part 1)."""
 
+from collections.abc import Callable
+
 import pytest
 
 from tests.vshd.joined import Joined
 from tests.vshd.transcripts import ECHO, SESSIONS, said_by
 from vshd.wire import messages
 from vshd.wire.client import ClientConnection
-from vshd.wire.connection import default_limits
+from vshd.wire.connection import Connection, default_limits
 from vshd.wire.errors import LocalProtocolError
-from vshd.wire.events import Broken, Data, EndOfStream, Established, Exited, Failed, Refused, RequestReceived
+from vshd.wire.events import Broken, Data, EndOfStream, Established, Event, Exited, Failed, Refused, RequestReceived
 from vshd.wire.frames import encode_frame
 from vshd.wire.messages import SetupConnectionRequest
 from vshd.wire.server import ServerConnection
 
 
-def make_request(env, argv):
+def make_request(env: dict[bytes, bytes], argv: list[bytes]) -> SetupConnectionRequest:
     return SetupConnectionRequest(
         target=messages.VM_SHELL, user=b"root", env={b"TERM": b"xterm", **env}, argv=argv, nopty=True
     )
 
 
 @pytest.mark.parametrize("name", SESSIONS)
-def test_client_says_what_upstreams_client_says(name):
+def test_client_says_what_upstreams_client_says(name: str) -> None:
     frames, env, argv, _, stdin, _, _ = SESSIONS[name]
     client = ClientConnection(None)
     client.send_setup(make_request(env, argv))
@@ -37,16 +39,17 @@ def test_client_says_what_upstreams_client_says(name):
 @pytest.mark.parametrize("name", SESSIONS)
 @pytest.mark.parametrize("offers", [False, True], ids=["legacy client", "offering client"])
 @pytest.mark.parametrize("chunk", [1, 7, 10**6], ids=["byte by byte", "sevens", "whole"])
-def test_client_follows_upstreams_server(name, offers, chunk):
+def test_client_follows_upstreams_server(name: str, offers: bool, chunk: int) -> None:
     frames, env, argv, pid, _, output, code = SESSIONS[name]
     client = ClientConnection(default_limits() if offers else None)
     client.send_setup(make_request(env, argv))
     said = said_by(frames, "S>C") + b"trailing bytes are ignored"
     seen = []
+    received = {messages.STDOUT: b"", messages.STDERR: b""}
     for start in range(0, len(said), chunk):
         for event in client.receive_data(said[start : start + chunk]):
             if isinstance(event, Data):
-                event.data = bytes(event.data)
+                received[event.stream] += event.data
             seen.append(event)
     assert isinstance(seen[0], Established)
     assert (seen[0].pid, seen[0].is_extended) == (pid, False)
@@ -54,20 +57,20 @@ def test_client_follows_upstreams_server(name, offers, chunk):
     assert (seen[-1].code, seen[-1].signal) == (code, 0)
     for stream in (2, 3):
         expected = b"".join(data for number, data in output if number == stream)
-        assert b"".join(e.data for e in seen if isinstance(e, Data) and e.stream == stream) == expected
+        assert received[stream] == expected
     ends = [event.stream for event in seen if isinstance(event, EndOfStream)]
     assert ends == [stream for stream, data in output if not data]
 
 
 @pytest.mark.parametrize("name", SESSIONS)
 @pytest.mark.parametrize("chunk", [1, 7, 10**6], ids=["byte by byte", "sevens", "whole"])
-def test_server_says_what_upstreams_server_says(name, chunk):
+def test_server_says_what_upstreams_server_says(name: str, chunk: int) -> None:
     frames, env, argv, pid, stdin, output, code = SESSIONS[name]
     server = ServerConnection(default_limits())
     said = said_by(frames, "C>S")
     seen = []
 
-    def take(events):
+    def take(events: list[Event]) -> None:
         for event in events:
             if isinstance(event, RequestReceived):
                 assert (event.request.argv, event.request.user) == (argv, b"root")
@@ -100,25 +103,25 @@ def test_server_says_what_upstreams_server_says(name, chunk):
         (lambda client: client.send_data(1, b"hi\n"), "09000000 0a0708011203 68690a"),
     ],
 )
-def test_client_frames_byte_for_byte(say, frame):
+def test_client_frames_byte_for_byte(say: Callable[[ClientConnection], object], frame: str) -> None:
     joined = Joined(client=None).establish()
     say(joined.client)
     assert joined.client.output.take() == bytes.fromhex(frame)
 
 
-def test_offer_is_skipped_by_a_legacy_server():
+def test_offer_is_skipped_by_a_legacy_server() -> None:
     joined = Joined(server=None).establish(pid=7)
     assert joined.last("client") == ("Established", {"pid": 7, "is_extended": False})
     assert not joined.server.is_extended
     assert joined.client.max_data == 4000
 
 
-def test_response_to_a_legacy_client_has_no_extension():
+def test_response_to_a_legacy_client_has_no_extension() -> None:
     joined = Joined(client=None).establish(pid=3948)
     assert joined.to_client == ECHO[1][1]
 
 
-def test_data_is_cut_into_4000_bytes():
+def test_data_is_cut_into_4000_bytes() -> None:
     joined = Joined(client=None).establish()
     data = bytes(range(256)) * 50
     joined.server.send_data(messages.STDOUT, data)
@@ -129,28 +132,28 @@ def test_data_is_cut_into_4000_bytes():
 
 
 @pytest.mark.parametrize("number", [10, 9, 28, 0, 99])
-def test_client_has_no_word_for_other_signals(number):
+def test_client_has_no_word_for_other_signals(number: int) -> None:
     joined = Joined(client=None).establish()
     assert not joined.client.send_signal(number)
     assert joined.client.output.size == 0
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 15])
-def test_signals_reach_the_server(number):
+def test_signals_reach_the_server(number: int) -> None:
     joined = Joined(client=None).establish()
     assert joined.client.send_signal(number)
     joined.pump()
     assert joined.last("server") == ("Signalled", {"number": number})
 
 
-def test_long_request_cannot_be_said_in_legacy_mode():
+def test_long_request_cannot_be_said_in_legacy_mode() -> None:
     client = ClientConnection(None)
     with pytest.raises(LocalProtocolError, match="Serialized message too large: 5"):
         client.send_setup(SetupConnectionRequest(argv=[b"x" * 5000]))
     client.send_setup(SetupConnectionRequest(argv=[b"x" * 4000]))
 
 
-def test_exit_code_may_be_negative():
+def test_exit_code_may_be_negative() -> None:
     joined = Joined(client=None).establish()
     joined.server.send_exit(-123)
     joined.pump()
@@ -167,7 +170,7 @@ def test_exit_code_may_be_negative():
         "04000000 12020801",  # status READY
     ],
 )
-def test_client_ignores_what_upstream_ignores(frame):
+def test_client_ignores_what_upstream_ignores(frame: str) -> None:
     joined = Joined(client=None).establish()
     joined.feed(joined.client, bytes.fromhex(frame))
     joined.server.send_exit(3)
@@ -185,7 +188,7 @@ def test_client_ignores_what_upstream_ignores(frame):
         "06000000 88b2190101 00",  # a vendor field: no meaning in legacy mode
     ],
 )
-def test_server_ignores_what_upstream_ignores(frame):
+def test_server_ignores_what_upstream_ignores(frame: str) -> None:
     joined = Joined(client=None).establish()
     try:
         joined.feed(joined.server, bytes.fromhex(frame))
@@ -193,13 +196,13 @@ def test_server_ignores_what_upstream_ignores(frame):
         assert joined.names("server")[:1] == ["RequestReceived"]
 
 
-def test_server_takes_data_of_any_stream_for_stdin():
+def test_server_takes_data_of_any_stream_for_stdin() -> None:
     joined = Joined(client=None).establish()
     joined.feed(joined.server, bytes.fromhex("07000000 0a050803120161"))
     assert joined.last("server") == ("Data", {"stream": 1, "data": b"a"})
 
 
-def test_data_after_the_end_is_dropped():
+def test_data_after_the_end_is_dropped() -> None:
     joined = Joined(client=None).establish()
     joined.feed(joined.server, bytes.fromhex("04000000 0a020801 07000000 0a050801120161 04000000 0a020801"))
     assert joined.names("server") == ["RequestReceived", "EndOfStream"]
@@ -208,7 +211,7 @@ def test_data_after_the_end_is_dropped():
 
 
 @pytest.mark.parametrize("status", [0, 3])
-def test_status_other_than_ready_ends_the_session(status):
+def test_status_other_than_ready_ends_the_session(status: int) -> None:
     joined = Joined(client=None).establish()
     joined.feed(joined.client, _status_frame(status))
     name, fields = joined.last("client")
@@ -218,14 +221,14 @@ def test_status_other_than_ready_ends_the_session(status):
     assert joined.last("server")[0] == "Failed"
 
 
-def _status_frame(status):
+def _status_frame(status: int) -> bytes:
     value = messages.ConnectionStatusMessage(status)
     return encode_frame(messages.HostMessage(messages.STATUS_MESSAGE, value).encode(), 4096)
 
 
-def test_refusal_tells_the_description():
+def test_refusal_tells_the_description() -> None:
     joined = Joined(client=None)
-    joined.open()
+    joined.offer()
     joined.server.refuse("could not find user: nope", messages.Failure(messages.BAD_USER))
     joined.pump()
     assert joined.last("client") == (
@@ -234,7 +237,7 @@ def test_refusal_tells_the_description():
     )
 
 
-def test_description_cannot_write_to_the_terminal():
+def test_description_cannot_write_to_the_terminal() -> None:
     client = ClientConnection(None)
     client.send_setup(SetupConnectionRequest(argv=[b"true"]))
     response = messages.SetupConnectionResponse(messages.FAILED, b"\x1b]0;evil\x07 \xff\n")
@@ -245,7 +248,7 @@ def test_description_cannot_write_to_the_terminal():
 
 @pytest.mark.parametrize("frame", ["01100000", "02000000 0a05", "01000000 08"])
 @pytest.mark.parametrize("side", ["client", "server"])
-def test_nonsense_breaks_the_connection(side, frame):
+def test_nonsense_breaks_the_connection(side: str, frame: str) -> None:
     joined = Joined(client=None).establish()
     connection = getattr(joined, side)
     joined.feed(connection, bytes.fromhex(frame))
@@ -256,15 +259,29 @@ def test_nonsense_breaks_the_connection(side, frame):
     assert connection.receive_data(b"more") == []
 
 
+def _make_client() -> Connection:
+    client = ClientConnection(None)
+    client.send_setup(SetupConnectionRequest(argv=[b"x"]))
+    return client
+
+
+# Who listens to the bytes of each side.
+MAKERS: dict[str, Callable[[], Connection]] = {
+    "S>C": _make_client,
+    "C>S": lambda: ServerConnection(default_limits()),
+}
+
+
 @pytest.mark.parametrize("frames", [f[0] for f in SESSIONS.values()], ids=list(SESSIONS))
-def test_truncation_at_every_byte_is_noticed(frames):
+def test_truncation_at_every_byte_is_noticed(frames: list[tuple[str, bytes]]) -> None:
     """However much of a session came, its early end is Broken, and a whole one is not."""
-    for who, make in (("S>C", _make_client), ("C>S", _make_server)):
+    for who, make in MAKERS.items():
         said = said_by(frames, who)
         for end in range(len(said) + 1):
-            connection = make(frames)
+            connection = make()
             events = connection.receive_data(said[:end])
             if events and isinstance(events[-1], RequestReceived):
+                assert isinstance(connection, ServerConnection)
                 connection.accept(1)
                 events += connection.receive_data(b"")
             events += connection.receive_end()
@@ -273,17 +290,7 @@ def test_truncation_at_every_byte_is_noticed(frames):
             assert connection.is_finished
 
 
-def _make_client(frames):
-    client = ClientConnection(None)
-    client.send_setup(SetupConnectionRequest(argv=[b"x"]))
-    return client
-
-
-def _make_server(frames):
-    return ServerConnection(default_limits())
-
-
-def test_hasty_client_is_served_in_order():
+def test_hasty_client_is_served_in_order() -> None:
     """Everything at once, before the response: nothing is lost."""
     server = ServerConnection(default_limits())
     (event,) = server.receive_data(said_by(SESSIONS["cat"][0], "C>S"))
@@ -295,7 +302,7 @@ def test_hasty_client_is_served_in_order():
     assert isinstance(end, EndOfStream)
 
 
-def test_failed_is_a_word_of_the_server_too():
+def test_failed_is_a_word_of_the_server_too() -> None:
     joined = Joined(client=None).establish()
     joined.server.send_failure("vshd is shutting down", messages.Failure(messages.SHUTDOWN))
     joined.pump()
@@ -308,7 +315,7 @@ def test_failed_is_a_word_of_the_server_too():
     "first", [b"GET / HTTP/1.0\r\n\r\n", b"\x00\x10\x00\x00" + b"\xff" * 4096, b"\x02\x00\x00\x00\x0a\x7f"]
 )
 @pytest.mark.parametrize("offers", [False, True], ids=["legacy server", "extended server"])
-def test_first_message_that_is_no_request_is_not_answered(first, offers):
+def test_first_message_that_is_no_request_is_not_answered(first: bytes, offers: bool) -> None:
     """Upstream's server closes. A HostMessage in place of the response shows as status UNKNOWN at a real client."""
     server = ServerConnection(default_limits() if offers else None)
     (broken,) = server.receive_data(first)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -43,7 +44,7 @@ for text in {texts!a}:
 """
 
 
-def test_lines_for_the_kernel_have_a_priority(tmp_path):
+def test_lines_for_the_kernel_have_a_priority(tmp_path: Path) -> None:
     kmsg = tmp_path / "kmsg"
     kmsg.touch()
     log = Log(str(kmsg))
@@ -56,19 +57,19 @@ def test_lines_for_the_kernel_have_a_priority(tmp_path):
     assert lines[2] == "<4>vshd: " + "x" * LINE_MAX
 
 
-def test_kernels_log_that_cannot_be_opened_is_no_failure(tmp_path, capfd):
+def test_kernels_log_that_cannot_be_opened_is_no_failure(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     log = Log(str(tmp_path / "none" / "kmsg"))
     log.open(use_kmsg=False, use_stderr=True)
     log.info("seen")
     assert capfd.readouterr().err == "vshd: seen\n"
 
 
-def test_text_is_made_printable():
+def test_text_is_made_printable() -> None:
     assert printable("a\x1b[1m\r\n\udcff\u00e9") == "a\\x1b[1m\\r\\n\\udcff\u00e9"
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
-def test_log_takes_any_text_as_one_line_that_fits(tmp_path, text):
+def test_log_takes_any_text_as_one_line_that_fits(tmp_path: Path, text: str) -> None:
     kmsg = tmp_path / "kmsg"
     kmsg.touch()
     log = Log(str(kmsg))
@@ -81,7 +82,7 @@ def test_log_takes_any_text_as_one_line_that_fits(tmp_path, text):
     assert line.decode().isprintable()
 
 
-def test_log_needs_no_codec_that_is_a_module(tmp_path):
+def test_log_needs_no_codec_that_is_a_module(tmp_path: Path) -> None:
     kmsg = tmp_path / "kmsg"
     kmsg.touch()
     script = WITHOUT_CODECS.format(checkout=str(CHECKOUT), kmsg=str(kmsg), texts=HOSTILE[:-1])
@@ -90,12 +91,12 @@ def test_log_needs_no_codec_that_is_a_module(tmp_path):
     assert len(kmsg.read_bytes().splitlines()) == len(HOSTILE) - 1
 
 
-def test_text_is_cut_between_characters():
+def test_text_is_cut_between_characters() -> None:
     assert fit("\u00e9\u00e9", 3) == "\u00e9"
     assert fit("ab", 1) == "a"
 
 
-def test_session_opens_the_kernels_log_anew(tmp_path):
+def test_session_opens_the_kernels_log_anew(tmp_path: Path) -> None:
     """/dev/kmsg counts lines per opening, 10 in 5 s: sessions must not share the daemon's."""
     path, old = tmp_path / "kmsg", tmp_path / "old"
     path.touch()
@@ -112,7 +113,7 @@ def test_session_opens_the_kernels_log_anew(tmp_path):
     assert old.read_text() == "<6>vshd: one\n<6>vshd: two\n"
 
 
-def test_what_strangers_cause_is_a_line_in_a_while(tmp_path):
+def test_what_strangers_cause_is_a_line_in_a_while(tmp_path: Path) -> None:
     kmsg = tmp_path / "kmsg"
     kmsg.write_text("")
     log = Log(str(kmsg))

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,7 @@ PREFIX = bytes.fromhex("fd123456789a0001")
 
 
 @pytest.mark.parametrize("text", ["fd12:3456:789a:1::/64", "fd12:3456:789a:1::", "fd12:3456:789a:1"])
-def test_spellings_of_a_prefix(text):
+def test_spellings_of_a_prefix(text: str) -> None:
     assert parse_prefix(text) == PREFIX
     assert render_prefix(parse_prefix(text)) == "fd12:3456:789a:1::/64"
 
@@ -22,25 +23,25 @@ def test_spellings_of_a_prefix(text):
 @pytest.mark.parametrize(
     "text", ["", "x", "fe80::/64", "fc00::/64", "fd12::1/64", "fd12:3456:789a:1::/48", "fd12::/64\0", "1.2.3.4", "::"]
 )
-def test_what_is_no_prefix(text):
+def test_what_is_no_prefix(text: str) -> None:
     with pytest.raises(MappingError):
         parse_prefix(text)
 
 
 @pytest.mark.parametrize("cid", [2, 3, 40, (1 << 32) - 2])
-def test_cid_is_the_interface_part(cid):
+def test_cid_is_the_interface_part(cid: int) -> None:
     address = render_address(PREFIX, cid)
     assert address.startswith("fd12:3456:789a:1::")
     assert find_cid(PREFIX, PREFIX + cid.to_bytes(8, "big")) == cid
 
 
 @pytest.mark.parametrize("address", [bytes(16), PREFIX + (1 << 32).to_bytes(8, "big"), PREFIX[:7] + bytes(9)])
-def test_addresses_that_are_no_cids(address):
+def test_addresses_that_are_no_cids(address: bytes) -> None:
     with pytest.raises(MappingError):
         find_cid(PREFIX, address)
 
 
-def test_rules_replace_those_of_a_killed_one():
+def test_rules_replace_those_of_a_killed_one() -> None:
     rules = render_rules(PREFIX, 999)
     assert rules.index("delete table") < rules.index("redirect to :999")
     assert "fd12:3456:789a:1::/64" in rules
@@ -85,7 +86,7 @@ os.system("nft list tables; ip -6 route show table local | grep fd12")
 
 
 @needs_namespace
-def test_guest_reaches_the_host_by_address(tmp_path):
+def test_guest_reaches_the_host_by_address(tmp_path: Path) -> None:
     argv = ["unshare", "--user", "--map-root-user", "--net", sys.executable, "-c", GUEST, str(tmp_path / "back")]
     env = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin", "PYTHONUNBUFFERED": "1"}
     done = subprocess.run(argv, capture_output=True, text=True, timeout=DEADLINE_S, env=env, check=False)

@@ -6,7 +6,7 @@ from vshd.wire.buffers import BULK_SIZE, FIRST_SIZE, HELD_MAX, Buffers
 from vshd.wire.output import Output
 
 
-def test_output_keeps_order_through_any_partial_writes():
+def test_output_keeps_order_through_any_partial_writes() -> None:
     rng = random.Random(3)
     for _ in range(200):
         output, expected, written = Output(), b"", b""
@@ -24,7 +24,7 @@ def test_output_keeps_order_through_any_partial_writes():
         assert written == expected
 
 
-def test_kept_bytes_survive_their_buffer():
+def test_kept_bytes_survive_their_buffer() -> None:
     buffer = bytearray(b"first")
     output = Output()
     output.append(b"own ")
@@ -37,13 +37,13 @@ def test_kept_bytes_survive_their_buffer():
     assert output.take() == b"own first end"
 
 
-def test_view_of_bytes_is_not_borrowed():
+def test_view_of_bytes_is_not_borrowed() -> None:
     output = Output()
     output.append(memoryview(b"fixed"))
     assert not output.is_borrowing
 
 
-def test_buffers_grow():
+def test_buffers_grow() -> None:
     buffers = Buffers()
     assert len(buffers.current) == FIRST_SIZE
     buffers.received(FIRST_SIZE - 1)
@@ -52,7 +52,7 @@ def test_buffers_grow():
     assert len(buffers.current) == BULK_SIZE
 
 
-def test_a_window_of_bulk_waits_where_it_was_received():
+def test_a_window_of_bulk_waits_where_it_was_received() -> None:
     buffers, output = Buffers(), Output()
     buffers.received(FIRST_SIZE)
     first = buffers.current
@@ -69,7 +69,7 @@ def test_a_window_of_bulk_waits_where_it_was_received():
     assert output.is_borrowing
 
 
-def test_buffers_survive_any_receiving_and_sending():
+def test_buffers_survive_any_receiving_and_sending() -> None:
     rng = random.Random(5)
     for _ in range(100):
         buffers, outputs = Buffers(), (Output(), Output())

@@ -1,6 +1,7 @@
 """Our codec against Google's: the same bytes from the same values, the same values from the same bytes."""
 
 import contextlib
+from typing import Any
 
 import pytest
 from google.protobuf.message import DecodeError
@@ -23,7 +24,7 @@ RANGES = {
 }
 
 
-def values_of(kind):
+def values_of(kind: str) -> st.SearchStrategy[Any]:
     if kind in RANGES:
         return st.integers(*RANGES[kind])
     if kind == "bool":
@@ -34,7 +35,7 @@ def values_of(kind):
 
 
 @st.composite
-def google_messages(draw, name, depth=0):
+def google_messages(draw: st.DrawFn, name: str, depth: int = 0) -> Any:
     message = CLASSES[name]()
     rows = MESSAGES[name]
     if any("o" in row[3] for row in rows):
@@ -53,7 +54,7 @@ def google_messages(draw, name, depth=0):
     return message
 
 
-def assert_same(ours, theirs):
+def assert_same(ours: proto3.Message | proto3.Oneof, theirs: Any) -> None:
     """Every field of ours has the value of theirs."""
     if isinstance(ours, proto3.Oneof):
         which = theirs.WhichOneof("msg")
@@ -73,7 +74,7 @@ def assert_same(ours, theirs):
             assert_same_value(value, getattr(theirs, field.name))
 
 
-def assert_same_map(value, theirs, field):
+def assert_same_map(value: dict[bytes, bytes], theirs: Any, field: proto3.Field) -> None:
     """Google's upb keeps an entry with a field it does not know as an unknown field, out of the map; its C++ and its
     Python, as ours, skip the field alone. Which of two entries of one key is the last is then not to be seen.
     """
@@ -87,7 +88,7 @@ def assert_same_map(value, theirs, field):
     assert all(word in words[key] for key, word in value.items())
 
 
-def assert_same_value(value, other):
+def assert_same_value(value: object, other: Any) -> None:
     if isinstance(value, (proto3.Message, proto3.Oneof)):
         assert_same(value, other)
     elif isinstance(value, list):
@@ -99,7 +100,7 @@ def assert_same_value(value, other):
 @pytest.mark.parametrize("name", MESSAGES)
 @settings(max_examples=40, deadline=None, database=None, derandomize=True)
 @given(data=st.data())
-def test_codec_reads_and_writes_as_googles(name, data):
+def test_codec_reads_and_writes_as_googles(name: str, data: st.DataObject) -> None:
     theirs = data.draw(google_messages(name))
     encoded = theirs.SerializeToString(deterministic=True)
     ours = OURS[name]()
@@ -116,7 +117,7 @@ def test_codec_reads_and_writes_as_googles(name, data):
 @pytest.mark.parametrize("name", ["SetupConnectionRequest", "HostMessage", "GuestMessage", "ConnectionStatusMessage"])
 @settings(max_examples=150, deadline=None, database=None, derandomize=True)
 @given(data=st.data())
-def test_codec_agrees_with_googles_on_damaged_bytes(name, data):
+def test_codec_agrees_with_googles_on_damaged_bytes(name: str, data: st.DataObject) -> None:
     """Whatever Google's parser reads ours reads alike. Ours may read more: it does not insist on UTF-8.
 
     Deterministic bytes: Google's map order is another one in each process, and with it what is damaged.
@@ -156,7 +157,7 @@ def test_codec_agrees_with_googles_on_damaged_bytes(name, data):
         ("the last of two values", "08 01 08 02"),
     ],
 )
-def test_codec_skips_what_it_does_not_know(name, hexes):
+def test_codec_skips_what_it_does_not_know(name: str, hexes: str) -> None:
     message = messages.DataMessage()
     message.merge(bytes.fromhex(hexes))
     assert message.stream == 2, name
@@ -182,14 +183,14 @@ def test_codec_skips_what_it_does_not_know(name, hexes):
         "9b 03" * 200,  # groups without end
     ],
 )
-def test_codec_refuses_what_is_not_proto3(hexes):
+def test_codec_refuses_what_is_not_proto3(hexes: str) -> None:
     with pytest.raises(RemoteProtocolError):
         messages.DataMessage().merge(bytes.fromhex(hexes))
     with pytest.raises(DecodeError):
         CLASSES["DataMessage"]().ParseFromString(bytes.fromhex(hexes))
 
 
-def test_codec_skips_what_it_does_not_know_in_a_map_entry():
+def test_codec_skips_what_it_does_not_know_in_a_map_entry() -> None:
     message = messages.SetupConnectionRequest()
     encoded = bytes.fromhex("1a 0a 0a 01 61 1a 02 00 00 12 01 62")
     message.merge(encoded)
@@ -197,21 +198,23 @@ def test_codec_skips_what_it_does_not_know_in_a_map_entry():
     assert_same(message, CLASSES["SetupConnectionRequest"].FromString(encoded))
 
 
-def test_codec_merges_a_member_met_twice():
+def test_codec_merges_a_member_met_twice() -> None:
     message = messages.HostMessage()
     message.merge(bytes.fromhex("0a 02 08 02  0a 05 12 03 616263"))
+    assert isinstance(message.value, messages.DataMessage)
     assert message.value.stream == 2
     assert message.value.data == b"abc"
 
 
-def test_codec_forgets_a_member_for_another():
+def test_codec_forgets_a_member_for_another() -> None:
     message = messages.GuestMessage()
     message.merge(bytes.fromhex("0a 02 08 02  1a 04 08 18 10 50  0a 02 12 00"))
     assert message.member == messages.DATA_MESSAGE
+    assert isinstance(message.value, messages.DataMessage)
     assert message.value.stream == 0
 
 
-def test_codec_keeps_bytes_that_are_no_utf8():
+def test_codec_keeps_bytes_that_are_no_utf8() -> None:
     request = messages.SetupConnectionRequest(argv=[b"\xff\xfe"], env={b"A\xe9": b"\x80"})
     again = messages.SetupConnectionRequest()
     again.merge(request.encode())
@@ -219,7 +222,7 @@ def test_codec_keeps_bytes_that_are_no_utf8():
     assert again.env == {b"A\xe9": b"\x80"}
 
 
-def test_vendor_fields_stay_clear_of_reserved_numbers():
+def test_vendor_fields_stay_clear_of_reserved_numbers() -> None:
     for name in MESSAGES:
         for field in OURS[name].FIELDS:
             assert field.number <= 10 or 52000 < field.number < 2**29

@@ -17,6 +17,7 @@ from tests.vsh.live import (
     DEADLINE_S,
     ENVIRONMENT,
     START,
+    StartVshd,
     Vshd,
     ended,
     is_alive,
@@ -30,12 +31,12 @@ from vshd.listener import parse_allowed_cids
 from vshd.wire import messages, state
 from vshd.wire.client import ClientConnection
 from vshd.wire.connection import default_limits
-from vshd.wire.events import Data, Established, Exited
+from vshd.wire.events import Data, Established, Event, Exited, Failed
 from vshd.wire.frames import encode_frame
 from vshd.wire.messages import SetupConnectionRequest
 
 
-def make_setup(*argv, limits=None, **fields):
+def make_setup(*argv: bytes, limits: messages.Extended | None = None, **fields: Any) -> tuple[ClientConnection, bytes]:
     """The bytes of a setup, and the connection that expects the answer."""
     client = ClientConnection(limits)
     request = SetupConnectionRequest(target=messages.VM_SHELL, argv=list(argv), nopty=True, **fields)
@@ -43,7 +44,7 @@ def make_setup(*argv, limits=None, **fields):
     return client, client.output.take()
 
 
-def read_events(connection, client):
+def read_events(connection: socket.socket, client: ClientConnection) -> list[Event]:
     """All events until the session's end."""
     events = []
     while not client.is_finished:
@@ -58,7 +59,7 @@ def read_events(connection, client):
 # Whom it serves
 
 
-def test_first_line_of_a_hybrid_vsock_is_answered(vshd):
+def test_first_line_of_a_hybrid_vsock_is_answered(vshd: Vshd) -> None:
     for parts in ([b"CONNECT 9001\n"], [b"C", b"ONN", b"ECT 90", b"01", b"\n"]):
         client, setup = make_setup(b"true")
         with vshd.connect() as connection:
@@ -69,7 +70,7 @@ def test_first_line_of_a_hybrid_vsock_is_answered(vshd):
             assert isinstance(read_events(connection, client)[-1], Exited)
 
 
-def test_first_line_and_setup_in_one_packet(vshd):
+def test_first_line_and_setup_in_one_packet(vshd: Vshd) -> None:
     client, setup = make_setup(b"true")
     with vshd.connect() as connection:
         connection.sendall(b"CONNECT 9001\n" + setup)
@@ -78,7 +79,7 @@ def test_first_line_and_setup_in_one_packet(vshd):
 
 
 @pytest.mark.parametrize("line", [b"CONNECT x\n", b"CONNECT " + b"1" * 50 + b"\n", b"CONNECTION\n"])
-def test_nonsense_line_is_hung_up_on(vshd, line):
+def test_nonsense_line_is_hung_up_on(vshd: Vshd, line: bytes) -> None:
     with vshd.connect() as connection:
         connection.sendall(line + bytes(100))
         try:
@@ -88,14 +89,14 @@ def test_nonsense_line_is_hung_up_on(vshd, line):
             pass
 
 
-def test_users_may_be_restricted(start_vshd):
+def test_users_may_be_restricted(start_vshd: StartVshd) -> None:
     vshd = start_vshd("--allow_user=nobody")
     done = vshd.run("--", "true")
     assert done.returncode == 1
     assert b"user root is not allowed" in done.stderr or os.geteuid() != 0
 
 
-def test_switching_may_be_denied(start_vshd):
+def test_switching_may_be_denied(start_vshd: StartVshd) -> None:
     vshd = start_vshd("--noallow_to_switch_user")
     done = vshd.run("--user=nobody", "--", "true")
     assert done.returncode == 1
@@ -104,7 +105,7 @@ def test_switching_may_be_denied(start_vshd):
     assert done.stdout == b"/ /bin/sh\n"
 
 
-def test_unknown_user_is_refused_in_upstreams_words(vshd, mode):
+def test_unknown_user_is_refused_in_upstreams_words(vshd: Vshd, mode: list[str]) -> None:
     done = vshd.run(*mode, "--user=nobody-of-this-name", "--", "true")
     assert done.returncode == 1
     assert b"Server was unable to set up connection: could not find user: nobody-of-this-name" in done.stderr
@@ -113,7 +114,7 @@ def test_unknown_user_is_refused_in_upstreams_words(vshd, mode):
 
 
 @pytest.mark.parametrize("size", [1900, 3900])
-def test_refusal_that_quotes_long_words_still_fits_its_frame(vshd, mode, size):
+def test_refusal_that_quotes_long_words_still_fits_its_frame(vshd: Vshd, mode: list[str], size: int) -> None:
     for flags in ([f"--user={'x' * size}"], [f"--cwd=/{'x' * size}"]):
         done = vshd.run(*mode, *flags, "--", "sh", "-c", "exit 5")
         assert (done.returncode, b"xxxxxxxx" in done.stderr) == (
@@ -126,7 +127,7 @@ def test_refusal_that_quotes_long_words_still_fits_its_frame(vshd, mode, size):
 
 
 @pytest.mark.root
-def test_session_runs_as_the_user(vshd, mode):
+def test_session_runs_as_the_user(vshd: Vshd, mode: list[str]) -> None:
     done = vshd.run(*mode, "--user=nobody", "--", "sh", "-c", "id -u; id -G; echo $USER $LOGNAME $HOME; umask")
     expected = subprocess.run(["id", "-G", "nobody"], capture_output=True, check=True).stdout
     home = b"/nonexistent" if b"nonexistent" in Path("/etc/passwd").read_bytes() else b"/"
@@ -134,13 +135,13 @@ def test_session_runs_as_the_user(vshd, mode):
 
 
 @pytest.mark.root
-def test_supplementary_groups_are_the_users(vshd):
+def test_supplementary_groups_are_the_users(vshd: Vshd) -> None:
     mine = vshd.run("--user=root", "--", "id", "-G").stdout
     assert mine == subprocess.run(["id", "-G", "root"], capture_output=True, check=True).stdout
 
 
 @pytest.mark.root
-def test_no_code_of_roots_runs_after_the_switch(vshd):
+def test_no_code_of_roots_runs_after_the_switch(vshd: Vshd) -> None:
     with ended(vshd.start("--user=nobody", "--", "sh", "-c", "echo ready; exec sleep 93")) as client:
         read_line(client.stdout)
         (session,) = vshd.children()
@@ -152,12 +153,12 @@ def test_no_code_of_roots_runs_after_the_switch(vshd):
 
 
 @pytest.mark.root
-def test_terminal_belongs_to_the_user(vshd):
+def test_terminal_belongs_to_the_user(vshd: Vshd) -> None:
     done = vshd.run("-t", "--user=nobody", "--", "sh", "-c", "stat -c %u $(tty); echo hi >/dev/tty")
     assert done.stdout == b"65534\r\nhi\r\n"
 
 
-def test_environment_is_complete(vshd, mode):
+def test_environment_is_complete(vshd: Vshd, mode: list[str]) -> None:
     done = vshd.run(*mode, "--", "A=1", "env")
     lines = dict(line.split(b"=", 1) for line in done.stdout.splitlines())
     assert {b"A", b"HOME", b"LOGNAME", b"PATH", b"SHELL", b"TERM", b"USER"} <= set(lines)
@@ -165,7 +166,7 @@ def test_environment_is_complete(vshd, mode):
     assert b"NOTIFY_SOCKET" not in lines
 
 
-def test_path_of_the_request_finds_the_program(vshd, tmp_path):
+def test_path_of_the_request_finds_the_program(vshd: Vshd, tmp_path: Path) -> None:
     tool = tmp_path / "a-tool-of-mine"
     tool.write_text("#!/bin/sh\necho found\n")
     tool.chmod(0o755)
@@ -173,7 +174,7 @@ def test_path_of_the_request_finds_the_program(vshd, tmp_path):
     assert vshd.run("--", "PATH=/nonexistent", "a-tool-of-mine").returncode == 127
 
 
-def test_target_starts_clean(vshd, mode):
+def test_target_starts_clean(vshd: Vshd, mode: list[str]) -> None:
     """Three descriptors, no signal ignored or blocked, a session and a group of its own."""
     script = "ls /proc/self/fd; grep -E 'Sig(Ign|Blk)' /proc/self/status; echo $(ps -o pid=,pgid=,sid= -p $$)"
     lines = vshd.run(*mode, "--", "sh", "-c", script).stdout.decode().splitlines()
@@ -184,13 +185,13 @@ def test_target_starts_clean(vshd, mode):
     assert pid == group == session
 
 
-def test_directory_of_another_process(vshd):
+def test_directory_of_another_process(vshd: Vshd) -> None:
     done = vshd.run(f"--cwd={os.getpid()}", "--", "pwd")
     assert done.stdout.decode().strip() == str(Path.cwd())
     assert vshd.run("--cwd=4000000", "--", "pwd").returncode == 1
 
 
-def test_bad_directory_is_a_notice_for_a_legacy_client(vshd):
+def test_bad_directory_is_a_notice_for_a_legacy_client(vshd: Vshd) -> None:
     done = vshd.run("--noextended", "--cwd=/no/such", "--", "echo", "still")
     assert (done.returncode, done.stdout) == (0, b"still\n")
     assert done.stderr == b"vshd: cannot change to directory /no/such: No such file or directory\n"
@@ -199,7 +200,7 @@ def test_bad_directory_is_a_notice_for_a_legacy_client(vshd):
 # Within which limits
 
 
-def test_sessions_are_limited(start_vshd, mode):
+def test_sessions_are_limited(start_vshd: StartVshd, mode: list[str]) -> None:
     vshd = start_vshd("--max_sessions=2")
     first, second = (vshd.start(*mode, "--", "sh", "-c", "echo in; cat", stdin=subprocess.PIPE) for _ in range(2))
     with ended(first), ended(second):
@@ -214,7 +215,7 @@ def test_sessions_are_limited(start_vshd, mode):
 
 
 @pytest.mark.root
-def test_processes_and_memory_are_limited(start_vshd):
+def test_processes_and_memory_are_limited(start_vshd: StartVshd) -> None:
     vshd = start_vshd("--max_processes=77", "--max_memory=512")
     done = vshd.run("--user=nobody", "--", "cat", "/proc/self/limits")
     assert b"Max processes             77" in done.stdout
@@ -222,7 +223,7 @@ def test_processes_and_memory_are_limited(start_vshd):
 
 
 @pytest.mark.root
-def test_users_have_as_many_processes_as_memory_has_mib_and_root_has_more(vshd):
+def test_users_have_as_many_processes_as_memory_has_mib_and_root_has_more(vshd: Vshd) -> None:
     memory_mib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
     _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
     expected = memory_mib if hard == resource.RLIM_INFINITY else min(memory_mib, hard)
@@ -233,7 +234,7 @@ def test_users_have_as_many_processes_as_memory_has_mib_and_root_has_more(vshd):
 
 
 @pytest.mark.root
-def test_limit_of_processes_can_be_taken_away(start_vshd):
+def test_limit_of_processes_can_be_taken_away(start_vshd: StartVshd) -> None:
     own = Path("/proc/self/limits").read_text().partition("Max processes")[2].split()[:2]
     vshd = start_vshd("--max_processes=0")
     done = vshd.run("--user=nobody", "--", "sh", "-c", "grep 'Max processes' /proc/self/limits")
@@ -241,7 +242,7 @@ def test_limit_of_processes_can_be_taken_away(start_vshd):
 
 
 @pytest.mark.root
-def test_user_at_the_limit_is_refused_and_root_is_not(start_vshd):
+def test_user_at_the_limit_is_refused_and_root_is_not(start_vshd: StartVshd) -> None:
     """nobody may have processes of its own here: the limit is one that is reached at once."""
     vshd = start_vshd("--max_processes=1")
     done = vshd.run("--user=nobody", "--", "sh", "-c", "sleep 1 & wait")
@@ -250,14 +251,14 @@ def test_user_at_the_limit_is_refused_and_root_is_not(start_vshd):
     assert vshd.run("--", "echo", "root").stdout == b"root\n"
 
 
-def test_score_for_the_oom_killer_is_taken_back_for_sessions(vshd):
+def test_score_for_the_oom_killer_is_taken_back_for_sessions(vshd: Vshd) -> None:
     """Where the kernel lets vshd change it; where not, nothing changes. (In a guest: test_vshd_life.py)."""
     own = Path("/proc/self/oom_score_adj").read_text()
     assert Path(f"/proc/{vshd.pid}/oom_score_adj").read_text() in (own, f"{oom.NEVER}\n")
     assert vshd.run("--", "cat", "/proc/self/oom_score_adj").stdout.decode() == own
 
 
-def test_two_hundred_sessions_at_once(vshd):
+def test_two_hundred_sessions_at_once(vshd: Vshd) -> None:
     connections = []
     try:
         for _ in range(200):
@@ -266,7 +267,7 @@ def test_two_hundred_sessions_at_once(vshd):
             connection.sendall(setup)
             connections.append((connection, client))
         for connection, client in connections:
-            events = []
+            events: list[Event] = []
             while not events:
                 events = client.receive_data(connection.recv(4096))
             assert isinstance(events[0], Established)
@@ -282,20 +283,20 @@ def test_two_hundred_sessions_at_once(vshd):
     wait_until(lambda: not vshd.children(), "all sessions have ended")
 
 
-def test_flood_of_connections_that_say_nothing(vshd):
+def test_flood_of_connections_that_say_nothing(vshd: Vshd) -> None:
     for _ in range(300):
         vshd.connect().close()
     assert vshd.run("--", "echo", "still").stdout == b"still\n"
     wait_until(lambda: not vshd.children(), "all sessions have ended")
 
 
-def test_many_sessions_leave_nothing_in_the_daemon(vshd):
-    def measure():
+def test_many_sessions_leave_nothing_in_the_daemon(vshd: Vshd) -> None:
+    def measure() -> tuple[int, int]:
         wait_until(lambda: not vshd.children(), "all sessions have ended")
         status = Path(f"/proc/{vshd.pid}/status").read_text()
         return len(os.listdir(f"/proc/{vshd.pid}/fd")), int(status.partition("VmRSS:")[2].split()[0])
 
-    def run_one():
+    def run_one() -> None:
         client, setup = make_setup(b"true")
         with vshd.connect() as connection:
             connection.sendall(setup)
@@ -314,7 +315,7 @@ def test_many_sessions_leave_nothing_in_the_daemon(vshd):
 # Faults
 
 
-def test_client_that_dies_at_every_byte(vshd):
+def test_client_that_dies_at_every_byte(vshd: Vshd) -> None:
     _, setup = make_setup(b"cat", limits=default_limits())
     said = setup + encode_frame(bytes.fromhex("0a070801120368690a"), 4096) + bytes.fromhex("040000000a020801")
     for end in range(0, len(said), 3):
@@ -324,7 +325,7 @@ def test_client_that_dies_at_every_byte(vshd):
     assert vshd.run("--", "echo", "still").stdout == b"still\n"
 
 
-def test_session_killed_with_kill_ends_its_target(vshd, mode):
+def test_session_killed_with_kill_ends_its_target(vshd: Vshd, mode: list[str]) -> None:
     with ended(vshd.start(*mode, "--", "sh", "-c", "echo $$; exec sleep 92")) as client:
         target = int(read_line(client.stdout))
         for pid in vshd.children():
@@ -335,21 +336,21 @@ def test_session_killed_with_kill_ends_its_target(vshd, mode):
     assert "ended with -9" in vshd.log
 
 
-def test_target_that_ignores_every_polite_signal_is_killed(vshd):
+def test_target_that_ignores_every_polite_signal_is_killed(vshd: Vshd) -> None:
     with ended(vshd.start("--", "sh", "-c", "trap '' HUP TERM INT; echo $$; while :; do sleep 1; done")) as client:
         target = int(read_line(client.stdout))
         client.kill()
         wait_for_end(target)
 
 
-def test_stopped_target_is_ended_with_its_client(vshd):
+def test_stopped_target_is_ended_with_its_client(vshd: Vshd) -> None:
     with ended(vshd.start("--", "sh", "-c", "echo $$; kill -STOP $$; sleep 91")) as client:
         target = int(read_line(client.stdout))
         client.kill()
         wait_for_end(target)
 
 
-def test_daemon_that_left_the_session_lives_on(vshd, tmp_path):
+def test_daemon_that_left_the_session_lives_on(vshd: Vshd, tmp_path: Path) -> None:
     """What made itself independent on purpose is no part of the session any more."""
     script = f"setsid sh -c 'echo $$ >{tmp_path}/pid; exec sleep 90' >&- 2>&- <&- & sleep 0.3; echo started; cat"
     with ended(vshd.start("--", "sh", "-c", script, stdin=subprocess.PIPE)) as client:
@@ -362,21 +363,23 @@ def test_daemon_that_left_the_session_lives_on(vshd, tmp_path):
     os.kill(daemon, signal.SIGKILL)
 
 
-def test_grandchild_with_the_pipe_delays_the_exit(vshd, mode):
+def test_grandchild_with_the_pipe_delays_the_exit(vshd: Vshd, mode: list[str]) -> None:
     """As upstream and ssh: output is complete before the exit is told."""
     done = vshd.run(*mode, "--", "sh", "-c", "(sleep 0.3; echo late) & exit 6")
     assert (done.returncode, done.stdout) == (6, b"late\n")
 
 
-def test_unexpected_words_end_the_session_with_a_reason(vshd):
+def test_unexpected_words_end_the_session_with_a_reason(vshd: Vshd) -> None:
     client, setup = make_setup(b"sleep", b"89", limits=default_limits())
     with vshd.connect() as connection:
         connection.sendall(setup)
-        events = []
+        events: list[Event] = []
         while not events:
             events = client.receive_data(connection.recv(4096))
         connection.sendall(b"\xff\xff\xff\xff")
         (failed,) = read_events(connection, client)
+        assert isinstance(failed, Failed)
+        assert failed.failure
         assert failed.failure.kind == messages.PROTOCOL
         assert "exceeds max message size" in failed.description
 
@@ -384,7 +387,7 @@ def test_unexpected_words_end_the_session_with_a_reason(vshd):
 # What it leaves behind
 
 
-def test_shutdown_tells_clients_and_ends_targets(start_vshd, mode):
+def test_shutdown_tells_clients_and_ends_targets(start_vshd: StartVshd, mode: list[str]) -> None:
     vshd = start_vshd()
     with ended(vshd.start(*mode, "--", "sh", "-c", "echo $$; exec sleep 88")) as client:
         target = int(read_line(client.stdout))
@@ -396,7 +399,7 @@ def test_shutdown_tells_clients_and_ends_targets(start_vshd, mode):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_sessions_outlive_the_daemon(start_vshd, mode, number):
+def test_sessions_outlive_the_daemon(start_vshd: StartVshd, mode: list[str], number: int) -> None:
     vshd = start_vshd("--spare_time=60", ends_sessions=False)
     vshd.run("--", "true")
     wait_until(lambda: len(vshd.children()) == 1, "a spare waits")
@@ -416,7 +419,7 @@ def test_sessions_outlive_the_daemon(start_vshd, mode, number):
     vshd.process.returncode = 0
 
 
-def test_next_daemon_serves_beside_the_sessions_of_the_last(tmp_path):
+def test_next_daemon_serves_beside_the_sessions_of_the_last(tmp_path: Path) -> None:
     first = Vshd(tmp_path, ends_sessions=False)
     with ended(first.start("-t", "--", "sh", "-c", "echo in; read x; echo got $x", stdin=subprocess.PIPE)) as client:
         read_line(client.stdout)
@@ -431,7 +434,7 @@ def test_next_daemon_serves_beside_the_sessions_of_the_last(tmp_path):
         assert b"got it" in client.stdout.read()
 
 
-def test_handshake_that_is_under_way_outlives_the_daemon(start_vshd):
+def test_handshake_that_is_under_way_outlives_the_daemon(start_vshd: StartVshd) -> None:
     vshd = start_vshd(ends_sessions=False)
     client, setup = make_setup(b"true")
     with vshd.connect() as connection:
@@ -442,7 +445,7 @@ def test_handshake_that_is_under_way_outlives_the_daemon(start_vshd):
         assert isinstance(read_events(connection, client)[-1], Exited)
 
 
-def test_dead_socket_is_replaced_and_a_live_one_is_not(start_vshd, tmp_path):
+def test_dead_socket_is_replaced_and_a_live_one_is_not(start_vshd: StartVshd, tmp_path: Path) -> None:
     vshd = start_vshd()
     second = subprocess.run(
         [sys.executable, "-m", "vshd", f"--listen=unix:{vshd.path}", "--log_stderr"],
@@ -480,7 +483,7 @@ def test_daemon_that_ends_leaves_the_socket_of_another_program(start_vshd: Any) 
         assert vshd.path.is_socket()
 
 
-def test_every_session_leaves_a_line(start_vshd):
+def test_every_session_leaves_a_line(start_vshd: StartVshd) -> None:
     vshd = start_vshd()
     vshd.run("--", "sh", "-c", "exit 7")
     vshd.run("--", "sh", "-c", "kill -9 $$")
@@ -494,7 +497,7 @@ def test_every_session_leaves_a_line(start_vshd):
     assert "\x1b" not in vshd.log
 
 
-def start_activated(listener):
+def start_activated(listener: socket.socket) -> subprocess.Popen[bytes]:
     """A vshd with LISTEN_FDS (sd_listen_fds(3)): a socket that was bound elsewhere, in a process whose pid it names."""
     script = 'import os; os.environ["LISTEN_PID"] = str(os.getpid()); ' + START.format(str(CHECKOUT))
     return subprocess.Popen(
@@ -508,7 +511,7 @@ def start_activated(listener):
     )
 
 
-def test_socket_of_systemd_is_taken(tmp_path):
+def test_socket_of_systemd_is_taken(tmp_path: Path) -> None:
     """A restart loses neither a session nor a client that connects in between."""
     path = tmp_path / "passed.sock"
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as connection:
@@ -537,7 +540,7 @@ def test_socket_of_systemd_is_taken(tmp_path):
         assert isinstance(read_events(connection, client)[-1], Exited)
 
 
-def test_vsock_is_denied_outside_machines():
+def test_vsock_is_denied_outside_machines() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "vshd", "--log_stderr"],
         env=ENVIRONMENT,
@@ -549,7 +552,7 @@ def test_vsock_is_denied_outside_machines():
     assert done.stderr.count(b"AF_VSOCK is denied by VSH_AF_VSOCK=deny") == 1
 
 
-def test_peer_is_checked_by_cid():
+def test_peer_is_checked_by_cid() -> None:
     """The rule itself; the address a kernel reports is tested where there is a kernel with vsock."""
     assert parse_allowed_cids([]) == frozenset({2})
     assert parse_allowed_cids(["3", "7"]) == frozenset({2, 3, 7})
@@ -559,7 +562,7 @@ def test_peer_is_checked_by_cid():
             parse_allowed_cids([word])
 
 
-def test_window_size_of_a_message_is_applied(vshd):
+def test_window_size_of_a_message_is_applied(vshd: Vshd) -> None:
     assert struct.calcsize("HHHH") == 8
     done = vshd.run("-t", "--", "stty", "size")
     assert done.stdout == b"24 80\r\n"
@@ -568,7 +571,7 @@ def test_window_size_of_a_message_is_applied(vshd):
 @pytest.mark.parametrize(
     ("rows", "cols", "shown"), [(0, 0, b"0 0"), (7, 0, b"7 0"), (65536 + 9, -1, b"9 65535"), (33, 44, b"33 44")]
 )
-def test_window_size_of_a_later_message_is_taken_as_it_is(vshd, rows, cols, shown):
+def test_window_size_of_a_later_message_is_taken_as_it_is(vshd: Vshd, rows: int, cols: int, shown: bytes) -> None:
     """As upstream's server does: 0 too, and 16 bits of what a terminal cannot have."""
     client = ClientConnection(None)
     argv = [b"sh", b"-c", b"read x; stty size"]
@@ -585,7 +588,7 @@ def test_window_size_of_a_later_message_is_taken_as_it_is(vshd, rows, cols, show
 
 
 @pytest.mark.parametrize("first", [b"GET / HTTP/1.0\r\n\r\n", b"\2\0\0\0\x0a\x7f"], ids=["http", "nonsense"])
-def test_first_message_that_is_no_request_is_hung_up_on(vshd, first):
+def test_first_message_that_is_no_request_is_hung_up_on(vshd: Vshd, first: bytes) -> None:
     with vshd.connect() as connection:
         connection.sendall(first)
         assert connection.recv(100) == b""
@@ -594,7 +597,7 @@ def test_first_message_that_is_no_request_is_hung_up_on(vshd, first):
 # A spare
 
 
-def test_spare_serves_the_next_connection(start_vshd, mode):
+def test_spare_serves_the_next_connection(start_vshd: StartVshd, mode: list[str]) -> None:
     vshd = start_vshd("--spare_time=60")
     assert vshd.run("--", "true").returncode == 0
     for _ in range(5):
@@ -606,14 +609,14 @@ def test_spare_serves_the_next_connection(start_vshd, mode):
             assert client.wait(DEADLINE_S) == 0
 
 
-def test_spare_is_dismissed_when_nobody_comes(start_vshd):
+def test_spare_is_dismissed_when_nobody_comes(start_vshd: StartVshd) -> None:
     vshd = start_vshd("--spare_time=1")
     vshd.run("--", "true")
     wait_until(lambda: not vshd.children(), "it is dismissed")
     assert vshd.run("--", "echo", "still").stdout == b"still\n"
 
 
-def test_spare_that_was_killed_is_no_loss(start_vshd):
+def test_spare_that_was_killed_is_no_loss(start_vshd: StartVshd) -> None:
     vshd = start_vshd("--spare_time=60")
     for _ in range(5):
         assert vshd.run("--", "echo", "still").stdout == b"still\n"
@@ -623,7 +626,7 @@ def test_spare_that_was_killed_is_no_loss(start_vshd):
             wait_for_end(pid)
 
 
-def test_spare_ends_with_the_daemon(start_vshd):
+def test_spare_ends_with_the_daemon(start_vshd: StartVshd) -> None:
     vshd = start_vshd("--spare_time=60")
     vshd.run("--", "true")
     wait_until(lambda: len(vshd.children()) == 1, "a spare waits")
@@ -635,7 +638,7 @@ def test_spare_ends_with_the_daemon(start_vshd):
 
 
 @pytest.mark.root
-def test_spare_of_a_root_that_may_not_raise_priorities(start_vshd):
+def test_spare_of_a_root_that_may_not_raise_priorities(start_vshd: StartVshd) -> None:
     """As in a container."""
     vshd = start_vshd("--spare_time=60", wrapper=["setpriv", "--bounding-set", "-sys_nice"])
     for _ in range(3):
@@ -644,7 +647,7 @@ def test_spare_of_a_root_that_may_not_raise_priorities(start_vshd):
 
 
 @pytest.mark.root
-def test_spare_runs_at_the_daemons_priority(start_vshd):
+def test_spare_runs_at_the_daemons_priority(start_vshd: StartVshd) -> None:
     vshd = start_vshd("--spare_time=60")
     vshd.run("--", "true")
     wait_until(lambda: len(vshd.children()) == 1, "a spare waits")

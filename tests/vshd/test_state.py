@@ -1,6 +1,7 @@
 """The state table: what leads where, and that everything else is refused without a trace."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 
@@ -34,7 +35,7 @@ STATES = (
 
 
 @pytest.mark.parametrize("table", [state.CLIENT, state.SERVER], ids=["client", "server"])
-def test_every_step_is_in_the_table_or_refused(table):
+def test_every_step_is_in_the_table_or_refused(table: dict[tuple[str, str], str]) -> None:
     for now, step in itertools.product(STATES, STEPS):
         if (now, step) in table:
             assert state.next_state(table, now, step) == table[now, step]
@@ -44,7 +45,7 @@ def test_every_step_is_in_the_table_or_refused(table):
 
 
 @pytest.mark.parametrize("table", [state.CLIENT, state.SERVER], ids=["client", "server"])
-def test_every_state_leads_to_the_end(table):
+def test_every_state_leads_to_the_end(table: dict[tuple[str, str], str]) -> None:
     for now in {pair[0] for pair in table}:
         reached, frontier = set(), {now}
         while frontier:
@@ -53,23 +54,24 @@ def test_every_state_leads_to_the_end(table):
         assert state.OVER in reached
 
 
-def test_wrong_calls_change_nothing():
+def test_wrong_calls_change_nothing() -> None:
     joined = Joined()
     with pytest.raises(LocalProtocolError):
         joined.server.accept(1)
     assert (joined.server.output.size, joined.server.state) == (0, state.AWAITING_SETUP)
     joined.establish()
-    for call in (
+    calls: tuple[Callable[[], object], ...] = (
         lambda: joined.client.send_setup(SetupConnectionRequest(argv=[b"x"])),
         lambda: joined.server.accept(1),
         lambda: joined.server.refuse("no", Failure()),
-    ):
+    )
+    for call in calls:
         with pytest.raises(LocalProtocolError):
             call()
         assert joined.client.state == joined.server.state == state.RUNNING
 
 
-def test_nothing_is_sent_before_the_session_runs():
+def test_nothing_is_sent_before_the_session_runs() -> None:
     joined = Joined()
     assert joined.client.send_room(1) == 0
     joined.client.send_end(1)

@@ -3,7 +3,7 @@
 # ruff: noqa: E501  (frames are kept as they were captured)
 
 
-def _frames(text):
+def _frames(text: str) -> list[tuple[str, bytes]]:
     return [(line.split()[0], bytes.fromhex(line.split(maxsplit=1)[1])) for line in text.strip().splitlines()]
 
 
@@ -59,6 +59,6 @@ SESSIONS = {
 }
 
 
-def said_by(frames, who):
+def said_by(frames: list[tuple[str, bytes]], who: str) -> bytes:
     """All bytes of one side."""
     return b"".join(frame for speaker, frame in frames if speaker == who)

@@ -4,11 +4,12 @@ import contextlib
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.vsh.conftest import mode, start_vshd, vshd
-from tests.vsh.live import CHECKOUT, DEADLINE_S, ENVIRONMENT, PORTS, START, ended, find_own_cid
+from tests.vsh.live import CHECKOUT, DEADLINE_S, ENVIRONMENT, PORTS, START, StartVshd, ended, find_own_cid
 from tests.vshd.test_server import make_setup, read_events
 from vshd.wire.events import Broken, Exited
 
@@ -19,7 +20,7 @@ PYTHONPATH = ["env", f"PYTHONPATH={CHECKOUT}"]
 LOOPBACK_CID = 1
 
 
-def test_peer_that_is_not_the_host_is_closed_unheard(start_vshd):
+def test_peer_that_is_not_the_host_is_closed_unheard(start_vshd: StartVshd) -> None:
     vshd = start_vshd(allow_loopback=False)
     client, setup = make_setup(b"true")
     with vshd.connect() as connection:
@@ -35,13 +36,13 @@ def test_peer_that_is_not_the_host_is_closed_unheard(start_vshd):
     assert not vshd.children()
 
 
-def test_peer_is_served_when_its_cid_is_allowed(start_vshd, mode):
+def test_peer_is_served_when_its_cid_is_allowed(start_vshd: StartVshd, mode: list[str]) -> None:
     assert start_vshd("--allow_cid=1", allow_loopback=False).run(*mode, "--", "echo", "hi").stdout == b"hi\n"
     assert start_vshd("--allow-cid=any", allow_loopback=False).run(*mode, "--", "echo", "hi").stdout == b"hi\n"
     assert start_vshd("--allow_cid=3", allow_loopback=False).run(*mode, "--", "echo", "hi").returncode == 1
 
 
-def test_socket_of_systemd_is_a_vsock_too():
+def test_socket_of_systemd_is_a_vsock_too() -> None:
     """LISTEN_FDS: who may connect is checked on a passed socket as on one of vshd's own."""
     port = next(PORTS)
     for flags, expected in (((), Broken), (("--allow_cid=1",), Exited)):
@@ -71,7 +72,9 @@ def test_socket_of_systemd_is_a_vsock_too():
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["with the token", "legacy"])
-def test_container_that_answers_from_another_guest_is_refused(start_vshd, tmp_path, legacy):
+def test_container_that_answers_from_another_guest_is_refused(
+    start_vshd: StartVshd, tmp_path: Path, legacy: bool
+) -> None:
     """vsh asked the vshd of one CID to have it called back, and another CID calls."""
     vshd = start_vshd()
     launch = [
@@ -93,7 +96,7 @@ def test_container_that_answers_from_another_guest_is_refused(start_vshd, tmp_pa
     assert f"Received connection from VM {LOOPBACK_CID} but expected {find_own_cid()}".encode() in done.stderr
 
 
-def test_daemon_that_nobody_waits_for_says_so():
+def test_daemon_that_nobody_waits_for_says_so() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "vshd", "--forward_to_host_port=49151", "--log_stderr"],
         env=ENVIRONMENT,
@@ -106,7 +109,7 @@ def test_daemon_that_nobody_waits_for_says_so():
     assert b"Failed to connect to vsh client" in done.stderr
 
 
-def test_port_that_is_taken_is_told():
+def test_port_that_is_taken_is_told() -> None:
     """9001 is that of the guest's own vshd."""
     done = subprocess.run(
         [sys.executable, "-m", "vshd", "--log_stderr"],

@@ -11,6 +11,7 @@ import re
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from vshd.wire import messages
@@ -26,7 +27,7 @@ GUESSES = [*range(49152, 49156), *range(100_000, 100_004)]
 PATIENCE_S = 0.3
 
 
-def find_ports():
+def find_ports() -> set[int]:
     """Those in the arguments of the system's processes."""
     found = set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -37,13 +38,13 @@ def find_ports():
     return found
 
 
-def make_servers():
+def make_servers() -> Iterator[ServerConnection]:
     yield ServerConnection(None)
     yield ServerConnection(default_limits())
     yield ServerConnection(default_limits(), Proof(SERVER, os.urandom(TOKEN_BYTES), os.urandom(NONCE_BYTES)))
 
 
-def try_once(port, server, secret):
+def try_once(port: int, server: ServerConnection, secret: bytes) -> tuple[bool, bool]:
     """Whether the connection stood, and whether the victim's command came."""
     seen = b""
     with socket.socket(socket.AF_VSOCK) as connection:
@@ -72,7 +73,7 @@ def try_once(port, server, secret):
     return True, secret in seen
 
 
-def main():
+def main() -> None:
     deadline_s = time.monotonic() + float(sys.argv[1])
     secret = sys.argv[2].encode()
     connected = won = 0

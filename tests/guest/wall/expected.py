@@ -5,6 +5,7 @@ names the layer or the part of the kernel that decides, in the order in which th
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 from tests.guest.wall.inside import attacker
@@ -132,7 +133,11 @@ def _still_has_an_error(scene: Scene, outcome: Outcome) -> bool:
     return outcome.attempt == "second-connect" and scene.kernel == "6.1"
 
 
-def _always(*results: str):  # type: ignore[no-untyped-def]
+# What one attempt may result in.
+Rule = Callable[[Scene, Outcome], frozenset[str]]
+
+
+def _always(*results: str) -> Rule:
     return lambda _scene, _outcome: frozenset(results)
 
 
@@ -172,7 +177,7 @@ DEBIAN_SETUID = frozenset(
 )
 # Steps that only tell what is there.
 INFORMATION = frozenset({"list vsock sockets"})
-CLIMBS = {
+CLIMBS: dict[str, Rule] = {
     "find leaked descriptors": _always("none"),
     "trace vshd": _always("EPERM"),
     "write vshd's memory": _always("EACCES"),

@@ -137,7 +137,7 @@ def open_scene(scene: Scene, folder: Path, *, name: str = "wall", cid: int = CID
 class Target(Protocol):
     """A guest that can be told to run a command: a vmkit.Machine, or one in another guest."""
 
-    def run(self, argv: Sequence[str], *, user: str = "root", timeout: float | None = None) -> Result: ...
+    def run(self, argv: Sequence[str], *, user: str = "root", timeout: float | None = None) -> Result[bytes]: ...
 
 
 def attack(target: Target, who: str, *words: str) -> list[Outcome]:

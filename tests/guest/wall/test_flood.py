@@ -6,6 +6,7 @@ import struct
 
 import pytest
 
+from tests.guest.conftest import Run
 from tests.guest.wall.inside import attacker
 from tests.guest.wall.ledger import LEDGER
 from vsh.registry import find_machine
@@ -81,7 +82,7 @@ def test_nonsense_gets_no_session(path: str, name: str) -> None:
     assert result in ("refused", "closed"), answer
 
 
-def test_flood_of_callers_who_hang_up_leaves_vshd_serving(path: str, vsh, ready: str) -> None:  # type: ignore[no-untyped-def]
+def test_flood_of_callers_who_hang_up_leaves_vshd_serving(path: str, vsh: Run, ready: str) -> None:
     for number in range(CALLERS):
         with call(path) as caller:
             caller.sendall(RANDOM.randbytes(number))
@@ -89,7 +90,7 @@ def test_flood_of_callers_who_hang_up_leaves_vshd_serving(path: str, vsh, ready:
     assert vsh(*PATIENT, "--vm_name", ready, "--", "echo", "alive").stdout == b"alive\n"
 
 
-def test_silent_callers_at_once_leave_vshd_serving(path: str, vsh, ready: str) -> None:  # type: ignore[no-untyped-def]
+def test_silent_callers_at_once_leave_vshd_serving(path: str, vsh: Run, ready: str) -> None:
     callers = [call(path) for _ in range(CALLERS)]
     LEDGER.add("vshd, flood of connections", CALLERS)
     try:

@@ -62,7 +62,7 @@ def test_ready_cannot_be_said_from_an_unprivileged_port() -> None:
         listener = bench.listen(READY_PORT)
         for source in sources:
             refused = bench.driver.dial(READY_PORT, source_port=source)
-            bench.wait(lambda refused=refused: refused.is_reset)
+            bench.wait_for_reset(refused)
         reached = count_callers([listener])
         LEDGER.add("our device, READY from a user's port", len(sources), reached)
         assert reached == 0

@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -67,7 +67,9 @@ def try_all(directory: Path) -> dict[str, str]:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
-        results = {f"{name} read": tell(lambda path: path.open("rb").close(), directory / name) for name in names}
+        results: dict[str, str] = {
+            f"{name} read": tell(lambda path: path.open("rb").close(), directory / name) for name in names
+        }
         results |= {f"{name} connect": tell(connect, directory / name) for name in sockets}
         results["list"] = tell(lambda path: list(path.iterdir()), directory)
         results["make"] = tell(lambda path: (path / "mine").touch(), directory)
@@ -82,7 +84,7 @@ def try_all(directory: Path) -> dict[str, str]:
     return results
 
 
-def tell(step, path: Path) -> str:  # type: ignore[no-untyped-def]
+def tell(step: Callable[[Path], object], path: Path) -> str:
     try:
         step(path)
     except OSError as error:

@@ -48,7 +48,7 @@ class Guest:
     scene: Scene
     cid: int
 
-    def run(self, argv: Sequence[str], *, user: str = "root", timeout: float | None = None) -> Result:
+    def run(self, argv: Sequence[str], *, user: str = "root", timeout: float | None = None) -> Result[bytes]:
         """Runs a command in it, as vmkit.Machine.run does."""
         words = ("vsh", PATIENCE, "--cid", str(self.cid), f"--user={user}", "--", *argv)
         return self.host.run(*words, timeout_s=timeout or ATTACK_TIMEOUT_S)

@@ -157,13 +157,13 @@ def test_following_goes_on_over_a_log_that_rolls_and_ends_with_the_machine(
 class Attached:
     """A real `vmkit console` at a console that is played here."""
 
-    def __init__(self, directory: Path, stdin: int, **options: object) -> None:
+    def __init__(self, directory: Path, stdin: int, stdout: int | None = None) -> None:
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.bind(str(directory / "console.sock"))
         self.listener.listen()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "vmkit", "console", "m"], stdin=stdin, stderr=subprocess.PIPE, **options
-        )  # type: ignore[call-overload]
+            [sys.executable, "-m", "vmkit", "console", "m"], stdin=stdin, stderr=subprocess.PIPE, stdout=stdout
+        )
         self.listener.settimeout(DEADLINE_S)
         self.guest, _ = self.listener.accept()
         self.guest.settimeout(DEADLINE_S)
@@ -172,7 +172,7 @@ class Attached:
         self.guest.close()
         self.listener.close()
         self.process.communicate(timeout=DEADLINE_S)
-        return self.process.returncode
+        return self.process.wait(DEADLINE_S)
 
 
 def read_until(fd: int, what: bytes) -> bytes:
@@ -223,7 +223,7 @@ def test_console_in_the_background_shows_and_leaves_the_terminal_alone(machine: 
         listener.bind(str(machine / "console.sock"))
         listener.listen()
         listener.settimeout(DEADLINE_S)
-        typist = Typist(None, shell=["bash", "--norc", "--noprofile", "-i"], env=dict(os.environ))
+        typist = Typist(["bash", "--norc", "--noprofile", "-i"], env=dict(os.environ))
         try:
             typist.type(f"PS1='%%'; {sys.executable} -m vmkit console m &\r".encode())
             console, _ = listener.accept()

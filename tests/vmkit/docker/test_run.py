@@ -168,7 +168,7 @@ def test_shell_needs_a_terminal(play: Play, docker: Docker) -> None:
 
 def at_a_terminal(script: str) -> bytes:
     """What a shell script prints at a terminal of its own, before it prints `done`."""
-    typist = Typist(None, shell=["bash", "--norc", "-c", f"{script}; echo do''ne"], env=environment())
+    typist = Typist(["bash", "--norc", "-c", f"{script}; echo do''ne"], env=environment())
     try:
         return typist.expect(b"done\r\n")
     finally:

@@ -13,7 +13,9 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,11 +32,11 @@ PREFIX = "fd12:3456:789a:1"
 class FakeMachine:
     """A ready machine of the registry whose vsock leads to a vshd and to servers of this test, by port."""
 
-    def __init__(self, runtime, name, cid, ports):
+    def __init__(self, runtime: Path, name: str, cid: int, ports: Mapping[int, int | str]) -> None:
         self.directory = runtime / "machines" / name
         self.directory.mkdir(parents=True, mode=0o700)
         self.ports = ports
-        self.open = []
+        self.open: list[socket.socket] = []
         self.lock = (self.directory / "lock").open("w")
         fcntl.flock(self.lock, fcntl.LOCK_EX)
         self.path = self.directory / "vsock.sock"
@@ -46,7 +48,7 @@ class FakeMachine:
         self.thread = threading.Thread(target=self.serve, daemon=True)
         self.thread.start()
 
-    def serve(self):
+    def serve(self) -> None:
         while True:
             try:
                 connection, _ = self.listener.accept()
@@ -63,8 +65,8 @@ class FakeMachine:
             threading.Thread(target=self.carry, args=(connection, connect(where)), daemon=True).start()
 
     @staticmethod
-    def carry(left, right):
-        def copy(source, sink):
+    def carry(left: socket.socket, right: socket.socket) -> None:
+        def copy(source: socket.socket, sink: socket.socket) -> None:
             with contextlib.suppress(OSError):
                 while data := source.recv(1 << 16):
                     sink.sendall(data)
@@ -79,7 +81,7 @@ class FakeMachine:
         left.close()
         right.close()
 
-    def end(self):
+    def end(self) -> None:
         self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
         for connection in self.open:
@@ -92,7 +94,7 @@ class FakeMachine:
 
 
 @pytest.fixture
-def runtime(tmp_path, monkeypatch):
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     path = tmp_path / "run"
     path.mkdir(mode=0o700)
     monkeypatch.setenv("VMKIT_RUNTIME_DIR", str(path))
@@ -102,7 +104,7 @@ def runtime(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def guest(tmp_path):
+def guest(tmp_path: Path) -> Iterator[dict[int, str]]:
     """A vshd of the guest, by the port it has there."""
     folder = tmp_path / "guest"
     folder.mkdir()
@@ -111,22 +113,23 @@ def guest(tmp_path):
     assert server.stop() == 0
 
 
-def run(*words, timeout_s=DEADLINE_S, **options):
+def run(*words: str, timeout_s: float = DEADLINE_S, **options: Any) -> subprocess.CompletedProcess[bytes]:
     argv = [sys.executable, "-m", "vmkit", "forward", *words]
     return subprocess.run(argv, capture_output=True, check=False, timeout=timeout_s, **options)
 
 
-def keep(*words):
+def keep(*words: str) -> dict[str, Any]:
     done = run(*words, "--json")
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    kept: dict[str, Any] = json.loads(done.stdout)
+    return kept
 
 
-def port_of(kept, index=0):
+def port_of(kept: dict[str, Any], index: int = 0) -> int:
     return int(kept["listening"][index].rpartition(":")[2])
 
 
-def test_forward_outlives_the_command_and_is_listed_and_removed(runtime, guest):
+def test_forward_outlives_the_command_and_is_listed_and_removed(runtime: Path, guest: dict[int, str]) -> None:
     machine = FakeMachine(runtime, "m", 7, guest)
     with serving(Echo) as port:
         kept = keep("m", "-L", f"0:localhost:{port}")
@@ -144,7 +147,7 @@ def test_forward_outlives_the_command_and_is_listed_and_removed(runtime, guest):
     machine.end()
 
 
-def test_forward_serves_the_next_machine_of_its_name(runtime, guest):
+def test_forward_serves_the_next_machine_of_its_name(runtime: Path, guest: dict[int, str]) -> None:
     with serving(Echo) as port:
         machine = FakeMachine(runtime, "m", 7, guest)
         kept = keep("m", "-L", f"0:localhost:{port}", "-R", f"0:{port}", "-R", f"vsock:445:{port}")
@@ -166,7 +169,7 @@ def test_forward_serves_the_next_machine_of_its_name(runtime, guest):
         machine.end()
 
 
-def test_listener_of_the_guest_comes_back(runtime, guest, tmp_path):
+def test_listener_of_the_guest_comes_back(runtime: Path, guest: dict[int, str], tmp_path: Path) -> None:
     there = tmp_path / "there.sock"
     with serving(CountThenAnswer) as port:
         machine = FakeMachine(runtime, "m", 7, guest)
@@ -182,7 +185,7 @@ def test_listener_of_the_guest_comes_back(runtime, guest, tmp_path):
         machine.end()
 
 
-def test_killed_keeper_leaves_nothing_that_counts(runtime, guest):
+def test_killed_keeper_leaves_nothing_that_counts(runtime: Path, guest: dict[int, str]) -> None:
     machine = FakeMachine(runtime, "m", 7, guest)
     kept = keep("m", "-L", "0:localhost:1")
     os.kill(kept["pid"], signal.SIGKILL)
@@ -191,7 +194,7 @@ def test_killed_keeper_leaves_nothing_that_counts(runtime, guest):
     machine.end()
 
 
-def test_forwards_of_a_block_end_with_it(runtime):
+def test_forwards_of_a_block_end_with_it(runtime: Path) -> None:
     with serving(Echo), open_forwards("later", [parse_forward(LOCAL, "0:localhost:1")]) as kept:
         assert [entry.number for entry in read_kept()] == [kept.number]
     assert read_kept() == []
@@ -231,12 +234,12 @@ def test_forwards_of_a_daemon_that_has_closed_its_standard_streams(runtime: Path
         (["--ipv6", "--prefix", "fe80::", "true"], 64, b"no unique-local prefix"),
     ],
 )
-def test_usage(runtime, words, status, text):
+def test_usage(runtime: Path, words: list[str], status: int, text: bytes) -> None:
     done = run(*words)
     assert (done.returncode, text in done.stderr) == (status, True), done
 
 
-def test_port_in_use_is_told_and_nothing_is_kept(runtime):
+def test_port_in_use_is_told_and_nothing_is_kept(runtime: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -297,7 +300,7 @@ print(os.getuid())
 
 
 @needs_namespace
-def test_every_port_of_a_cid_is_an_address_in_the_namespace(runtime):
+def test_every_port_of_a_cid_is_an_address_in_the_namespace(runtime: Path) -> None:
     with serving(CountThenAnswer) as port:
         machine = FakeMachine(runtime, "m", 0x2A, {1: port, 445: port, 65535: port})
         words = ("--ipv6", "--prefix", f"{PREFIX}::/64", "--", sys.executable, "-c", CLIENT)
@@ -311,7 +314,7 @@ def test_every_port_of_a_cid_is_an_address_in_the_namespace(runtime):
 
 
 @needs_namespace
-def test_status_of_the_command_is_the_status(runtime):
+def test_status_of_the_command_is_the_status(runtime: Path) -> None:
     assert run("--ipv6", "--", "sh", "-c", "exit 7").returncode == 7
     assert run("--ipv6", "--", "sh", "-c", "kill -9 $$").returncode == 128 + 9
     done = run("--ipv6", "--", "nosuchcommand")
@@ -319,7 +322,7 @@ def test_status_of_the_command_is_the_status(runtime):
 
 
 @needs_namespace
-def test_prefix_stays_ones_own(runtime):
+def test_prefix_stays_ones_own(runtime: Path) -> None:
     script = "echo $VMKIT_PREFIX"
     first, second = (run("--ipv6", "--", "sh", "-c", script).stdout for _ in range(2))
     assert first == second
@@ -327,7 +330,7 @@ def test_prefix_stays_ones_own(runtime):
 
 
 @needs_namespace
-def test_host_wide_mapping_is_removed_at_the_end(runtime):
+def test_host_wide_mapping_is_removed_at_the_end(runtime: Path) -> None:
     """In a namespace that plays the host."""
     show = "nft list tables; ip -6 route show table local | grep fd12"
     inner = (

@@ -85,8 +85,8 @@ def _make_deb(
     for path, target in (links or {}).items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).symlink_to(target)
-    for path in (root, *(path for path in root.rglob("*") if path.is_dir() and not path.is_symlink())):
-        path.chmod(0o755)
+    for directory in (root, *(path for path in root.rglob("*") if path.is_dir() and not path.is_symlink())):
+        directory.chmod(0o755)
     deb = folder / f"{name}_{version}_amd64.deb"
     words = ["dpkg-deb", "--build", "--root-owner-group", "-Zgzip", "-z1", str(root), str(deb)]
     subprocess.run(words, check=True, capture_output=True)

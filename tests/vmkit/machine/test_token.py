@@ -27,7 +27,11 @@ Boot = Callable[..., Started]
 @pytest.fixture
 def any_umask() -> Iterator[Callable[[int], None]]:
     before = os.umask(0o022)
-    yield lambda mask: os.umask(mask) and None
+
+    def change(mask: int) -> None:
+        os.umask(mask)
+
+    yield change
     os.umask(before)
 
 

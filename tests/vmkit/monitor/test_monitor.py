@@ -86,7 +86,7 @@ def live(
     ours, theirs = socket.socketpair()
     seen = Seen()
 
-    async def listen_to_reports() -> None:
+    async def listen_to_reports(monitor: Monitor) -> None:
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         while line := await reader.readline():
             seen.reports.append(parse_report(line))
@@ -98,16 +98,14 @@ def live(
         writer.close()
 
     async def main() -> None:
-        nonlocal monitor
         theirs.setblocking(False)
         monitor = Monitor(plan, theirs, vhost_fd, open_ready)
         async with asyncio.timeout(DEADLINE_S):
-            listening = asyncio.create_task(listen_to_reports())
+            listening = asyncio.create_task(listen_to_reports(monitor))
             seen.status = await monitor.run()
             theirs.close()
             await listening
 
-    monitor: Monitor
     asyncio.run(main())
     return seen
 

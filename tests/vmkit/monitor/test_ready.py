@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -34,9 +34,9 @@ class VsockLike(socket.socket):
         return connection, self.peers.pop(0) if self.peers else ""
 
 
-def listen(path: Path, *, cid: int | None = None, peers: list[object] | None = None) -> ReadyListener:
+def listen(path: Path, *, cid: int | None = None, peers: Sequence[object] = ()) -> ReadyListener:
     sock = VsockLike(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.peers = peers or []
+    sock.peers = list(peers)
     sock.bind(str(path))
     sock.listen(128)
     return ReadyListener(sock, 7777, cid)
@@ -55,7 +55,7 @@ def run(listener: ReadyListener, callers: Callable[[], Awaitable[None]] | None =
 
     async def main() -> None:
         async with asyncio.timeout(DEADLINE_S):
-            both = [asyncio.create_task(listener.wait())]
+            both: list[asyncio.Future[None] | asyncio.Task[bytes]] = [asyncio.create_task(listener.wait())]
             if callers is not None:
                 both.append(asyncio.ensure_future(callers()))
             await asyncio.gather(*both)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.vmkit.vsock.fake_driver import GUEST_CID, WAIT_S, FakeDriver
+from tests.vmkit.vsock.fake_driver import GUEST_CID, WAIT_S, FakeDriver, GuestSocket
 
 ROOT = Path(__file__).parents[3]
 
@@ -124,6 +124,13 @@ class Bench:
 
         self.driver.watched = [p.sock for p in self.programs if p.is_reading and not (p.is_ended or p.is_closed)]
         self.driver.wait(step, timeout_s=timeout_s, what=what)
+
+    def wait_for_data(self, end: HostProgram | GuestSocket, data: bytes) -> None:
+        """Until the last bytes that this end has received are these."""
+        self.wait(lambda: end.data.endswith(data), what=f"the end of its data is {data[:20]!r}")
+
+    def wait_for_reset(self, end: GuestSocket) -> None:
+        self.wait(lambda: end.is_reset, what="it is reset")
 
     def settle(self) -> None:
         """Lets everything that is on its way arrive: two rounds through the device's loop."""

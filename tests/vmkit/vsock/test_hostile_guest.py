@@ -1,11 +1,13 @@
 """A guest that lies: forged addresses, wrong operations and lengths, broken rings. The device lives on."""
 
 import struct
+from collections.abc import Callable
 
 import pytest
 
 from tests.vmkit.vsock import fake_driver as fd
 from tests.vmkit.vsock.device_process import Bench, open_bench
+from tests.vmkit.vsock.fake_driver import FakeDriver
 from vmkit.vsock import packet as pk
 
 
@@ -51,7 +53,7 @@ def test_guest_reaches_no_program_of_its_neighbour() -> None:
         _program, guest = theirs.open_to_guest(9001)
         for port in (7777, 9001, guest.host_port):
             refused = ours.driver.dial(port)
-            ours.wait(lambda refused=refused: refused.is_reset)
+            ours.wait_for_reset(refused)
         for op in (pk.OP_RW, pk.OP_RST, pk.OP_SHUTDOWN):
             ours.driver.send_packet(ours.driver.header(guest.host_port, guest.guest_port, op, flags=3))
         ours.settle()
@@ -78,7 +80,7 @@ def test_source_port_decides_about_a_privileged_port() -> None:
         bench.listen(7778)
         for port, source in ((7777, 1024), (7778, 5000), (7777, 2**32 - 1)):
             refused = bench.driver.dial(port, source_port=source)
-            bench.wait(lambda refused=refused: refused.is_reset)
+            bench.wait_for_reset(refused)
         allowed = bench.driver.dial(7777, source_port=1023)
         bench.accept(listener)
         bench.wait(lambda: allowed.is_open)
@@ -301,7 +303,9 @@ BREAKS = [
 
 
 @pytest.mark.parametrize("break_ring", BREAKS)
-def test_broken_ring_stops_the_device_until_the_driver_resets_it(bench: Bench, break_ring) -> None:  # type: ignore[no-untyped-def]
+def test_broken_ring_stops_the_device_until_the_driver_resets_it(
+    bench: Bench, break_ring: Callable[[FakeDriver], object]
+) -> None:
     program, _guest = bench.open_to_guest(9001)
     if break_ring in {break_rx_direction, break_rx_index}:
         # These need an rx ring without buffers that were fine.

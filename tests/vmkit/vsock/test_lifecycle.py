@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from tests.vmkit.vsock import fake_driver as fd
-from tests.vmkit.vsock.device_process import ROOT, WAIT_S, Bench
+from tests.vmkit.vsock.device_process import ROOT, Bench
+from tests.vmkit.vsock.fake_driver import WAIT_S
 from vmkit.vsock import packet as pk
 from vmkit.vsock import vhost_user as vu
 
@@ -258,7 +259,7 @@ def test_no_descriptor_leaks_over_connections_and_resets(bench: Bench) -> None:
         for _ in range(5):
             program, guest = bench.open_to_guest(9001)
             program.close()
-            bench.wait(lambda guest=guest: guest.is_reset)
+            bench.wait_for_reset(guest)
         bench.driver.reboot()
     bench.settle()
     assert count_fds(bench) == before

@@ -172,7 +172,7 @@ def test_rings_run_in_whatever_order_they_are_set_up(bench: Bench) -> None:
         driver.refill()
         program, guest = bench.open_to_guest(9001)
         program.send(b"x")
-        bench.wait(lambda guest=guest: guest.data == b"x")
+        bench.wait_for_data(guest, b"x")
 
 
 REFUSED = [

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.vmkit.vsock.device_process import ROOT, WAIT_S, Bench, open_bench
+from tests.vmkit.vsock.device_process import ROOT, Bench, open_bench
+from tests.vmkit.vsock.fake_driver import WAIT_S
 from vmkit.vsock import sandbox, syscalls
 from vmkit.vsock.link import HEADROOM_BYTES
 from vmkit.vsock.muxer import WINDOW_BUDGET_BYTES

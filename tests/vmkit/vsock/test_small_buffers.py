@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.vmkit.vsock import fake_driver as fd
-from tests.vmkit.vsock.device_process import WAIT_S, Bench, open_bench
+from tests.vmkit.vsock.device_process import Bench, open_bench
+from tests.vmkit.vsock.fake_driver import WAIT_S
 from vmkit.vsock import packet as pk
 
 MIXES = {

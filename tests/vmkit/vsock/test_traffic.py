@@ -3,6 +3,7 @@
 import hashlib
 import random
 import socket
+from typing import Any
 
 import pytest
 
@@ -26,10 +27,12 @@ def test_device_connects_host_to_guest_and_echoes(bench: Bench) -> None:
     assert guest.host_port >= 2**30
     for word in (b"hello", b"x" * 70000, b"!"):
         program.send(word)
-        bench.wait(lambda word=word: guest.data == word)
+        bench.wait_for_data(guest, word)
+        assert guest.data == word
         guest.send(bytes(guest.data))
         guest.data.clear()
-        bench.wait(lambda word=word: program.data == word)
+        bench.wait_for_data(program, word)
+        assert program.data == word
         program.data.clear()
 
 
@@ -245,8 +248,7 @@ def test_buffers_of_credit_updates_come_back_with_the_next_packet(bench: Bench) 
     for _ in range(50):
         guest.say(pk.OP_CREDIT_UPDATE)
         guest.send(b"x")
-        size = len(program.data) + 1
-        bench.wait(lambda size=size: len(program.data) == size)
+        bench.wait_for_data(program, b"x" * (len(program.data) + 1))
     bench.wait(lambda: count_busy(bench) == 0)
     assert bench.driver.tx.interrupts - interrupts < 100
 
@@ -260,7 +262,7 @@ def test_nothing_is_held_over_a_stop(bench: Bench) -> None:
     assert count_busy(bench) == 0
 
 
-CUTS = {
+CUTS: dict[str, dict[str, Any]] = {
     "single": {"rx_cut": fd.RX_SINGLE},
     "split": {"rx_cut": fd.RX_SPLIT, "rx_buffers": 60},
     "split-indirect": {"rx_cut": fd.RX_SPLIT, "is_rx_indirect": True},
@@ -310,7 +312,7 @@ def test_slow_host_reader_blocks_only_its_own_connection(bench: Bench) -> None:
     quick, quick_guest = bench.open_to_guest(9002)
     for i in range(20):
         quick_guest.send(b"%d" % i)
-        bench.wait(lambda i=i: quick.data.endswith(b"%d" % i))
+        bench.wait_for_data(quick, b"%d" % i)
     assert len(slow_guest.outbox) > 1_000_000
     slow.is_reading = True
     bench.wait(lambda: len(slow.data) == 2_000_000)
@@ -325,7 +327,7 @@ def test_slow_guest_reader_blocks_only_its_own_connection(bench: Bench) -> None:
     quick, quick_guest = bench.open_to_guest(9002)
     for i in range(20):
         quick.send(b"%d" % i)
-        bench.wait(lambda i=i: quick_guest.data.endswith(b"%d" % i))
+        bench.wait_for_data(quick_guest, b"%d" % i)
     assert len(slow_guest.unread) == 262144
     slow_guest.is_reading = True
     slow_guest.read()

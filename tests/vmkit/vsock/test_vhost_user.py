@@ -3,7 +3,7 @@
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
@@ -176,7 +176,7 @@ def test_payloads_are_parsed() -> None:
         (lambda payload: vu.render_config_reply(payload, b""), struct.pack("<III", 0, 5000, 0)),
     ],
 )
-def test_short_or_absurd_payloads_are_refused(parse, payload: bytes) -> None:  # type: ignore[no-untyped-def]
+def test_short_or_absurd_payloads_are_refused(parse: Callable[[bytes], object], payload: bytes) -> None:
     with pytest.raises(vu.RefusedError):
         parse(payload)
 

@@ -2,7 +2,7 @@
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -213,7 +213,7 @@ HOSTILE = [value for name, value in sorted(globals().items()) if name.startswith
 
 
 @pytest.mark.parametrize("prepare", HOSTILE)
-def test_hostile_chain_breaks_the_ring(arena: Arena, prepare) -> None:  # type: ignore[no-untyped-def]
+def test_hostile_chain_breaks_the_ring(arena: Arena, prepare: Callable[[Arena], None]) -> None:
     prepare(arena)
     arena.offer(0)
     with pytest.raises(RingError):

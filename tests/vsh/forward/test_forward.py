@@ -8,22 +8,28 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Unpack
 
 import pytest
 
 from tests.vsh.forward.servers import CountThenAnswer, Echo, Greet, Reset, connect, read_all, serving
-from tests.vsh.live import DEADLINE_S, ENVIRONMENT, Vshd, ended, read_line, wait_until
+from tests.vsh.live import DEADLINE_S, ENVIRONMENT, Program, StartOptions, StartVshd, Vshd, ended, read_line, wait_until
+
+
+class StartForward(Protocol):
+    """The fixture forward."""
+
+    def __call__(self, *words: str, count: int = 1, **options: Unpack[StartOptions]) -> tuple[Program, list[Any]]: ...
 
 
 @pytest.fixture
-def forward(vshd):
+def forward(vshd: Vshd) -> Iterator[StartForward]:
     """Starts `vsh -N ...`; gives the process and where each forward listens."""
     with contextlib.ExitStack() as stack:
 
-        def start(*words, count=1, **options):
+        def start(*words: str, count: int = 1, **options: Any) -> tuple[Program, list[Any]]:
             process = stack.enter_context(ended(vshd.start("-v", "-N", *words, **options)))
             places = [read_line(process.stderr).split(" at ")[1].split(" for ")[0] for _ in range(count)]
             return process, [find_place(place) for place in places]
@@ -32,12 +38,12 @@ def forward(vshd):
     wait_until(lambda: not vshd.children(), "the forwards' processes have ended")
 
 
-def find_place(place):
+def find_place(place: str) -> int | str:
     kind, _, rest = place.partition(":")
     return rest if kind == "unix" else int(rest.rpartition(":")[2])
 
 
-def test_local_forward_to_a_tcp_port_carries_both_ways(forward):
+def test_local_forward_to_a_tcp_port_carries_both_ways(forward: StartForward) -> None:
     with serving(Echo) as port:
         _, [here] = forward("-L", f"0:localhost:{port}")
         with connect(here) as client:
@@ -45,12 +51,12 @@ def test_local_forward_to_a_tcp_port_carries_both_ways(forward):
             assert client.recv(100) == b"there and back"
 
 
-def test_vsock_port_of_the_host_that_is_left_to_us_is_chosen_and_told(tmp_path):
+def test_vsock_port_of_the_host_that_is_left_to_us_is_chosen_and_told(tmp_path: Path) -> None:
     """A hybrid vsock's host port is a path; the machine itself need not answer for it."""
     words = [sys.executable, "-m", "vsh", f"--uds={tmp_path / 'vm'}", "-N"]
     with serving(Echo) as port:
         argv = [*words, "-R", f"vsock:0:{port}", "-R", f"vsock:0:{port}"]
-        with ended(subprocess.Popen(argv, env=ENVIRONMENT, stderr=subprocess.PIPE)) as process:
+        with ended(Program(argv, env=ENVIRONMENT, stderr=subprocess.PIPE)) as process:
             told = [read_line(process.stderr) for _ in range(2)]
             found = [re.fullmatch(rf"vsh: this host listens at vsock:(\d+) for tcp:127.0.0.1:{port}", x) for x in told]
             chosen = [int(match[1]) for match in found if match]
@@ -62,7 +68,7 @@ def test_vsock_port_of_the_host_that_is_left_to_us_is_chosen_and_told(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
-def test_half_close_is_kept(forward, kind, tmp_path):
+def test_half_close_is_kept(forward: StartForward, kind: str, tmp_path: Path) -> None:
     with serving(CountThenAnswer, tmp_path / "server" if kind == "unix" else None) as where:
         listen = f"unix:{tmp_path / 'here'}" if kind == "unix" else "0"
         target = f"unix:{where}" if kind == "unix" else f"127.0.0.1:{where}"
@@ -74,7 +80,7 @@ def test_half_close_is_kept(forward, kind, tmp_path):
     assert not (tmp_path / "here").exists() or kind == "unix"
 
 
-def test_half_close_of_the_server_is_kept(forward):
+def test_half_close_of_the_server_is_kept(forward: StartForward) -> None:
     with serving(Greet) as port:
         _, [here] = forward("-L", f"0:127.0.0.1:{port}")
         with connect(here) as client:
@@ -84,7 +90,7 @@ def test_half_close_of_the_server_is_kept(forward):
 
 
 @pytest.mark.parametrize("target", ["tcp", "unix"])
-def test_remote_forward_brings_connections_to_the_host(forward, target, tmp_path):
+def test_remote_forward_brings_connections_to_the_host(forward: StartForward, target: str, tmp_path: Path) -> None:
     with serving(CountThenAnswer, tmp_path / "server" if target == "unix" else None) as where:
         _, [there] = forward("-R", f"0:{where}")
         for size in (0, 5, 300_000):
@@ -94,7 +100,7 @@ def test_remote_forward_brings_connections_to_the_host(forward, target, tmp_path
                 assert read_all(client) == b"%d\n" % size
 
 
-def test_remote_forward_from_a_unix_socket(forward, tmp_path):
+def test_remote_forward_from_a_unix_socket(forward: StartForward, tmp_path: Path) -> None:
     with serving(Echo) as port:
         process, [there] = forward("-R", f"{tmp_path}/there:{port}")
         with connect(there) as client:
@@ -106,13 +112,13 @@ def test_remote_forward_from_a_unix_socket(forward, tmp_path):
         wait_until(lambda: not Path(there).exists(), "the guest's socket is removed")
 
 
-def test_bulk_both_ways_at_once_is_exact(forward):
+def test_bulk_both_ways_at_once_is_exact(forward: StartForward) -> None:
     data = os.urandom(1 << 20) * 24
     with serving(Echo) as port:
         _, [here] = forward("-L", f"0:127.0.0.1:{port}")
         with connect(here) as client:
 
-            def send():
+            def send() -> None:
                 client.sendall(data)
                 client.shutdown(socket.SHUT_WR)
 
@@ -125,7 +131,7 @@ def test_bulk_both_ways_at_once_is_exact(forward):
     assert got.digest() == hashlib.sha256(data).digest()
 
 
-def test_many_connections_at_once(forward):
+def test_many_connections_at_once(forward: StartForward) -> None:
     with serving(Echo) as port:
         _, [here] = forward("-L", f"0:127.0.0.1:{port}")
         clients = [connect(here) for _ in range(100)]
@@ -136,7 +142,7 @@ def test_many_connections_at_once(forward):
             client.close()
 
 
-def test_stalled_connection_holds_up_no_other(forward):
+def test_stalled_connection_holds_up_no_other(forward: StartForward) -> None:
     with serving(Echo) as port:
         _, [here] = forward("-L", f"0:127.0.0.1:{port}")
         with connect(here) as stalled, connect(here) as other:
@@ -148,7 +154,7 @@ def test_stalled_connection_holds_up_no_other(forward):
             assert other.recv(10) == b"alive"
 
 
-def test_refused_target_costs_one_connection_and_a_line(forward):
+def test_refused_target_costs_one_connection_and_a_line(forward: StartForward) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
@@ -163,7 +169,7 @@ def test_refused_target_costs_one_connection_and_a_line(forward):
             assert client.recv(1) == b""
 
 
-def test_reset_of_the_server_is_a_reset_for_the_client(forward):
+def test_reset_of_the_server_is_a_reset_for_the_client(forward: StartForward) -> None:
     with serving(Reset) as port:
         _, [here] = forward("-L", f"0:127.0.0.1:{port}")
         with connect(here) as client, pytest.raises(ConnectionResetError):
@@ -175,7 +181,7 @@ def test_reset_of_the_server_is_a_reset_for_the_client(forward):
             raise ConnectionResetError
 
 
-def test_port_in_use_is_one_line_and_nothing_runs(vshd):
+def test_port_in_use_is_one_line_and_nothing_runs(vshd: Vshd) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -188,14 +194,14 @@ def test_port_in_use_is_one_line_and_nothing_runs(vshd):
             assert len(text.splitlines()) == 1, text
 
 
-def test_vsock_port_needs_a_machine(forward):
+def test_vsock_port_needs_a_machine(forward: StartForward) -> None:
     process, [here] = forward("-L", "0:80")
     with contextlib.suppress(ConnectionResetError), connect(here) as client:
         assert client.recv(1) == b""
     assert "has no vsock ports: it is a vshd alone" in read_line(process.stderr)
 
 
-def test_forwards_live_as_long_as_the_command(vshd):
+def test_forwards_live_as_long_as_the_command(vshd: Vshd) -> None:
     with serving(Echo) as port:
         script = "read line; echo got $line"
         with ended(
@@ -215,7 +221,7 @@ def test_forwards_live_as_long_as_the_command(vshd):
         connect(here)
 
 
-def test_killed_vsh_takes_its_forwards_along(vshd):
+def test_killed_vsh_takes_its_forwards_along(vshd: Vshd) -> None:
     with serving(Echo) as port:
         with ended(vshd.start("-v", "-R", f"0:{port}", "--", "sleep", "1000")) as process:
             there = find_place(read_line(process.stderr).split(" at ")[1].split(" for ")[0])
@@ -226,7 +232,7 @@ def test_killed_vsh_takes_its_forwards_along(vshd):
         connect(there)
 
 
-def test_remote_listener_admits_only_those_with_the_token(forward, tmp_path):
+def test_remote_listener_admits_only_those_with_the_token(forward: StartForward, tmp_path: Path) -> None:
     """A program of the guest that finds our end of a listening forward gets nothing from it."""
     with serving(Greet) as port:
         # Its own folder: other tests that run at the same time have such sockets as well.
@@ -240,17 +246,20 @@ def test_remote_listener_admits_only_those_with_the_token(forward, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
-def test_proxy_joins_stdio_to_a_place(vshd, kind, tmp_path):
+def test_proxy_joins_stdio_to_a_place(vshd: Vshd, kind: str, tmp_path: Path) -> None:
     with serving(CountThenAnswer, tmp_path / "server" if kind == "unix" else None) as where:
         target = where if kind == "unix" else f"localhost:{where}"
         done = vshd.run("--proxy", target, input=bytes(500_000))
         assert (done.returncode, done.stdout, done.stderr) == (0, b"500000\n", b"")
 
 
-def test_proxy_over_a_socketpair_keeps_half_close(vshd):
+def test_proxy_over_a_socketpair_keeps_half_close(vshd: Vshd) -> None:
     with serving(CountThenAnswer) as port:
         ours, theirs = socket.socketpair()
-        with ours, ended(vshd.start("--proxy", f"localhost:{port}", stdin=theirs, stdout=theirs)) as process:
+        with (
+            ours,
+            ended(vshd.start("--proxy", f"localhost:{port}", stdin=theirs.fileno(), stdout=theirs.fileno())) as process,
+        ):
             theirs.close()
             ours.sendall(b"four")
             ours.shutdown(socket.SHUT_WR)
@@ -258,10 +267,10 @@ def test_proxy_over_a_socketpair_keeps_half_close(vshd):
             assert process.wait(DEADLINE_S) == 0
 
 
-def test_proxy_passes_the_connection_itself(vshd):
+def test_proxy_passes_the_connection_itself(vshd: Vshd) -> None:
     with serving(Echo) as port:
         ours, theirs = socket.socketpair()
-        with ours, ended(vshd.start("--proxy", f"localhost:{port}", "--fdpass", stdout=theirs)) as process:
+        with ours, ended(vshd.start("--proxy", f"localhost:{port}", "--fdpass", stdout=theirs.fileno())) as process:
             theirs.close()
             _, fds, _, _ = socket.recv_fds(ours, 1, 1)
             assert process.wait(DEADLINE_S) == 0
@@ -270,27 +279,27 @@ def test_proxy_passes_the_connection_itself(vshd):
                 assert passed.recv(10) == b"direct"
 
 
-def test_proxy_to_nobody_says_so(vshd):
+def test_proxy_to_nobody_says_so(vshd: Vshd) -> None:
     # A number: what `localhost` is depends on where there is IPv6.
     done = vshd.run("--proxy=127.0.0.1:1")
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr == b"vsh: cannot connect to tcp:127.0.0.1:1: Connection refused\n"
 
 
-def test_server_that_speaks_legacy_mode_only_says_so(start_vshd):
+def test_server_that_speaks_legacy_mode_only_says_so(start_vshd: StartVshd) -> None:
     vshd = start_vshd("--noextended")
     done = vshd.run("--proxy=localhost:1")
     assert done.returncode == 1
     assert b"a service needs extended mode" in done.stderr
 
 
-def test_forward_runs_as_the_user(start_vshd):
+def test_forward_runs_as_the_user(start_vshd: StartVshd) -> None:
     vshd = start_vshd("--allow_user=root")
     done = vshd.run("--proxy=localhost:1", "--user=nobody")
     assert b"user nobody is not allowed to log in" in done.stderr
 
 
-def test_usage(vshd):
+def test_usage(vshd: Vshd) -> None:
     for words, text in (
         (["-N"], b"there is no -L and no -R"),
         (["-N", "-L", "1:2", "--", "true"], b"-N runs no command"),
@@ -303,7 +312,7 @@ def test_usage(vshd):
         assert text in done.stderr
 
 
-def test_dead_unix_socket_is_replaced_and_a_live_one_is_not(vshd, tmp_path):
+def test_dead_unix_socket_is_replaced_and_a_live_one_is_not(vshd: Vshd, tmp_path: Path) -> None:
     path = tmp_path / "here"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))

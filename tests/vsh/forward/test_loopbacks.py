@@ -10,7 +10,7 @@ import pytest
 
 from tests.vsh.forward.servers import Echo, serving
 from tests.vsh.live import CHECKOUT, DEADLINE_S, Vshd, ended, read_line, wait_until
-from tests.vshd.test_mapping import needs_namespace
+from tests.vshd.test_init import needs_namespace
 from vshd.carry.endpoints import PlaceError, listen_on_each
 
 ADDRESSES = ["127.0.0.1", "::1"]

@@ -26,7 +26,7 @@ from vsh.forward.spec import LOCAL, REMOTE, parse_forward, parse_target
         ("0:unix:rel", "tcp:127.0.0.1:0", "unix:rel"),
     ],
 )
-def test_local_forwards(text, listen, target):
+def test_local_forwards(text: str, listen: str, target: str) -> None:
     forward = parse_forward(LOCAL, text)
     assert (forward.listen, forward.target) == (listen, target)
     # What is shown can be given again.
@@ -45,7 +45,7 @@ def test_local_forwards(text, listen, target):
         ("/run/there:/run/here", "unix:/run/there", "unix:/run/here"),
     ],
 )
-def test_remote_forwards(text, listen, target):
+def test_remote_forwards(text: str, listen: str, target: str) -> None:
     forward = parse_forward(REMOTE, text)
     assert (forward.listen, forward.target) == (listen, target)
     assert parse_forward(REMOTE, str(forward).removeprefix("-R ")) == forward
@@ -55,7 +55,7 @@ def test_remote_forwards(text, listen, target):
     ("text", "target"),
     [("22", "vsock:22"), ("vsock:22", "vsock:22"), ("[::1]:22", "tcp:[::1]:22"), ("/run/x", "unix:/run/x")],
 )
-def test_targets_of_a_proxy(text, target):
+def test_targets_of_a_proxy(text: str, target: str) -> None:
     assert parse_target(text) == target
 
 
@@ -79,7 +79,7 @@ def test_targets_of_a_proxy(text, target):
         (REMOTE, "80", "a place to listen at"),
     ],
 )
-def test_wrong_words_are_named(kind, text, why):
+def test_wrong_words_are_named(kind: str, text: str, why: str) -> None:
     with pytest.raises(VshError) as caught:
         parse_forward(kind, text)
     assert why in caught.value.brief

@@ -25,7 +25,11 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-import sockaddr
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from tests.guest.wall.inside import sockaddr
+else:
+    import sockaddr
 
 VSHD_PORT = 9001
 # The suite's own services, which root of the guest offers to the host alone; each answers with a greeting.
@@ -297,7 +301,10 @@ def main() -> int:
     elif order == "flood":
         phase, attempts = order, flood(int(words[1]))
     else:
-        import climber  # noqa: PLC0415  (not every order needs it, and a start under emulation costs)
+        if TYPE_CHECKING:
+            from tests.guest.wall.inside import climber  # noqa: PLC0415  (for its types alone)
+        else:
+            import climber  # noqa: PLC0415  (not every order needs it, and a start under emulation costs)
 
         phase = order
         attempts = climber.ORDERS[order](who)

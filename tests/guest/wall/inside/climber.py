@@ -14,8 +14,12 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 
-import attacker
-import sockaddr
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from tests.guest.wall.inside import attacker, sockaddr
+else:
+    import attacker
+    import sockaddr
 
 NR_PIDFD_OPEN, NR_PIDFD_GETFD, NR_BPF, NR_FINIT_MODULE, NR_PTRACE = 434, 438, 321, 313, 101
 PTRACE_ATTACH = 16

@@ -59,7 +59,11 @@ def test_package_that_was_changed_in_the_cache_is_fetched_again(cache_dir: Path,
     told: list[str] = []
     with open_cache(cache_dir) as cache:
         paths = fetch(cache, make_request(spec), lock, lambda _text, _part: None)
-        for change in (lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: data[:-1]):
+        changes: tuple[Callable[[bytes], bytes], ...] = (
+            lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+            lambda data: data[:-1],
+        )
+        for change in changes:
             whole = paths["busybox-static"].read_bytes()
             paths["busybox-static"].write_bytes(change(whole))
             assert fetch(cache, make_request(spec), lock, lambda text, _part: told.append(text)) == paths

@@ -128,7 +128,7 @@ def test_tar_is_read_from_a_pipe(tmp_path: Path) -> None:
         def readable(self) -> bool:
             return True
 
-        def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+        def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
             return self._data.readinto(memoryview(buffer)[:100])
 
     archive = make_member("a", data=b"x" * 5000) + make_member("b", tarfile.LNKTYPE, linkname="a") + END

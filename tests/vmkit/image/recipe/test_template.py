@@ -43,8 +43,8 @@ def test_values_arrive_as_they_are(render: Render) -> None:
 
 def test_filters_work_without_files(render: Render) -> None:
     """Jinja2 imports some of what it needs late, when the process has no files any more."""
-    words = ("tojson", "urlize", "urlencode", "random", "truncate(3)", "striptags", "wordwrap(3)", "pprint", "title")
-    words += ("escape", "forceescape", "indent", "upper", "trim", "wordcount", "center(9)", "length", "list", "unique")
+    words = ["tojson", "urlize", "urlencode", "random", "truncate(3)", "striptags", "wordwrap(3)", "pprint", "title"]
+    words += ["escape", "forceescape", "indent", "upper", "trim", "wordcount", "center(9)", "length", "list", "unique"]
     text = "".join(f"{{{{ 'a b c'|{word} }}}}\n" for word in words)
     told = render(text + "{{ 5|filesizeformat }} {{ {'a': 1}|xmlattr }} {{ '3'|int + '1.5'|float }} {{ [3, 1]|sum }}")
     assert len(told.splitlines()) >= len(words)
