@@ -152,9 +152,12 @@ ANSWERS_AND_ENDS = {"vmkit/image/imports.py", "vmkit/image/recipe/sandbox.py"}
 
 def test_every_program_begins_with_its_signals() -> None:
     """Each program that is started by name or by `python -m`."""
+    begun = set()
     for path in sorted(CHECKOUT.glob("v*/**/*.py")):
         text = path.read_text()
         if 'if __name__ == "__main__"' not in text or str(path.relative_to(CHECKOUT)) in ANSWERS_AND_ENDS:
             continue
         calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)}
         assert "settle_signals" in calls, path
+        begun.add(str(path.relative_to(CHECKOUT)))
+    assert begun >= {"vmkit/__main__.py", "vsh/__main__.py", "vshd/__main__.py"}

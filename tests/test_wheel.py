@@ -31,7 +31,9 @@ def run(site: Path, *words: str) -> "subprocess.CompletedProcess[str]":
 
 def test_wheel_is_what_runs(installed: Path) -> None:
     done = run(installed, "-c", "import vmkit, vsh, vshd; print(vmkit.__file__, vsh.__file__, vshd.__file__)")
-    assert all(path.startswith(str(installed)) for path in done.stdout.split()), done.stdout
+    paths = done.stdout.split()
+    assert len(paths) == 3, done.stderr
+    assert all(path.startswith(str(installed)) for path in paths), paths
 
 
 def test_wheel_brings_images_and_templates(installed: Path) -> None:

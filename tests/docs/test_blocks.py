@@ -45,14 +45,26 @@ def test_tutorial_shows_the_files_of_the_example() -> None:
     assert shown == files
 
 
+def test_pages_show_recipes_and_matrices() -> None:
+    """What the next test reads is there."""
+    keys = {
+        key for page in PAGES for block in page.blocks if block.language == "toml" for key in tomllib.loads(block.text)
+    }
+    assert keys >= {"extends", "commands"}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.path.relative_to(CHECKOUT)) for page in PAGES])
 def test_recipes_and_matrices_of_a_page_are_valid(page: Page, tmp_path: Path) -> None:
     """All files of a page are written first: recipes refer to them."""
-    named = [(tmp_path / block.file, block) for block in page.blocks if block.file is not None]
-    for path, block in named:
+    files = [
+        (tmp_path / (block.file or f"block-{number}.toml"), block)
+        for number, block in enumerate(page.blocks)
+        if block.file is not None or block.language == "toml"
+    ]
+    for path, block in files:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block.text)
-    for path, block in named:
+    for path, block in files:
         if block.language == "toml":
             keys = tomllib.loads(block.text)
             if "extends" in keys:

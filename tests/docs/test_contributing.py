@@ -60,9 +60,11 @@ def test_limits_are_those_of_the_configuration() -> None:
 
 
 def test_hooks_run_tools_of_the_project() -> None:
-    hooks = yaml.safe_load((CHECKOUT / ".pre-commit-config.yaml").read_text())["repos"]
+    repositories = yaml.safe_load((CHECKOUT / ".pre-commit-config.yaml").read_text())["repos"]
+    hooks = [hook for repository in repositories for hook in repository["hooks"]]
     locked = (CHECKOUT / "requirements/test.lock").read_text()
-    for hook in (hook for repository in hooks for hook in repository["hooks"]):
+    assert hooks
+    for hook in hooks:
         program, *words = shlex.split(hook["entry"])
         assert program.startswith(".venv/bin/")
         tool = words[1] if program.endswith("python") else program.rpartition("/")[2]

@@ -38,6 +38,7 @@ def test_every_example_is_in_the_table_and_is_tested() -> None:
     folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir()}
     table = (EXAMPLES / "README.md").read_text()
     tests = Path(__file__).read_text()
+    assert folders
     for name in folders:
         assert f"({name}/README.md)" in table
         assert f'"{name}' in tests, f"no test runs the example {name}"

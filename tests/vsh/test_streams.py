@@ -305,7 +305,9 @@ def test_signals_while_vsh_ends_change_nothing(vshd: Vshd, mode: list[str]) -> N
         ) as client:
             assert read_line(client.stdout) == "up"
             client.stdin.close()
+            deadline = time.monotonic() + DEADLINE_S
             while client.poll() is None:
+                assert time.monotonic() < deadline, "vsh does not end"
                 client.terminate()
                 time.sleep(0.0005)
             assert client.returncode == 7

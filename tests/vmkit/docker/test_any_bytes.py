@@ -14,7 +14,8 @@ from vmkit.docker.results import write_results
 from vmkit.docker.stream import Demux
 from vmkit.errors import ConfigError, HostError
 from vmkit.image.debian.lockfile import read_lock_file
-from vmkit.matrix.plan import plan_matrix, read_matrix
+from vmkit.image.debian.packages import Lock
+from vmkit.matrix.plan import Matrix, plan_matrix, read_matrix
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 LOCK = json.loads((CHECKOUT / "images/tiny.lock").read_text())
@@ -67,7 +68,7 @@ def test_lock_with_any_value_is_refused_or_a_lock(key: str, value: object) -> No
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(ConfigError):
         path = Path(folder) / "x.lock"
         path.write_text(json.dumps({**LOCK, key: value}))
-        read_lock_file(path)
+        assert isinstance(read_lock_file(path), Lock)
 
 
 @few
@@ -76,7 +77,7 @@ def test_lock_with_any_value_is_refused_or_a_lock(key: str, value: object) -> No
 )
 def test_matrix_with_any_value_is_refused_or_a_matrix(raw: dict[str, object]) -> None:
     with contextlib.suppress(ConfigError):
-        plan_matrix({"commands": {"a": "true"}, **raw}, Path("/x.toml"))
+        assert isinstance(plan_matrix({"commands": {"a": "true"}, **raw}, Path("/x.toml")), Matrix)
 
 
 @few
@@ -85,6 +86,6 @@ def test_file_of_any_bytes(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x"
         path.write_bytes(content)
-        for read in (read_lock_file, read_matrix):
+        for read, kind in ((read_lock_file, Lock), (read_matrix, Matrix)):
             with contextlib.suppress(ConfigError):
-                read(path)
+                assert isinstance(read(path), kind)

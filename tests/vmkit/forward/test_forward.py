@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,9 @@ class FakeMachine:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         # The keeper removes what is its own at the same time.
+        deadline = time.monotonic() + DEADLINE_S
         while self.directory.exists():
+            assert time.monotonic() < deadline, f"{self.directory} is still there"
             shutil.rmtree(self.directory, ignore_errors=True)
         self.lock.close()
 

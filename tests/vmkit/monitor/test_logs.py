@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -43,11 +44,19 @@ def test_piece_larger_than_the_ceiling_is_cut_to_its_end(tmp_path: Path) -> None
 
 
 def test_full_disk_loses_lines_and_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / "log").symlink_to("/dev/full")
     log = CappedLog(tmp_path / "log", ceiling_bytes=100)
-    for _ in range(50):
-        log.write(b"line\n")
+    log.write(b"before\n")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(b"before\n"), limits[1]))
+    try:
+        for _ in range(50):
+            log.write(b"lost\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    log.write(b"after\n")
     log.close()
+    assert (tmp_path / "log").read_bytes() == b"before\nafter\n"
+    assert os.listdir(tmp_path) == ["log"]
 
 
 def test_folder_that_is_gone_loses_lines_and_nothing_else(tmp_path: Path) -> None:

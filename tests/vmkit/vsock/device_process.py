@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -69,6 +70,14 @@ class HostProgram:
             if not data:
                 self.is_ended = True
             self.data += data
+
+    def read_to_end(self) -> None:
+        """Reads until the device ends this connection, whether or not its front end is still there."""
+        deadline = time.monotonic() + WAIT_S
+        while not self.is_ended:
+            ready, _, _ = select.select([self.sock], [], [], max(0, deadline - time.monotonic()))
+            assert ready, "the device has not ended the connection"
+            self.pump()
 
     def line(self) -> bytes:
         """Waits for a whole line and takes it."""

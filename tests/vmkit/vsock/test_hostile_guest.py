@@ -315,8 +315,7 @@ def test_broken_ring_stops_the_device_until_the_driver_resets_it(
     for ring in (bench.driver.rx, bench.driver.tx):
         ring.kick(is_forced=True)
     bench.wait_log("device-broken")
-    while not program.is_ended:
-        program.pump()
+    program.read_to_end()
     bench.driver.is_refilling = True
     bench.driver.reboot()
     assert_alive(bench)

@@ -112,8 +112,7 @@ def test_reset_device_message_closes_connections_at_once(bench: Bench) -> None:
     bench.driver.stop()
     bench.driver.front.send(vu.RESET_DEVICE)
     bench.driver.sync()
-    while not program.is_ended:
-        program.pump()
+    program.read_to_end()
 
 
 def test_hangup_signal_closes_connections_of_a_stopped_device_only(bench: Bench) -> None:
@@ -124,8 +123,7 @@ def test_hangup_signal_closes_connections_of_a_stopped_device_only(bench: Bench)
     bench.wait(lambda: guest.data == b"x")
     bench.driver.stop()
     bench.process.send_signal(signal.SIGHUP)
-    while not program.is_ended:
-        program.pump()
+    program.read_to_end()
 
 
 def test_new_memory_table_under_running_rings(bench: Bench) -> None:
@@ -182,8 +180,7 @@ def test_front_end_that_vanishes_ends_the_device_with_zero(bench: Bench) -> None
     guest.send(b"bye")
     bench.settle()
     assert bench.leave() == 0
-    while not program.is_ended:
-        program.pump()
+    program.read_to_end()
     assert program.data == b"bye"
 
 
@@ -198,8 +195,7 @@ def test_front_end_that_vanishes_leaves_time_for_the_last_bytes(bench: Bench) ->
     bench.front_socket.close()
     time.sleep(0.05)
     program.is_reading = True
-    while not program.is_ended:
-        program.pump()
+    program.read_to_end()
     assert program.data == data[:sent]
     assert bench.process.wait(WAIT_S) == 0
 
@@ -211,8 +207,7 @@ def test_packets_in_the_ring_are_delivered_although_the_front_end_is_gone(bench:
     guest.send(b"written just before the power went")
     bench.front_socket.close()
     os.kill(bench.process.pid, signal.SIGCONT)
-    while not program.is_ended:
-        program.pump()
+    program.read_to_end()
     assert program.data == b"written just before the power went"
 
 
@@ -221,8 +216,7 @@ def test_signal_ends_the_device(bench: Bench, number: int) -> None:
     program, _guest = bench.open_to_guest(9001)
     bench.process.send_signal(number)
     assert bench.process.wait(WAIT_S) == 0
-    while not program.is_ended:
-        program.pump()
+    program.read_to_end()
 
 
 def test_descriptors_passed_by_a_host_program_are_dropped_and_its_bytes_are_not(bench: Bench) -> None:

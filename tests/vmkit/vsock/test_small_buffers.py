@@ -78,8 +78,7 @@ def test_waiting_bytes_outlive_a_pause_and_go_with_a_reset(small: Bench) -> None
     wait_asleep(small)
     assert not program.is_ended
     small.driver.reboot()
-    while not program.is_ended:
-        program.pump()
+    program.read_to_end()
     small.wait(lambda: small.open_count() == 0)
 
 

@@ -324,7 +324,9 @@ def test_number_of_held_lines_is_told_when_the_period_ends(monkeypatch: pytest.M
     for number in range(LINES_MAX + 3):
         lines.say(str(number))
     assert told == [str(number) for number in range(LINES_MAX)]
+    deadline = time.monotonic() + DEADLINE_S
     while lines.tend() is not None:
+        assert time.monotonic() < deadline, "the period does not end"
         time.sleep(0.01)
     assert told[LINES_MAX:] == [f"3 more like these, the last: {LINES_MAX + 2}"]
     lines.say("again")
