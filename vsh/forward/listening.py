@@ -15,6 +15,7 @@ from vsh.errors import ConnectionLost, VshError
 from vsh.forward.admissions import Admissions
 from vsh.forward.guest import GuestListener
 from vsh.forward.openings import Openings
+from vsh.forward.patience import is_full
 from vsh.forward.spec import LOCAL, MAPPED, Forward
 from vsh.listener import HostListener
 from vshd.carry import endpoints
@@ -118,7 +119,12 @@ class Listening:
         def connect() -> tuple[int, bytes]:
             if not _is_open(fd):
                 raise _ClientLeftError(f"{self.forward}: the client left before its turn came")
-            return self.connect(fd)
+            try:
+                return self.connect(fd)
+            except VshError as error:
+                if is_full(error) and not _is_open(fd):
+                    raise _ClientLeftError(f"{self.forward}: the client left while it waited") from error
+                raise
 
         def done(opened: tuple[int, bytes]) -> None:
             self._pairs.add(left, Side(opened[0]), to_left=opened[1])

@@ -39,7 +39,7 @@ class Patience:
                 opened = attempt(self._timeout_s)
             except VshError as error:
                 is_slow = _is_slow(error) and self._served_s > attempt_s
-                if not is_wanted() or not (is_slow or (_is_full(error) and self._is_in_time(began_s))):
+                if not is_wanted() or not (is_slow or (is_full(error) and self._is_in_time(began_s))):
                     raise
             else:
                 self._served_s = time.monotonic()
@@ -56,5 +56,6 @@ def _is_slow(error: VshError) -> bool:
     return isinstance(error, Unanswered) or (isinstance(error, ExecError) and error.error == errno.ETIMEDOUT)
 
 
-def _is_full(error: VshError) -> bool:
+def is_full(error: VshError) -> bool:
+    """Whether the guest has no place for one more session now."""
     return isinstance(error, Busy) or (isinstance(error, ExecError) and error.kind == messages.LIMIT)
