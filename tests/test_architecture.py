@@ -120,6 +120,15 @@ def test_nobody_below_knows_the_command_line() -> None:
             assert not any(is_within(name, ("vmkit.cli", "vmkit.__main__")) for name in imports_of(path)), path
 
 
+def test_monitor_knows_parts_by_their_plans_alone() -> None:
+    for path in SHIPPED:
+        if is_within(module_name(path), ("vmkit.monitor",)):
+            known = {
+                name for name in imports_of(path) if is_within(name, ("vmkit.machine.parts", "vmkit.machine.qemu"))
+            }
+            assert known <= {"vmkit.machine.parts.part"}, path
+
+
 def test_programs_are_started_in_few_places() -> None:
     found = set()
     for path, name in zip(SHIPPED, IDS, strict=True):

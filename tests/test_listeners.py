@@ -13,9 +13,7 @@ LISTENS = re.compile(
 )
 # Where it is done, and the words of the page that stand for it.
 KNOWN = {
-    "vmkit/machine/qemu.py": "`vmkit up --gdb=PORT`",
-    # Looks whether the port is free.
-    "vmkit/machine/disks.py": "`vmkit up --gdb=PORT`",
+    "vmkit/machine/parts/gdb.py": "`vmkit up --gdb=PORT`",
     "vsh/forward/listening.py": "`vsh -L PORT:...`, `vmkit forward -L PORT:...`",
     "vmkit/bench/__main__.py": "`vmkit bench`",
     "vmkit/bench/measurements.py": "`vmkit bench`",

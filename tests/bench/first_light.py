@@ -31,9 +31,10 @@ from vmkit.image.formats.cpio import render_cpio
 from vmkit.image.formats.tree import Tree, file_node
 from vmkit.image.recipe.config import load_image
 from vmkit.machine import stop
+from vmkit.machine.hardware import Hardware
 from vmkit.machine.machine import Machine
 from vmkit.machine.probe import find_qemu
-from vmkit.machine.qemu import Hardware, plan_qemu
+from vmkit.machine.qemu import plan_qemu
 from vmkit.machine.spec import Accelerator, Backend, MachineSpec
 from vmkit.machine.start import Choices, choose, plan_hardware, start_machine
 from vmkit.machine.vhost import KernelVhostDoor

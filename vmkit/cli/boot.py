@@ -15,9 +15,10 @@ from vmkit.cli.show import CleanWriter, open_progress, print_json, read_wall
 from vmkit.errors import NameInUseError
 from vmkit.image.build import find_built_image, plan_image
 from vmkit.image.recipe.config import load_image
+from vmkit.machine.argv import QemuPlan
 from vmkit.machine.handover import MonitorHandle
 from vmkit.machine.launch import Layout
-from vmkit.machine.qemu import QemuPlan, plan_qemu
+from vmkit.machine.qemu import plan_qemu
 from vmkit.machine.registry import MACHINES
 from vmkit.machine.spec import FIRST_GUEST_CID, MachineSpec
 from vmkit.machine.start import Choices, Started, choose, plan_hardware, start_machine

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from vmkit.machine.qemu import QemuPlan, QmpCommand
+from vmkit.machine.argv import QemuPlan
+from vmkit.machine.parts.part import parse_fitting
 from vmkit.machine.spec import Backend
 
 # A plan is an argv, a kernel command line of 2 KiB and a few paths.
@@ -89,7 +90,7 @@ def parse_launch_plan(text: str) -> LaunchPlan:
         timeout_s=value["timeout_s"],
         qemu=QemuPlan(
             argv=tuple(qemu["argv"]),
-            plug=tuple(QmpCommand(item["name"], item["arguments"]) for item in qemu["plug"]),
+            fittings=tuple(parse_fitting(fitting) for fitting in qemu["fittings"]),
         ),
         record=value["record"],
         is_owned=value["is_owned"],

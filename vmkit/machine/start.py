@@ -8,20 +8,21 @@ socket close and cleans up.
 import contextlib
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from vmkit.errors import ConfigError, MachineError
+from vmkit.errors import MachineError
 from vmkit.image.build import BuiltImage, build_image
 from vmkit.image.recipe.config import load_image
 from vmkit.machine import probe
-from vmkit.machine.disks import LOOPBACK, check_disk, check_gdb_port, check_root
 from vmkit.machine.handover import MonitorHandle, start_monitor
+from vmkit.machine.hardware import USER_READY_PORT, Hardware
 from vmkit.machine.kernel import check_kernel
-from vmkit.machine.launch import MAX_REPORT_LINE_BYTES, LaunchPlan, Layout, Report, Stage, parse_report
-from vmkit.machine.qemu import USER_READY_PORT, Hardware, plan_qemu
+from vmkit.machine.launch import MAX_REPORT_LINE_BYTES, LaunchPlan, Report, Stage, parse_report
+from vmkit.machine.parts.table import PARTS
+from vmkit.machine.qemu import plan_qemu
 from vmkit.machine.registry import (
     MACHINES,
     Reservation,
@@ -118,7 +119,7 @@ def start_machine(
         seconds,
         reservation.directory,
         monitor.process,
-        _find_gdb_target(spec, reservation.directory),
+        None if plan.record["gdb"] is None else str(plan.record["gdb"]),
     )
 
 
@@ -136,12 +137,8 @@ def choose(
     """
     if spec.kernel is not None:
         check_kernel(spec.kernel)
-    for disk in spec.disks:
-        check_disk(disk)
-    if spec.root is not None:
-        check_root(spec.root)
-    if spec.gdb_port is not None:
-        check_gdb_port(spec.gdb_port)
+    for part in PARTS:
+        part.check_host(spec)
     runtime = open_runtime_directory()
     # What cannot work is refused before anything that takes its time: a build, the proof of KVM.
     check_path_length(runtime / MACHINES / (spec.name or Path(spec.image).stem[:MAX_NAME_CHARACTERS]))
@@ -150,11 +147,8 @@ def choose(
     backend, backend_reason = probe.choose_backend(spec.backend, probe.probe_vhost(door))
     probe.check_memory(spec.memory_mib)
     built = build(spec.image, tell)
-    if spec.root is not None and built.root is None:
-        raise ConfigError(
-            f"the image {built.name} has its root in memory: there is no disk that {spec.root} could replace",
-            hint="give it as a disk beside (--disk), or use an image with a disk root, such as debian",
-        )
+    for part in PARTS:
+        part.check_image(spec, built)
     kernel = spec.kernel or built.kernel
     kvm = None
     if spec.accelerator is None:
@@ -188,6 +182,7 @@ def plan_hardware(spec: MachineSpec, choices: Choices, name: str, cid: int, dire
         append=spec.append,
         ready_port=USER_READY_PORT if choices.backend is Backend.USER else None,
         qemu=choices.qemu.path,
+        directory=directory,
         token=find_token_path(directory) if needs_token(choices.backend, asked=spec.token) else None,
         root=choices.root,
         disks=spec.disks,
@@ -211,9 +206,8 @@ def plan_record(spec: MachineSpec, choices: Choices) -> dict[str, object]:
         "user": choices.built.default_user,
         "started": round(time.time(), 3),
         "qemu_version": choices.qemu.render_version(),
-        "disks": [{"path": str(disk.path), "mode": disk.mode.value} for disk in spec.disks],
-        "gdb_port": spec.gdb_port,
         "token": DEMANDED if needs_token(choices.backend, asked=spec.token) else None,
+        **_merge(part.plan_record(spec) for part in PARTS),
     }
 
 
@@ -221,7 +215,7 @@ def plan_launch(
     spec: MachineSpec, choices: Choices, reservation: Reservation, record: dict[str, object], *, is_owned: bool = False
 ) -> LaunchPlan:
     """What the monitor is told."""
-    vsock = str(reservation.directory / Layout.VSOCK) if choices.backend is Backend.USER else None
+    hardware = plan_hardware(spec, choices, reservation.name, reservation.cid, reservation.directory)
     return LaunchPlan(
         directory=reservation.directory,
         evidence=find_state_directory() / reservation.name,
@@ -229,23 +223,19 @@ def plan_launch(
         cid=reservation.cid,
         backend=choices.backend,
         timeout_s=spec.timeout_s,
-        qemu=plan_qemu(plan_hardware(spec, choices, reservation.name, reservation.cid, reservation.directory)),
+        qemu=plan_qemu(hardware),
         record={
             **record,
             "name": reservation.name,
             "cid": reservation.cid,
-            "vsock": vsock,
-            "gdb": _find_gdb_target(spec, reservation.directory),
+            **_merge(part.plan_addresses(hardware) for part in PARTS),
         },
         is_owned=is_owned,
     )
 
 
-def _find_gdb_target(spec: MachineSpec, directory: Path) -> str | None:
-    """What gdb's `target remote` takes."""
-    if spec.gdb:
-        return str(directory / Layout.GDB_SOCKET)
-    return None if spec.gdb_port is None else f"{LOOPBACK}:{spec.gdb_port}"
+def _merge(entries: Iterable[dict[str, object]]) -> dict[str, object]:
+    return {key: value for entry in entries for key, value in entry.items()}
 
 
 def _await_ready(plan: LaunchPlan, monitor: MonitorHandle, tell: Tell) -> None:

@@ -4,7 +4,7 @@ Started by vmkit.machine.handover and given a LaunchPlan; lives as long as its Q
 QEMU and the device with it (PR_SET_PDEATHSIG), and its lock on the machine's directory falls, so that the next `up`
 sweeps what is left.
 
-Life: bind every socket -> start the device -> start QEMU paused -> take it over (QMP) -> plug the device -> run ->
+Life: bind every socket -> start the companions -> start QEMU paused -> take it over (QMP) -> plug the parts -> run ->
 READY -> ... -> end -> clean up. What several parts share, above all the one End, is in vmkit.monitor.life.
 """
 
@@ -16,21 +16,20 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, BinaryIO, assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from vmkit.errors import VmkitError
+from vmkit.machine.argv import BY_HAND_NOTE
 from vmkit.machine.launch import MAX_DETAILS_CHARACTERS, LaunchPlan, Layout, Report, Stage
-from vmkit.machine.qemu import VSOCK_CHARDEV_ID
 from vmkit.machine.registry import discard, write_ending, write_record
-from vmkit.machine.spec import Backend
 from vmkit.machine.words import Answer, Ended, ExpectEnd, Quit, Request, Watch, name_of
 from vmkit.monitor.child import Child, start_child
 from vmkit.monitor.console import Console, ConsoleTrouble
 from vmkit.monitor.control import ControlServer
-from vmkit.monitor.device import VsockDevice
 from vmkit.monitor.end import End, QemuExit, explain_exit, explain_trouble
 from vmkit.monitor.evidence import keep_evidence
-from vmkit.monitor.life import Life, RefusedError, explain_failure
+from vmkit.monitor.fittings import Fittings
+from vmkit.monitor.life import Life, explain_failure
 from vmkit.monitor.logs import CappedLog, EventLog
 from vmkit.monitor.ready import ReadyListener, open_ready_listener, parse_wall
 from vmkit.run import render_command
@@ -45,8 +44,6 @@ CONSOLE_DRAIN_S = 1.0
 # An `up` that does not read its reports is not waited for.
 REPORT_DEADLINE_S = 1.0
 BACKLOG = 64
-UNPLUG_DEADLINE_S = 10.0
-BY_HAND_NOTE = "# by hand, with the console in your terminal (Ctrl-a x ends it) and without the vsock device:"
 # Events of QEMU that say nothing about a machine's fate and come in floods.
 _QUIET_EVENTS = frozenset({"RTC_CHANGE", "NIC_RX_FILTER_CHANGED", "VSERPORT_CHANGE"})
 
@@ -76,7 +73,7 @@ class Monitor:
         self._wall: dict[str, str] = {}
         self._console: Console | None = None
         self._console_task: asyncio.Task[None] | None = None
-        self._device: VsockDevice | None = None
+        self._fittings = Fittings(plan.qemu.fittings, self._life, self._events, self._listen_unix, self._open_log)
         self._qemu: Child | None = None
         self._qmp: Qmp | None = None
 
@@ -111,8 +108,9 @@ class Monitor:
         self._stack.callback(ready.close)
         console_sock = self._open_console()
         qmp_sock, qmp_fd = socket.socketpair()
-        # Both children start side by side; what the device will be plugged with is ready when QEMU is.
-        with await self._open_vsock() as vsock:
+        # All children start side by side; what the parts will be plugged with is ready when QEMU is.
+        with contextlib.ExitStack() as stack:
+            descriptors = await self._fittings.open(self._vhost_fd, stack)
             with console_sock, qmp_fd:
                 self._qemu = await self._start_qemu(console_sock.fileno(), qmp_fd.fileno(), ready.port)
             self._life.spawn(self._watch_qemu(self._qemu))
@@ -120,7 +118,7 @@ class Monitor:
             qmp = self._qmp = self._make_qmp()
             await self._life.or_end(qmp.connect(qmp_sock))
             self._life.spawn(qmp.listen(self._on_qmp_event))
-            await self._plug(qmp, vsock.fileno())
+            await self._fittings.plug(qmp, descriptors)
         self._life.spawn(self._watch_ready(ready))
         # Told before it is done: the guest may say READY before QEMU has answered.
         self._write_record("starting")
@@ -135,8 +133,7 @@ class Monitor:
                 await asyncio.wait([asyncio.ensure_future(self._qemu.wait())], timeout=TROUBLE_GRACE_S)
             await self._qemu.stop()
             await self._drain_console()
-        if self._device is not None:
-            await self._device.stop()
+        await self._fittings.stop()
         self._events.add("end", {"reason": end.reason, "brief": end.brief, "expected": end.expected})
         has_init_error = self._console is not None and self._console.init_error is not None
         if not end.expected or has_init_error:
@@ -177,20 +174,17 @@ class Monitor:
         return log
 
     async def _start_qemu(self, console_fd: int, qmp_fd: int, ready_port: int) -> Child:
-        # Made here and not by QEMU, so that it is its owner's alone from the start.
-        gdb = self._listen_unix(Layout.GDB_SOCKET) if self._plan.qemu.has_gdb_socket else None
-        gdb_fds = () if gdb is None else (gdb.fileno(),)
-        argv = self._plan.qemu.render_argv(
-            console_fd=console_fd, qmp_fd=qmp_fd, ready_port=ready_port, gdb_fd=next(iter(gdb_fds), None)
-        )
-        text = "\n".join((render_command(argv), BY_HAND_NOTE, render_command(self._plan.qemu.render_by_hand()), ""))
-        with contextlib.suppress(OSError):
-            (self._plan.directory / Layout.ARGV).write_bytes(os.fsencode(text))
-        log = self._open_log(Layout.QEMU_LOG)
-        fds = (console_fd, qmp_fd, *gdb_fds)
-        qemu = await start_child("qemu", argv, log=log, pass_fds=fds, package="qemu-system-x86")
-        if gdb is not None:
-            gdb.close()
+        with self._fittings.listen() as served:
+            argv = self._plan.qemu.render_argv(
+                console_fd=console_fd, qmp_fd=qmp_fd, ready_port=ready_port, served=served
+            )
+            by_hand = render_command(self._plan.qemu.render_by_hand())
+            with contextlib.suppress(OSError):
+                text = "\n".join((render_command(argv), BY_HAND_NOTE, by_hand, ""))
+                (self._plan.directory / Layout.ARGV).write_bytes(os.fsencode(text))
+            log = self._open_log(Layout.QEMU_LOG)
+            fds = (console_fd, qmp_fd, *served.values())
+            qemu = await start_child("qemu", argv, log=log, pass_fds=fds, package="qemu-system-x86")
         self._events.add("qemu-started", {"pid": qemu.pid})
         return qemu
 
@@ -199,36 +193,6 @@ class Monitor:
         from vmkit.monitor.qmp import Qmp  # noqa: PLC0415
 
         return Qmp(self._plan.name, self._open_log(Layout.QMP_LOG))
-
-    async def _open_vsock(self) -> socket.socket | BinaryIO:
-        """QEMU's end of the vsock device: the vhost descriptor, or a connection to a device process started now."""
-        if self._plan.backend is Backend.VHOST:
-            if self._vhost_fd is None:
-                raise VmkitError("the vhost backend was chosen, but no descriptor of it was given")
-            return os.fdopen(self._vhost_fd, "r+b", buffering=0)
-        listener = self._listen_unix(Layout.VSOCK)
-        log = self._open_log(Layout.DEVICE_LOG)
-        device = self._device = VsockDevice(self._plan.directory, self._plan.cid, listener, log)
-        qemu_sock = await device.start()
-        self._life.spawn(device.watch(self._life, self._events, self._replug))
-        return qemu_sock
-
-    async def _plug(self, qmp: "Qmp", fd: int) -> None:
-        try:
-            await self._life.or_end(qmp.plug(self._plan.qemu.plug, fd))
-        except RefusedError:
-            if self._device is not None:
-                await self._device.raise_if_ended()
-            raise
-
-    async def _replug(self, vsock: socket.socket) -> None:
-        """Takes the dead device out of the running guest and puts the new one in."""
-        qmp = self._qmp
-        if qmp is None:
-            raise VmkitError("QEMU has not been taken over yet")
-        await qmp.unplug(UNPLUG_DEADLINE_S)
-        await qmp.execute("chardev-remove", {"id": VSOCK_CHARDEV_ID})
-        await qmp.plug(self._plan.qemu.plug, vsock.fileno())
 
     # ---- watching -------------------------------------------------------------------------------------------------
 

@@ -6,13 +6,13 @@ Take QEMU over through a socket we made, plug devices, run, listen. Async ends i
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 from qemu.qmp.message import Message
 
 from vmkit.errors import MachineError
-from vmkit.machine.qemu import VSOCK_DEVICE_ID, VSOCK_FD_NAME, QmpCommand
+from vmkit.machine.parts.part import Fitting
 from vmkit.monitor.life import RefusedError
 from vmkit.monitor.logs import CappedLog
 
@@ -66,27 +66,28 @@ class Qmp:
         except (QMPError, OSError, TimeoutError) as error:
             raise MachineError(f"QEMU did not answer '{name}'", details=str(error)) from error
 
-    async def plug(self, commands: Sequence[QmpCommand], fd: int) -> None:
-        """Gives QEMU the vsock device's descriptor by name, then runs the commands that plug it."""
-        try:
-            self._client.send_fd_scm(fd)
-        except (QMPError, OSError) as error:
-            raise MachineError("cannot pass a descriptor to QEMU", details=str(error)) from error
-        await self.execute("getfd", {"fdname": VSOCK_FD_NAME})
-        for command in commands:
+    async def plug(self, fitting: Fitting, fd: int | None) -> None:
+        """Runs the commands that plug a part; before them QEMU gets the part's descriptor by name, where it has one."""
+        if fd is not None:
+            try:
+                self._client.send_fd_scm(fd)
+            except (QMPError, OSError) as error:
+                raise MachineError("cannot pass a descriptor to QEMU", details=str(error)) from error
+            await self.execute("getfd", {"fdname": fitting.fd_name})
+        for command in fitting.plug:
             await self.execute(command.name, command.arguments)
 
-    async def unplug(self, deadline_s: float) -> None:
-        """Takes the vsock device out, unless the guest has ejected it, and waits until the guest has let go of it."""
+    async def unplug(self, device: str, deadline_s: float) -> None:
+        """Takes a device out, unless the guest has ejected it, and waits until the guest has let go of it."""
         with self._client.listener({"DEVICE_DELETED"}) as listener:
             try:
-                await self.execute("device_del", {"id": VSOCK_DEVICE_ID})
+                await self.execute("device_del", {"id": device})
             except RefusedError as error:
                 if isinstance(error.__cause__, ExecuteError) and error.__cause__.error_class == "DeviceNotFound":
                     return
                 raise
             async with asyncio.timeout(deadline_s):
-                await _wait_for_deletion(listener)
+                await _wait_for_deletion(listener, device)
 
     async def query_run_state(self) -> str:
         """QEMU's RunState: running, paused, internal-error, ..."""
@@ -94,9 +95,9 @@ class Qmp:
         return str(answer.get("status")) if isinstance(answer, dict) else "unknown"
 
 
-async def _wait_for_deletion(listener: "object") -> None:
+async def _wait_for_deletion(listener: "object", device: str) -> None:
     message: Message
     async for message in listener:  # type: ignore[attr-defined]
         data = message.get("data")
-        if isinstance(data, dict) and data.get("device") == VSOCK_DEVICE_ID:
+        if isinstance(data, dict) and data.get("device") == device:
             return

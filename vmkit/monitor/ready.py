@@ -11,8 +11,8 @@ import os
 import socket
 
 from vmkit.errors import MachineError
+from vmkit.machine.hardware import USER_READY_PORT
 from vmkit.machine.launch import LaunchPlan, Layout
-from vmkit.machine.qemu import USER_READY_PORT
 from vmkit.machine.spec import Backend
 from vsh.text import clean_line
 from vsh.transport import listen_vsock

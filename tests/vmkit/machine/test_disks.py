@@ -11,7 +11,8 @@ from tests.vmkit.machine.conftest import Boot
 from vmkit.errors import ConfigError, HostError, MachineError
 from vmkit.image.build import BuiltImage
 from vmkit.machine import stop
-from vmkit.machine.disks import check_disk, check_gdb_port, check_root
+from vmkit.machine.parts.disk import check_disk, check_root
+from vmkit.machine.parts.gdb import check_gdb_port
 from vmkit.machine.probe import is_emulated
 from vmkit.machine.spec import DiskMode, DiskSpec, MachineSpec
 from vsh.registry import find_machine, read_machines

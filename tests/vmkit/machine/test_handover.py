@@ -15,9 +15,10 @@ import pytest
 import vmkit
 from vmkit.errors import MachineError
 from vmkit.machine import handover, start
+from vmkit.machine.argv import QemuPlan
 from vmkit.machine.handover import MonitorHandle, receive_plan, render_environment, start_monitor
 from vmkit.machine.launch import LaunchPlan, Report, Stage
-from vmkit.machine.qemu import QemuPlan, QmpCommand
+from vmkit.machine.parts.part import Fitting, QmpCommand
 from vmkit.machine.spec import Backend
 
 PLAN = LaunchPlan(
@@ -27,7 +28,10 @@ PLAN = LaunchPlan(
     cid=3,
     backend=Backend.USER,
     timeout_s=5.0,
-    qemu=QemuPlan(argv=("qemu", "-append", "ä 'quoted'"), plug=(QmpCommand("device_add", {"id": "x", "n": 1}),)),
+    qemu=QemuPlan(
+        argv=("qemu", "-append", "ä 'quoted'"),
+        fittings=(Fitting("x", plug=(QmpCommand("device_add", {"id": "x", "n": 1}),)),),
+    ),
     record={"name": "m", "cid": 3, "image": "tiny"},
 )
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from vmkit.machine.hardware import Hardware
 from vmkit.machine.launch import (
     MAX_DETAILS_CHARACTERS,
     MAX_PLAN_BYTES,
@@ -14,7 +15,7 @@ from vmkit.machine.launch import (
     parse_launch_plan,
     parse_report,
 )
-from vmkit.machine.qemu import Hardware, plan_qemu
+from vmkit.machine.qemu import plan_qemu
 from vmkit.machine.spec import Accelerator, Backend
 
 
@@ -32,6 +33,7 @@ def test_plan_is_the_same_after_its_journey(backend: Backend) -> None:
         kernel_args=("quiet", 'a="b c"'),
         append="d='e'",
         ready_port=None,
+        gdb=True,
         qemu="/usr/bin/qemu",
     )
     plan = LaunchPlan(

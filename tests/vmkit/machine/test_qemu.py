@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from vmkit.errors import ConfigError
-from vmkit.machine.qemu import Hardware, plan_qemu, render_kernel_command_line
+from vmkit.machine.hardware import Hardware
+from vmkit.machine.qemu import plan_qemu, render_kernel_command_line
 from vmkit.machine.spec import Accelerator, Backend, DiskMode, DiskSpec
 
 HARDWARE = Hardware(
@@ -103,12 +104,12 @@ def test_disks_are_read_only_unless_asked_and_in_order() -> None:
 
 def test_gdb_is_served_on_a_socket_that_the_monitor_makes() -> None:
     plan = plan_qemu(replace(HARDWARE, gdb=True))
-    assert plan.has_gdb_socket
-    argv = plan.render_argv(console_fd=3, qmp_fd=4, ready_port=5, gdb_fd=6)
+    assert [socket.file for socket in plan.sockets] == ["gdb.sock"]
+    argv = plan.render_argv(console_fd=3, qmp_fd=4, ready_port=5, served={"gdb": 6})
     assert argv[argv.index("-gdb") + 1] == "chardev:gdb"
     assert argv[argv.index("-gdb") - 1] == "socket,id=gdb,fd=6,server=on,wait=off"
     assert "socket,id=gdb,path=gdb.sock,server=on,wait=off" in plan.render_by_hand()
-    assert not plan_qemu(HARDWARE).has_gdb_socket
+    assert not plan_qemu(HARDWARE).sockets
 
 
 def test_disk_may_have_any_path() -> None:

@@ -8,7 +8,7 @@ import json
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -18,11 +18,13 @@ from vmkit.errors import MachineError
 from vmkit.image.build import BuiltImage
 from vmkit.machine import probe
 from vmkit.machine.launch import LaunchPlan, Layout, Report, Stage, parse_report
+from vmkit.machine.parts.part import Companion, Fitting
 from vmkit.machine.registry import find_state_directory, reserve
 from vmkit.machine.spec import Accelerator, Backend, MachineSpec
 from vmkit.machine.start import choose, plan_launch, plan_record, start_machine
 from vmkit.machine.vhost import VhostClaim
 from vmkit.machine.words import Quit
+from vmkit.monitor.fittings import Fittings
 from vmkit.monitor.monitor import Monitor
 from vmkit.monitor.ready import ReadyListener, open_ready_listener
 from vsh.registry import Entry, find_machine, read_machines
@@ -228,18 +230,18 @@ def test_end_of_a_ready_machine_goes_to_those_who_wait_and_to_the_evidence(image
 
 
 def test_device_that_keeps_dying_ends_the_machine(image: BuiltImage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmkit.monitor.device.QEMU_END_DEADLINE_S", 0.01)
+    monkeypatch.setattr("vmkit.monitor.companion.QEMU_END_DEADLINE_S", 0.01)
 
-    async def replugged(_self: Monitor, _vsock: socket.socket) -> None:
+    async def replugged(_self: Fittings, _plan: Fitting, _companion: Companion, _connection: socket.socket) -> None:
         """The fake QEMU cannot unplug."""
 
-    monkeypatch.setattr(Monitor, "_replug", replugged)
+    monkeypatch.setattr(Fittings, "replug", replugged)
 
     def kill_each(monitor: Monitor) -> None:
         async def kill() -> None:
             last = 0
             while not monitor._life.end.done():
-                child = monitor._device._child if monitor._device is not None else None
+                child = monitor._fittings.companions["vsock"]._child
                 if child is not None and child.pid != last:
                     last = child.pid
                     os.kill(last, 9)
@@ -258,12 +260,12 @@ def test_device_that_keeps_dying_ends_the_machine(image: BuiltImage, monkeypatch
 
 def test_device_that_cannot_be_replaced_ends_the_machine(image: BuiltImage, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fake QEMU cannot unplug; the real one is in tests/guest."""
-    monkeypatch.setattr("vmkit.monitor.device.QEMU_END_DEADLINE_S", 0.01)
+    monkeypatch.setattr("vmkit.monitor.companion.QEMU_END_DEADLINE_S", 0.01)
 
     def kill(monitor: Monitor) -> None:
-        assert monitor._device is not None
-        assert monitor._device._child is not None
-        os.kill(monitor._device._child.pid, 9)
+        child = monitor._fittings.companions["vsock"]._child
+        assert child is not None
+        os.kill(child.pid, 9)
 
     seen = run_user(image, "ready", lambda _plan: None, at_ready=kill)
     assert seen.status == 1
@@ -275,7 +277,8 @@ def test_descriptor_that_was_promised_and_not_given_is_told(image: BuiltImage) -
     spec, choices = user_plan(image, "ready")
     with reserve("m", None, "tiny", {}) as reservation:
         plan = plan_launch(spec, choices, reservation, {})  # type: ignore[arg-type]
-        object.__setattr__(plan, "backend", Backend.VHOST)
+        (fitting,) = plan.qemu.fittings
+        object.__setattr__(plan.qemu, "fittings", (replace(fitting, companion=None),))
         seen = live(plan, None, open_fake_vsock([]))
     assert "no descriptor of it was given" in seen.reports[-1].brief
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vmkit.errors import MachineError
-from vmkit.machine.qemu import QmpCommand
+from vmkit.machine.parts.part import Fitting, QmpCommand
 from vmkit.monitor import qmp as qmp_module
 from vmkit.monitor.logs import CappedLog
 from vmkit.monitor.qmp import Qmp
@@ -183,7 +183,8 @@ def test_plugging_passes_the_descriptor_by_name_first(tmp_path: Path) -> None:
     read_fd, write_fd = os.pipe()
 
     async def scene(qmp: Qmp, qemu: FakeQemu) -> None:
-        await qmp.plug([QmpCommand("chardev-add", {"id": "c"}), QmpCommand("device_add", {"id": "d"})], write_fd)
+        commands = (QmpCommand("chardev-add", {"id": "c"}), QmpCommand("device_add", {"id": "d"}))
+        await qmp.plug(Fitting("vsock", plug=commands, fd_name="vsock-fd"), write_fd)
 
     qemu = play(tmp_path, scene)
     assert qemu.asked[1:] == [
@@ -201,7 +202,7 @@ def test_plugging_passes_the_descriptor_by_name_first(tmp_path: Path) -> None:
 
 def test_descriptor_that_is_closed_is_an_error(tmp_path: Path) -> None:
     async def scene(qmp: Qmp, _qemu: FakeQemu) -> None:
-        await qmp.plug([], 999_999)
+        await qmp.plug(Fitting("vsock"), 999_999)
 
     with pytest.raises(MachineError, match="cannot pass a descriptor to QEMU"):
         play(tmp_path, scene)
@@ -214,10 +215,10 @@ def event(name: str, **data: object) -> dict[str, object]:
 def test_unplugging_what_the_guest_has_ejected_is_done(tmp_path: Path) -> None:
     async def scene(qmp: Qmp, qemu: FakeQemu) -> None:
         qemu.answers["device_del"] = {"error": {"class": "DeviceNotFound", "desc": "Device 'vsock' not found"}}
-        await qmp.unplug(5.0)
+        await qmp.unplug("vsock0", 5.0)
         qemu.answers["device_del"] = {"error": {"class": "GenericError", "desc": "Bus does not support hotplugging"}}
         with pytest.raises(MachineError, match="does not support hotplugging"):
-            await qmp.unplug(5.0)
+            await qmp.unplug("vsock0", 5.0)
 
     play(tmp_path, scene)
 
@@ -230,7 +231,7 @@ def test_unplugging_waits_until_the_guest_has_let_go(tmp_path: Path) -> None:
             event("DEVICE_DELETED", device="another"),
             event("DEVICE_DELETED", device="vsock0"),
         ]
-        await qmp.unplug(5.0)
+        await qmp.unplug("vsock0", 5.0)
 
     assert play(tmp_path, scene).asked[-1] == ("device_del", {"id": "vsock0"})
 
@@ -238,7 +239,7 @@ def test_unplugging_waits_until_the_guest_has_let_go(tmp_path: Path) -> None:
 def test_guest_that_does_not_let_go_is_given_up(tmp_path: Path) -> None:
     async def scene(qmp: Qmp, _qemu: FakeQemu) -> None:
         with pytest.raises(TimeoutError):
-            await qmp.unplug(0.05)
+            await qmp.unplug("vsock0", 0.05)
 
     play(tmp_path, scene)
 

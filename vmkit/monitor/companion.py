@@ -1,31 +1,27 @@
-"""The vsock device of the `user` backend as the monitor sees it: a process to start, to watch, and to replace when it
-dies under a running guest. What it does inside is vmkit.vsock's.
+"""A part's companion as the monitor sees it: a process to start, to watch, to replace when it dies under a running
+guest, and to stop. Its plan is the part's; the vsock device of the `user` backend is one.
 """
 
 import asyncio
-import os
 import socket
-import sys
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 from vmkit.errors import MachineError, VmkitError
-from vmkit.machine.launch import Layout
-from vmkit.machine.qemu import USER_READY_PORT
+from vmkit.machine.parts.part import FRONTEND_MARK, LISTENER_MARK, Companion
 from vmkit.monitor.child import Child, start_child
 from vmkit.monitor.end import End
 from vmkit.monitor.life import Life
 from vmkit.monitor.logs import CappedLog, EventLog
 
-# A device process that dies is replaced. One that keeps dying ends the machine: more often than so many times in so
+# A process that dies is replaced. One that keeps dying ends the machine: more often than so many times in so
 # many seconds. A machine that runs for weeks may replace many.
 MAX_RESTARTS = 3
 RESTART_PERIOD_S = 60.0
-# QEMU's end closes the device's connection, and that ends the device: see first whether it was that.
+# QEMU's end closes the connection, and that ends the companion: see first whether it was that.
 QEMU_END_DEADLINE_S = 1.0
-# The device ends by itself when QEMU has gone.
+# A companion ends by itself when QEMU has gone.
 OWN_END_DEADLINE_S = 1.0
 
 Replug = Callable[[socket.socket], Awaitable[None]]
@@ -53,51 +49,56 @@ class Restarts:
         return True
 
 
-class VsockDevice:
-    """One machine's device processes, one after another. Invariant: `listener` outlives them all."""
+class CompanionProcess:
+    """A companion's processes, one after another. Invariant: `listener` outlives them all."""
 
-    def __init__(self, directory: Path, cid: int, listener: socket.socket, log: CappedLog) -> None:
-        self._argv = ["--guest-cid", str(cid), "--uds-path", str(directory / Layout.VSOCK)]
+    def __init__(self, plan: Companion, listener: socket.socket | None, log: CappedLog) -> None:
+        self._plan = plan
         self._listener = listener
         self._log = log
         self._child: Child | None = None
 
     async def start(self) -> socket.socket:
-        """Starts a device process; the answer is QEMU's end of the connection to it, to be closed by the caller."""
-        device_sock, qemu_sock = socket.socketpair()
+        """Starts a process; the answer is QEMU's end of the connection to it, to be closed by the caller."""
+        own_sock, qemu_sock = socket.socketpair()
         try:
-            with device_sock:
-                fds = (device_sock.fileno(), self._listener.fileno())
-                self._child = await start_child("vsock device", self._render_argv(*fds), log=self._log, pass_fds=fds)
+            with own_sock:
+                marks = {FRONTEND_MARK: own_sock.fileno()}
+                if self._listener is not None:
+                    marks[LISTENER_MARK] = self._listener.fileno()
+                argv = [str(marks.get(word, word)) for word in self._plan.argv]
+                fds = tuple(marks.values())
+                self._child = await start_child(self._plan.title, argv, log=self._log, pass_fds=fds)
         except BaseException:
             qemu_sock.close()
             raise
         return qemu_sock
 
     async def watch(self, life: Life, events: EventLog, replug: Replug) -> None:
-        """Replaces a device that ends under a running guest. replug gives QEMU the connection to the new one."""
-        restarts = Restarts()
+        """Replaces a process that ends under a running guest. replug gives QEMU the connection to the new one."""
+        kind, restarts = self._plan.kind, Restarts()
         while (child := self._child) is not None:
-            events.add("device-started", {"pid": child.pid})
+            events.add(f"{kind}-started", {"pid": child.pid})
             await child.wait()
-            events.add("device-ended", {"how": child.render_end(), "last": child.render_tail().rpartition("\n")[2]})
+            events.add(f"{kind}-ended", {"how": child.render_end(), "last": child.render_tail().rpartition("\n")[2]})
             await asyncio.wait({life.end}, timeout=QEMU_END_DEADLINE_S)
             if life.end.done():
                 return
             if not life.is_ready:
-                life.finish(_explain_end(child))
+                life.finish(self._explain_end(child))
                 return
             if not restarts.take():
-                life.finish(_explain_end(child, f" after {MAX_RESTARTS} restarts within {RESTART_PERIOD_S:g} s"))
+                often = f" after {MAX_RESTARTS} restarts within {RESTART_PERIOD_S:g} s"
+                life.finish(self._explain_end(child, often))
                 return
             try:
                 with await self.start() as qemu_sock:
                     await replug(qemu_sock)
             except (VmkitError, OSError) as error:
-                brief = "the vsock device ended and could not be replaced"
-                life.finish(End("device-exit", brief, details=str(error)))
+                brief = f"the {self._plan.title} ended and could not be replaced"
+                life.finish(End(f"{kind}-exit", brief, details=str(error)))
                 return
-            events.add("device-replaced")
+            events.add(f"{kind}-replaced")
 
     async def raise_if_ended(self) -> None:
         """Raises MachineError with the last words of a process that has ended, or does so within a moment.
@@ -109,7 +110,7 @@ class VsockDevice:
             return
         await asyncio.wait([asyncio.ensure_future(child.wait())], timeout=QEMU_END_DEADLINE_S)
         if child.returncode is not None:
-            end = _explain_end(child)
+            end = self._explain_end(child)
             raise MachineError(end.brief, details=end.details)
 
     async def stop(self) -> None:
@@ -118,15 +119,6 @@ class VsockDevice:
             await asyncio.wait([asyncio.ensure_future(self._child.wait())], timeout=OWN_END_DEADLINE_S)
             await self._child.stop()
 
-    def _render_argv(self, frontend_fd: int, listen_fd: int) -> Sequence[str]:
-        return [
-            sys.executable, "-P", "-m", "vmkit.vsock", *self._argv,
-            "--vhost-user-fd", str(frontend_fd),
-            "--listen-fd", str(listen_fd),
-            "--privileged-port", str(USER_READY_PORT),
-            *(("--no-sandbox",) if os.environ.get("VMKIT_NO_SANDBOX") == "1" else ()),
-        ]  # fmt: skip
-
-
-def _explain_end(child: Child, often: str = "") -> End:
-    return End("device-exit", f"the vsock device ended with {child.render_end()}{often}", details=child.render_tail())
+    def _explain_end(self, child: Child, often: str = "") -> End:
+        brief = f"the {self._plan.title} ended with {child.render_end()}{often}"
+        return End(f"{self._plan.kind}-exit", brief, details=child.render_tail())

@@ -1,0 +1,116 @@
+"""A machine's disks: the file of its root, and the files that it has beside.
+
+They are read before QEMU starts, so that the error names the file and the remedy. What QEMU alone can find out (another
+machine has the file) is explained by vmkit.monitor.end.
+"""
+
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmkit.errors import ConfigError, HostError
+from vmkit.machine.parts.part import Part, render_options
+from vmkit.machine.spec import MAX_DISKS, DiskMode, DiskSpec
+
+if TYPE_CHECKING:
+    from vmkit.image.build import BuiltImage
+    from vmkit.machine.hardware import Hardware
+    from vmkit.machine.spec import MachineSpec
+
+# By this the guest's init tells the root from other disks. A serial has at most 20 bytes (linux/virtio_blk.h,
+# VIRTIO_BLK_ID_BYTES).
+ROOT_SERIAL = "vmkit-root"
+# Makes a guest load the driver of disks; one whose root is a disk has it.
+DISKS_ARGUMENT = "vmkit.disks"
+
+_QCOW2_MAGIC = b"QFI\xfb"
+# struct ext4_super_block at 1024, s_magic at 56 in it (fs/ext4/ext4.h).
+_EXT4_MAGIC_AT, _EXT4_MAGIC = 1024 + 56, b"\x53\xef"
+_SECTOR_BYTES = 512
+
+
+class DiskPart(Part):
+    """The root's disk, and `disks`."""
+
+    name = "disk"
+
+    def check(self, spec: "MachineSpec") -> None:
+        if len(spec.disks) > MAX_DISKS:
+            raise ConfigError(f"a machine can have {MAX_DISKS} disks, not {len(spec.disks)}")
+
+    def check_host(self, spec: "MachineSpec") -> None:
+        for disk in spec.disks:
+            check_disk(disk)
+        if spec.root is not None:
+            check_root(spec.root)
+
+    def check_image(self, spec: "MachineSpec", built: "BuiltImage") -> None:
+        if spec.root is not None and built.root is None:
+            raise ConfigError(
+                f"the image {built.name} has its root in memory: there is no disk that {spec.root} could replace",
+                hint="give it as a disk beside (--disk), or use an image with a disk root, such as debian",
+            )
+
+    def plan_record(self, spec: "MachineSpec") -> dict[str, object]:
+        return {"disks": [{"path": str(disk.path), "mode": disk.mode.value} for disk in spec.disks]}
+
+    def plan_argv(self, hardware: "Hardware") -> tuple[str, ...]:
+        """The disks in the order of their names in the guest: /dev/vda is the root, where there is one."""
+        root = () if hardware.root is None else ((ROOT_SERIAL, DiskSpec(hardware.root)),)
+        beside = ((f"vmkit-{i}", disk) for i, disk in enumerate(hardware.disks))
+        words: list[str] = []
+        for number, (serial, disk) in enumerate((*root, *beside)):
+            blockdev = {
+                # Never guessed from the content: a guest that writes a header to its raw disk could name any file of
+                # ours.
+                "driver": "qcow2" if disk.path.suffix == ".qcow2" else "raw",
+                "node-name": f"disk{number}",
+                "read-only": "on" if disk.mode is DiskMode.READ_ONLY else "off",
+                "file.driver": "file",
+                "file.filename": str(disk.path),
+            }
+            words += ["-blockdev", render_options(blockdev)]
+            words += ["-device", f"virtio-blk-pci,drive=disk{number},serial={serial}"]
+        return tuple(words)
+
+    def plan_words(self, hardware: "Hardware") -> tuple[str, ...]:
+        return (DISKS_ARGUMENT,) if hardware.disks else ()
+
+
+def check_disk(disk: DiskSpec) -> None:
+    """Raises HostError for what QEMU could not take as a disk."""
+    head = _read_head(disk.path, "the disk", write=disk.mode is DiskMode.READ_WRITE)
+    is_named_qcow2, is_qcow2 = disk.path.suffix == ".qcow2", head.startswith(_QCOW2_MAGIC)
+    if is_qcow2 != is_named_qcow2:
+        seen = "holds a qcow2 image and is not named so" if is_qcow2 else "is named .qcow2 and is none"
+        raise HostError(f"the disk {disk.path} {seen}", hint="a disk is raw, unless its name ends in .qcow2")
+
+
+def check_root(root: Path) -> None:
+    """Raises HostError for what no guest could mount as its root."""
+    head = _read_head(root, "the root", write=False)
+    if head[_EXT4_MAGIC_AT : _EXT4_MAGIC_AT + 2] != _EXT4_MAGIC:
+        raise HostError(
+            f"the root {root} holds no ext4 file system",
+            hint="a root is the file system itself, without a partition table: mke2fs -t ext4 -d FOLDER FILE SIZE",
+        )
+
+
+def _read_head(path: Path, what: str, *, write: bool) -> bytes:
+    """The first bytes of a file or block device that can be opened as needed."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise HostError(f"cannot use {what} {path}: it is a directory")
+        # Opening a FIFO would wait for its other end.
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            raise HostError(f"cannot use {what} {path}: it is neither a file nor a block device")
+        with path.open("r+b" if write else "rb") as file:
+            head = file.read(_EXT4_MAGIC_AT + 2)
+    except OSError as error:
+        hint = "a new one of 1 GiB: truncate -s 1G FILE" if isinstance(error, FileNotFoundError) and write else ""
+        raise HostError(f"cannot use {what} {path}: {os.strerror(error.errno or 0)}", hint=hint) from error
+    if len(head) < _SECTOR_BYTES:
+        raise HostError(f"cannot use {what} {path}: it is smaller than one sector of {_SECTOR_BYTES} bytes")
+    return head

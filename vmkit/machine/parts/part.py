@@ -1,0 +1,150 @@
+"""What a part is: one thing that a machine can have, with everything that belongs to it in one file. Pure.
+
+A part runs in `up` alone. What the monitor has to do for it travels in the launch plan, as a Fitting: sockets to make,
+commands for QEMU, a process to tend. So the monitor needs no code of any part, and knows none by name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vmkit.image.build import BuiltImage
+    from vmkit.machine.hardware import Hardware
+    from vmkit.machine.spec import MachineSpec
+
+# Words of a companion's argv that stand for descriptors, which the monitor alone knows.
+FRONTEND_MARK = "{frontend}"
+LISTENER_MARK = "{listener}"
+
+JsonValue = None | bool | int | str | Mapping[str, "JsonValue"]
+JsonObject = Mapping[str, JsonValue]
+
+
+@dataclass(frozen=True, slots=True)
+class QmpCommand:
+    """One command for QEMU's monitor."""
+
+    name: str
+    arguments: JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class ServedSocket:
+    """A UNIX socket in the machine's directory that QEMU serves as a chardev.
+
+    The monitor makes it and not QEMU, so that it is its owner's alone from the start.
+    """
+
+    chardev: str
+    file: str
+
+    @property
+    def mark(self) -> str:
+        """Stands in the argv for the chardev."""
+        return f"{{served:{self.chardev}}}"
+
+    def render(self, fd: int) -> str:
+        """The chardev on a socket that QEMU inherits."""
+        return f"socket,id={self.chardev},fd={fd},server=on,wait=off"
+
+    def render_by_hand(self) -> str:
+        """The chardev on a socket that QEMU makes."""
+        return f"socket,id={self.chardev},path={self.file},server=on,wait=off"
+
+
+@dataclass(frozen=True, slots=True)
+class Companion:
+    """A process beside QEMU, which the monitor starts, watches, replaces when it dies, and stops.
+
+    argv: the whole command, with FRONTEND_MARK for its connection to QEMU, LISTENER_MARK for `listen`.
+    title: its name in errors. kind: the word that its events begin with. log: the file for its output.
+    listen: a socket in the machine's directory that the monitor makes, and that outlives each process; "": none.
+    device: what QEMU takes out before it gets a new process. removal: the commands after that.
+    """
+
+    argv: tuple[str, ...]
+    title: str
+    kind: str
+    log: str
+    device: str
+    removal: tuple[QmpCommand, ...] = ()
+    listen: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """What the monitor does for one part.
+
+    plug: the commands before the guest runs. fd_name: under this name QEMU gets a descriptor first: the connection to
+    the companion, or, without one, the descriptor that came with the plan. "": it gets none.
+    """
+
+    part: str
+    sockets: tuple[ServedSocket, ...] = ()
+    plug: tuple[QmpCommand, ...] = ()
+    fd_name: str = ""
+    companion: Companion | None = None
+
+
+class Part:
+    """One thing that a machine can have. Each method answers for its own part, and by default with nothing."""
+
+    name = ""
+
+    def check(self, spec: "MachineSpec") -> None:
+        """Raises ConfigError for options that cannot be."""
+
+    def check_host(self, spec: "MachineSpec") -> None:
+        """Raises HostError for what this host cannot give. Called before anything is built."""
+
+    def check_image(self, spec: "MachineSpec", built: "BuiltImage") -> None:
+        """Raises ConfigError for options that do not fit the image."""
+
+    def plan_record(self, spec: "MachineSpec") -> dict[str, object]:
+        """Keys of machine.json that are known from the options."""
+        return {}
+
+    def plan_addresses(self, hardware: "Hardware") -> dict[str, object]:
+        """Keys of machine.json that are known once the machine has its directory."""
+        return {}
+
+    def needs_shared_memory(self, hardware: "Hardware") -> bool:
+        """Whether another process maps the guest's memory."""
+        return False
+
+    def plan_argv(self, hardware: "Hardware") -> tuple[str, ...]:
+        """Words of QEMU's argv."""
+        return ()
+
+    def plan_words(self, hardware: "Hardware") -> tuple[str, ...]:
+        """Words of the guest's kernel command line."""
+        return ()
+
+    def plan_fitting(self, hardware: "Hardware") -> Fitting | None:
+        """What the monitor does for it; None: nothing."""
+        return None
+
+
+def render_options(options: Mapping[str, str]) -> str:
+    """QEMU's own form, key=value: JSON could not name a path that is not UTF-8. A comma is doubled."""
+    return ",".join(f"{name}={value.replace(',', ',,')}" for name, value in options.items())
+
+
+def parse_fitting(value: Mapping[str, Any]) -> Fitting:
+    """A fitting from its JSON, as dataclasses.asdict has it."""
+    companion = value["companion"]
+    if companion is not None:
+        removal = _parse_commands(companion["removal"])
+        companion = Companion(**{**companion, "argv": tuple(companion["argv"]), "removal": removal})
+    return Fitting(
+        part=value["part"],
+        sockets=tuple(ServedSocket(**socket) for socket in value["sockets"]),
+        plug=_parse_commands(value["plug"]),
+        fd_name=value["fd_name"],
+        companion=companion,
+    )
+
+
+def _parse_commands(values: list[Mapping[str, Any]]) -> tuple[QmpCommand, ...]:
+    return tuple(QmpCommand(value["name"], value["arguments"]) for value in values)

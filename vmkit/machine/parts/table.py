@@ -1,0 +1,15 @@
+"""The parts that a machine can have, a row each."""
+
+from vmkit.machine.parts.disk import DiskPart
+from vmkit.machine.parts.gdb import GdbPart
+from vmkit.machine.parts.network import NetworkPart
+from vmkit.machine.parts.part import Part
+from vmkit.machine.parts.vsock import VsockPart
+
+# In the order of QEMU's argv, where a device's place decides its address on the bus.
+PARTS: tuple[Part, ...] = (
+    VsockPart(),
+    DiskPart(),
+    NetworkPart(),
+    GdbPart(),
+)
