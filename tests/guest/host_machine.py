@@ -1,4 +1,4 @@
-"""A machine of the image `host`: a Linux host of the tests' own, with a real /dev/vhost-vsock and a real AF_VSOCK.
+"""A machine of the image `nested`: a Linux host of the tests' own, with a real /dev/vhost-vsock and a real AF_VSOCK.
 
 Whoever needs such a host takes the fixture `host_machine` (one for the whole run), runs commands in it and copies files
 in and out. Machines started in it are inner machines. They run under its KVM, on the virtualisation that QEMU emulates,
@@ -37,7 +37,7 @@ STATE = "/root/.local/state/vmkit"
 
 # Nothing loads the module but root's insmod: the wall's transport layer is up, and so are the others.
 RECIPE = """\
-extends = "host"
+extends = "nested"
 description = "for tests: a host whose processes may connect to its own CID"
 modules_available = ["{module}"]
 
@@ -47,9 +47,9 @@ connect_cids = {cids}
 
 
 def write_recipe(folder: Path) -> Path:
-    """The image `host`, with vsock_loopback on its disk, and its kernel layer open for connections to its own CID."""
+    """The image `nested`, with vsock_loopback on its disk, and its kernel layer open for connections to its own CID."""
     path = folder / f"{NAME}.toml"
-    cids = [*load_image("host").wall.connect_cids, CID]
+    cids = [*load_image("nested").wall.connect_cids, CID]
     path.write_text(RECIPE.format(module=LOOPBACK_MODULE, cids=cids))
     return path
 

@@ -27,10 +27,10 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["tiny", "bench", "debian", "host"])
+@pytest.fixture(scope="module", params=["tiny", "bench", "debian", "nested"])
 def address(request: pytest.FixtureRequest) -> Iterator[Address]:
     """How to reach a machine of each image."""
-    if request.param == "host":
+    if request.param == "nested":
         request.getfixturevalue("host_machine")
         yield find_address("host")
         return

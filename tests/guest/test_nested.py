@@ -1,7 +1,7 @@
 """The kernel's own vhost-vsock, for real: a machine in a machine, reached over /dev/vhost-vsock and AF_VSOCK.
 
-The host here may have neither; the image `host`, run by vmkit itself, has both, and a KVM on an emulated processor. One
-inner machine serves all tests of this file.
+The host here may have neither. The image `nested`, run by vmkit itself, has both, and a KVM on an emulated processor.
+One inner machine serves all tests of this file.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The wall over the kernel's own vhost-vsock, in a host VM that vmkit runs (image `host`).
+"""The wall over the kernel's own vhost-vsock, in a host VM that vmkit runs (image `nested`).
 
 Two guests, one after another: the first has every layer and stays, a sibling for the second, which has none. The host
 VM's users are what `vhost` adds: the kernel lets every one of them connect to a guest. And the host VM is a guest

@@ -5,8 +5,10 @@ of packages, caches or QEMU: paths and names are checked for form here and looke
 """
 
 import difflib
+import logging
 import tomllib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,10 @@ from vmkit.image.wall.spec import LOOPBACK_MODULE, WallSpec
 RECIPE_LIMIT_BYTES = 1 << 20
 # tiny <- mine <- this-experiment is three; more is a loop or a maze.
 EXTENDS_LIMIT = 8
+# Old names of shipped images, which go on.
+RENAMED = {"host": "nested"}
+
+log = logging.getLogger("vmkit.image")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,8 @@ def load_image(name_or_path: str) -> ImageSpec:
                 hint="use lower-case letters, digits, '-', '_' and '.', and begin with a letter or digit",
             )
         return _load(path, name)
-    return _load(_find_shipped(name_or_path), name_or_path)
+    path = _find_shipped(name_or_path)
+    return _load(path, path.stem)
 
 
 def find_mention(spec: ImageSpec, *spellings: str) -> str:
@@ -90,6 +97,9 @@ def find_mention(spec: ImageSpec, *spellings: str) -> str:
 
 
 def _find_shipped(name: str) -> Path:
+    if name in RENAMED:
+        _warn_of_old_name(name)
+        name = RENAMED[name]
     path = resources.find_images_dir() / f"{name}.toml"
     if IMAGE_NAME.fullmatch(name) and path.is_file():
         return path
@@ -97,6 +107,12 @@ def _find_shipped(name: str) -> Path:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean '{close[0]}'?" if close else f"for a recipe of your own give its path: ./{name}.toml"
     raise ConfigError(f"there is no image '{name}'; the images are: {', '.join(known)}", hint=hint)
+
+
+@cache
+def _warn_of_old_name(name: str) -> None:
+    """Once in a process, however often it loads the recipe."""
+    log.warning("the image '%s' is called '%s' now", name, RENAMED[name])
 
 
 def _load(path: Path, name: str) -> ImageSpec:

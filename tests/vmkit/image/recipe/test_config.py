@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from vmkit.errors import ConfigError
+from vmkit.image.recipe import config
 from vmkit.image.recipe.config import ImageSpec, find_mention, list_images, load_image
 from vmkit.image.recipe.settings import HOOK_PATH, SETTINGS, FileSpec, Source, find_line
 from vmkit.image.wall.spec import KernelLayer, WallSpec
@@ -30,6 +31,15 @@ def test_unknown_image_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"there is no image 'tinny'; the images are: .*tiny") as caught:
         load_image("tinny")
     assert "did you mean 'tiny'" in caught.value.hint
+
+
+def test_old_name_of_an_image_goes_on_and_is_named_once(
+    write_recipe: WriteRecipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    config._warn_of_old_name.cache_clear()
+    assert load_image("host") == load_image("nested")
+    assert load_image(str(write_recipe('extends = "host"\n'))).packages == load_image("nested").packages
+    assert caplog.messages == ["the image 'host' is called 'nested' now"]
 
 
 def test_missing_recipe_is_named(tmp_path: Path) -> None:
