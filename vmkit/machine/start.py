@@ -21,6 +21,7 @@ from vmkit.machine.handover import MonitorHandle, start_monitor
 from vmkit.machine.hardware import USER_READY_PORT, Hardware
 from vmkit.machine.kernel import check_kernel
 from vmkit.machine.launch import MAX_REPORT_LINE_BYTES, LaunchPlan, Report, Stage, parse_report
+from vmkit.machine.memory import check_guest_memory
 from vmkit.machine.parts.table import PARTS
 from vmkit.machine.qemu import plan_qemu
 from vmkit.machine.registry import (
@@ -150,6 +151,7 @@ def choose(
     for part in PARTS:
         part.check_image(spec, built)
     kernel = spec.kernel or built.kernel
+    check_guest_memory(spec.memory_mib, kernel, built.initrd)
     kvm = None
     if spec.accelerator is None:
         kvm = probe.probe_kvm(qemu, built.kernel, runtime, prove=prove)

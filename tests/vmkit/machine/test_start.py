@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vmkit.errors import HostError, MachineError
+from vmkit.errors import ConfigError, HostError, MachineError
 from vmkit.image.build import BuiltImage
 from vmkit.machine import probe, stop
 from vmkit.machine.registry import find_state_directory
@@ -353,6 +353,17 @@ def test_accelerator_auto_is_the_proven_one(
     choices = choose(MachineSpec(), lambda _text, _fraction: None, KernelVhostDoor(), lambda _image, _tell: image)
     assert choices.accelerator is accelerator
     assert reason in choices.accelerator_reason
+
+
+def test_memory_that_image_and_kernel_do_not_boot_in_is_refused(image: BuiltImage) -> None:
+    """Before QEMU, in which the guest would deadlock."""
+    with image.initrd.open("wb") as initrd:
+        initrd.write(b"070701")
+        initrd.truncate(100 << 20)
+    spec = MachineSpec(memory_mib=300)
+    with pytest.raises(ConfigError, match="300 MiB of memory is too little to boot") as caught:
+        choose(spec, lambda _text, _fraction: None, KernelVhostDoor(), lambda _image, _tell: image)
+    assert caught.value.hint == "at least 310"
 
 
 def test_ready_that_comes_too_late_is_no_success(boot: Boot, folders: Path) -> None:
