@@ -27,6 +27,9 @@ PORTS = itertools.count(20_000)
 VSHD_PYTHON = os.environ.get("VSHD_PYTHON", sys.executable)
 # Guests start Python so; the daemon must not need more.
 START = "import sys; sys.path.insert(0, {!r}); from vshd.__main__ import main; sys.exit(main())"
+# Whom a session without a user runs as: vshd takes root, and another user's can serve that user alone.
+DEFAULT_USER = "root" if os.geteuid() == 0 else str(os.geteuid())
+OWN_USER = [] if os.geteuid() == 0 else [f"--default_user={DEFAULT_USER}"]
 ENVIRONMENT = {
     "PATH": os.environ["PATH"],
     "PYTHONPATH": str(CHECKOUT),
@@ -116,6 +119,7 @@ class Vshd:
                     *(VSHD_PYTHON, "-I", "-S", "-B", "-c", START.format(str(CHECKOUT))),
                     *(f"--listen={listen}", "--log_stderr", "--spare_time=0"),
                     *(["--end_sessions"] if ends_sessions else []),
+                    *OWN_USER,
                     *flags,
                 ],
                 env={**ENVIRONMENT, "NOTIFY_SOCKET": str(notify_path), **(env or {})},

@@ -9,12 +9,12 @@ from typing import Protocol
 
 import pytest
 
-from tests.vsh.live import CHECKOUT, DEADLINE_S, ENVIRONMENT, Vshd, wait_until
+from tests.vsh.live import CHECKOUT, DEADLINE_S, ENVIRONMENT, OWN_USER, Vshd, wait_until
 from tests.vsh.strangers import KINDS
 from tests.vshd.test_init import needs_namespace
 from vsh.callers import CALLERS_MAX
 
-UNPROVEN = [sys.executable, "-m", "vshd", "--inherit_env", "--log_stderr", "--forward_to={place}"]
+UNPROVEN = [sys.executable, "-m", "vshd", "--inherit_env", "--log_stderr", "--forward_to={place}", *OWN_USER]
 VSHD = [*UNPROVEN, "--token_from=stdin"]
 # A container: processes, mounts and a host name of its own.
 CONTAINER = ["unshare", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc"]

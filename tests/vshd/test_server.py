@@ -1,6 +1,7 @@
 """The daemon as a citizen: whom it serves, as whom, within which limits, and what it leaves behind."""
 
 import os
+import pwd
 import resource
 import signal
 import socket
@@ -15,7 +16,9 @@ import pytest
 from tests.vsh.live import (
     CHECKOUT,
     DEADLINE_S,
+    DEFAULT_USER,
     ENVIRONMENT,
+    OWN_USER,
     START,
     StartVshd,
     Vshd,
@@ -91,7 +94,7 @@ def test_nonsense_line_is_hung_up_on(vshd: Vshd, line: bytes) -> None:
 
 def test_users_may_be_restricted(start_vshd: StartVshd) -> None:
     vshd = start_vshd("--allow_user=nobody")
-    done = vshd.run("--", "true")
+    done = vshd.run("--user=root", "--", "true")
     assert done.returncode == 1
     assert b"user root is not allowed" in done.stderr
 
@@ -100,7 +103,7 @@ def test_switching_may_be_denied(start_vshd: StartVshd) -> None:
     vshd = start_vshd("--noallow_to_switch_user")
     done = vshd.run("--user=nobody", "--", "true")
     assert done.returncode == 1
-    assert b"only root is allowed login on the VM shell" in done.stderr
+    assert f"only {DEFAULT_USER} is allowed login on the VM shell".encode() in done.stderr
     done = vshd.run("--", "sh", "-c", "echo $HOME $SHELL")
     assert done.stdout == b"/ /bin/sh\n"
 
@@ -490,7 +493,8 @@ def test_every_session_leaves_a_line(start_vshd: StartVshd) -> None:
     vshd.run("--", "no-such-command")
     vshd.run("--", "echo", "a\nvshd: forged line\x1b[31m")
     wait_until(lambda: vshd.log.count("after") == 3, "all lines are written")
-    assert "unix user root: sh -c exit 7: exit 7 after" in vshd.log
+    name = pwd.getpwuid(os.geteuid()).pw_name
+    assert f"unix user {name}: sh -c exit 7: exit 7 after" in vshd.log
     assert "sh -c kill -9 $$: signal 9 after" in vshd.log
     assert "no-such-command: refused: no-such-command: command not found" in vshd.log
     assert "\nvshd: forged" not in vshd.log
@@ -503,7 +507,7 @@ def start_activated(listener: socket.socket) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [
             *("bash", "-c", f'exec 3<&{listener.fileno()}; exec "$@"', "bash"),
-            *(sys.executable, "-I", "-S", "-c", script, "--log_stderr"),
+            *(sys.executable, "-I", "-S", "-c", script, "--log_stderr", *OWN_USER),
         ],
         env={**ENVIRONMENT, "LISTEN_FDS": "1"},
         pass_fds=[listener.fileno()],

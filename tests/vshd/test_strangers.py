@@ -16,6 +16,7 @@ import pytest
 from tests.vsh.live import (
     CHECKOUT,
     DEADLINE_S,
+    DEFAULT_USER,
     ENVIRONMENT,
     START,
     Program,
@@ -164,7 +165,9 @@ except BlockingIOError:
     print(size, flush=True)
 log = Log()
 log.open(use_kmsg=False, use_stderr=True)
-session = Session(fd, "test", Options(), log, Wakeup((SIGCHLD, SIGTERM)))
+options = Options()
+options.default_user = {user!r}
+session = Session(fd, "test", options, log, Wakeup((SIGCHLD, SIGTERM)))
 print(len(os.listdir("/proc/self/fd")), flush=True)
 session.run()
 """
@@ -175,7 +178,14 @@ def stalled_session(script: str) -> Iterator[tuple[Program, socket.socket, Clien
     """A session's process, our end of its socket, and how many bytes stand before its first word."""
     client, setup = make_setup(b"sh", b"-c", script.encode(), limits=default_limits())
     ours, theirs = socket.socketpair()
-    argv = [sys.executable, "-I", "-S", "-c", FULL.format(checkout=str(CHECKOUT)), str(theirs.fileno())]
+    argv = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        FULL.format(checkout=str(CHECKOUT), user=DEFAULT_USER),
+        str(theirs.fileno()),
+    ]
     start = Program(argv, env=ENVIRONMENT, pass_fds=[theirs.fileno()], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     with ours, ended(start) as session:
         theirs.close()
