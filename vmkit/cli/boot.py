@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vmkit.cli.show import CleanWriter, open_progress, print_json, read_wall
 from vmkit.errors import NameInUseError
-from vmkit.image.build import find_built_image, plan_image
+from vmkit.image.build import find_built_image, plan_image, prepare
 from vmkit.image.recipe.config import load_image
 from vmkit.machine.argv import QemuPlan
 from vmkit.machine.handover import MonitorHandle
@@ -166,7 +166,7 @@ def print_plan(spec: MachineSpec, *, as_json: bool) -> None:
 
     No machine is started, not even to prove KVM.
     """
-    image = load_image(spec.image)
+    image = prepare(load_image(spec.image))
     plan = plan_image(image).render()
     choices, qemu = _plan_start(spec) if find_built_image(image) is not None else (None, None)
     if as_json:

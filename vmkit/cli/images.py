@@ -9,7 +9,15 @@ import click
 from vmkit.cli.show import open_progress, print_json, print_table
 from vmkit.cli.values import complete_images
 from vmkit.errors import ConfigError, TrustError
-from vmkit.image.build import BuiltImage, build_image, find_built_image, find_drift, plan_image, update_lock_file
+from vmkit.image.build import (
+    BuiltImage,
+    build_image,
+    find_built_image,
+    find_drift,
+    plan_image,
+    prepare,
+    update_lock_file,
+)
 from vmkit.image.debian.lockfile import find_lock_path
 from vmkit.image.recipe.config import list_images, load_image
 
@@ -46,17 +54,17 @@ def build(
     """
     if locked and (update or update_lock):
         raise ConfigError("--locked cannot be combined with --update or --update-lock")
-    spec = load_image(image)
+    prepared = prepare(load_image(image))
     if dry_run:
-        print(plan_image(spec).render())
+        print(plan_image(prepared).render())
         return
     started_s = time.monotonic()
-    path = lock_file or find_lock_path(spec)
+    path = lock_file or find_lock_path(prepared.spec)
 
     def make(*, is_trusted: bool) -> BuiltImage:
         refresh, only = update or update_lock, path if locked else None
         with open_progress(quiet=quiet) as tell:
-            return build_image(spec, progress=tell, refresh=refresh, lock_file=only, trust=is_trusted)
+            return build_image(prepared, progress=tell, refresh=refresh, lock_file=only, trust=is_trusted)
 
     try:
         built = make(is_trusted=trust)
@@ -65,7 +73,7 @@ def build(
             raise
         built = make(is_trusted=True)
     seconds = time.monotonic() - started_s
-    changes = update_lock_file(spec, path) if update_lock else find_drift(spec, path) if drift else []
+    changes = update_lock_file(prepared, path) if update_lock else find_drift(prepared, path) if drift else []
     if as_json:
         paths = {key: str(getattr(built, key)) for key in ("kernel", "initrd", "manifest")}
         print_json(

@@ -7,9 +7,9 @@ versions are those of the last resolve until refresh=True asks for new ones.
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,8 +56,67 @@ class BuiltImage:
     root: Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What every verb of a build needs of a recipe, found once.
+
+    request: the recipe's question to the archive. images: those that are shipped in this one, prepared too. inputs:
+    what goes into the image; None where an image of `images` is not built, so that its digest is not known.
+    """
+
+    spec: ImageSpec
+    request: Request
+    cache: Cache
+    images: tuple["Prepared", ...]
+    inputs: Inputs | None
+
+    def read_lock(self) -> Lock | None:
+        """The versions of the last resolve."""
+        return read_lock(self.cache, self.request)
+
+    def find_built(self) -> BuiltImage | None:
+        """The image, if it is in the cache with all its files."""
+        lock = self.read_lock()
+        if lock is None or self.inputs is None:
+            return None
+        return _read_built(
+            self.cache, self.spec, make_plan(self.spec, self.request, self.inputs, lock).digest, cached=True
+        )
+
+    def take(self, built: Sequence[BuiltImage]) -> "Prepared":
+        """The same with its images built."""
+        return replace(self, inputs=_read_inputs(self.spec, self.images, built))
+
+
+def prepare(image: ImageSpec | Prepared) -> Prepared:
+    """Raises ConfigError for what the recipe, or a file that it names, has wrong."""
+    if isinstance(image, Prepared):
+        return image
+    images = tuple(map(prepare, _load_prebuilt(image)))
+    found = [inner.find_built() for inner in images]
+    built = [inner for inner in found if inner is not None]
+    inputs = _read_inputs(image, images, built) if len(built) == len(images) else None
+    return Prepared(image, make_request(image), Cache(find_cache_dir()), images, inputs)
+
+
+def _load_prebuilt(spec: ImageSpec) -> tuple[ImageSpec, ...]:
+    images = tuple(load_image(name) for name in spec.prebuilt)
+    for image in images:
+        if image.prebuilt:
+            raise ConfigError(f"{spec.origin}: prebuilt: {image.name} ships images itself", hint="one level is enough")
+    return images
+
+
+def _read_inputs(spec: ImageSpec, images: Sequence[Prepared], built: Sequence[BuiltImage]) -> Inputs:
+    shipped = (
+        Prebuilt(done.digest, done.kernel.parent, image.cache.lock_path(image.request.key()))
+        for image, done in zip(images, built, strict=True)
+    )
+    return read_inputs(spec, tuple(shipped))
+
+
 def build_image(
-    spec: ImageSpec,
+    image: ImageSpec | Prepared,
     *,
     progress: Callable[[str, float | None], None] | None = None,
     refresh: bool = False,
@@ -72,44 +131,44 @@ def build_image(
     not trusted, ConfigError for what the recipe says, BuildError and HostError for what went wrong.
     """
     tell = progress or (lambda _text, _fraction: None)
-    request = make_request(spec)
+    prepared = prepare(image)
     if trust:
         from vmkit.image.trust import find_untrusted, remember  # noqa: PLC0415 - a build in the cache needs none
 
-        remember(find_untrusted(spec, lock_file))
-    prebuilt = tuple(
-        build_image(image, progress=progress, refresh=refresh, trust=trust) for image in _load_prebuilt(spec)
-    )
-    inputs = read_inputs(spec, tuple(map(_describe_prebuilt, _load_prebuilt(spec), prebuilt)))
+        remember(find_untrusted(prepared.spec, lock_file))
+    if prepared.images:
+        prepared = prepared.take(
+            [build_image(inner, progress=progress, refresh=refresh, trust=trust) for inner in prepared.images]
+        )
     with open_cache(find_cache_dir()) as cache:
-        found = None if refresh or lock_file else _find_built(cache, spec, request, inputs)
+        found = None if refresh or lock_file else prepared.find_built()
         if found is not None:
             return found
-        _require_trust(spec, lock_file)
-        for line in find_outsiders(spec):
+        _require_trust(prepared.spec, lock_file)
+        for line in find_outsiders(prepared.spec):
             log.warning(line)
         with cache.locked(
-            f"build-{request.key()}", lambda: tell("waiting for another build of the same packages", None)
+            f"build-{prepared.request.key()}", lambda: tell("waiting for another build of the same packages", None)
         ):
             if lock_file is not None:
-                _adopt_lock(cache, request, lock_file, tell)
-            # Whoever held the lock may have built exactly this.
-            found = None if refresh else _find_built(cache, spec, request, inputs)
-            return found or _build(cache, spec, request, inputs, tell, refresh)
+                _adopt_lock(prepared, lock_file, tell)
+            # The program that held the lock may have built exactly this.
+            found = None if refresh else prepared.find_built()
+            return found or _build(prepared, tell, refresh)
 
 
-def fetch_packages(spec: ImageSpec, progress: Progress, lock_file: Path | None = None) -> None:
+def fetch_packages(image: ImageSpec | Prepared, progress: Progress, lock_file: Path | None = None) -> None:
     """Puts the packages of a recipe into the cache and builds nothing: for a later build without a network.
 
     Raises what build_image raises.
     """
-    request = make_request(spec)
-    _require_trust(spec, lock_file)
-    with open_cache(find_cache_dir()) as cache, cache.locked(f"build-{request.key()}"):
+    prepared = prepare(image)
+    _require_trust(prepared.spec, lock_file)
+    with open_cache(find_cache_dir()) as cache, cache.locked(f"build-{prepared.request.key()}"):
         if lock_file is not None:
-            _adopt_lock(cache, request, lock_file, progress)
-        lock = read_lock(cache, request) or _resolve(cache, spec, request, progress)
-        fetch(cache, request, lock, progress)
+            _adopt_lock(prepared, lock_file, progress)
+        lock = prepared.read_lock() or _resolve(prepared, progress)
+        fetch(cache, prepared.request, lock, progress)
 
 
 def _require_trust(spec: ImageSpec, lock_file: Path | None) -> None:
@@ -118,22 +177,22 @@ def _require_trust(spec: ImageSpec, lock_file: Path | None) -> None:
     require_trust(spec, lock_file)
 
 
-def _adopt_lock(cache: Cache, request: Request, lock_file: Path, tell: Progress) -> None:
+def _adopt_lock(prepared: Prepared, lock_file: Path, tell: Progress) -> None:
     """Makes a lock file's versions this host's; its packages are fetched first, so that a failure changes nothing."""
-    lock = read_lock_file(lock_file, request)
-    fetch_locked(cache, request, lock, tell)
-    keep_lock(cache, request, lock)
+    lock = read_lock_file(lock_file, prepared.request)
+    fetch_locked(prepared.cache, prepared.request, lock, tell)
+    keep_lock(prepared.cache, prepared.request, lock)
 
 
-def update_lock_file(spec: ImageSpec, path: Path) -> list[str]:
-    """Writes what the last build resolved as the recipe's lock file; the lines say what is another than before."""
-    request = make_request(spec)
-    lock = _require_lock(request)
+def update_lock_file(image: ImageSpec | Prepared, path: Path) -> list[str]:
+    """Writes what the last build resolved as the recipe's lock file; the lines name what differs from before."""
+    prepared = prepare(image)
+    lock = _require_lock(prepared)
     try:
         lines = compare_locks(read_lock_file(path), lock)
     except ConfigError:
         lines = [f"{path} is new: {len(lock.records)} packages"]
-    write_lock_file(path, request, lock)
+    write_lock_file(path, prepared.request, lock)
     from vmkit.image.trust import make_lock_voucher, remember  # noqa: PLC0415 - a build in the cache needs none
 
     with suppress(HostError):
@@ -142,61 +201,29 @@ def update_lock_file(spec: ImageSpec, path: Path) -> list[str]:
     return lines
 
 
-def find_drift(spec: ImageSpec, path: Path) -> list[str]:
-    """What the last build resolved and the lock file says otherwise."""
-    return compare_locks(read_lock_file(path), _require_lock(make_request(spec)))
+def find_drift(image: ImageSpec | Prepared, path: Path) -> list[str]:
+    """Where the versions that the last build resolved differ from the lock file."""
+    return compare_locks(read_lock_file(path), _require_lock(prepare(image)))
 
 
-def _require_lock(request: Request) -> Lock:
-    lock = read_lock(Cache(find_cache_dir()), request)
+def _require_lock(prepared: Prepared) -> Lock:
+    lock = prepared.read_lock()
     if lock is None:
         raise BuildError("the recipe's packages are not resolved yet", hint="build it first: vmkit build")
     return lock
 
 
-def plan_image(spec: ImageSpec) -> Plan:
+def plan_image(image: ImageSpec | Prepared) -> Plan:
     """What build_image would do, without doing it: `plan_image(spec).render()` is for a person."""
-    request = make_request(spec)
-    inputs = _find_inputs(spec)
-    lock = read_lock(Cache(find_cache_dir()), request) if inputs is not None else None
+    prepared = prepare(image)
     # The digest covers those of the images that are shipped in this one: without them it is not known.
-    return make_plan(spec, request, inputs or read_inputs(spec), lock)
+    lock = None if prepared.inputs is None else prepared.read_lock()
+    return make_plan(prepared.spec, prepared.request, prepared.inputs or read_inputs(prepared.spec), lock)
 
 
-def find_built_image(spec: ImageSpec) -> BuiltImage | None:
+def find_built_image(image: ImageSpec | Prepared) -> BuiltImage | None:
     """The image of a recipe if it is in the cache; nothing is built, nothing fetched."""
-    inputs = _find_inputs(spec)
-    return None if inputs is None else _find_built(Cache(find_cache_dir()), spec, make_request(spec), inputs)
-
-
-def _find_inputs(spec: ImageSpec) -> Inputs | None:
-    """What the image is made of; None where an image that is shipped in it is not built."""
-    images = _load_prebuilt(spec)
-    found = [find_built_image(image) for image in images]
-    built = [image for image in found if image is not None]
-    if len(built) < len(images):
-        return None
-    return read_inputs(spec, tuple(map(_describe_prebuilt, images, built)))
-
-
-def _load_prebuilt(spec: ImageSpec) -> tuple[ImageSpec, ...]:
-    images = tuple(load_image(name) for name in spec.prebuilt)
-    for image in images:
-        if image.prebuilt:
-            raise ConfigError(f"{spec.origin}: prebuilt: {image.name} ships images itself", hint="one level is enough")
-    return images
-
-
-def _describe_prebuilt(spec: ImageSpec, built: BuiltImage) -> Prebuilt:
-    lock = Cache(find_cache_dir()).lock_path(make_request(spec).key())
-    return Prebuilt(built.digest, built.kernel.parent, lock)
-
-
-def _find_built(cache: Cache, spec: ImageSpec, request: Request, inputs: Inputs) -> BuiltImage | None:
-    lock = read_lock(cache, request)
-    if lock is None:
-        return None
-    return _read_built(cache, spec, make_plan(spec, request, inputs, lock).digest, cached=True)
+    return prepare(image).find_built()
 
 
 def _read_built(cache: Cache, spec: ImageSpec, digest: str, *, cached: bool) -> BuiltImage | None:
@@ -224,18 +251,18 @@ def _read_built(cache: Cache, spec: ImageSpec, digest: str, *, cached: bool) -> 
     )
 
 
-def _build(
-    cache: Cache, spec: ImageSpec, request: Request, inputs: Inputs, tell: Progress, refresh: bool
-) -> BuiltImage:
+def _build(prepared: Prepared, tell: Progress, refresh: bool) -> BuiltImage:
+    spec, cache, inputs = prepared.spec, prepared.cache, prepared.inputs
+    assert inputs is not None, "its images are built by now"
     cache.sweep()
-    lock = None if refresh else read_lock(cache, request)
+    lock = None if refresh else prepared.read_lock()
     if lock is None:
-        lock = _resolve(cache, spec, request, tell)
-    plan = make_plan(spec, request, inputs, lock)
+        lock = _resolve(prepared, tell)
+    plan = make_plan(spec, prepared.request, inputs, lock)
     built = _read_built(cache, spec, plan.digest, cached=True)
     if built is not None:
         return built
-    debs = fetch(cache, request, lock, tell)
+    debs = fetch(cache, prepared.request, lock, tell)
     with cache.temporary_dir() as folder:
         _write_image(spec, plan, inputs, debs, folder, tell)
         final = cache.image_dir(plan.digest)
@@ -250,12 +277,13 @@ def _build(
     return built
 
 
-def _resolve(cache: Cache, spec: ImageSpec, request: Request, tell: Progress) -> Lock:
+def _resolve(prepared: Prepared, tell: Progress) -> Lock:
     try:
-        return resolve(cache, request, tell)
+        return resolve(prepared.cache, prepared.request, tell)
     except UnknownPackageError as error:
         raise ConfigError(
-            f"{find_mention(spec, error.package)}: {error.brief}", hint="search for it: https://packages.debian.org"
+            f"{find_mention(prepared.spec, error.package)}: {error.brief}",
+            hint="search for it: https://packages.debian.org",
         ) from error
 
 
