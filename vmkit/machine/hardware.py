@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmkit.machine.spec import Accelerator, Backend, DiskSpec
+from vmkit.machine.spec import Accelerator, Backend, MachineSpec
 
 # The port of the host that hears READY on the `user` backend, where every machine has ports of its own
 # (the number is that of ChromeOS's startup listener).
@@ -12,32 +12,23 @@ USER_READY_PORT = 7777
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """Everything that decides QEMU's argv. Paths exist, choices are made; ready_port None: the monitor will know it.
+    """A machine's options, what was chosen for them, and its place.
 
-    nested: this host is itself emulated by QEMU.
+    Paths exist, choices are made; ready_port None: the monitor will know it. root: of the options or of the image.
+    nested: this host is itself emulated by QEMU. token: the file that holds it; None: the machine demands none.
     """
 
+    spec: MachineSpec
     name: str
     cid: int
-    memory_mib: int
-    cpus: int
+    directory: Path
     accelerator: Accelerator
     backend: Backend
+    qemu: str
     kernel: Path
     initrd: Path
     kernel_args: tuple[str, ...]
-    append: str
     ready_port: int | None
-    qemu: str
-    # The machine's own directory.
-    directory: Path = Path()
-    # The file that holds the machine's token; None: it demands none.
     token: Path | None = None
     root: Path | None = None
-    disks: tuple[DiskSpec, ...] = ()
-    # Where gdb connects: a socket that the monitor makes, or a port of the loopback.
-    gdb: bool = False
-    gdb_port: int | None = None
-    cpu: str | None = None
-    netdev: str | None = None
     nested: bool = False

@@ -14,18 +14,9 @@ from typing import Self
 
 from vmkit.errors import MachineError
 from vmkit.machine import stop
+from vmkit.machine.options import make_spec
 from vmkit.machine.running import MachineHandle, explain_ending
-from vmkit.machine.spec import (
-    DEFAULT_CPUS,
-    DEFAULT_MEMORY_MIB,
-    DEFAULT_TIMEOUT_S,
-    Accelerator,
-    Backend,
-    MachineSpec,
-    make_disks,
-    parse_choice,
-    parse_memory,
-)
+from vmkit.machine.spec import DEFAULT_CPUS, DEFAULT_MEMORY_MIB, DEFAULT_TIMEOUT_S
 from vmkit.machine.start import Started, start_machine
 from vsh.ending import read_ending
 from vsh.registry import Entry, find_machine
@@ -68,25 +59,9 @@ class Machine(MachineHandle):
         cpu: str | None = None,
         netdev: str | None = None,
     ) -> None:
-        self.spec = MachineSpec(
-            image=image,
-            name=name,
-            cid=cid,
-            memory_mib=memory if isinstance(memory, int) else parse_memory(memory),
-            cpus=cpus,
-            accelerator=parse_choice(Accelerator, "accelerator", accelerator),
-            backend=parse_choice(Backend, "backend", backend),
-            kernel=None if kernel is None else Path(kernel),
-            append=append,
-            timeout_s=timeout_s,
-            token=token,
-            root=None if root is None else Path(root).absolute(),
-            disks=make_disks(disks, rwdisks),
-            gdb=gdb,
-            gdb_port=gdb_port,
-            cpu=cpu,
-            netdev=netdev,
-        )
+        # The signature is the table's, so its names are the options'.
+        options = {key: value for key, value in locals().items() if key not in ("self", "image")}
+        self.spec = make_spec(image, options)
         self._started: Started | None = None
         # The process that entered the block.
         self._owner_pid = 0

@@ -30,7 +30,7 @@ def render_kernel_command_line(hardware: Hardware) -> str:
         words.append(TOKEN_WORD)
     for part in PARTS:
         words += part.plan_words(hardware)
-    line = " ".join([*words, hardware.append]).strip()
+    line = " ".join([*words, hardware.spec.append]).strip()
     size_bytes = len(os.fsencode(line))
     if size_bytes > MAX_KERNEL_COMMAND_LINE_BYTES:
         raise ConfigError(
@@ -54,8 +54,8 @@ def plan_qemu(hardware: Hardware) -> QemuPlan:
             "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
             "-machine", _render_machine(hardware),
             *_plan_cpu(hardware),
-            "-smp", str(hardware.cpus),
-            "-m", f"{hardware.memory_mib}M",
+            "-smp", str(hardware.spec.cpus),
+            "-m", f"{hardware.spec.memory_mib}M",
             *_plan_memory(hardware),
             *chain.from_iterable(part.plan_argv(hardware) for part in PARTS),
             "-chardev", CONSOLE_CHARDEV, "-serial", "chardev:console",
@@ -77,13 +77,13 @@ def _render_machine(hardware: Hardware) -> str:
 
 def _plan_cpu(hardware: Hardware) -> tuple[str, ...]:
     if hardware.accelerator is Accelerator.KVM:
-        return ("-accel", "kvm", "-cpu", hardware.cpu or "host")
+        return ("-accel", "kvm", "-cpu", hardware.spec.cpu or "host")
     if hardware.nested:
         # Emulation inside emulation: a plain model is faster, and kernels panic on any that has cmpxchg16b.
-        return ("-accel", "tcg,thread=single", "-cpu", hardware.cpu or "qemu64,-cx16")
+        return ("-accel", "tcg,thread=single", "-cpu", hardware.spec.cpu or "qemu64,-cx16")
     # cmpxchg16b goes wrong when an interrupt lands on it in QEMU 7.2's TCG: guests under vsock load double-fault in
     # kmalloc.
-    return ("-accel", "tcg", "-cpu", hardware.cpu or "max,cx16=off")
+    return ("-accel", "tcg", "-cpu", hardware.spec.cpu or "max,cx16=off")
 
 
 def _needs_shared_memory(hardware: Hardware) -> bool:
@@ -93,7 +93,7 @@ def _needs_shared_memory(hardware: Hardware) -> bool:
 
 def _plan_memory(hardware: Hardware) -> tuple[str, ...]:
     if _needs_shared_memory(hardware):
-        return ("-object", f"memory-backend-memfd,id=ram,size={hardware.memory_mib}M,share=on")
+        return ("-object", f"memory-backend-memfd,id=ram,size={hardware.spec.memory_mib}M,share=on")
     return ()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vmkit.errors import ConfigError
 
@@ -78,7 +78,7 @@ class MachineSpec:
     gdb: serve gdb's protocol on a UNIX socket in the machine's directory; gdb_port: on this port of the loopback, which
     every user of the host can reach. cpu: a model and features, as QEMU's -cpu has them. netdev: gives the
     guest a network device with this behind it, as QEMU's -netdev has it, without an id: for measuring against, and so
-    no option of the command line.
+    no option of the command line. more: name and value of each option that has no field here.
     """
 
     image: str = "tiny"
@@ -99,13 +99,12 @@ class MachineSpec:
     gdb_port: int | None = None
     cpu: str | None = None
     netdev: str | None = None
+    more: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         # QEMU runs in the machine's directory, where a relative path leads elsewhere.
-        for field in ("kernel", "root"):
-            path = getattr(self, field)
-            if path is not None:
-                object.__setattr__(self, field, Path(path).absolute())
+        for name in ("kernel", "root"):
+            object.__setattr__(self, name, read_path(getattr(self, name)))
         if self.name is not None:
             check_name(self.name)
         if self.cid is not None and not FIRST_GUEST_CID <= self.cid <= LAST_GUEST_CID:
@@ -135,6 +134,10 @@ class MachineSpec:
         if "\0" in self.append or "\n" in self.append:
             raise ConfigError("--append must not contain a NUL or a newline")
 
+    def find_more(self, name: str) -> Any:
+        """The value of an option that has no field; None when it was not given."""
+        return dict(self.more).get(name)
+
 
 def check_name(name: str) -> str:
     """`name` if a machine can be called so; else ConfigError."""
@@ -150,6 +153,11 @@ def make_disks(read_only: Sequence[str | Path], read_write: Sequence[str | Path]
     """The guest's disks after its root: first those it may only read, then those it may write."""
     paths = [(path, DiskMode.READ_ONLY) for path in read_only] + [(path, DiskMode.READ_WRITE) for path in read_write]
     return tuple(DiskSpec(Path(path).absolute(), mode) for path, mode in paths)
+
+
+def read_path(path: str | Path | None) -> Path | None:
+    """An absolute path, or None."""
+    return None if path is None else Path(path).absolute()
 
 
 def parse_choice(kinds: type[Chosen], key: str, word: str | None) -> Chosen | None:

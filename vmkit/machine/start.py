@@ -172,26 +172,19 @@ def choose(
 def plan_hardware(spec: MachineSpec, choices: Choices, name: str, cid: int, directory: Path) -> Hardware:
     """Everything that decides QEMU's argv. directory: the machine's."""
     return Hardware(
+        spec=spec,
         name=name,
         cid=cid,
-        memory_mib=spec.memory_mib,
-        cpus=spec.cpus,
+        directory=directory,
         accelerator=choices.accelerator,
         backend=choices.backend,
+        qemu=choices.qemu.path,
         kernel=choices.kernel,
         initrd=choices.built.initrd,
         kernel_args=choices.built.kernel_args,
-        append=spec.append,
         ready_port=USER_READY_PORT if choices.backend is Backend.USER else None,
-        qemu=choices.qemu.path,
-        directory=directory,
         token=find_token_path(directory) if needs_token(choices.backend, asked=spec.token) else None,
         root=choices.root,
-        disks=spec.disks,
-        gdb=spec.gdb,
-        gdb_port=spec.gdb_port,
-        cpu=spec.cpu,
-        netdev=spec.netdev,
         nested=choices.nested,
     )
 

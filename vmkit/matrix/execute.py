@@ -144,11 +144,9 @@ class MatrixRun:
         return Machine(
             cell.image,
             name=name,
-            memory=self._matrix.memory_mib,
-            cpus=self._matrix.cpus,
             backend=cell.backend,
             kernel=cell.kernel,
-            append=self._matrix.append,
+            **self._matrix.options,
         )
 
     def _run_command(self, cell: Cell, machine: Machine, command: Command) -> CellResult:

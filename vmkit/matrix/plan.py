@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from vmkit.errors import ConfigError
-from vmkit.machine.spec import DEFAULT_CPUS, DEFAULT_MEMORY_MIB, parse_memory
+from vmkit.machine.options import OPTIONS
+from vmkit.machine.parts.part import Option
 
 BACKENDS = ("auto", "user", "vhost")
 DEFAULT_COMMAND_TIMEOUT_S = 600.0
 # A file of commands is a page; a matrix of more machines than this was a mistake.
 MAX_FILE_BYTES = 1 << 20
 MAX_CELLS = 1000
-KEYS = ("images", "kernels", "backends", "memory", "cpus", "append", "timeout", "fresh", "commands")
+# Machine options that all cells have in common.
+OPTION_KEYS = tuple(option.name for option in OPTIONS if option.is_matrix)
+KEYS = ("images", "kernels", "backends", *OPTION_KEYS, "timeout", "fresh", "commands")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -48,13 +51,16 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """Every cell, and what they have in common. timeout_s: for each command; memory_mib and cpus: for each machine."""
+    """Every cell, and what they have in common. timeout_s: for each command; options: for each machine, by name."""
 
     cells: tuple[Cell, ...]
-    memory_mib: int
-    cpus: int
-    append: str
+    options: Mapping[str, Any]
     timeout_s: float
+
+    @property
+    def memory_mib(self) -> int:
+        """The memory of each machine."""
+        return int(self.options["memory"])
 
 
 def read_matrix(path: Path) -> Matrix:
@@ -99,12 +105,9 @@ def plan_matrix(raw: Mapping[str, Any], path: Path) -> Matrix:
         raise ConfigError(f"{path}: two cells are called {twice[0]}", hint="give recipes and kernels different names")
     if len(cells) > MAX_CELLS:
         raise ConfigError(f"{path}: {len(cells)} machines are more than {MAX_CELLS}")
-    memory = raw.get("memory", DEFAULT_MEMORY_MIB)
     return Matrix(
         cells,
-        parse_memory(str(memory)),
-        _value(raw, "cpus", int, DEFAULT_CPUS, path),
-        _value(raw, "append", str, "", path),
+        {option.name: _option(raw, option, path) for option in OPTIONS if option.is_matrix},
         float(_value(raw, "timeout", (int, float), DEFAULT_COMMAND_TIMEOUT_S, path)),
     )
 
@@ -136,6 +139,13 @@ def _value(raw: Mapping[str, Any], key: str, kind: Any, default: Any, path: Path
     if not isinstance(value, str | bool) and value <= 0:
         raise ConfigError(f"{path}: {key}: must be more than 0")
     return value
+
+
+def _option(raw: Mapping[str, Any], option: Option, path: Path) -> Any:
+    """A machine option as vmkit.Machine takes it. What is read from text may be a number, too: memory = 512."""
+    if option.reads_text:
+        return option.read(str(raw.get(option.name, option.default)))
+    return option.read(_value(raw, option.name, type(option.default), option.default, path))
 
 
 def _commands(value: object, path: Path) -> list[Command]:

@@ -43,6 +43,11 @@ class Fittings:
         self._open_log = open_log
         self._qmp: Qmp | None = None
 
+    @property
+    def logs(self) -> list[str]:
+        """The files below the machine's directory that companions print to."""
+        return [plan.companion.log for plan in self._plans if plan.companion is not None]
+
     @contextlib.contextmanager
     def listen(self) -> Iterator[Mapping[str, int]]:
         """The sockets that QEMU serves, by chardev, until QEMU has them."""

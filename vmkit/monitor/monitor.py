@@ -137,7 +137,7 @@ class Monitor:
         self._events.add("end", {"reason": end.reason, "brief": end.brief, "expected": end.expected})
         has_init_error = self._console is not None and self._console.init_error is not None
         if not end.expected or has_init_error:
-            keep_evidence(self._plan.directory, self._plan.evidence)
+            keep_evidence(self._plan.directory, self._plan.evidence, self._fittings.logs)
         details = self._render_details(end)
         if not self._life.is_ready:
             self._report(Stage.FAILED, end.brief, details, end.hint)

@@ -60,7 +60,7 @@ def test_defaults_are_the_programs() -> None:
     assert up is not None
     defaults = {param.name: param.default for param in up.params}
     assert f"{defaults['memory']} by default" in section("up")
-    assert f"ready; {float(str(defaults['timeout'])):g} by default" in section("up")
+    assert f"ready; {float(str(defaults['timeout_s'])):g} by default" in section("up")
     assert f"CPUs; {defaults['cpus']} by default" in section("up")
 
 

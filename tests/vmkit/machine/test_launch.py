@@ -16,25 +16,23 @@ from vmkit.machine.launch import (
     parse_report,
 )
 from vmkit.machine.qemu import plan_qemu
-from vmkit.machine.spec import Accelerator, Backend
+from vmkit.machine.spec import Accelerator, Backend, MachineSpec
 
 
 @pytest.mark.parametrize("backend", list(Backend))
 def test_plan_is_the_same_after_its_journey(backend: Backend) -> None:
     hardware = Hardware(
+        spec=MachineSpec(cpus=2, append="d='e'", gdb=True),
         name="m",
         cid=2**32 - 2,
-        memory_mib=256,
-        cpus=2,
+        directory=Path("/run/m"),
         accelerator=Accelerator.TCG,
         backend=backend,
+        qemu="/usr/bin/qemu",
         kernel=Path("/käse/k e r n e l"),
         initrd=Path("/i"),
         kernel_args=("quiet", 'a="b c"'),
-        append="d='e'",
         ready_port=None,
-        gdb=True,
-        qemu="/usr/bin/qemu",
     )
     plan = LaunchPlan(
         directory=Path("/run/m"),

@@ -9,21 +9,20 @@ import pytest
 from vmkit.errors import ConfigError
 from vmkit.machine.hardware import Hardware
 from vmkit.machine.qemu import plan_qemu, render_kernel_command_line
-from vmkit.machine.spec import Accelerator, Backend, DiskMode, DiskSpec
+from vmkit.machine.spec import Accelerator, Backend, DiskMode, DiskSpec, MachineSpec
 
 HARDWARE = Hardware(
+    spec=MachineSpec(),
     name="tiny",
     cid=3,
-    memory_mib=256,
-    cpus=1,
+    directory=Path("/run/tiny"),
     accelerator=Accelerator.TCG,
     backend=Backend.USER,
+    qemu="/usr/bin/qemu-system-x86_64",
     kernel=Path("/k"),
     initrd=Path("/i"),
     kernel_args=("quiet", "lsm=bpf"),
-    append="",
     ready_port=7777,
-    qemu="/usr/bin/qemu-system-x86_64",
 )
 
 GOLDEN_USER = """\
@@ -63,7 +62,7 @@ def test_user_backend_plugs_a_chardev_on_a_passed_descriptor() -> None:
 
 
 def test_network_is_there_when_asked_for_alone() -> None:
-    argv = plan_qemu(replace(HARDWARE, netdev="tap,ifname=tap0,script=no")).argv
+    argv = plan_qemu(replace(HARDWARE, spec=MachineSpec(netdev="tap,ifname=tap0,script=no"))).argv
     assert argv[argv.index("-netdev") + 1] == "tap,ifname=tap0,script=no,id=net0"
     assert "virtio-net-pci,netdev=net0,romfile=" in argv
     assert "net" not in " ".join(plan_qemu(HARDWARE).argv)
@@ -76,19 +75,19 @@ def test_kvm_uses_the_hosts_processor() -> None:
 
 
 def test_users_kernel_arguments_come_last_and_win() -> None:
-    line = render_kernel_command_line(replace(HARDWARE, append="panic=0 loglevel=7"))
+    line = render_kernel_command_line(replace(HARDWARE, spec=MachineSpec(append="panic=0 loglevel=7")))
     assert line.endswith("vmkit.ready=7777 panic=0 loglevel=7")
 
 
 def test_kernel_command_line_over_the_kernels_limit_is_refused() -> None:
-    assert len(render_kernel_command_line(replace(HARDWARE, append="a" * 1900))) < 2048
+    assert len(render_kernel_command_line(replace(HARDWARE, spec=MachineSpec(append="a" * 1900)))) < 2048
     with pytest.raises(ConfigError, match="kernel command line is too long"):
-        render_kernel_command_line(replace(HARDWARE, append="a" * 2048))
+        render_kernel_command_line(replace(HARDWARE, spec=MachineSpec(append="a" * 2048)))
 
 
 def test_disks_are_read_only_unless_asked_and_in_order() -> None:
     disks = (DiskSpec(Path("/a,b.img")), DiskSpec(Path("/c.qcow2"), DiskMode.READ_WRITE))
-    plan = plan_qemu(replace(HARDWARE, root=Path("/root.img"), disks=disks))
+    plan = plan_qemu(replace(HARDWARE, root=Path("/root.img"), spec=MachineSpec(disks=disks)))
     blocks = [plan.argv[at + 1] for at, word in enumerate(plan.argv) if word == "-blockdev"]
     assert blocks == [
         "driver=raw,node-name=disk0,read-only=on,file.driver=file,file.filename=/root.img",
@@ -103,7 +102,7 @@ def test_disks_are_read_only_unless_asked_and_in_order() -> None:
 
 
 def test_gdb_is_served_on_a_socket_that_the_monitor_makes() -> None:
-    plan = plan_qemu(replace(HARDWARE, gdb=True))
+    plan = plan_qemu(replace(HARDWARE, spec=MachineSpec(gdb=True)))
     assert [socket.file for socket in plan.sockets] == ["gdb.sock"]
     argv = plan.render_argv(console_fd=3, qmp_fd=4, ready_port=5, served={"gdb": 6})
     assert argv[argv.index("-gdb") + 1] == "chardev:gdb"
@@ -115,12 +114,12 @@ def test_gdb_is_served_on_a_socket_that_the_monitor_makes() -> None:
 def test_disk_may_have_any_path() -> None:
     """Bytes that are no UTF-8 arrive at QEMU as they are."""
     disks = (DiskSpec(Path(os.fsdecode(b"/\xff\n=.img"))),)
-    argv = plan_qemu(replace(HARDWARE, disks=disks)).argv
+    argv = plan_qemu(replace(HARDWARE, spec=MachineSpec(disks=disks))).argv
     assert os.fsencode(argv[argv.index("-blockdev") + 1]).endswith(b",file.filename=/\xff\n=.img")
 
 
 def test_gdb_is_served_on_loopback_alone() -> None:
-    argv = plan_qemu(replace(HARDWARE, gdb_port=1234)).argv
+    argv = plan_qemu(replace(HARDWARE, spec=MachineSpec(gdb_port=1234))).argv
     assert argv[argv.index("-gdb") + 1] == "tcp:127.0.0.1:1234"
     assert "-gdb" not in plan_qemu(HARDWARE).argv
 
@@ -137,5 +136,5 @@ def test_gdb_is_served_on_loopback_alone() -> None:
     ],
 )
 def test_cpu_fits_the_host(accelerator: Accelerator, nested: bool, asked: str | None, accel: str, cpu: str) -> None:
-    argv = plan_qemu(replace(HARDWARE, accelerator=accelerator, nested=nested, cpu=asked)).argv
+    argv = plan_qemu(replace(HARDWARE, accelerator=accelerator, nested=nested, spec=MachineSpec(cpu=asked))).argv
     assert (argv[argv.index("-accel") + 1], argv[argv.index("-cpu") + 1]) == (accel, cpu)

@@ -14,7 +14,7 @@ from vmkit.machine import stop
 from vmkit.machine.launch import Layout
 from vmkit.machine.qemu import plan_qemu, render_kernel_command_line
 from vmkit.machine.registry import find_state_directory
-from vmkit.machine.spec import Backend
+from vmkit.machine.spec import Backend, MachineSpec
 from vmkit.machine.start import Started
 from vmkit.machine.token import find_token_path, make_token, needs_token
 from vsh.address import address_of
@@ -103,7 +103,7 @@ def test_machine_without_a_token_has_no_word_of_it() -> None:
 
 
 def test_users_kernel_arguments_still_come_last() -> None:
-    line = render_kernel_command_line(replace(HARDWARE, token=Path("/t"), append="mine"))
+    line = render_kernel_command_line(replace(HARDWARE, token=Path("/t"), spec=MachineSpec(append="mine")))
     assert line.endswith("vmkit.token=smbios mine")
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmkit.errors import ConfigError, HostError
-from vmkit.machine.parts.part import Part, render_options
-from vmkit.machine.spec import MAX_DISKS, DiskMode, DiskSpec
+from vmkit.machine.parts.part import Kind, Option, Part, render_options
+from vmkit.machine.spec import MAX_DISKS, DiskMode, DiskSpec, make_disks, read_path
 
 if TYPE_CHECKING:
     from vmkit.image.build import BuiltImage
@@ -34,6 +34,35 @@ class DiskPart(Part):
     """The root's disk, and `disks`."""
 
     name = "disk"
+    options = (
+        Option(
+            "root",
+            Kind.PATH,
+            flag="--root",
+            help="Use this ext4 file as the root instead of the image's disk.",
+            read=read_path,
+            is_python=True,
+        ),
+        Option(
+            "disks",
+            Kind.PATHS,
+            (),
+            flag="--disk",
+            help="Attach a disk, read-only (repeatable).",
+            read=lambda paths: make_disks(paths, ()),
+            is_python=True,
+        ),
+        Option(
+            "rwdisks",
+            Kind.PATHS,
+            (),
+            flag="--rwdisk",
+            help="Attach a writable disk (repeatable).",
+            field="disks",
+            read=lambda paths: make_disks((), paths),
+            is_python=True,
+        ),
+    )
 
     def check(self, spec: "MachineSpec") -> None:
         if len(spec.disks) > MAX_DISKS:
@@ -58,7 +87,7 @@ class DiskPart(Part):
     def plan_argv(self, hardware: "Hardware") -> tuple[str, ...]:
         """The disks in the order of their names in the guest: /dev/vda is the root, where there is one."""
         root = () if hardware.root is None else ((ROOT_SERIAL, DiskSpec(hardware.root)),)
-        beside = ((f"vmkit-{i}", disk) for i, disk in enumerate(hardware.disks))
+        beside = ((f"vmkit-{i}", disk) for i, disk in enumerate(hardware.spec.disks))
         words: list[str] = []
         for number, (serial, disk) in enumerate((*root, *beside)):
             blockdev = {
@@ -75,7 +104,7 @@ class DiskPart(Part):
         return tuple(words)
 
     def plan_words(self, hardware: "Hardware") -> tuple[str, ...]:
-        return (DISKS_ARGUMENT,) if hardware.disks else ()
+        return (DISKS_ARGUMENT,) if hardware.spec.disks else ()
 
 
 def check_disk(disk: DiskSpec) -> None:

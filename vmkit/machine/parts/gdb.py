@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vmkit.errors import ConfigError, HostError
 from vmkit.machine.launch import Layout
-from vmkit.machine.parts.part import Fitting, Part, ServedSocket
+from vmkit.machine.parts.part import Fitting, Kind, Option, Part, ServedSocket
 from vmkit.machine.spec import MAX_PORT
 
 if TYPE_CHECKING:
@@ -21,6 +21,19 @@ class GdbPart(Part):
     """`gdb`: the socket, which is the user's alone. `gdb_port`: the port, which every user of the host can reach."""
 
     name = "gdb"
+    options = (
+        Option(
+            "gdb",
+            Kind.VALUED_SWITCH,
+            False,
+            flag="--gdb",
+            metavar="[=PORT]",
+            help="Serve gdb's remote protocol on a socket of yours, or on 127.0.0.1:PORT for every user of this host.",
+            is_python=True,
+        ),
+        # The value of the command line's --gdb.
+        Option("gdb_port", Kind.INTEGER, is_python=True),
+    )
 
     def check(self, spec: "MachineSpec") -> None:
         if spec.gdb and spec.gdb_port is not None:
@@ -37,18 +50,18 @@ class GdbPart(Part):
 
     def plan_addresses(self, hardware: "Hardware") -> dict[str, object]:
         """What gdb's `target remote` takes."""
-        if hardware.gdb:
+        if hardware.spec.gdb:
             return {"gdb": str(hardware.directory / Layout.GDB_SOCKET)}
-        return {"gdb": None if hardware.gdb_port is None else f"{LOOPBACK}:{hardware.gdb_port}"}
+        return {"gdb": None if hardware.spec.gdb_port is None else f"{LOOPBACK}:{hardware.spec.gdb_port}"}
 
     def plan_argv(self, hardware: "Hardware") -> tuple[str, ...]:
-        if hardware.gdb:
+        if hardware.spec.gdb:
             return ("-chardev", SOCKET.mark, "-gdb", "chardev:gdb")
         # Loopback alone: a program that reaches it owns the guest.
-        return () if hardware.gdb_port is None else ("-gdb", f"tcp:{LOOPBACK}:{hardware.gdb_port}")
+        return () if hardware.spec.gdb_port is None else ("-gdb", f"tcp:{LOOPBACK}:{hardware.spec.gdb_port}")
 
     def plan_fitting(self, hardware: "Hardware") -> Fitting | None:
-        return Fitting(self.name, sockets=(SOCKET,)) if hardware.gdb else None
+        return Fitting(self.name, sockets=(SOCKET,)) if hardware.spec.gdb else None
 
 
 def check_gdb_port(port: int) -> None:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from vmkit.machine.parts.part import Part
+from vmkit.machine.parts.part import Kind, Option, Part
 
 if TYPE_CHECKING:
     from vmkit.machine.hardware import Hardware
@@ -12,9 +12,10 @@ class NetworkPart(Part):
     """`netdev`: what is behind the device, as QEMU's -netdev has it, without an id."""
 
     name = "network"
+    options = (Option("netdev", Kind.TEXT, is_python=True),)
 
     def plan_argv(self, hardware: "Hardware") -> tuple[str, ...]:
-        if hardware.netdev is None:
+        if hardware.spec.netdev is None:
             return ()
         # Without the firmware to boot from a network, which not every host has.
-        return ("-netdev", f"{hardware.netdev},id=net0", "-device", "virtio-net-pci,netdev=net0,romfile=")
+        return ("-netdev", f"{hardware.spec.netdev},id=net0", "-device", "virtio-net-pci,netdev=net0,romfile=")

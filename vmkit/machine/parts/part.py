@@ -4,8 +4,9 @@ A part runs in `up` alone. What the monitor has to do for it travels in the laun
 commands for QEMU, a process to tend. So the monitor needs no code of any part, and knows none by name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -87,10 +88,60 @@ class Fitting:
     companion: Companion | None = None
 
 
+class Kind(StrEnum):
+    """How an option is written on the command line."""
+
+    TEXT = "text"
+    INTEGER = "integer"
+    SECONDS = "seconds"
+    PATH = "path"
+    # Repeatable.
+    PATHS = "paths"
+    CHOICE = "choice"
+    SWITCH = "switch"
+    # A switch that may have a value behind `=`.
+    VALUED_SWITCH = "valued-switch"
+
+
+def _keep(value: Any) -> Any:
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A row of the table of machine options.
+
+    name: the keyword of vmkit.Machine, and the key below `read`. flag: the command line's word; "": it has none.
+    help, metavar, words (of a CHOICE) and shows_default are for `vmkit up --help`. default: as Python has it.
+    field: of MachineSpec, the name itself where it is ""; an option without a field is in `MachineSpec.more`.
+    read: from a value of Python's or the command line's to the field's. is_python, is_matrix: whether vmkit.Machine
+    and matrix files have it.
+    """
+
+    name: str
+    kind: Kind
+    default: Any = None
+    flag: str = ""
+    help: str = ""
+    metavar: str | None = None
+    words: tuple[str, ...] = ()
+    shows_default: bool = False
+    field: str = ""
+    read: Callable[[Any], Any] = _keep
+    is_python: bool = False
+    is_matrix: bool = False
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it is text that stands for another value."""
+        return self.kind is Kind.TEXT and not isinstance(self.default, str | None)
+
+
 class Part:
     """One thing that a machine can have. Each method answers for its own part, and by default with nothing."""
 
     name = ""
+    options: tuple[Option, ...] = ()
 
     def check(self, spec: "MachineSpec") -> None:
         """Raises ConfigError for options that cannot be."""
