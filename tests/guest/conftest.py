@@ -11,8 +11,9 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Protocol, TypedDict, Unpack
 
 import pytest
 
@@ -83,7 +84,18 @@ def folders() -> Iterator[Path]:
     shutil.rmtree(root)
 
 
-Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
+class RunOptions(TypedDict, total=False):
+    """The keywords of run_program()."""
+
+    stdin: bytes
+    timeout_s: float
+    env: dict[str, str] | None
+
+
+class Run(Protocol):
+    """The fixtures vmkit and vsh."""
+
+    def __call__(self, *words: str, **options: Unpack[RunOptions]) -> "subprocess.CompletedProcess[bytes]": ...
 
 
 def run_program(
@@ -103,8 +115,8 @@ def run_program(
 def vmkit(folders: Path) -> Run:
     """vmkit("up", ...) runs the real program."""
 
-    def run(*words: str, **options: object) -> "subprocess.CompletedProcess[bytes]":
-        return run_program("vmkit", *words, **options)  # type: ignore[arg-type]
+    def run(*words: str, **options: Unpack[RunOptions]) -> "subprocess.CompletedProcess[bytes]":
+        return run_program("vmkit", *words, **options)
 
     return run
 
@@ -113,8 +125,8 @@ def vmkit(folders: Path) -> Run:
 def vsh(folders: Path) -> Run:
     """vsh("--cid", "3", "--", ...) runs the real program."""
 
-    def run(*words: str, **options: object) -> "subprocess.CompletedProcess[bytes]":
-        return run_program("vsh", *words, **options)  # type: ignore[arg-type]
+    def run(*words: str, **options: Unpack[RunOptions]) -> "subprocess.CompletedProcess[bytes]":
+        return run_program("vsh", *words, **options)
 
     return run
 
@@ -129,7 +141,7 @@ def built(vmkit: Run) -> None:
 def up(built: None, vmkit: Run) -> Iterator[Run]:
     """up(...) runs `vmkit up`; whatever runs at the end of the test is killed."""
 
-    def start(*words: str, **options: object) -> "subprocess.CompletedProcess[bytes]":
+    def start(*words: str, **options: Unpack[RunOptions]) -> "subprocess.CompletedProcess[bytes]":
         return vmkit("up", "--accel", "tcg", *words, **options)
 
     known = {machine.name for machine in read_machines()}

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.conftest import BIN
+from tests.guest.conftest import BIN, Run
 from tests.guest.test_faults import start_session
 
-Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 HIJACKER = Path(__file__).parent / "inside/hijacker.py"
 # The container is the guest itself: nothing hides the container's processes from the guest's users.
 VSHD = ["python3", "-I", "-m", "vshd", "--forward_to_host_port={port}"]

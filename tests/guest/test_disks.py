@@ -4,17 +4,15 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import vmkit as vmkit_package
+from tests.guest.conftest import Run
 from vmkit.errors import MachineError
 from vmkit.image.build import build_image
 from vmkit.image.recipe.config import load_image
-
-Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 
 @pytest.fixture

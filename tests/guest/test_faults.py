@@ -6,15 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.guest.conftest import Run
 from vmkit.machine import stop
 from vsh.registry import Entry, find_machine, read_machines
 
-Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 BIN = Path(sys.executable).parent
 
 

@@ -11,14 +11,13 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable
 from fcntl import ioctl
 from pathlib import Path
 
 import vmkit as vmkit_package
+from tests.guest.conftest import Run
 from vsh.registry import find_machine, read_machines
 
-Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 BIN = Path(sys.executable).parent
 
 

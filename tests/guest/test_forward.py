@@ -7,14 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.guest.conftest import Run
 from tests.vsh.forward.servers import CountThenAnswer, Echo, connect, read_all, serving
 
-Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 BIN = Path(sys.executable).parent
 DEADLINE_S = 60
 

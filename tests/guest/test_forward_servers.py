@@ -7,15 +7,15 @@ import hashlib
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.guest.conftest import Run
 from tests.guest.test_forward import BIN, running
 from vsh.registry import find_machine
 
-Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 RECIPE = str(Path(__file__).with_name("servers.toml"))
 NAME = "servers"
 MACHINE = ("--vm_name", NAME)

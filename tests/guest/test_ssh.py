@@ -2,19 +2,18 @@
 
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests.guest.conftest import Run
 from vmkit.ssh.keys import find_folder
 from vsh.address import address_of
 from vsh.client import Client
 from vsh.forward.guest import connect_guest
 from vsh.registry import find_machine
-
-Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 
 def start(vmkit: Run, name: str) -> None:

@@ -3,18 +3,16 @@
 import json
 import os
 import socket
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.guest.conftest import EVIDENCE, save_evidence
+from tests.guest.conftest import EVIDENCE, Run, save_evidence
 from vmkit.machine import stop
 from vsh.registry import find_machine
 from vsh.token import make_token_text, read_token
 
-Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 NAME = "guarded"
 
 # Reads every file below the named folders, and prints those that hold what comes on stdin; how many it read comes last.

@@ -1,16 +1,14 @@
 """vshd's life in a real guest: it is started again under its sessions, and outlives what users of the guest do."""
 
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import vmkit
+from tests.guest.conftest import Run
 from tests.guest.test_faults import start_session
 from vsh.registry import find_machine
 
-Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 # A session's process is the shell's parent, and vshd is that one's.
 # The kernel signals all of a user's processes at once; whatever forks meanwhile has the signal, too.
 END_ALL_OF_THE_USER = """

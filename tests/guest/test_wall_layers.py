@@ -2,12 +2,11 @@
 
 import json
 import struct
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.guest.conftest import Run
 from tests.vmkit.image.wall.btf_maker import make_kernel_btf
 from vmkit.image.build import find_built_image
 from vmkit.image.formats.vmlinux import find_btf
@@ -15,8 +14,6 @@ from vmkit.image.recipe.config import load_image
 from vmkit.image.wall.btf import find_functions, parse_btf
 from vmkit.image.wall.layer import make_loader
 from vsh.registry import find_machine
-
-Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 EPERM, ENODEV, EADDRINUSE = 1, 19, 98
 # Runs in the guest: each word is a type and a CID to connect to, or `bind` and a port; prints an errno for each.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vsh.live import DEADLINE_S, Vshd, wait_until
+from tests.vsh.live import DEADLINE_S, StartVshd, Vshd, wait_until
 from vsh.address import Address
 from vsh.client import Client
 from vsh.errors import CommandFailed, ConnectionLost, ExecError, UsageError, VshError
@@ -212,8 +212,8 @@ def test_block_left_by_an_exception_kills_the_command(modern: Client, vshd: Vshd
     wait_until(lambda: not vshd.children(), "the target has ended")
 
 
-def test_lost_connection_is_raised_where_the_caller_waits(start_vshd: "object") -> None:
-    server = start_vshd()  # type: ignore[operator]
+def test_lost_connection_is_raised_where_the_caller_waits(start_vshd: StartVshd) -> None:
+    server = start_vshd()
     process = Client(Address.unix(str(server.path))).popen(["sleep", "97"])
     for pid in server.children():
         os.kill(pid, signal.SIGKILL)

@@ -3,6 +3,7 @@
 No machine: a fake driver feeds the real device process. Over vhost the host's kernel is what must refuse these.
 """
 
+import socket
 from itertools import product
 
 from tests.guest.wall.ledger import LEDGER
@@ -68,7 +69,7 @@ def test_ready_cannot_be_said_from_an_unprivileged_port() -> None:
         assert reached == 0
 
 
-def count_callers(listeners: list) -> int:  # type: ignore[type-arg]
+def count_callers(listeners: list[socket.socket]) -> int:
     """How many connections the device made to host programs."""
     count = 0
     for listener in listeners:

@@ -7,13 +7,13 @@ import contextlib
 import os
 import random
 import socket
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from tests.guest.conftest import Run
 from tests.guest.wall.ledger import LEDGER
 from vmkit.machine import stop
 from vsh.registry import find_machine
@@ -27,7 +27,6 @@ from vshd.wire.frames import encode_frame
 from vshd.wire.messages import GuestMessage, HostMessage, SetupConnectionRequest, SetupConnectionResponse
 from vshd.wire.proof import CLIENT, NONCE_BYTES, SERVER, Proof
 
-Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 WHERE = "strangers at the port of a machine with a token"
 NAME = "tokened"
 MARK = "/tmp/stranger-was-here"

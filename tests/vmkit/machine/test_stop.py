@@ -15,6 +15,7 @@ import pytest
 from vmkit.errors import MachineError
 from vmkit.machine import stop
 from vmkit.machine.registry import reserve
+from vmkit.machine.start import Started
 from vmkit.machine.stop import Control
 from vmkit.machine.words import (
     MAX_ANSWER_LINE_BYTES,
@@ -28,7 +29,7 @@ from vmkit.machine.words import (
 )
 from vsh.registry import Entry, find_machine, read_machines
 
-Boot = Callable[..., object]
+Boot = Callable[..., Started]
 END = b'{"end": "power-off", "brief": "the guest powered off", "expected": true}\n'
 
 
@@ -180,7 +181,7 @@ def test_up_right_after_down_gets_the_name(boot: Boot) -> None:
     for _ in range(3):
         started = boot("ready", name="m")
         stop.kill(find("m"))
-        assert started.monitor.poll() is not None  # type: ignore[attr-defined]
+        assert started.monitor.poll() is not None
 
 
 def wait_end(said: list[bytes], timeout_s: float | None = 5.0, *, close: bool = True) -> Ended | None:
