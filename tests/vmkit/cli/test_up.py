@@ -257,6 +257,16 @@ def test_dry_run_of_an_image_that_is_not_built_says_so(
     assert json.loads(plan(up, "--json").out)["qemu"] is None
 
 
+@pytest.mark.parametrize("verb", ["up", "build"])
+def test_old_name_of_an_image_works_and_prints_the_new_one(program: Program, recipe: str, verb: str) -> None:
+    old, new = program(verb, "host", "--dry-run"), program(verb, "nested", "--dry-run")
+    assert (old.returncode, new.returncode) == (0, 0), old.stderr
+    assert old.stdout == new.stdout
+    assert old.stdout.startswith(b"image nested\n")
+    assert new.stderr == b""
+    assert old.stderr == b"vmkit: warning: the image 'host' is called 'nested' now\n"
+
+
 def test_next_command_is_the_path_where_the_name_is_not_found(
     up: Vmkit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fake_qemu: Path
 ) -> None:
