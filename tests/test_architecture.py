@@ -4,6 +4,7 @@ vshd's own budget is in tests/vshd.
 """
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -11,6 +12,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
+from vmkit.machine.parts.table import PARTS
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PACKAGES = ("vmkit", "vsh", "vshd")
@@ -67,6 +70,7 @@ LIBRARY = sys.stdlib_module_names | {"_sha2", "_sha256"}
 OPENS_AF_VSOCK = {"vsh/transport.py", "vshd/carry/vsock.py"}
 # These tell a socket's family when they see one.
 KNOWS_AF_VSOCK = OPENS_AF_VSOCK | {"vshd/listener.py", "vshd/carry/endpoints.py", "vsh/listener.py"}
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc", "tools", "shared"}
 
 
@@ -118,6 +122,21 @@ def test_nobody_below_knows_the_command_line() -> None:
     for path in SHIPPED:
         if not is_within(module_name(path), ("vmkit.cli", "vmkit.__main__")):
             assert not any(is_within(name, ("vmkit.cli", "vmkit.__main__")) for name in imports_of(path)), path
+
+
+def find_texts(path: Path) -> set[str]:
+    """The strings of a module, without its docstrings."""
+    nodes = list(ast.walk(parse(path)))
+    documents = {ast.get_docstring(node, clean=False) for node in nodes if isinstance(node, DOCUMENTED)}
+    texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return texts - documents
+
+
+def test_monitor_names_no_part() -> None:
+    for path in SHIPPED:
+        if is_within(module_name(path), ("vmkit.monitor",)):
+            words = {word for text in find_texts(path) for word in re.findall(r"[a-z]+", text.lower())}
+            assert not words & {part.name for part in PARTS}, path
 
 
 def test_monitor_knows_parts_by_their_plans_alone() -> None:

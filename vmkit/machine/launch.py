@@ -12,7 +12,6 @@ from pathlib import Path
 
 from vmkit.machine.argv import QemuPlan
 from vmkit.machine.parts.part import parse_fitting
-from vmkit.machine.spec import Backend
 
 # A plan is an argv, a kernel command line of 2 KiB and a few paths.
 MAX_PLAN_BYTES = 256 * 1024
@@ -62,12 +61,16 @@ class LaunchPlan:
     evidence: Path
     name: str
     cid: int
-    backend: Backend
     timeout_s: float
     qemu: QemuPlan
     record: dict[str, object]
     # The machine lives no longer than the process that starts it.
     is_owned: bool = False
+
+    @property
+    def ready_socket(self) -> str:
+        """The socket in the directory at which READY arrives; "": it comes through the host's own vsock."""
+        return next((fitting.ready_socket for fitting in self.qemu.fittings if fitting.ready_socket), "")
 
     def render(self) -> str:
         """As JSON."""
@@ -86,7 +89,6 @@ def parse_launch_plan(text: str) -> LaunchPlan:
         evidence=Path(value["evidence"]),
         name=value["name"],
         cid=value["cid"],
-        backend=Backend(value["backend"]),
         timeout_s=value["timeout_s"],
         qemu=QemuPlan(
             argv=tuple(qemu["argv"]),

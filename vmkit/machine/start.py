@@ -216,7 +216,6 @@ def plan_launch(
         evidence=find_state_directory() / reservation.name,
         name=reservation.name,
         cid=reservation.cid,
-        backend=choices.backend,
         timeout_s=spec.timeout_s,
         qemu=plan_qemu(hardware),
         record={

@@ -1,4 +1,4 @@
-"""Children of the monitor (QEMU, the vsock device): started so that they cannot outlive it, ended within a deadline."""
+"""Children of the monitor (QEMU, companions): started so that they cannot outlive it, ended within a deadline."""
 
 import asyncio
 import ctypes

@@ -2,12 +2,11 @@
 
 import re
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vmkit.machine.parts.part import KnownEnd
 from vmkit.monitor.console import ConsoleTrouble, Trouble
-
-# QEMU's words when it does not get its lock on an image (block/file-posix.c).
-_LOCKED = re.compile(r"Failed to get .* lock\s+Is another process using the image \[(.*)\]\?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +45,23 @@ def explain_exit(
     ready: bool,
     asked: bool,
     init_error: ConsoleTrouble | None = None,
+    known: Sequence[KnownEnd] = (),
 ) -> End:
     """Why QEMU is gone. asked: `down` or `kill` was under way. ready: the guest had said READY.
 
     trouble: the first on the console, init_error: init's last. A guest that was ready and powers off has met no panic,
-    whatever its console shows; init powers it off after an error, too.
+    whatever its console shows; init powers it off after an error, too. known: what the parts of the machine know of
+    QEMU's last words.
     """
     powered_off = ready and exit_.shutdown_reason == "guest-shutdown"
     if powered_off and init_error is not None and not asked:
         return End("power-off", f"the guest powered off after its init reported: {init_error.text}")
     if trouble is not None and not asked and not powered_off:
         return explain_trouble(trouble)
-    return _explain_reason(exit_, ready=ready, asked=asked)
+    return _explain_reason(exit_, ready=ready, asked=asked, known=known)
 
 
-def _explain_reason(exit_: QemuExit, *, ready: bool, asked: bool) -> End:
+def _explain_reason(exit_: QemuExit, *, ready: bool, asked: bool, known: Sequence[KnownEnd]) -> End:
     """From what QEMU said, where the console tells nothing."""
     match exit_.shutdown_reason:
         case "guest-shutdown":
@@ -79,18 +80,16 @@ def _explain_reason(exit_: QemuExit, *, ready: bool, asked: bool) -> End:
             return End("quit", "QEMU was asked to quit", expected=True)
     if asked:
         return End("killed", f"QEMU ended with {exit_.how}", expected=True)
-    return _explain_output(exit_)
+    return _explain_output(exit_, known)
 
 
-def _explain_output(exit_: QemuExit) -> End:
+def _explain_output(exit_: QemuExit, known: Sequence[KnownEnd]) -> End:
     """Why QEMU ended by itself, from its last words."""
     if exit_.status == -signal.SIGXFSZ:
         brief = f"QEMU ended with {exit_.how}: a file of its grew past the limit"
         hint = "the guest's memory is a file, too; raise the limit: ulimit -f unlimited"
         return End("limit", brief, details=exit_.output, hint=hint)
-    locked = _LOCKED.search(exit_.output)
-    if locked is None:
-        return End("qemu-exit", f"QEMU ended with {exit_.how}", details=exit_.output)
-    brief = f"the disk {locked[1]} is in use by another machine or program"
-    hint = "a writable disk can be attached to one machine only: stop the other machine, or use a copy"
-    return End("disk-in-use", brief, details=exit_.output, hint=hint)
+    for end in known:
+        if words := re.search(end.pattern, exit_.output):
+            return End(end.reason, words.expand(end.brief), details=exit_.output, hint=end.hint)
+    return End("qemu-exit", f"QEMU ended with {exit_.how}", details=exit_.output)

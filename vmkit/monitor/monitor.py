@@ -216,6 +216,7 @@ class Monitor:
                 ready=self._life.is_ready,
                 asked=self._life.is_asked,
                 init_error=console.init_error if console is not None else None,
+                known=[end for fitting in self._plan.qemu.fittings for end in fitting.ends],
             )
         )
 

@@ -12,8 +12,7 @@ import socket
 
 from vmkit.errors import MachineError
 from vmkit.machine.hardware import USER_READY_PORT
-from vmkit.machine.launch import LaunchPlan, Layout
-from vmkit.machine.spec import Backend
+from vmkit.machine.launch import LaunchPlan
 from vsh.text import clean_line
 from vsh.transport import listen_vsock
 
@@ -89,11 +88,11 @@ class ReadyListener:
 
 def open_ready_listener(plan: LaunchPlan) -> ReadyListener:
     """Binds the port READY will come to."""
-    if plan.backend is Backend.VHOST:
+    if not plan.ready_socket:
         sock, port = listen_vsock(BACKLOG)
         return ReadyListener(socket.socket(fileno=sock.detach()), port, plan.cid)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    path = plan.directory / f"{Layout.VSOCK}_{USER_READY_PORT}"
+    path = plan.directory / plan.ready_socket
     try:
         sock.bind(str(path))
         os.chmod(path, 0o600)  # noqa: PTH101

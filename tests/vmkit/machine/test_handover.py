@@ -19,14 +19,12 @@ from vmkit.machine.argv import QemuPlan
 from vmkit.machine.handover import MonitorHandle, receive_plan, render_environment, start_monitor
 from vmkit.machine.launch import LaunchPlan, Report, Stage
 from vmkit.machine.parts.part import Fitting, QmpCommand
-from vmkit.machine.spec import Backend
 
 PLAN = LaunchPlan(
     directory=Path("/nonexistent/machines/m"),
     evidence=Path("/nonexistent/state/m"),
     name="m",
     cid=3,
-    backend=Backend.USER,
     timeout_s=5.0,
     qemu=QemuPlan(
         argv=("qemu", "-append", "ä 'quoted'"),

@@ -16,13 +16,13 @@ from vmkit.machine.launch import (
     parse_report,
 )
 from vmkit.machine.qemu import plan_qemu
-from vmkit.machine.spec import Accelerator, Backend, MachineSpec
+from vmkit.machine.spec import Accelerator, Backend, DiskSpec, MachineSpec
 
 
 @pytest.mark.parametrize("backend", list(Backend))
 def test_plan_is_the_same_after_its_journey(backend: Backend) -> None:
     hardware = Hardware(
-        spec=MachineSpec(cpus=2, append="d='e'", gdb=True),
+        spec=MachineSpec(cpus=2, append="d='e'", gdb=True, disks=(DiskSpec(Path("/d")),)),
         name="m",
         cid=2**32 - 2,
         directory=Path("/run/m"),
@@ -39,7 +39,6 @@ def test_plan_is_the_same_after_its_journey(backend: Backend) -> None:
         evidence=Path("/state/m"),
         name="m",
         cid=hardware.cid,
-        backend=backend,
         timeout_s=0.1,
         qemu=plan_qemu(hardware),
         record={"name": "m", "cid": 3, "vsock": None, "started": 1.5},

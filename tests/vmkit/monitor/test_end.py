@@ -4,6 +4,7 @@ import signal
 
 import pytest
 
+from vmkit.machine.parts.disk import IN_USE
 from vmkit.monitor.console import ConsoleTrouble, Trouble, find_trouble
 from vmkit.monitor.end import QemuExit, explain_exit
 
@@ -78,7 +79,7 @@ def test_console_line_of_an_ordinary_boot_says_nothing() -> None:
 
 
 def test_disk_that_another_has_is_named() -> None:
-    end = explain_exit(QemuExit("status 1", 1, "", LOCKED), None, ready=False, asked=False)
+    end = explain_exit(QemuExit("status 1", 1, "", LOCKED), None, ready=False, asked=False, known=(IN_USE,))
     assert (end.reason, end.brief) == ("disk-in-use", "the disk /srv/a b.img is in use by another machine or program")
     assert LOCKED in end.details
 

@@ -1,7 +1,7 @@
 """A machine's disks: the file of its root, and the files that it has beside.
 
 They are read before QEMU starts, so that the error names the file and the remedy. What QEMU alone can find out (another
-machine has the file) is explained by vmkit.monitor.end.
+machine has the file) is told from its last words.
 """
 
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmkit.errors import ConfigError, HostError
-from vmkit.machine.parts.part import Kind, Option, Part, render_options
+from vmkit.machine.parts.part import Fitting, Kind, KnownEnd, Option, Part, render_options
 from vmkit.machine.spec import MAX_DISKS, DiskMode, DiskSpec, make_disks, read_path
 
 if TYPE_CHECKING:
@@ -28,6 +28,13 @@ _QCOW2_MAGIC = b"QFI\xfb"
 # struct ext4_super_block at 1024, s_magic at 56 in it (fs/ext4/ext4.h).
 _EXT4_MAGIC_AT, _EXT4_MAGIC = 1024 + 56, b"\x53\xef"
 _SECTOR_BYTES = 512
+# QEMU's words when it does not get its lock on an image (block/file-posix.c).
+IN_USE = KnownEnd(
+    r"Failed to get .* lock\s+Is another process using the image \[(.*)\]\?",
+    "disk-in-use",
+    r"the disk \1 is in use by another machine or program",
+    "a writable disk can be attached to one machine only: stop the other machine, or use a copy",
+)
 
 
 class DiskPart(Part):
@@ -105,6 +112,9 @@ class DiskPart(Part):
 
     def plan_words(self, hardware: "Hardware") -> tuple[str, ...]:
         return (DISKS_ARGUMENT,) if hardware.spec.disks else ()
+
+    def plan_fitting(self, hardware: "Hardware") -> Fitting | None:
+        return Fitting(self.name, ends=(IN_USE,)) if hardware.root is not None or hardware.spec.disks else None
 
 
 def check_disk(disk: DiskSpec) -> None:

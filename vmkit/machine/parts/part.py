@@ -74,11 +74,25 @@ class Companion:
 
 
 @dataclass(frozen=True, slots=True)
+class KnownEnd:
+    """Why QEMU ended by itself, where its last words match the regular expression `pattern`.
+
+    brief: may have the groups of the pattern, as re.Match.expand takes them.
+    """
+
+    pattern: str
+    reason: str
+    brief: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
 class Fitting:
     """What the monitor does for one part.
 
     plug: the commands before the guest runs. fd_name: under this name QEMU gets a descriptor first: the connection to
-    the companion, or, without one, the descriptor that came with the plan. "": it gets none.
+    the companion, or, without one, the descriptor that came with the plan. "": it gets none. ready_socket: the socket
+    in the machine's directory at which the guest's READY arrives, where the part brings it. ends: what explains an end.
     """
 
     part: str
@@ -86,6 +100,8 @@ class Fitting:
     plug: tuple[QmpCommand, ...] = ()
     fd_name: str = ""
     companion: Companion | None = None
+    ready_socket: str = ""
+    ends: tuple[KnownEnd, ...] = ()
 
 
 class Kind(StrEnum):
@@ -194,6 +210,8 @@ def parse_fitting(value: Mapping[str, Any]) -> Fitting:
         plug=_parse_commands(value["plug"]),
         fd_name=value["fd_name"],
         companion=companion,
+        ready_socket=value["ready_socket"],
+        ends=tuple(KnownEnd(**end) for end in value["ends"]),
     )
 
 

@@ -51,6 +51,7 @@ class VsockPart(Part):
             plug=(QmpCommand("chardev-add", chardev), QmpCommand("device_add", device)),
             fd_name=FD_NAME,
             companion=plan_companion(hardware),
+            ready_socket=f"{Layout.VSOCK}_{USER_READY_PORT}",
         )
 
 
