@@ -44,7 +44,7 @@ def main() -> int:
     status = 0
     try:
         status = _run()
-        # Here, and not when the interpreter ends: what cannot be written then is told by it, not by us.
+        # Flushes here: when the interpreter flushes at its end, it prints a failure in its own words.
         sys.stdout.flush()
     except _Stopped as stopped:
         _give_the_rest()
@@ -53,12 +53,12 @@ def main() -> int:
             print("\nvmkit: interrupted" if sys.stderr.isatty() else "vmkit: interrupted", file=sys.stderr)
         return 128 + stopped.number
     except BrokenPipeError:
-        # Whoever read our output has gone; nothing more can be said, not even by the interpreter's own flush.
+        # The reader of our output has gone. The interpreter's own flush at the end must not fail on it either.
         _drop_output()
         return 128 + signal.SIGPIPE
     except OSError as error:
         sys.stdout = io.StringIO()
-        # A verb that could not write either has told so already.
+        # A verb that could not write either has printed that already.
         return status or _tell(VshError(f"cannot write the answer: {error.strerror}", hint=find_remedy(error)))
     return status
 
@@ -83,7 +83,7 @@ def _drop_output() -> None:
 
 
 def _run() -> int:
-    """The command; its errors told, its status returned."""
+    """Runs the command, prints its error, and returns its status."""
     streams = sys.stdout, sys.stderr
     try:
         vmkit.main(prog_name="vmkit", standalone_mode=False)
@@ -159,7 +159,7 @@ def _open_missing_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(fd, "w" if fd else "r", closefd=False))  # noqa: SIM115  (for good)
     settle_output()
-    # A path may have bytes, or letters, that the terminal's encoding does not know: shown as \\xNN, it is still told.
+    # A path may have bytes, or letters, that the terminal's encoding does not have: they are printed as \\xNN.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

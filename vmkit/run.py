@@ -1,7 +1,7 @@
-"""The only door to other programs: what was run can always be shown, ready to paste into a shell.
+"""Runs programs that end soon. Each command can be printed, ready to paste into a shell.
 
 Long-lived children (QEMU, the monitor, the device) are started by vmkit.machine, which owns their lives; their argv
-is made printable here.
+is made printable here. tests/test_architecture.py lists the modules that start programs.
 """
 
 import io

@@ -30,7 +30,7 @@ def choose_netdev(kind: Kind) -> tuple[str, Place]:
         return f"tap,ifname={TAP},script=no,downscript=no", (GUEST_ADDRESS, SINK_PORT)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])
-    # The guest reaches nobody.
+    # restrict=on: the guest cannot open connections.
     return f"user,restrict=on,hostfwd=tcp:127.0.0.1:{port}-{GUEST_ADDRESS}:{SINK_PORT}", ("127.0.0.1", port)
 
 

@@ -12,14 +12,14 @@ WARM_UP_BYTES = 2 << 20
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """A side of a heat of throughput: what carries so many bytes and says in how many seconds, and how many suit it."""
+    """A side of a heat of throughput. carry: moves that many bytes and returns the seconds. size_bytes: how many."""
 
     carry: Callable[[int], float]
     size_bytes: int
 
 
 def race(heat: str, sides: Mapping[str, Callable[[], float]], rounds: int, *, has_warm_up: bool = True) -> list[Series]:
-    """The seconds that each side says, in turns."""
+    """Runs the sides in turns and returns the seconds that each took."""
     values: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(0 if has_warm_up else 1, rounds + 1):
         for side, run in sides.items():

@@ -1,4 +1,4 @@
-"""Where and with what a race was run: facts for whoever reads its figures."""
+"""The host and the programs that a benchmark ran with: facts that readers of its figures need."""
 
 import contextlib
 import os

@@ -41,7 +41,7 @@ class VshGuest(Client):
         return self.time_session(["sh", "-c", "cat >/dev/null"], bytes(size), 0)
 
     def time_session(self, argv: list[str], data: bytes, wanted: int) -> float:
-        """Seconds of a session that is given `data`; raises HostError unless it says `wanted` bytes and ends well."""
+        """Seconds of a session that is given `data`; HostError unless it prints `wanted` bytes and exits with 0."""
         sink = _Counter()
         started_s = time.perf_counter()
         with self.open_session(argv) as session:

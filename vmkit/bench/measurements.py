@@ -335,7 +335,7 @@ def _race_boot(track: Track, pace: Pace) -> list[Series]:
 
 
 def _weigh(track: Track, pace: Pace) -> list[Series]:
-    """Resident memory of what is there without a session, and of what one session adds."""
+    """Resident memory of the daemons without a session, and of what one session adds."""
     with Running([*track.ssh, "sleep", "100"]), Running([*track.vsh, "--", "sleep", "100"]):
         time.sleep(3.0)
         output = track.api.run(["sh", "-c", _LIST_MEMORY]).stdout

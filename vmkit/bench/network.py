@@ -73,7 +73,7 @@ def find_network() -> Network:
 
 @contextlib.contextmanager
 def open_network(network: Network, name: str, accelerator: str) -> Iterator[Callable[[int], float]]:
-    """A machine of that name with a network; gives what sends so many bytes to its sink by TCP, and says the seconds.
+    """A machine of that name with a network. Yields a function that sends so many bytes by TCP and returns the seconds.
 
     Raises HostError, then and when it sends.
     """
@@ -85,7 +85,7 @@ def open_network(network: Network, name: str, accelerator: str) -> Iterator[Call
                 raise HostError(answer)
             yield lambda size: _ask(running, size)
         finally:
-            # Says that nothing more is wanted, also when we are killed.
+            # The end of its stdin ends it, also when we are killed.
             running.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 running.process.wait(END_DEADLINE_S)
@@ -102,5 +102,5 @@ def _ask(running: Running, size: int) -> float:
 
 def _read_answer(running: Running) -> str:
     if not select.select([running.stdout], [], [], ANSWER_DEADLINE_S)[0]:
-        return "the machine with a network says nothing"
+        return "the machine with a network does not answer"
     return running.stdout.readline().decode(errors="replace").strip() or "the machine with a network has ended"

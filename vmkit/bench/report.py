@@ -191,7 +191,7 @@ def _draw(heat: str, sides: Sequence[Series], path: Path) -> None:
         low, high = (value * factor for value in series.spread)
         whiskers = [[max(0.0, medians[row] - low)], [max(0.0, high - medians[row])]]
         if is_wide:
-            # A bar's length says nothing on a logarithmic axis, which has no zero to begin at.
+            # A bar's length means nothing on a logarithmic axis, which has no zero to begin at.
             axes.plot(medians[row], row, "D", color=choose_color(series.side), ms=9)
         else:
             axes.barh(row, medians[row], color=choose_color(series.side), height=0.62, alpha=0.85)

@@ -113,7 +113,7 @@ while True:
 
 
 def time_sending(connection: socket.socket, size: int) -> float:
-    """Seconds until a sink has swallowed `size` bytes and said so; closes the connection. Raises HostError."""
+    """Seconds until a sink has read `size` bytes and confirmed it; closes the connection. Raises HostError."""
     block = bytes(READ_BYTES)
     connection.settimeout(CONNECT_TIMEOUT_S)
     started_s = time.perf_counter()

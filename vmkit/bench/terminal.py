@@ -41,7 +41,7 @@ def time_echoes(program: Running) -> float:
 
 def _read_byte(program: Running) -> bytes:
     if not select.select([program.stdout], [], [], DEADLINE_S)[0]:
-        raise HostError("a terminal of the guest says nothing")
+        raise HostError("a terminal of the guest prints nothing")
     byte = program.stdout.read(1)
     if not byte:
         raise HostError("a terminal of the guest has ended")

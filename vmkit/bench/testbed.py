@@ -108,7 +108,7 @@ def _open_master(stack: contextlib.ExitStack, access: Access, folder: Path) -> t
             return (*ssh, access.machine)
         if time.monotonic() > deadline_s:
             raise HostError("ssh's master connection does not come up")
-        # ssh says nowhere else when it is there.
+        # ssh has no other sign that the connection is up.
         time.sleep(0.1)
 
 
@@ -136,5 +136,5 @@ def _find_fastest_cipher(ssh: Sequence[str], folder: Path) -> str:
         with contextlib.suppress(CommandError):
             taken[cipher] = time_program([*with_cipher(ssh, cipher), "cat >/dev/null"], stdin=data)
     if not taken:
-        raise HostError("no cipher of ssh works", hint="vmkit ssh NAME true says why")
+        raise HostError("no cipher of ssh works", hint="vmkit ssh NAME true prints why")
     return min(taken, key=taken.__getitem__)

@@ -35,7 +35,7 @@ READ_BYTES = 65536
 
 
 def boot(spec: MachineSpec, monitor: MonitorHandle | None, *, console: bool, as_json: bool, quiet: bool) -> None:
-    """Starts a machine and tells of it. monitor: one that was started already."""
+    """Starts a machine and prints it. monitor: one that was started already."""
     if spec.gdb_port is not None:
         print(
             f"vmkit: warning: every user of this host can control the guest through port {spec.gdb_port}; "
@@ -51,14 +51,14 @@ def boot(spec: MachineSpec, monitor: MonitorHandle | None, *, console: bool, as_
         print_json(render_json(started))
     else:
         _print_started(started, quiet=quiet)
-    # While the machine can still be undone: one that nobody could be told of must not stay.
+    # While the machine can still be undone: if its name cannot be printed, it must not stay.
     sys.stdout.flush()
 
 
 def boot_or_reuse(
     spec: MachineSpec, monitor: MonitorHandle | None, *, console: bool, as_json: bool, quiet: bool
 ) -> None:
-    """Tells of the machine of spec's name, and starts it if there is none. Of several that call this at once, one
+    """Prints the machine of spec's name, and starts it if there is none. Of several that call this at once, one
     starts the machine, and the others wait until it is ready. Raises NotReady when that takes too long.
     """
     deadline_s = time.monotonic() + spec.timeout_s
@@ -200,7 +200,7 @@ def _plan_start(spec: MachineSpec) -> tuple[Choices, QemuPlan]:
 
 @contextlib.contextmanager
 def _follow_console() -> Iterator[Callable[[Path], None]]:
-    """Copies the console log to stderr as it grows, until the block ends; told the directory when there is one."""
+    """Copies the console log to stderr as it grows, until the block ends. Yields a function of the log's directory."""
     stop = threading.Event()
     threads: list[threading.Thread] = []
 

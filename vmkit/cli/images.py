@@ -90,7 +90,7 @@ def build(
 
 
 def _ask_for_trust(error: TrustError) -> bool:
-    """Whether a person at a terminal says yes; False where there is none."""
+    """Whether a person at a terminal answers yes; False without a terminal."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     from vsh.text import clean_text  # noqa: PLC0415 - only to ask

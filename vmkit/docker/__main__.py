@@ -1,7 +1,7 @@
 """The leash: runs a command inside a container for as long as the client holds the other end of stdin.
 
-`python3 -m vmkit.docker -- COMMAND ...`. The client never writes; the end of stdin says that it is gone, however it
-went, and the command is ended. Exit status: the command's, 128+N for signal N, 126 and 127 as a shell has them.
+`python3 -m vmkit.docker -- COMMAND ...`. The client never writes. The end of stdin means that the client
+is gone; then the command is ended. Exit status: the command's, 128+N for signal N, 126 and 127 as a shell has them.
 """
 
 import contextlib

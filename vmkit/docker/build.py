@@ -71,7 +71,7 @@ def build_docker_image(engine: "APIClient", spec: BuildSpec, tell: Tell, log: Ca
 
 
 def follow_build(stream: Iterable[Mapping[str, object]], tell: Tell, log: Callable[[str], None]) -> str:
-    """Reads the engine's messages to the end. Raises BuildError when one tells of a failure, or none of success."""
+    """Reads the engine's messages to the end. Raises BuildError when one reports a failure, or none a success."""
     step, image = "", ""
     tail: list[str] = []
     for message in stream:

@@ -140,7 +140,7 @@ def _take_results(engine: "APIClient", container: str, spec: RunSpec, tell: Call
 
 
 def describe_client() -> str:
-    """Us, as nobody else is: the host's boot, our pid, and when we started."""
+    """A text that is unique to this process: the host's boot, our pid, and when we started."""
     return f"{_read_boot()} {os.getpid()} {_read_start(os.getpid())}"
 
 

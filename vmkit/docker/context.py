@@ -12,7 +12,7 @@ from vmkit.errors import ConfigError
 
 DOCKERFILE = "Dockerfile"
 IGNORE_FILE = ".dockerignore"
-# The project's own is 3 MB; more than this is somebody's disk image that lies in the checkout.
+# The project's own is 3 MB; more than this is a disk image that lies in the checkout.
 MAX_CONTEXT_BYTES = 64 << 20
 
 

@@ -43,7 +43,7 @@ def choose_devices(checks: Sequence[Check], *, local: bool, owners: Mapping[str,
     kvm, vhost = by_name["kvm"], by_name["vhost-vsock"]
     if KVM in groups and kvm.level is not Level.FALLBACK:
         devices.append(KVM)
-        # Without QEMU on the host nobody has proven it; the vmkit inside does.
+        # Without QEMU on the host, doctor could not prove it; the vmkit inside does.
         lines.append(f"passed {KVM}: {kvm.text if kvm.level is Level.OK else 'to be proven inside'}")
     else:
         lines.append(f"not passed {KVM}: {kvm.text}")

@@ -1,4 +1,4 @@
-"""The Docker engine: found, asked whether it answers, and its refusals told with the next step.
+"""The Docker engine: finds it, checks that it answers, and explains its refusals with the next step.
 
 The SDK is imported here and when it is used: it is an extra, and slow to import.
 """
@@ -77,7 +77,7 @@ def _explain(host: str) -> Iterator[None]:
 
 
 def explain_refusal(text: str) -> VmkitError:
-    """What the engine said no with, and what to do about it."""
+    """An error for a refusal of the engine, with what to do about it."""
     lower = text.lower()
     if FULL_DISK in lower:
         return BuildError("the engine's disk is full", details=text, hint="make room: docker system prune")
@@ -92,7 +92,7 @@ def explain_refusal(text: str) -> VmkitError:
 
 
 def _explain_silence(error: Exception, host: str) -> HostError:
-    """No answer at all: nobody there, or nobody for us."""
+    """An error for an engine that does not answer: it does not run, or refuses this user."""
     cause = _find_os_error(error)
     if cause is not None and cause.errno in (errno.EACCES, errno.EPERM):
         return HostError(

@@ -2,7 +2,7 @@
 
 Docker's default refuses socket(AF_VSOCK, ...), because vsock knows no namespaces. With /dev/vhost-vsock passed on
 purpose, that socket is what the container is for; every other refusal stays. Docker's documentation ("Seccomp security
-profiles for Docker") says what its default refuses; the names of x86-64's system calls are asm/unistd_64.h's.
+profiles for Docker") lists what its default refuses; the names of x86-64's system calls are asm/unistd_64.h's.
 """
 
 import json

@@ -52,7 +52,7 @@ def write_here(stream: int, data: bytes) -> None:
 
 
 class Terminal:
-    """Our terminal, given to a container for a block: raw, and its size told at first and whenever it changes."""
+    """Our terminal, given to a container for a block: raw, its size sent at the start and at each change."""
 
     def __init__(self, tell_size: Callable[[int, int], None]) -> None:
         self._raw = RawTerminal(0)
@@ -87,7 +87,7 @@ def pump(
 ) -> None:
     """Copies until the container's output ends. stdin: a descriptor to read what is sent, or None to send nothing.
 
-    Without stdin the sending half stays open: that it is, tells the container that we live.
+    Without stdin the sending half stays open. Its end would make the container end its command.
     """
     demux = Demux() if terminal is None else None
     while True:

@@ -20,12 +20,12 @@ from vsh.signals import SIGINT, SIGTERM, Wakeup
 from vshd.carry.inherited import settle_signals
 
 MAX_REQUEST_BYTES = 1 << 20
-# What went wrong is told of the last connections, not of all there ever were.
+# A log that is longer starts anew at the next line.
 MAX_LOG_BYTES = 64 * 1024
 
 
 def main() -> int:
-    """Keeps until it is told to end."""
+    """Keeps the forward until a signal or its machine ends it."""
     settle_signals()
     reports = socket.socket(fileno=int(sys.argv[1]))
     request = json.loads(reports.makefile("rb").readline(MAX_REQUEST_BYTES))

@@ -1,7 +1,7 @@
-"""Which lasting forwards there are: one directory per forward below the runtime directory, one lock in it.
+"""The registry of lasting forwards: one directory per forward below the runtime directory, one lock in it.
 
-As with machines (vmkit.machine.registry): the process that keeps the forward holds the lock for life, so whoever can
-share it knows that the entry is stale. Names that begin with a dot are entries being made.
+As with machines (vmkit.machine.registry), the process that keeps the forward holds the lock for life. A process that
+gets the lock knows that the entry is stale. Names that begin with a dot are entries being made.
 """
 
 import contextlib

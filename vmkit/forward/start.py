@@ -83,7 +83,7 @@ def _meet(ours: socket.socket, machine: str, forwards: Sequence[Forward], user: 
     except OSError as error:
         raise HostError("the process of the forward does not answer") from error
     if not line:
-        raise HostError("the process of the forward ended at once", hint="`python3 -m vmkit.forward.daemon` tells why")
+        raise HostError("the process of the forward ended at once", hint="`python3 -m vmkit.forward.daemon` prints why")
     answer = json.loads(line)
     if "error" in answer:
         raise VshError(**answer["error"])

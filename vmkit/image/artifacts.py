@@ -1,4 +1,4 @@
-"""The files of a finished image: what its manifest says of each, and whether they are still that.
+"""The files of a finished image: the size and hash that its manifest has of each, and whether they still match.
 
 Size and SHA-256 are compared once, and again only when a file's inode, size, mtime or ctime is another than when they
 were compared. So a start reads none of the hundreds of megabytes, and a damaged or replaced file is not served.

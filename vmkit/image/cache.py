@@ -19,11 +19,11 @@ from vmkit.errors import BuildError, HostError, VmkitError
 from vmkit.image.debian.apt import Apt, Archive, archive_key
 from vmkit.state import check_own_folder
 
-# A build with everything to fetch on a slow line; whoever waits is told so.
+# A build with everything to fetch on a slow line. A build that waits for another prints that it waits.
 LOCK_TIMEOUT_S = 1800.0
 # How often a waiting process looks: a person does not notice, a processor neither.
 _LOCK_POLL_S = 0.1
-# An image nobody used for this long is removed by the next build.
+# An image that was not used for this long is removed by the next build.
 IMAGE_IDLE_LIMIT_S = 30 * 24 * 3600
 
 _FULL = {
@@ -72,10 +72,10 @@ class Cache:
 
     @contextmanager
     def locked(self, name: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-        """Holds the lock `name`; calls waiting once if somebody else has it. Raises BuildError after LOCK_TIMEOUT_S."""
+        """Holds the lock `name`; calls waiting once if another has it. Raises BuildError after LOCK_TIMEOUT_S."""
         path = self._folder / "flock" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Never removed: a lock file that is unlinked while somebody waits for it would be two locks.
+        # Never removed: a lock file that is unlinked while a process waits for it would be two locks.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             self._wait_for(descriptor, path, waiting)
@@ -138,7 +138,7 @@ class Cache:
                 path.unlink(missing_ok=True)
 
     def discard(self, path: Path) -> None:
-        """Removes a folder at one blow: nobody sees half of it."""
+        """Removes a folder at once: no other process sees half of it."""
         with self.temporary_dir() as folder:
             path.rename(folder / "discarded")
 

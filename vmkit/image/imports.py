@@ -1,7 +1,7 @@
-"""Whether a guest's Python has what it will import, told from sources: nothing of the guest is run.
+"""Whether a guest's Python has what it will import. Reads sources alone and runs nothing of the guest.
 
 Followed are the imports that a module makes when it is imported itself, from the listed modules on. One that may fail,
-or that depends on the system, is not looked at. What only running tells, such as a module that an extension imports, is
+or that depends on the system, is not looked at. What only a run shows, such as a module that an extension imports, is
 not found here.
 
 As a script it reads a job in JSON from stdin and writes the answer: sources are parsed by an interpreter of their own

@@ -39,10 +39,11 @@ def take_kernel(
     """Reads a kernel package; puts the wanted and the available modules, and those they depend on, into the tree.
 
     kernel_format: `vmlinuz` is Debian's boot image as it is, `vmlinux` the ELF file inside it, which starts sooner,
-    `auto` the latter where it can be had (see vmkit.image.formats.vmlinux).
+    `auto` the latter where it can be unpacked (see vmkit.image.formats.vmlinux).
 
-    Only the wanted ones are the Kernel's `modules`, which load at boot. A barred one is a file that modprobe is not
-    told of. A module that is built into this kernel needs nothing. Raises BuildError naming one that does not exist.
+    Only the wanted ones are the Kernel's `modules`, which load at boot. A barred one is a file that is not in
+    modprobe's lists. A module that is built into this kernel needs nothing. Raises BuildError naming one that does not
+    exist.
     """
     images: dict[str, bytes] = {}
     files: dict[str, tuple[str, Node]] = {}

@@ -81,7 +81,7 @@ class ModuleSet:
     def write(self, tree: Tree, barred: tuple[str, ...]) -> None:
         """Puts the modules into the tree, and the lists by which modprobe finds them.
 
-        A barred module has no line there: busybox's modprobe knows no other way to be told that it must not. Of a
+        A barred module has no line there: busybox's modprobe has no other way to refuse a module. Of a
         module that is built in, modprobe finds that it has nothing to do.
         """
         tree.add(f"{self._root}/modules.builtin", file_node(self._builtin_list))

@@ -2,7 +2,7 @@
 
 While an image is built, programs out of its packages run on this host: busybox, Python, and every package's scripts
 where Debian is installed. The packages of Debian's own keyring are trusted as the host's are. A recipe that names a
-keyring, or a lock file with hashes of its own, lets somebody else vouch for them, and the user is asked first.
+keyring, or a lock file with hashes of its own, lets another party vouch for them, and the user is asked first.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ def require_trust(spec: ImageSpec, lock_file: Path | None) -> None:
             f"{spec.origin}: you have not trusted {kinds} yet",
             details="Programs from packages that it vouches for run on this host while the image is built.\n"
             + "\n".join(f"SHA-256 of the {voucher.kind}: {voucher.sha256}" for voucher in untrusted),
-            hint=f"if you trust whoever made it: vmkit build {option} {spec.origin}",
+            hint=f"if you trust its author: vmkit build {option} {spec.origin}",
         )
 
 
@@ -104,7 +104,7 @@ def _find_vouchers(spec: ImageSpec, lock_file: Path | None) -> Iterator[Voucher]
         voucher = make_voucher("keyring", spec.keyring, _KEYRING_LIMIT_BYTES)
         if not _is_debians(voucher):
             yield voucher
-    # One that is not there vouches for nothing; the build says so.
+    # A lock file that does not exist vouches for nothing; the build refuses it.
     if (
         lock_file is not None
         and lock_file.exists()
@@ -130,7 +130,7 @@ def _find_trusted() -> Path:
 
 
 def _read_trusted() -> set[str]:
-    """The remembered digests. A file that somebody else could have written is an error, not trust."""
+    """The remembered digests. A file that other users could have written is an error."""
     path = _find_trusted()
     try:
         status = path.lstat()
@@ -138,7 +138,7 @@ def _read_trusted() -> set[str]:
         return set()
     if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise HostError(
-            f"{path} can be written by other users, so what it says is not trusted", hint=f"look at it: rm {path}"
+            f"{path} can be written by other users, so its content is not trusted", hint=f"look at it: rm {path}"
         )
     try:
         lines = read_host_file(path, _TRUSTED_LIMIT_BYTES).decode(errors="replace").splitlines()

@@ -35,7 +35,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One machine and its commands. kernel: None for the image's own. The name tells it from every other."""
+    """One machine and its commands. kernel: None for the image's own. The name is unique in the plan."""
 
     image: str
     kernel: Path | None

@@ -1,6 +1,6 @@
-"""The face of qemu.qmp:
+"""Controls QEMU through qemu.qmp: takes it over on a socket we made, plugs devices, runs it, receives its events.
 
-Take QEMU over through a socket we made, plug devices, run, listen. Async ends in the monitor.
+Only the monitor is async.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The mark of a machine whose guest has its name's keys: which key files it got, as a look at them tells.
+"""The mark of a machine whose guest has its name's keys. It records the inode, size and ctime of each key file.
 
 Before every connection ssh's ProxyCommand compares it, so this module imports next to nothing. A key file that was
 changed, damaged, replaced or removed since makes the mark stale.

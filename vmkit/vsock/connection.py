@@ -302,7 +302,7 @@ class Connection:
     def next_packet(self) -> Header:
         """The next packet without payload, in the order the guest must see them.
 
-        Has_packet() has said that there is one.
+        Call it only while has_packet() is true.
         """
         owed = self._owed
         for bit, op in _ORDER:

@@ -64,7 +64,7 @@ class Archive:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What the signed index says of one package."""
+    """The signed index's entry of one package."""
 
     name: str
     version: str
@@ -85,7 +85,7 @@ class Apt:
         self._environ = os.environ | {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
 
     def update(self) -> None:
-        """Fetches the index. Raises UntrustedError, or BuildError when it cannot be had."""
+        """Fetches the index. Raises UntrustedError, or BuildError when apt cannot fetch it."""
         self._write_config()
         try:
             self._run("apt-get", "-q", "-o", "APT::Update::Error-Mode=any", "update", timeout_s=UPDATE_TIMEOUT_S)
@@ -102,7 +102,7 @@ class Apt:
         try:
             output = self._run("apt-cache", "--no-all-versions", "show", *names, timeout_s=QUERY_TIMEOUT_S)
         except CommandError:
-            # All names unknown; some unknown is told by their absence below.
+            # All names are unknown. Where some are, apt-cache leaves them out, which is found below.
             output = b""
         records = {record.name: record for record in _parse_records(output.decode(errors="replace"))}
         for name in names:

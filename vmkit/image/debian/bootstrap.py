@@ -26,7 +26,7 @@ _TIMEOUT_S = 900.0
 _CONTROL_TIMEOUT_S = 20.0
 # ar(5): 8 bytes of magic, then per member a name of 16 bytes and a decimal time of 12.
 _AR_TIME = slice(8 + 16, 8 + 16 + 12)
-# Of mmdebstrap and of the packages' scripts: root's, whoever builds.
+# Of mmdebstrap and of the packages' scripts: root's PATH, for every user who builds.
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # A person's account beside root's, as in tiny.
 USER = "user"

@@ -47,7 +47,7 @@ def read_deb(deb: Path) -> Iterator[tuple[str, Node]]:
             trouble = BuildError(f"cannot read the package {deb.name}: {error.brief}", hint=error.hint)
             if output.read(1):
                 raise trouble from error
-            # dpkg-deb itself may have failed: then that is the cause, and leaving the block tells it.
+            # dpkg-deb itself may have failed: then that is the cause, and leaving the block raises it.
     if trouble is not None:
         raise trouble
 

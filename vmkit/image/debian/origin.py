@@ -1,6 +1,6 @@
 """Where Debian packages come from on this host: suite, mirror and keyring, when a recipe does not say.
 
-Reads the host's os-release, apt sources and keyrings; asks nobody and changes nothing.
+Reads the host's os-release, apt sources and keyrings; uses no network and changes nothing.
 """
 
 import os

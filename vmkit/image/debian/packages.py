@@ -59,9 +59,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """The answer.
+    """Every package of an image, with version and hash: the answer to a Request.
 
-    Every package with version and hash. kernel names one of them, the only one of kernel_suite; python is like `3.13`,
+    kernel names one of them, the only one of kernel_suite; python is like `3.13`,
     or empty; closure names those unpacked whole, or installed.
     """
 

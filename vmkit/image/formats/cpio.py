@@ -22,7 +22,7 @@ _TYPE_BITS = {Kind.FILE: 0o100000, Kind.DIRECTORY: 0o040000, Kind.SYMLINK: 0o120
 _KINDS = {bits: kind for kind, bits in _TYPE_BITS.items()}
 
 
-# The kernel's own root is open to everybody, like /tmp: the archive says whose it is.
+# The kernel's own root is open to every user, like /tmp: the archive sets its owner and mode.
 ROOT_PATH = "."
 _ROOT = Node(Kind.DIRECTORY, 0o755)
 

@@ -22,7 +22,7 @@ _TIMEOUT_S = 900.0
 _TYPE_BITS = {Kind.FILE: 0o100000, Kind.DIRECTORY: 0o040000}
 # A name that debugfs's command line cannot hold between two quotes.
 _UNQUOTABLE = re.compile(r'["\n\0]')
-# The program's version, each command, and what `write` says.
+# The program's version, each command, and what `write` prints.
 _EXPECTED_ANSWERS = ("debugfs ", "debugfs: ", "Allocated inode: ")
 _TOLD_CHARACTERS = 1000
 # Longer targets are in a block of their own (ext4: i_block is 60 bytes).
@@ -39,7 +39,7 @@ def write_ext4(tree: Tree, path: Path, work: Path, label: str) -> None:
     size_bytes = _measure(nodes)
     with path.open("wb") as file:
         file.truncate(size_bytes)
-    # libext2fs takes this for the present moment; fixed, nothing in the file system tells when it was made.
+    # libext2fs takes this for the present moment. It is fixed, so the file system does not hold when it was made.
     environ = {"E2FSPROGS_FAKE_TIME": "1", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
     identity = uuid.uuid5(uuid.NAMESPACE_URL, f"vmkit:{label}")
     argv: list[str | Path] = [
@@ -52,7 +52,7 @@ def write_ext4(tree: Tree, path: Path, work: Path, label: str) -> None:
     run(argv, timeout_s=_TIMEOUT_S, env={**environ, "MKE2FS_CONFIG": "/dev/null"}, package="e2fsprogs")
     script = work / "debugfs.commands"
     script.write_text("".join(f"{line}\n" for line in _render_commands(nodes, work)))
-    # debugfs's status is 0 whatever happens, and what went wrong is said on stderr, between the commands it repeats.
+    # debugfs's status is always 0. It prints failures on stderr, between the commands that it repeats.
     words: list[str | Path] = ["sh", "-c", 'exec debugfs -w -f "$1" "$2" 2>&1', "sh", script, path]
     _check_answers(run(words, timeout_s=_TIMEOUT_S, env=environ, package="e2fsprogs").decode(errors="replace"))
     _check(path, environ)

@@ -1,4 +1,4 @@
-"""Unpacks gzip, xz and zstd, each with a ceiling: what a package's file claims to be is not believed.
+"""Unpacks gzip, xz and zstd, each with a ceiling: the size that a package's file claims is not trusted.
 
 lz4 is vmkit.image.formats.lz4's.
 """

@@ -92,7 +92,7 @@ class Tree:
             self._nodes[name] = symlink_node(f"usr/{name}")
 
     def add(self, path: str, node: Node) -> None:
-        """Puts node at path and makes the directories above it. Raises BuildError when what is there forbids it.
+        """Puts node at path and makes the directories above it. Raises BuildError when an earlier entry forbids it.
 
         As dpkg does, a path goes through symlinks to directories, and a directory gives way to nothing but a symlink
         that takes the place of an empty one.

@@ -33,8 +33,7 @@ class Prebuilt:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What was read.
-
+    """All that a recipe takes from the host, read once.
     sources: the content of each host file a recipe names, by its guest path. templates: those of all its folders, by
     name. packages: the content of each file of the host's Python packages, by package and path. prebuilt: the images
     that are shipped in this one. hashes: a label and SHA-256 for all there is.

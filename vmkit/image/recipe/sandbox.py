@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-# The hard limit, which kills, for what does not come back to Python in time to be told of the soft one.
+# The hard limit kills. It is for code that does not return to Python in time for the soft limit's signal.
 _GRACE_S = 2
 # What Jinja2 and MarkupSafe import when they first need it, and could not then: there are no files.
 _PRELOADED = (html, pprint, textwrap)

@@ -35,7 +35,7 @@ Variable = str | int | bool | tuple[str | int | bool, ...]
 
 
 class Source(StrEnum):
-    """Where a guest file's content comes from; each is the key that says so in a recipe."""
+    """Where a guest file's content comes from; each value is its key in a recipe."""
 
     TEMPLATE = "template"
     CONTENT = "content"
@@ -81,7 +81,7 @@ class KeyPlace:
 
 
 def find_line(text: str, keys: tuple[str, ...]) -> int:
-    """The line of a key in TOML text, 1 when it cannot be told.
+    """The line of a key in TOML text, 1 when it cannot be found.
 
     tomllib keeps no positions, so this looks for the key's last words.
     """
@@ -299,7 +299,7 @@ def _connect_cids(place: KeyPlace, value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or any(isinstance(cid, bool) or not isinstance(cid, int) for cid in value):
         place.fail("must be a list of numbers")
     if len(value) > CONNECT_CIDS_LIMIT:
-        place.fail(f"more than {CONNECT_CIDS_LIMIT} CIDs", "an image open to all CIDs says `kernel = false`")
+        place.fail(f"more than {CONNECT_CIDS_LIMIT} CIDs", "for an image open to all CIDs write `kernel = false`")
     for cid in value:
         if not CID_HOST < cid < CID_ANY:
             place.fail(

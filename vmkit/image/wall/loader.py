@@ -92,7 +92,7 @@ class _Step:
 
 
 class Loader:
-    """Collects steps and their data, then renders them. Each step has a label that says what its failure means."""
+    """Collects steps and their data, then renders them. Each step has a label, which is printed when it fails."""
 
     def __init__(self) -> None:
         self._steps: list[_Step] = []

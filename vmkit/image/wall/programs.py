@@ -5,7 +5,7 @@ arguments (socket, address, length of the address), and answer 0 or -EPERM. Ever
 io_uring's too. The address is the kernel's own copy, made before the hook is asked and used afterwards: no other thread
 of the caller's can change it between the two. Pure.
 
-An address shorter than struct sockaddr_vm is let through unread, for what is behind its end is somebody's old stack:
+An address shorter than struct sockaddr_vm passes unread, for behind its end is old content of the kernel's stack:
 af_vsock itself refuses it (vsock_addr_cast), as it does an address of another family.
 """
 
@@ -46,7 +46,7 @@ _Program = list[Instruction | Label]
 
 
 def make_connect_program(cids: tuple[int, ...]) -> bytes:
-    """Refuses to connect an AF_VSOCK socket to any CID but the host's and these, whoever asks."""
+    """Refuses to connect an AF_VSOCK socket to any CID but the host's and these, for root too."""
     return assemble(
         [
             *_read_address(),
@@ -77,7 +77,7 @@ def make_bind_program(port: int) -> bytes:
 
 
 def _read_address() -> _Program:
-    """Copies an AF_VSOCK address to the 16 bytes under R10; any other call is let through."""
+    """Copies an AF_VSOCK address to the 16 bytes under R10; any other call passes."""
     return [
         # An int among the arguments: its upper half is not defined.
         load64(R2, R1, _LENGTH_ARGUMENT),

@@ -44,7 +44,7 @@ WALL_KEYS = tuple(WallSpec.__dataclass_fields__)
 
 
 def plan_init_words(wall: WallSpec, hook: str) -> tuple[str, ...]:
-    """What /init tells vshd.pid1.init: its duties (vshd.pid1.duties), and those of vshd's flags that are the wall's."""
+    """The words that /init passes to vshd.pid1.init: its duties (vshd.pid1.duties), and vshd's flags of the wall."""
     layers = {"transport": wall.transport, "daemon": wall.daemon, "kernel": wall.kernel is not KernelLayer.OFF}
     words = [f"--init_hook={hook}"] if hook else []
     words += [f"--init_wall={','.join(name for name, is_on in layers.items() if is_on)}"]
