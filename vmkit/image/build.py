@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,19 +57,31 @@ class BuiltImage:
     root: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Prepared:
     """What every verb of a build needs of a recipe, found once.
 
-    request: the recipe's question to the archive. images: those that are shipped in this one, prepared too. inputs:
-    what goes into the image; None where an image of `images` is not built, so that its digest is not known.
+    request: the recipe's question to the archive. images: those that are shipped in this one, prepared too. shipped:
+    what these became, where this call built them.
     """
 
     spec: ImageSpec
     request: Request
     cache: Cache
     images: tuple["Prepared", ...]
-    inputs: Inputs | None
+    shipped: tuple[BuiltImage, ...] | None = None
+
+    @cached_property
+    def inputs(self) -> Inputs | None:
+        """What goes into the image; None where an image of `images` is not built, so that its digest is not known.
+
+        A verb that needs only the packages does not ask for it: no file of the recipe is read then.
+        """
+        built = self.shipped
+        if built is None:
+            found = [image.find_built() for image in self.images]
+            built = tuple(image for image in found if image is not None)
+        return _read_inputs(self.spec, self.images, built) if len(built) == len(self.images) else None
 
     def read_lock(self) -> Lock | None:
         """The versions of the last resolve."""
@@ -76,27 +89,22 @@ class Prepared:
 
     def find_built(self) -> BuiltImage | None:
         """The image, if it is in the cache with all its files."""
+        if self.inputs is None:
+            return None
         lock = self.read_lock()
-        if lock is None or self.inputs is None:
+        if lock is None:
             return None
         return _read_built(
             self.cache, self.spec, make_plan(self.spec, self.request, self.inputs, lock).digest, cached=True
         )
 
-    def take(self, built: Sequence[BuiltImage]) -> "Prepared":
-        """The same with its images built."""
-        return replace(self, inputs=_read_inputs(self.spec, self.images, built))
-
 
 def prepare(image: ImageSpec | Prepared) -> Prepared:
-    """Raises ConfigError for what the recipe, or a file that it names, has wrong."""
+    """Raises ConfigError for what the recipe has wrong; the files that it names are read by the first use of inputs."""
     if isinstance(image, Prepared):
         return image
     images = tuple(map(prepare, _load_prebuilt(image)))
-    found = [inner.find_built() for inner in images]
-    built = [inner for inner in found if inner is not None]
-    inputs = _read_inputs(image, images, built) if len(built) == len(images) else None
-    return Prepared(image, make_request(image), Cache(find_cache_dir()), images, inputs)
+    return Prepared(image, make_request(image), Cache(find_cache_dir()), images)
 
 
 def _load_prebuilt(spec: ImageSpec) -> tuple[ImageSpec, ...]:
@@ -137,9 +145,11 @@ def build_image(
 
         remember(find_untrusted(prepared.spec, lock_file))
     if prepared.images:
-        prepared = prepared.take(
-            [build_image(inner, progress=progress, refresh=refresh, trust=trust) for inner in prepared.images]
-        )
+        shipped = (build_image(inner, progress=progress, refresh=refresh, trust=trust) for inner in prepared.images)
+        prepared = replace(prepared, shipped=tuple(shipped))
+    # Read before the cache is made: a recipe that is wrong leaves nothing behind.
+    inputs = prepared.inputs
+    assert inputs is not None, "its images are built by now"
     with open_cache(find_cache_dir()) as cache:
         found = None if refresh or lock_file else prepared.find_built()
         if found is not None:
@@ -154,7 +164,7 @@ def build_image(
                 _adopt_lock(prepared, lock_file, tell)
             # The program that held the lock may have built exactly this.
             found = None if refresh else prepared.find_built()
-            return found or _build(prepared, tell, refresh)
+            return found or _build(prepared, inputs, tell, refresh)
 
 
 def fetch_packages(image: ImageSpec | Prepared, progress: Progress, lock_file: Path | None = None) -> None:
@@ -251,9 +261,8 @@ def _read_built(cache: Cache, spec: ImageSpec, digest: str, *, cached: bool) -> 
     )
 
 
-def _build(prepared: Prepared, tell: Progress, refresh: bool) -> BuiltImage:
-    spec, cache, inputs = prepared.spec, prepared.cache, prepared.inputs
-    assert inputs is not None, "its images are built by now"
+def _build(prepared: Prepared, inputs: Inputs, tell: Progress, refresh: bool) -> BuiltImage:
+    spec, cache = prepared.spec, prepared.cache
     cache.sweep()
     lock = None if refresh else prepared.read_lock()
     if lock is None:

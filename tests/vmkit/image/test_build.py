@@ -16,7 +16,15 @@ from typing import Any
 import pytest
 
 from vmkit.errors import BuildError, ConfigError, HostError
-from vmkit.image.build import BuiltImage, build_image, find_built_image, plan_image
+from vmkit.image.build import (
+    BuiltImage,
+    build_image,
+    fetch_packages,
+    find_built_image,
+    find_drift,
+    plan_image,
+    update_lock_file,
+)
 from vmkit.image.debian.packages import hash_file, make_request
 from vmkit.image.formats.cpio import read_cpio
 from vmkit.image.formats.tree import Kind, Node
@@ -243,6 +251,36 @@ def test_missing_variable_in_a_build_names_template_and_line(
     (tmp_path / "templates/a.j2").write_text("\n\n{{ hostnam }}\n")
     with pytest.raises(ConfigError, match=r"templates/a\.j2:3: template variable: 'hostnam' is undefined"):
         build_image(fake_spec('templates = "templates"\n', '"/a" = { template = "a.j2" }\n'))
+
+
+def test_packages_are_fetched_and_locked_without_the_files_of_the_recipe(
+    cache_dir: Path, fake_spec: FakeSpec, tmp_path: Path
+) -> None:
+    spec = fake_spec(tables='"/a" = { source = "gone" }\n')
+    fetch_packages(spec, lambda _text, _part: None)
+    assert update_lock_file(spec, tmp_path / "my.lock") == [f"{tmp_path / 'my.lock'} is new: 2 packages"]
+    assert find_drift(spec, tmp_path / "my.lock") == []
+
+
+def test_cached_build_reads_the_templates_of_each_image_once(
+    cache_dir: Path, fake_spec: FakeSpec, tmp_path: Path
+) -> None:
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "templates/a.j2").write_text("a")
+    fake_spec('templates = "templates"\n', name="inner")
+    spec = fake_spec('prebuilt = ["./inner.toml"]\ntemplates = "templates"\n')
+    build_image(spec)
+    opened: list[str] = []
+    is_watching = True
+
+    def watch(event: str, words: tuple[object, ...]) -> None:
+        if is_watching and event == "open" and str(words[0]).endswith("a.j2"):
+            opened.append(str(words[0]))
+
+    sys.addaudithook(watch)
+    assert build_image(spec).cached
+    is_watching = False
+    assert len(opened) == 2
 
 
 def test_image_ships_another_that_a_guest_finds_in_its_cache(cache_dir: Path, fake_spec: FakeSpec) -> None:
