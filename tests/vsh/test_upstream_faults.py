@@ -91,11 +91,12 @@ def test_signal_reaches_the_whole_group(vshd: Vshd, mode: list[str]) -> None:
 
 
 def test_terminal_closed_by_its_target_costs_nothing(vshd: Vshd, mode: list[str]) -> None:
-    before = cpu_seconds(vshd.pid)
-    done = vshd.run(*mode, "-t", "--", "sh", "-c", "exec <&- >&- 2>&-; sleep 1")
+    before, began_s = cpu_seconds(vshd.pid), time.monotonic()
+    done = vshd.run(*mode, "-t", "--", "sh", "-c", "exec <&- >&- 2>&-; sleep 2")
     assert done.returncode == 0
     wait_until(lambda: not vshd.children(), "the session's process is reaped")
-    assert cpu_seconds(vshd.pid) - before < 0.5
+    # A daemon that spins takes all of a processor. In a guest of a busy host, a session alone was counted 0.6 s.
+    assert cpu_seconds(vshd.pid) - before < (time.monotonic() - began_s) / 2
 
 
 def test_signal_passes_a_stalled_stdout(vshd: Vshd, mode: list[str], tmp_path: Path) -> None:
