@@ -62,46 +62,50 @@ KINDS = {
 HELP = """\
 usage: vsh [flags] [--] [NAME=VALUE ...] [command [argument ...]]
 
-Runs a command, or a login shell, in a virtual machine, over vsock.
+Runs a command, or a login shell, in a virtual machine, over vsock. Values in parentheses are defaults.
 
-where (the only running machine, when there is one):
+where (without any of these: the only running machine):
   --vm_name=NAME        the machine of this name
-  --cid=N               the machine of this CID, or any VM with a vshd (3 to 4294967294)
-  --uds=PATH            a VM whose vsock is a UNIX socket (CONNECT convention)
+  --cid=N               the machine of this CID, or any VM with a vshd; 3 to 4294967294
+  --uds=PATH            a VM whose vsock is a UNIX socket that takes CONNECT PORT as the first line
   --unix=PATH           a vshd that listens on a UNIX socket
-  --fd=N                a connection that is already open
-  --token_file=FILE     the token that the machine demands, where vmkit did not start it
+  --fd=N                a connection that is already open, as descriptor N
+  --token_file=FILE     a file with the machine's secret token; vsh finds the token of vmkit's machines by itself
+  --port=N              the port of vshd (9001)
 
 what:
-  --user=NAME           run as this user (the server's default)
-  --cwd=DIR             start there; digits: in the directory of that process
+  --user=NAME[:GROUP]   run as this user, by name or number (vshd's default user)
+  --cwd=DIR             start in this directory; a number N: in the directory of process N of the guest
   --env=NAME=VALUE      set a variable; may be repeated
-  -t, -T                with, without a terminal (with one when stdin and stdout are)
+  -t                    run with a terminal (if stdin and stdout are terminals)
+  -T                    run without a terminal: separate outputs, unchanged bytes
 
 forwarding (FORWARDING in vsh(1) has all forms):
-  -L [ADDR:]PORT:PORT   connections to a TCP port here go to a vsock port of the guest
+  -L [ADDR:]PORT:PORT   connect a TCP port of this host to a vsock port of the guest
   -L [ADDR:]PORT:HOST:PORT
-                        the same, to a TCP port as the guest reaches it; /PATH: to a UNIX socket of the guest
+                        connect a TCP port of this host to a TCP port that the guest can reach
+  -L [ADDR:]PORT:/PATH  connect a TCP port of this host to a UNIX socket of the guest
   -R [ADDR:]PORT:[HOST:]PORT
-                        connections to a TCP port of the guest go to a TCP port as this host reaches it
-  -N                    forward only: no command
-  --proxy=PLACE         join stdin and stdout to a place of the guest: PORT (vsock), HOST:PORT, /PATH
-  --fdpass              with --proxy: pass the connection as a descriptor over stdout instead
+                        connect a TCP port of the guest to a TCP port that this host can reach
+  -N                    run no command, only forward
+  --proxy=PLACE         connect stdin and stdout to a place of the guest: PORT (vsock), HOST:PORT or /PATH
+  --fdpass              with --proxy: pass the connection itself over stdout, for ssh's ProxyUseFdpass
 
 how:
-  --timeout=SECONDS     end the command after this long, with status 124; 0: never
+  --timeout=SECONDS     end the command after this time, with status 124 (0: no limit)
   --connect_timeout=SECONDS
-                        for connecting and starting (30); 0: no limit
-  --keepalive=SECONDS   give a silent peer up after this long (120); 0: never
-  --noextended          speak ChromeOS's protocol only
-  -q, -v, --debug       say less, more, everything
+                        give up if connecting and starting take longer (30); 0: no limit
+  --keepalive=SECONDS   give up a guest that sends nothing for this time (120); 0: never
+  --noextended          use only ChromeOS's protocol
+  -q                    print nothing about a lost connection
+  -v, --debug           print the connection and its mode; print every frame
   --completion=SHELL    print a completion script for bash, zsh or fish
-  --launcher            print a launcher that starts faster than pip's
-  --version, --help
+  --launcher            print a launcher script that starts faster than pip's
+  --version, --help     print the version; print this help
 
-In a terminal: ~. disconnects, ~^Z suspends, ~? lists all escapes.
-Exit status: the command's; 128+N killed by signal N; 126, 127 it could not be executed, found; 64, 65 a wrong flag;
-123 the connection was lost; 124 --timeout was over; 1 anything else.
+In a terminal, at the beginning of a line: ~. disconnects, ~^Z suspends, ~? lists all escapes.
+Exit status: the command's own; 128+N: signal N killed it; 126: it cannot be executed; 127: there is no such command;
+123: the connection was lost; 124: the time limit was over; 64, 65: a wrong flag, a wrong value; 1: any other error.
 """
 
 

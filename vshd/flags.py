@@ -101,37 +101,39 @@ HELP = """\
 usage: vshd [flags]
        vshd --inetd PORT [flags] -- command [argument ...]
 
-Serves shells and commands to vsh, over vsock.
+Serves shells and commands to vsh, over vsock. Values in parentheses are defaults.
 
-  --listen=vsock:PORT|unix:PATH   where to listen (vsock:9001); a socket passed by systemd goes first
-  --ready=CID:PORT                say READY=1 there, from a privileged port, once listening
-  --default_user=NAME             the user when the client names none (root)
-  --allow_to_switch_user          other users may be asked for (true)
-  --allow_user=NAME               only these users; may be repeated
-  --allow_cid=N|any               serve this CID too; may be repeated (2, the host, unless any is given)
+  --listen=vsock:PORT|unix:PATH   where to listen (vsock:9001); a socket from systemd takes its place
+  --ready=CID:PORT                once vshd listens, connect there from a port below 1024 and send READY=1
+  --default_user=NAME             the user for clients that name none (root)
+  --allow_to_switch_user          clients may name another user (true)
+  --allow_user=NAME               serve only this user; may be repeated
+  --allow_cid=N|any               serve this CID beside 2, the host; may be repeated
   --token_from=auto|smbios|none|stdin|file:PATH
-                                  the token that clients must prove: the firmware's where it has one and vshd listens on
-                                  vsock (auto), the firmware's in any case, none, a line of standard input, a file's
-  --allow_legacy_clients          serve clients of ChromeOS's protocol without a proof (false)
-  --inherit_env                   targets start from the daemon's environment (false)
+                                  where the secret token is that each client must prove (auto)
+                                  smbios: in the firmware's OEM strings, or vshd does not start; stdin: one line of it; none:
+                                  no token; file: a file of mode 0600
+                                  auto: as smbios, if the firmware has one and vshd listens on vsock; else no token
+  --allow_legacy_clients          serve clients of ChromeOS's protocol without the token (false)
+  --inherit_env                   commands get vshd's own environment variables, too (false)
   --forward_to_host_port=PORT     do not listen: serve one session on a connection to the host's PORT
   --forward_to=vsock:CID:PORT|unix:PATH
                                   the same, with a connection to there
-  --inetd=PORT|unix:PATH          no shells: each connection there becomes stdin and stdout of a command of its own
-  --activate=PORT|unix:PATH       the same, but one command gets the listening socket, as systemd passes it (LISTEN_FDS)
+  --inetd=PORT|unix:PATH          no shells: run one command for each connection, with it as stdin and stdout
+  --activate=PORT|unix:PATH       no shells: run one command, with the listening socket in LISTEN_FDS, as systemd does
   --ipv6=PREFIX                   no shells: carry TCP connections to [PREFIX::2]:PORT to the host's vsock port
-  --handshake_timeout=SECONDS     how long a client may take to say what it wants (30)
-  --keepalive=SECONDS             give a silent client up after this long (120), 0: never
-  --max_sessions=N                sessions at once (256)
-  --max_processes=N               processes of one user (RLIMIT_NPROC), 0: no limit
-                                  (root: no limit; other users: one for each MiB of memory, at least 128)
-  --max_memory=MIB                address space of each process (RLIMIT_AS), 0: no limit
+  --handshake_timeout=SECONDS     how long a client may take to send its request (30)
+  --keepalive=SECONDS             give up a client that sends nothing for this time (120); 0: never
+  --max_sessions=N                at most this many sessions at once (256)
+  --max_processes=N               at most this many processes for each user (RLIMIT_NPROC); 0: no limit
+                                  (root: no limit; other users: one process for each MiB of memory, but at least 128)
+  --max_memory=MIB                limit the address space of each process (RLIMIT_AS); 0: no limit (0)
   --spare_time=SECONDS            after a connection, keep a process ready for the next one (5)
-  --end_sessions                  on TERM or INT end the sessions too; without it they go on (false)
-  --extended                      speak extended mode with clients that offer it (true)
+  --end_sessions                  end the sessions, too, on TERM or INT; without it they go on (false)
+  --extended                      use the extended protocol with clients that offer it (true)
   --log_kmsg                      log to /dev/kmsg, else to syslog (true)
   --log_stderr                    log to stderr only (false)
-  --version, --help
+  --version, --help               print the version; print this help
 """
 
 

@@ -12,9 +12,9 @@ RESULTS = "vmkit-bench"
 
 
 @click.group("bench", invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--quick", is_flag=True, help="Fewer and smaller rounds: minutes, not 20 minutes, under TCG.")
+@click.option("--quick", is_flag=True, help="Measure less: some minutes under TCG instead of 20.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file to write [default: vmkit-bench/DATE.json].")
-@click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", help="As for up.")
+@click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", help="As for `vmkit up`.")
 @click.pass_context
 def bench(context: click.Context, *, quick: bool, out: Path | None, accel: str) -> None:
     """Measure vsh against ssh over the same vsock.
@@ -43,7 +43,12 @@ def bench(context: click.Context, *, quick: bool, out: Path | None, accel: str) 
 
 @bench.command("report")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--to", "folder", type=click.Path(path_type=Path, file_okay=False), help="Folder [default: beside FILE].")
+@click.option(
+    "--to",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder to write to [default: beside FILE].",
+)
 @click.option(
     "--format",
     "plots_as",

@@ -14,7 +14,10 @@ from vmkit.machine.running import RunningMachine, pick_entry
 @click.command("console")
 @click.argument("name", required=False, shell_complete=complete_machines)
 def console(*, name: str | None) -> None:
-    """Attach to a machine's serial console; Ctrl-] leaves."""
+    """Attach to a machine's serial console; Ctrl-] leaves.
+
+    NAME is a machine's name or CID. With one machine running, you can leave it out.
+    """
     # Imported here: only an attached console needs a terminal.
     from vsh.terminal import RawTerminal  # noqa: PLC0415
 

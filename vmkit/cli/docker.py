@@ -20,13 +20,19 @@ DEFAULT_RESULTS = "vmkit-results"
 network_option = click.option("--network", default="none", show_default=True, help="The container's network.")
 image_option = click.option("--image", help="The image to run [default: the one that `build` made].")
 out_option = click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder that receives the files in /results."
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Copy the files in /results to this folder."
+)
+results_option = click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help=f"Copy the files in /results to this folder [default: {DEFAULT_RESULTS}].",
 )
 user_option = click.option("--user", default="", help="User in the container [default: the image's].")
 env_option = click.option(
     "-e", "--env", "env", multiple=True, metavar="NAME=VALUE", help="Set a variable (repeatable)."
 )
 RACE = 'vmkit bench --out /results/bench.json "$@" && vmkit bench report /results/bench.json'
+TARGET_HELP = "Stage to build: the programs (run), or with the test suite (test)."
 PASS_ON = {"ignore_unknown_options": True}
 
 
@@ -34,18 +40,18 @@ PASS_ON = {"ignore_unknown_options": True}
 def docker() -> None:
     """Use vmkit in a Docker container: build, shell, run, test, bench.
 
-    The engine is the one at $DOCKER_HOST, else the one at the default socket.
+    vmkit uses the engine at $DOCKER_HOST, or at the default socket if that is not set.
     """
 
 
 @docker.command("build")
 @click.argument("context", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--target", type=click.Choice(TARGETS), default="run", show_default=True, help="Stage to build.")
+@click.option("--target", type=click.Choice(TARGETS), default="run", show_default=True, help=TARGET_HELP)
 @click.option("--tag", help="Name of the image [default: vmkit or vmkit:test].")
 @click.option("--base", default="", help="Debian image to start from [default: the Dockerfile's].")
 @click.option("--network", default="", help="Network of the build steps, such as `host`.")
 @click.option("--locked", is_flag=True, help="Use exactly the packages in the guest image's lock file.")
-@click.option("--no-cache", "fresh", is_flag=True, help="Use no cached steps.")
+@click.option("--no-cache", "fresh", is_flag=True, help="Run every step anew.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress and no log.")
 def build(
     *,
@@ -114,14 +120,14 @@ def run(
 @image_option
 @network_option
 @env_option
-@out_option
+@results_option
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def test(
     *, image: str | None, network: str, env: tuple[str, ...], out: Path | None, arguments: tuple[str, ...]
 ) -> None:
     """Run the tests in a new container.
 
-    ARGUMENTS are passed to pytest. The report, and the evidence of failed tests, are copied to the host.
+    vmkit passes ARGUMENTS to pytest. It copies the report and the logs of failed tests to the host.
     """
     command = ("python3", "-m", "pytest", "--junitxml=/results/junit.xml", *arguments)
     target = out or Path(DEFAULT_RESULTS)
@@ -134,17 +140,17 @@ def test(
     "--network",
     default="bridge",
     show_default=True,
-    help="Network of the container; the packages of the image bench come over it.",
+    help="The container's network; vmkit downloads packages for the image bench over it.",
 )
 @env_option
-@out_option
+@results_option
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(
     *, image: str | None, network: str, env: tuple[str, ...], out: Path | None, arguments: tuple[str, ...]
 ) -> None:
     """Run the benchmark in a new container.
 
-    ARGUMENTS are passed to `vmkit bench`. The figures, the plots and the page are copied to the host.
+    vmkit passes ARGUMENTS to `vmkit bench`. It copies the figures, the plots and the page to the host.
     """
     command = ("sh", "-c", RACE, "vmkit", *arguments)
     target = out or Path(DEFAULT_RESULTS)

@@ -15,17 +15,21 @@ from vmkit.machine.running import find_named, pick_entry
 from vsh.forward.spec import LOCAL, REMOTE, parse_forward, render_listening
 
 LOG_LINES_SHOWN = 3
+LOCAL_HELP = "Listen on the host and connect in the guest: 8080:localhost:80. All forms: vsh(1), FORWARDING."
+REMOTE_HELP = "Listen in the guest and connect on the host: 5432:localhost:5432."
 
 
 @click.command("forward")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[NAME] | --ipv6 [-- COMMAND ...]")
-@click.option("-L", "--local", "local", multiple=True, metavar="FORWARD", help="Listen on the host, as vsh -L.")
-@click.option("-R", "--remote", "remote", multiple=True, metavar="FORWARD", help="Listen in the guest, as vsh -R.")
-@click.option("--user", default="", metavar="USER", help="User that connects in the guest.")
+@click.option("-L", "--local", "local", multiple=True, metavar="FORWARD", help=LOCAL_HELP)
+@click.option("-R", "--remote", "remote", multiple=True, metavar="FORWARD", help=REMOTE_HELP)
+@click.option("--user", default="", metavar="USER", help="Connect in the guest as this user [default: vshd's].")
 @click.option("--list", "is_list", is_flag=True, help="List the running forwards.")
 @click.option("--remove", "removed", multiple=True, metavar="NUMBER", help="End this forward, or `all` (repeatable).")
-@click.option("--ipv6", is_flag=True, help="Run COMMAND where [PREFIX::CID]:PORT is a guest's vsock port.")
-@click.option("--prefix", metavar="PREFIX", help="Unique-local /64 to use [default: a random one per user].")
+@click.option("--ipv6", is_flag=True, help="Run COMMAND where [PREFIX::CID]:PORT leads to a guest's vsock port.")
+@click.option(
+    "--prefix", metavar="PREFIX", help="IPv6 prefix for --ipv6: a unique-local /64 [default: a random one per user]."
+)
 @click.option("--host-wide", is_flag=True, help="With --ipv6: map for the whole host (needs root).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def forward(
@@ -43,7 +47,7 @@ def forward(
 ) -> None:
     """Keep port forwards running in the background, or map vsock to IPv6.
 
-    The forwards outlive this command and restarts of the guest.
+    NAME is a machine's name. The forwards outlive this command and restarts of the guest.
     """
     if sum((bool(local or remote), is_list, bool(removed), ipv6)) != 1:
         raise ConfigError("give one of: -L and -R, --list, --remove, --ipv6", hint="vmkit forward --help")

@@ -31,8 +31,8 @@ from vmkit.image.recipe.config import list_images, load_image
 @click.option(
     "--lock-file", type=click.Path(path_type=Path, dir_okay=False), help="The lock file [default: beside the recipe]."
 )
-@click.option("--trust", is_flag=True, help="Trust the keyring that the recipe names, and its lock file.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option("--trust", is_flag=True, help="Trust the recipe's keyring and lock file; do not ask.")
+@click.option("--dry-run", is_flag=True, help="Print what a build does, and build nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 def build(

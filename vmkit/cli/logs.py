@@ -8,18 +8,24 @@ from vmkit.cli.show import CleanWriter, RawWriter
 from vmkit.cli.values import complete_machines
 from vmkit.machine.running import LOG_KINDS, find_logs, follow_log, read_log
 
+KIND_HELP = (
+    "Log to print: the guest's console, the machine's events, QEMU's command (argv), "
+    "or the output of QEMU (qemu, qmp), the vsock device or the monitor."
+)
+
 
 @click.command("logs")
 @click.argument("name", required=False, shell_complete=complete_machines)
-@click.option("--kind", type=click.Choice(sorted(LOG_KINDS)), default="console", show_default=True, help="Which log.")
+@click.option("--kind", type=click.Choice(sorted(LOG_KINDS)), default="console", show_default=True, help=KIND_HELP)
 @click.option("-f", "--follow", is_flag=True, help="Print new lines until the machine ends.")
 @click.option("--raw", is_flag=True, help="Print the bytes unchanged, control sequences included.")
 @click.option("--path", "only_path", is_flag=True, help="Print the folder of the logs instead.")
 def logs(*, name: str | None, kind: str, follow: bool, raw: bool, only_path: bool) -> None:
     """Print a log of a machine.
 
-    The machine is running, or it was the last one of that name that ended badly. Control sequences and bidi
-    overrides, which could steer your terminal, are left out; --raw keeps them.
+    NAME is a machine's name or CID. With one machine running, you can leave it out.
+    For a name that no running machine has, vmkit prints the kept log of the last one that ended badly.
+    vmkit removes control characters that could change your terminal; --raw keeps them.
     """
     folder = find_logs(name)
     if only_path:

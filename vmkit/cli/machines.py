@@ -53,7 +53,10 @@ def list_(*, as_json: bool) -> None:
 @click.argument("name", required=False, shell_complete=complete_machines)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(*, name: str | None, as_json: bool) -> None:
-    """Show everything that is known about a machine."""
+    """Show what vmkit knows about a machine.
+
+    NAME is a machine's name or CID. With one machine running, you can leave it out.
+    """
     entry = pick_entry(name)
     if as_json:
         print_json(render_entry(entry))
@@ -73,16 +76,19 @@ def status(*, name: str | None, as_json: bool) -> None:
 
 @click.command("down")
 @click.argument("names", nargs=-1, shell_complete=complete_machines)
-@click.option("--all", "everything", is_flag=True, help="All running machines.")
+@click.option("--all", "everything", is_flag=True, help="Shut all running machines down.")
 @click.option(
     "--timeout",
     type=SECONDS,
     default=stop.POWER_OFF_DEADLINE_S,
     show_default=True,
-    help="Seconds to wait for the guest before QEMU is ended.",
+    help="Seconds that the guest gets to shut down, before vmkit ends QEMU.",
 )
 def down(*, names: tuple[str, ...], everything: bool, timeout: float) -> None:
-    """Shut machines down: ask the guest, then QEMU, then kill the process."""
+    """Shut machines down: ask the guest, then QEMU, then kill the process.
+
+    NAMES are names or CIDs of machines. With one machine running, you can leave them out.
+    """
     _end_several(
         _pick_several(names, everything), lambda entry: stop.power_off(entry, timeout_s=timeout, tell=_tell), "is down"
     )
@@ -90,9 +96,12 @@ def down(*, names: tuple[str, ...], everything: bool, timeout: float) -> None:
 
 @click.command("kill")
 @click.argument("names", nargs=-1, shell_complete=complete_machines)
-@click.option("--all", "everything", is_flag=True, help="All running machines.")
+@click.option("--all", "everything", is_flag=True, help="Kill all running machines.")
 def kill(*, names: tuple[str, ...], everything: bool) -> None:
-    """Kill machines at once, without asking the guest."""
+    """Kill machines at once, without asking the guest.
+
+    NAMES are names or CIDs of machines. With one machine running, you can leave them out.
+    """
     _end_several(_pick_several(names, everything), stop.kill, "is gone")
 
 
@@ -103,7 +112,8 @@ def kill(*, names: tuple[str, ...], everything: bool) -> None:
 def wait(*, name: str | None, timeout: float | None, as_json: bool) -> None:
     """Wait until a machine ends, and print why.
 
-    Exits with 0 if it was stopped on request, and with 1 if it ended unexpectedly.
+    NAME is a machine's name or CID. With one machine running, you can leave it out.
+    Exits with 0 after an end on request, and with 1 after an unexpected end.
     """
     entry = pick_entry(name)
     ended = stop.wait_for_end(entry, timeout)

@@ -79,12 +79,12 @@ class Verbs(click.Group):
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="vmkit")
-@click.option("--debug", is_flag=True, envvar="VMKIT_DEBUG", help="Show every command run, and tracebacks.")
+@click.option("--debug", is_flag=True, envvar="VMKIT_DEBUG", help="Print each command that vmkit runs, and tracebacks.")
 @click.pass_context
 def vmkit(context: click.Context, *, debug: bool) -> None:
     """A Linux VM and a shell in it: no network, no keys, no root, no KVM needed.
 
-    `vmkit up && vsh --cid 3`
+    `vmkit up` starts a machine. `vsh` opens a shell in it. `vmkit VERB --help` explains a verb.
     """
     # The environment is where __main__ looks: an option of a verb that failed is known nowhere else.
     os.environ["VMKIT_DEBUG"] = "1" if debug else ""

@@ -15,8 +15,8 @@ from vmkit.matrix.report import COLUMNS, render_github, render_junit, render_row
 
 @click.command("matrix")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--only", multiple=True, metavar="CELL", help="Run this cell (repeatable) [default: all].")
-@click.option("--jobs", type=click.IntRange(1), help="Machines at once [default: one per CPU, as memory allows].")
+@click.option("--only", multiple=True, metavar="CELL", help="Run only this cell, such as tiny/own/user (repeatable).")
+@click.option("--jobs", type=click.IntRange(1), help="Machines at once [default: one per CPU, if memory allows].")
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write a JUnit report to this file.")
 @click.option("--github", is_flag=True, help="Print the cells for a GitHub strategy.matrix and stop.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
@@ -25,7 +25,8 @@ def matrix(
 ) -> None:
     """Run commands in many machines: images x kernels x backends.
 
-    FILE lists the commands and the machines. Exits with 1 if a command failed or could not be run.
+    FILE is a TOML file with the images, kernels, backends and commands; docs/howto/matrix.md shows one. A cell is
+    one combination of these. Exits with 1 if a command failed or could not run.
     """
     planned = read_matrix(file)
     cells = pick_cells(planned, only)

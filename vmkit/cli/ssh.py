@@ -22,7 +22,8 @@ port_option = click.option(
 def ssh(*, user: str, port: int, forget_keys: bool, name: str | None, words: tuple[str, ...]) -> None:
     """Log in to a machine with ssh over vsock.
 
-    The guest needs sshd on vsock, as the image `bench` has. WORDS are passed to ssh, such as a command.
+    NAME is a machine's name or CID. With one machine running, you can leave it out.
+    vmkit passes WORDS to ssh: a command, for example. The guest needs sshd on vsock, as the image `bench` has.
     The keys belong to the machine's name: the next machine of that name uses them again.
     """
     if forget_keys:
@@ -46,7 +47,8 @@ def _forget(name: str) -> None:
 def ssh_config(*, user: str, port: int, name: str | None) -> None:
     """Print a machine's block for ~/.ssh/config.
 
-    With it, ssh, scp, sftp, rsync and editors reach the machine by its name. The block stays valid for every
+    NAME is a machine's name or CID. With one machine running, you can leave it out.
+    With the block, ssh, scp, sftp, rsync and editors reach the machine by its name. The block stays valid for every
     later machine of that name.
     """
     access = prepare_access(pick_entry(name), user=user, port=port)

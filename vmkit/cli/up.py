@@ -28,6 +28,8 @@ def add_options(command: Callable[..., None]) -> Callable[..., None]:
 def _plan_click(option: Option) -> dict[str, Any]:
     """What click must know of an option."""
     settings: dict[str, Any] = {"help": option.help, "show_default": option.shows_default}
+    if option.metavar is not None:
+        settings["metavar"] = option.metavar
     match option.kind:
         case Kind.TEXT:
             # Click would take the type of a number.
@@ -45,17 +47,17 @@ def _plan_click(option: Option) -> dict[str, Any]:
         case Kind.SWITCH:
             return settings | {"is_flag": True}
         case Kind.VALUED_SWITCH:
-            return settings | {"is_flag": False, "flag_value": "", "metavar": option.metavar}
+            return settings | {"is_flag": False, "flag_value": ""}
 
 
 @click.command("up")
 @click.argument("image", default="tiny", shell_complete=complete_images)
 @add_options
 @click.option("--console", is_flag=True, help="Show the guest's console while it boots.")
-@click.option("--reuse", is_flag=True, help="Use the machine of that name if there is one; wait while it starts.")
-@click.option("--dry-run", is_flag=True, help="Print what would be built and started, then stop.")
+@click.option("--reuse", is_flag=True, help="Use the machine of that name if one runs or starts.")
+@click.option("--dry-run", is_flag=True, help="Print the build plan and QEMU's command; start nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress, and print one line.")
 def up(*, image: str, console: bool, reuse: bool, dry_run: bool, as_json: bool, quiet: bool, **options: Any) -> None:
     """Start a machine and wait until it is ready.
 

@@ -28,7 +28,7 @@ class GdbPart(Part):
             False,
             flag="--gdb",
             metavar="[=PORT]",
-            help="Serve gdb's remote protocol on a socket of yours, or on 127.0.0.1:PORT for every user of this host.",
+            help="Serve gdb on a UNIX socket that only you can open, or on 127.0.0.1:PORT, open to all users.",
             is_python=True,
         ),
         # The value of the command line's --gdb.
