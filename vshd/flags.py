@@ -111,8 +111,8 @@ Serves shells and commands to vsh, over vsock. Values in parentheses are default
   --allow_cid=N|any               serve this CID beside 2, the host; may be repeated
   --token_from=auto|smbios|none|stdin|file:PATH
                                   where the secret token is that each client must prove (auto)
-                                  smbios: in the firmware's OEM strings, or vshd does not start; stdin: one line of it; none:
-                                  no token; file: a file of mode 0600
+                                  smbios: in the firmware's OEM strings, or vshd does not start; none: no token
+                                  stdin: one line of standard input; file: a file of mode 0600
                                   auto: as smbios, if the firmware has one and vshd listens on vsock; else no token
   --allow_legacy_clients          serve clients of ChromeOS's protocol without the token (false)
   --inherit_env                   commands get vshd's own environment variables, too (false)
