@@ -33,6 +33,8 @@ CONNECT_TIMEOUT_S = 30.0
 OUTPUT_LIMIT_BYTES = 256 << 20
 # Of a failed command's stderr, an error shows the end.
 SHOWN_STDERR_LINES = 10
+# The command of Executor.exists: the path follows it.
+EXISTS = ("sh", "-c", 'test -e "$1" || test -L "$1"', "sh")
 
 
 class RunOptions(TypedDict, total=False):
@@ -238,8 +240,7 @@ class Client:
 
     def exists(self, path: str, *, user: str = "") -> bool:
         """Whether the guest has something at this path; a link counts, wherever it leads."""
-        script = 'test -e "$1" || test -L "$1"'
-        return self.run(["sh", "-c", script, "sh", path], user=user).exit == 0
+        return self.run([*EXISTS, path], user=user).exit == 0
 
     def open_session(
         self,

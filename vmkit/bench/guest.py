@@ -12,7 +12,7 @@ from vmkit.errors import HostError
 from vmkit.ssh.access import DEFAULT_PORT, Access
 from vsh import archive
 from vsh.address import Address
-from vsh.client import Client, Result
+from vsh.client import EXISTS, Client, Result
 from vsh.errors import ConnectionLost, Unanswered
 from vsh.executor import Executor
 from vsh.forward.guest import connect_guest
@@ -25,7 +25,6 @@ CONNECT_TIMEOUT_S = 60.0
 BULK_TIMEOUT_S = 300.0
 # ssh(1): the status of ssh itself.
 SSH_FAILED = 255
-EXISTS = ["sh", "-c", 'test -e "$1" || test -L "$1"', "sh"]
 
 
 class VshGuest(Client):

@@ -71,7 +71,8 @@ class Fittings:
                 if given_fd is None:
                     raise VmkitError(f"the part '{plan.part}' needs a descriptor, and no descriptor of it was given")
                 stack.callback(os.close, given_fd)
-                descriptors[plan.part] = given_fd
+                # It is one part's alone.
+                descriptors[plan.part], given_fd = given_fd, None
         return descriptors
 
     async def plug(self, qmp: "Qmp", descriptors: Mapping[str, int]) -> None:

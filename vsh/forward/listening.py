@@ -8,6 +8,7 @@ import _socket
 import errno
 import select
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
@@ -47,7 +48,7 @@ class Opener(Protocol):
     def lose(self, forward: Forward, error: VshError) -> bool: ...
 
 
-class Listening:
+class Listening(ABC):
     """One forward's listener. `place` is where it listens."""
 
     def __init__(self, service: Opener, forward: Forward) -> None:
@@ -57,24 +58,25 @@ class Listening:
         self._fd = -1
         self._is_watched = False
 
+    @abstractmethod
     def open(self) -> None:
         """Listens. Raises VshError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def accept(self) -> int:
         """The next connection's descriptor."""
-        raise NotImplementedError
 
     def find_way(self, fd: int) -> str:
         """What connections that wait for one another have in common: the way to their other side."""
         return self.forward.target
 
+    @abstractmethod
     def connect(self, fd: int) -> tuple[int, bytes]:
         """In a thread: the other side for what was accepted, and what was read from it already."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
-        raise NotImplementedError
+        """Stops listening."""
 
     def start(self, pairs: Pairs, openings: Openings) -> None:
         """The loop begins."""
@@ -199,8 +201,9 @@ class _Returning(Listening):
         if self.service.lose(self.forward, ConnectionLost(f"{self.forward}: {reason}")):
             self._retry_s = time.monotonic() + RETRY_S
 
+    @abstractmethod
     def _reopen(self) -> None:
-        raise NotImplementedError
+        """Listens again, in a thread. Raises VshError."""
 
     def _opened(self, _: None) -> None:
         self._is_opening = False

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,10 +157,21 @@ def _write_index(root: Path, suite: str = "stable", pool: str = "pool") -> None:
     (dist / "Release").write_text(f"{head}Date: Thu, 01 Jan 2026 00:00:00 UTC\nSHA256:\n{line}")
 
 
+@contextmanager
+def _agent(home: Path) -> Iterator[None]:
+    """gpg starts an agent in its home. It ends here at once, so that a run that is killed leaves none."""
+    try:
+        yield
+    finally:
+        subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], check=False, capture_output=True)
+
+
 def _make_key(home: Path, name: str) -> bytes:
     words = ["gpg", "--homedir", str(home), "--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", ""]
-    subprocess.run([*words, "--quick-gen-key", f"{name} <{name}@example.org>", "ed25519", "sign", "never"], check=True)
-    return subprocess.run([*words, "--export", name], check=True, capture_output=True).stdout
+    owner = f"{name} <{name}@example.org>"
+    with _agent(home):
+        subprocess.run([*words, "--quick-gen-key", owner, "ed25519", "sign", "never"], check=True)
+        return subprocess.run([*words, "--export", name], check=True, capture_output=True).stdout
 
 
 @pytest.fixture(scope="session")
@@ -179,15 +191,14 @@ def archive() -> Iterator[ArchiveFixture]:
         def sign(dist: Path) -> None:
             (dist / "InRelease").unlink(missing_ok=True)
             words = ["gpg", "--homedir", str(home), "--batch", "--quiet", "--local-user", "archive", "--clearsign"]
-            subprocess.run([*words, "--output", str(dist / "InRelease"), str(dist / "Release")], check=True)
+            with _agent(home):
+                subprocess.run([*words, "--output", str(dist / "InRelease"), str(dist / "Release")], check=True)
 
         _fill_pool(base / "archive/pool")
         _write_index(base / "archive")
         sign(base / "archive/dists/stable")
         yield ArchiveFixture(base / "archive", keyring, stranger, sign)
     finally:
-        # gpg started an agent in this home; it must not outlive the tests.
-        subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], check=False, capture_output=True)
         shutil.rmtree(base, ignore_errors=True)
 
 
