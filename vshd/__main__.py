@@ -1,5 +1,6 @@
-"""vshd's entry: flags, socket, ready, serve; the only place that prints and exits."""
+"""vshd's entry point: flags, socket, ready, serve. Only this module prints and exits."""
 
+import gc
 import os
 import sys
 
@@ -10,8 +11,6 @@ from vshd.flags import HELP, OTHER_MODES, FlagError, Options, parse_flags
 from vshd.listener import Listener, open_listener, parse_allowed_cids, take_passed_listener
 from vshd.log import Log
 from vshd.signals import SIGCHLD, SIGHUP, SIGINT, SIGTERM, Wakeup
-from vshd.wire.errors import TokenError
-from vshd.wire.version import __version__
 
 # A shell's status for SIGPIPE.
 PIPE_BROKEN = 128 + 13
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     import _socket
     from collections.abc import Callable
 
+    from vshd.freeze import FreezeState
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs vshd with `argv` (sys.argv's words by default) and returns its exit status."""
@@ -29,6 +30,8 @@ def main(argv: list[str] | None = None) -> int:
         if options.help:
             return _print(HELP)
         if options.version:
+            from vshd.wire.version import __version__  # noqa: PLC0415 - a daemon that serves prints none
+
             return _print(f"vshd {__version__}\n")
         return serve(options)
     except FlagError as error:
@@ -37,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _print(text: str) -> int:
-    """Prints an answer; the exit status."""
+    """Prints an answer and returns the exit status."""
     try:
         os.write(1, text.encode())
     except BrokenPipeError:
@@ -54,9 +57,9 @@ def serve(
     bound: "_socket.socket | None" = None,
     facts: bytes = b"",
 ) -> int:
-    """Listens and serves until told to end; on_ready is called once clients are accepted. Raises FlagError.
+    """Listens and serves until a signal ends it. Calls on_ready once it accepts clients. Raises FlagError.
 
-    bound: a socket that has vshd's port already. facts: what the host is told with READY.
+    bound: a socket that has vshd's port already. facts: lines that vshd sends the host with READY.
     """
     # nohup is for daemons, too.
     settle_signals((SIGHUP,))
@@ -75,10 +78,11 @@ def serve(
                 return status
         allowed_cids = parse_allowed_cids(options.allow_cid)
         listener = take_passed_listener(allowed_cids) or open_listener(options.listen, allowed_cids, bound)
-        # Where a token must be and is not, nobody is told that we are ready. Where one may be, looking can wait as the
-        # rest of the server does.
+        # When a required token is missing, vshd sends no READY. An optional token is looked for later, with the rest of
+        # the server.
         is_certain = options.token_from != "auto"  # noqa: S105 - where it is, not what
-        token = _find_token(options, listener) if is_certain else None
+        state = _read_state(options, listener)
+        token = _find_token(options, listener) if is_certain and state is None else None
         # From here on a SIGTERM waits until the server takes it.
         wakeup = Wakeup((SIGCHLD, SIGTERM, SIGINT))
         log.info("vshd started")
@@ -87,22 +91,38 @@ def serve(
         ready.tell_systemd()
         if on_ready is not None:
             on_ready()
-        # Imported here: half of the daemon's start under emulation, and the socket already queues who connects.
+        # Imported here: half of the daemon's start under emulation, and the socket already queues connections.
+        # Python collects no garbage meanwhile: modules leave none, and looking takes two milliseconds. Server.run()
+        # switches collections on again.
+        gc.disable()
         from vshd.server import Server  # noqa: PLC0415
 
-        token = token if is_certain else _find_token(options, listener)
-        Server(listener, options, log, wakeup, token).run()
+        if state is not None:
+            token = state.token
+        elif not is_certain:
+            token = _find_token(options, listener)
+        is_frozen = state is not None and state.is_frozen
+        Server(listener, options, log, wakeup, token, is_frozen=is_frozen, facts=facts).run()
         return 0
-    except (VsockError, TokenError, OSError) as error:
-        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        log.error(text)
-        if not log.has_stderr:
-            print(f"vshd: {text}", file=sys.stderr)
-        return 1
+    except (VsockError, OSError, ValueError) as error:
+        return _report_failure(error, log)
+
+
+def _report_failure(error: Exception, log: Log) -> int:
+    """Logs why the daemon cannot serve and returns its status. Raises a ValueError that is no fault of the token."""
+    from vshd.wire.errors import TokenError  # noqa: PLC0415 - a daemon that serves meets none
+
+    if isinstance(error, ValueError) and not isinstance(error, TokenError):
+        raise error
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    log.error(text)
+    if not log.has_stderr:
+        print(f"vshd: {text}", file=sys.stderr)
+    return 1
 
 
 def _find_token(options: Options, listener: Listener) -> bytes | None:
-    """What clients must prove. Raises TokenError, OSError, and leaves no socket behind."""
+    """Returns the token that clients must prove. Raises TokenError, OSError, and leaves no socket behind."""
     from vshd.firmware import check_provable, find_token  # noqa: PLC0415  (see serve)
 
     try:
@@ -114,8 +134,21 @@ def _find_token(options: Options, listener: Listener) -> bytes | None:
     return token
 
 
+def _read_state(options: Options, listener: Listener) -> "FreezeState | None":
+    """Whether a vshd before this one was frozen or thawed. Raises TokenError, OSError, and leaves no socket behind."""
+    if not options.freeze_file or not os.path.exists(options.freeze_file):
+        return None
+    from vshd.freeze import read_state  # noqa: PLC0415 - few machines are saved
+
+    try:
+        return read_state(options.freeze_file)
+    except BaseException:
+        listener.close()
+        raise
+
+
 def _keep_to_ourselves() -> None:
-    """No target inherits what whoever started vshd had open; Python's own descriptors are kept from them anyway."""
+    """Keeps targets from inheriting descriptors that vshd got at its start. Python protects those that it opens."""
     try:
         names = os.listdir("/proc/self/fd")
     except OSError:

@@ -1,4 +1,4 @@
-"""Where the token comes from: the firmware's tables, which root alone can read, a file, or standard input.
+"""Finds the token: in the firmware's tables, which root alone can read, in a file, or on standard input.
 
 vmkit gives the token to QEMU as an OEM string (SMBIOS type 11; the layout is DMTF DSP0134, 6.1 and 7.12). The kernel
 shows the tables as they are.
@@ -22,14 +22,14 @@ HEADER_BYTES = 4
 PREFIX = b"vmkit.token:"
 FILE_PREFIX = "file:"
 FILE_BYTES_MAX = 256
-# Who starts vshd has the token ready.
+# The program that starts vshd has the token ready.
 STDIN_WAIT_S = 10.0
 
 
 def find_token(source: str, *, is_vsock: bool, wait_s: float = STDIN_WAIT_S) -> bytes | None:
-    """The token that clients must prove, None for none. Raises TokenError, OSError.
+    """Returns the token that clients must prove; None: they need none. Raises TokenError, OSError.
 
-    source: what --token_from says. is_vsock: whether others than the socket's owner may connect. wait_s: for stdin.
+    source: the value of --token_from. is_vsock: others than the socket's owner may connect. wait_s: limit for stdin.
     """
     if source == "none" or (source == "auto" and not is_vsock):
         return None
@@ -38,7 +38,7 @@ def find_token(source: str, *, is_vsock: bool, wait_s: float = STDIN_WAIT_S) -> 
     if source.startswith(FILE_PREFIX):
         return _parse(_read_own_file(source.removeprefix(FILE_PREFIX)))
     if source not in ("auto", "smbios"):
-        raise TokenError("what --token_from says is none of auto, smbios, none, stdin, file:PATH")
+        raise TokenError("--token_from must be auto, smbios, none, stdin or file:PATH")
     try:
         table = _read_all(os.open(DMI_TABLE, os.O_RDONLY | os.O_CLOEXEC), TABLE_BYTES_MAX)
     except (FileNotFoundError, PermissionError) as error:
@@ -49,18 +49,18 @@ def find_token(source: str, *, is_vsock: bool, wait_s: float = STDIN_WAIT_S) -> 
     if len(found) > 1:
         raise TokenError("the firmware holds several tokens")
     if not found and source == "smbios":
-        raise TokenError("the firmware holds no token, and there should be one")
+        raise TokenError("the firmware holds no token, and --token_from=smbios needs one")
     return _parse(found[0]) if found else None
 
 
 def check_provable(token: bytes | None, options: Options) -> None:
-    """Raises TokenError when no client at all could be served."""
+    """Raises TokenError when these options would refuse every client."""
     if token is not None and not options.extended and not options.allow_legacy_clients:
-        raise TokenError("there is a token, and with --noextended no client can prove it")
+        raise TokenError("with --noextended no client can prove the token")
 
 
 def read_oem_strings(table: bytes) -> list[bytes]:
-    """The strings of every type 11 structure; a table that ends early is read up to there."""
+    """Returns the strings of every type 11 structure. It reads a table that ends early up to its end."""
     found: list[bytes] = []
     position = 0
     while position + HEADER_BYTES <= len(table):
@@ -85,7 +85,7 @@ def _parse(text: bytes) -> bytes:
 
 
 def _read_own_file(path: str) -> bytes:
-    """A file that nobody but its owner, who is us, can have read or written."""
+    """Reads a file of this user. Raises TokenError for one that another user could have read or written."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
@@ -95,7 +95,7 @@ def _read_own_file(path: str) -> bytes:
 
 
 def _read_stdin(wait_s: float) -> bytes:
-    """One line, or everything. Nothing of it stays open: what this process starts must not find a rest there."""
+    """Reads one line, or up to the end. Then closes stdin, so that no child can read a rest of the token."""
     deadline_s = time.monotonic() + wait_s
     poll = select.poll()
     poll.register(0, select.POLLIN)
@@ -108,7 +108,7 @@ def _read_stdin(wait_s: float) -> bytes:
             break
         data += piece
         if len(data) > FILE_BYTES_MAX:
-            raise TokenError(f"what should hold the token is larger than {FILE_BYTES_MAX} bytes")
+            raise TokenError(f"the file or input with the token is larger than {FILE_BYTES_MAX} bytes")
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     os.dup2(null, 0)
     os.close(null)
@@ -116,13 +116,13 @@ def _read_stdin(wait_s: float) -> bytes:
 
 
 def _read_all(fd: int, limit: int) -> bytes:
-    """Everything, if it is not more than `limit`; closes the descriptor."""
+    """Reads up to the end and closes the descriptor. Raises TokenError for more than `limit` bytes."""
     data = b""
     try:
         while piece := os.read(fd, limit + 1 - len(data)):
             data += piece
             if len(data) > limit:
-                raise TokenError(f"what should hold the token is larger than {limit} bytes")
+                raise TokenError(f"the file or input with the token is larger than {limit} bytes")
     finally:
         os.close(fd)
     return data

@@ -1,7 +1,7 @@
 """vshd's command line: the spellings of upstream's (libbrillo) flags, and the options they make.
 
-`--name=value` or `-name=value`; `-` may stand for `_`; booleans also `--name` and `--noname`; the last one wins. Knows
-nothing of what options do.
+A flag is `--name=value` or `-name=value`. `-` may stand for `_`. Booleans may also be `--name` and `--noname`. The last
+one wins. Knows nothing of what options do.
 """
 
 UNKNOWN_FLAG_STATUS = 64
@@ -22,7 +22,7 @@ VALUE_MAY_FOLLOW = ("inetd", "activate")
 
 
 class FlagError(Exception):
-    """A word of the command line is wrong; status is what the program exits with."""
+    """A word of the command line is wrong. status: the program's exit status."""
 
     def __init__(self, text: str, status: int) -> None:
         super().__init__(text)
@@ -30,13 +30,13 @@ class FlagError(Exception):
 
 
 class Words:
-    """What is not a flag: the command behind them, for the modes that have one."""
+    """The words behind the flags: the command, for the modes that have one."""
 
     __slots__ = ("command",)
 
 
 class Options(Words):
-    """What vshd was asked to do. Attributes are the flags' names."""
+    """The options of one run. Attributes have the flags' names."""
 
     __slots__ = (
         "activate",
@@ -49,6 +49,7 @@ class Options(Words):
         "extended",
         "forward_to",
         "forward_to_host_port",
+        "freeze_file",
         "handshake_timeout",
         "help",
         "inetd",
@@ -79,6 +80,7 @@ class Options(Words):
         self.extended = True
         self.forward_to = ""
         self.forward_to_host_port = 0
+        self.freeze_file = ""
         self.handshake_timeout = 30
         self.help = False
         self.inetd = ""
@@ -110,7 +112,7 @@ Serves shells and commands to vsh, over vsock. Values in parentheses are default
   --allow_user=NAME               serve only this user; may be repeated
   --allow_cid=N|any               serve this CID beside 2, the host; may be repeated
   --token_from=auto|smbios|none|stdin|file:PATH
-                                  where the secret token is that each client must prove (auto)
+                                  the place of the secret token, which each client must prove (auto)
                                   smbios: in the firmware's OEM strings, or vshd does not start; none: no token
                                   stdin: one line of standard input; file: a file of mode 0600
                                   auto: as smbios, if the firmware has one and vshd listens on vsock; else no token
@@ -118,10 +120,11 @@ Serves shells and commands to vsh, over vsock. Values in parentheses are default
   --inherit_env                   commands get vshd's own environment variables, too (false)
   --forward_to_host_port=PORT     do not listen: serve one session on a connection to the host's PORT
   --forward_to=vsock:CID:PORT|unix:PATH
-                                  the same, with a connection to there
+                                  the same, but connect to this place
   --inetd=PORT|unix:PATH          no shells: run one command for each connection, with it as stdin and stdout
   --activate=PORT|unix:PATH       no shells: run one command, with the listening socket in LISTEN_FDS, as systemd does
   --ipv6=PREFIX                   no shells: carry TCP connections to [PREFIX::2]:PORT to the host's vsock port
+  --freeze_file=PATH              the host may freeze this machine for a snapshot, and thaw it; PATH keeps the state
   --handshake_timeout=SECONDS     how long a client may take to send its request (30)
   --keepalive=SECONDS             give up a client that sends nothing for this time (120); 0: never
   --max_sessions=N                at most this many sessions at once (256)
@@ -138,7 +141,7 @@ Serves shells and commands to vsh, over vsock. Values in parentheses are default
 
 
 def parse_flags(words: list[str]) -> Options:
-    """The options in `words` (without the program's name). Raises FlagError."""
+    """Parses `words` (without the program's name). Raises FlagError."""
     options = Options()
     index = 0
     while index < len(words):

@@ -1,6 +1,6 @@
-"""Where connections come from: a vsock port, a UNIX socket, or a socket that systemd passed.
+"""Listens for connections: on a vsock port, a UNIX socket, or a socket that systemd passed.
 
-Owns opening, accepting and the check of who connects. Knows nothing of sessions.
+Owns opening, accepting and the check of each peer. Knows nothing of sessions.
 """
 
 import _socket
@@ -19,12 +19,12 @@ LISTEN_FDS_START = 3
 
 
 class Listener:
-    """A listening socket, with the check of who connects."""
+    """A listening socket, with the check of each peer."""
 
     __slots__ = ("_allowed_cids", "_bound", "socket")
 
     def __init__(self, bound: ListeningSocket, allowed_cids: frozenset[int] | None) -> None:
-        """allowed_cids: the CIDs that are served; None: all."""
+        """allowed_cids: the CIDs that vshd serves; None: all."""
         bound.socket.setblocking(False)
         self.socket = bound.socket
         self._bound = bound
@@ -35,7 +35,7 @@ class Listener:
         return self.socket.family == _socket.AF_VSOCK
 
     def accept(self) -> tuple[int, str, bool]:
-        """The next connection: its descriptor, who it is, and whether it may be served.
+        """Returns the next connection: its descriptor, its peer's name, and whether vshd may serve it.
 
         Raises BlockingIOError when none waits.
         """
@@ -47,16 +47,16 @@ class Listener:
         connection = _socket.socket(fileno=fd)
         connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, SEND_BUFFER_SIZE)
         connection.detach()
-        # File permissions decide who reaches a UNIX socket.
+        # File permissions decide which users reach a UNIX socket.
         return fd, "unix", True
 
     def close(self) -> None:
-        """Ends listening; the path goes, too, if it is still this socket's."""
+        """Ends listening, and removes the path if it is still this socket's."""
         self._bound.close()
 
 
 def parse_allowed_cids(words: list[str]) -> frozenset[int] | None:
-    """The CIDs of --allow_cid and the host's. Raises FlagError."""
+    """Returns the CIDs of --allow_cid and the host's; None for `any`. Raises FlagError."""
     cids = {vsock.HOST_CID}
     for word in words:
         if word == "any":
@@ -68,9 +68,9 @@ def parse_allowed_cids(words: list[str]) -> frozenset[int] | None:
 
 
 def bind_early(where: str) -> "_socket.socket | None":
-    """A socket that holds the port of `vsock:PORT` until it listens; None for a UNIX socket. Raises as open_listener.
+    """Binds the port of `vsock:PORT` for a later listen; None for a UNIX socket. Raises the errors of open_listener.
 
-    While it is open nobody else can have the port.
+    While the socket is open, no other program can bind the port.
     """
     kind, _, rest = where.partition(":")
     if kind == "unix" and rest:
@@ -81,7 +81,7 @@ def bind_early(where: str) -> "_socket.socket | None":
 
 
 def open_listener(where: str, allowed_cids: frozenset[int] | None, bound: "_socket.socket | None" = None) -> Listener:
-    """Listens at `vsock:PORT` or `unix:PATH`; bound: what bind_early gave. Raises FlagError, VsockError, OSError."""
+    """Listens at `vsock:PORT` or `unix:PATH`. bound: bind_early's socket. Raises FlagError, VsockError, OSError."""
     bound = bound or bind_early(where)
     if bound is None:
         return Listener(_open_unix(where.partition(":")[2]), allowed_cids)
@@ -89,20 +89,40 @@ def open_listener(where: str, allowed_cids: frozenset[int] | None, bound: "_sock
     return Listener(ListeningSocket(bound), allowed_cids)
 
 
+def open_beside(fd: int, allowed_cids: frozenset[int] | None) -> tuple[Listener, bytes]:
+    """Listens where the client at the other end of `fd` can connect, too; and that place, as the protocol writes it.
+
+    Raises OSError, VsockError.
+    """
+    client = _socket.socket(fileno=fd)
+    is_vsock = client.family == _socket.AF_VSOCK
+    client.detach()
+    if is_vsock:
+        listening = vsock.bind_listener(vsock.ANY)
+        place = b"vsock:%d" % listening.getsockname()[1]
+    else:
+        listening = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        # An abstract name, which the kernel chooses: no file is left over.
+        listening.bind("")
+        place = b"unix:@" + listening.getsockname()[1:]
+    listening.listen(BACKLOG)
+    return Listener(ListeningSocket(listening), allowed_cids), place
+
+
 def take_passed_listener(allowed_cids: frozenset[int] | None) -> Listener | None:
-    """The socket systemd passed to this process, if it did (sd_listen_fds(3)). Raises FlagError for several."""
+    """Returns the socket that systemd passed, None without one (sd_listen_fds(3)). Raises FlagError for several."""
     pid = os.environ.pop("LISTEN_PID", "")
     count = os.environ.pop("LISTEN_FDS", "")
     os.environ.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()) or not count.isdigit() or int(count) < 1:
         return None
     if int(count) > 1:
-        raise FlagError(f"vshd: {count} sockets were passed by systemd, and one is served", 1)
+        raise FlagError(f"vshd: systemd passed {count} sockets, and vshd serves one", 1)
     return Listener(ListeningSocket(_socket.socket(fileno=LISTEN_FDS_START)), allowed_cids)
 
 
 def connect_to(where: str) -> int:
-    """A connection to `vsock:CID:PORT` or `unix:PATH`. Raises FlagError, VsockError, OSError."""
+    """Connects to `vsock:CID:PORT` or `unix:PATH`; returns a descriptor. Raises FlagError, VsockError, OSError."""
     kind, _, rest = where.partition(":")
     cid, _, port = rest.partition(":")
     if kind == "vsock" and cid.isascii() and cid.isdigit() and port.isascii() and port.isdigit():
@@ -124,7 +144,7 @@ def connect_to(where: str) -> int:
 
 
 def _open_unix(path: str) -> ListeningSocket:
-    """A socket that only its owner may reach. Raises OSError."""
+    """Opens a socket that only its owner can connect to. Raises OSError."""
     try:
         return listen_at(path, BACKLOG)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Where vshd's lines go: the kernel's log, or syslog, and a terminal if there is one.
+"""Writes vshd's lines to the kernel's log, or to syslog, and to a terminal if there is one.
 
-Opened once, as root; a session keeps the descriptor after its user switch. Never blocks and never fails: a lost line
-must not cost a session.
+vshd opens it once, as root. A session keeps the descriptor after its user switch. It never blocks and never fails: a
+lost line must not cost a session.
 """
 
 import os
@@ -27,7 +27,10 @@ class Log:
         self._stderr = True
 
     def open(self, *, use_kmsg: bool, use_stderr: bool = False) -> None:
-        """Picks the kernel's log when wanted and there, else syslog's socket; stderr when a person may read it."""
+        """Opens the kernel's log if use_kmsg is set and it exists, else syslog's socket. use_stderr: opens neither.
+
+        Lines also go to stderr when it is a terminal and the kernel's log is not used, or when neither log is open.
+        """
         if use_stderr:
             return
         if use_kmsg:
@@ -42,11 +45,11 @@ class Log:
 
     @property
     def has_stderr(self) -> bool:
-        """What is logged is seen on stderr, too."""
+        """Whether lines also go to stderr."""
         return self._stderr
 
     def renew(self) -> None:
-        """For a session: the kernel lets one opening of /dev/kmsg write 10 lines in 5 s, so each has its own."""
+        """Opens the log anew for a session. The kernel limits each opening of /dev/kmsg to 10 lines in 5 s."""
         if self._kmsg < 0:
             return
         try:
@@ -76,9 +79,9 @@ class Log:
 
 
 class Throttle:
-    """Warnings that strangers can cause as often as they like: one in a while is a line, the others are counted in it.
+    """Warnings that strangers can cause at will: it logs one line in a while, which counts the others.
 
-    Whatever fills the kernel's log pushes other lines out of it, and costs the daemon a write each time.
+    A flood of lines pushes other lines out of the kernel's log, and costs the daemon a write each time.
     """
 
     __slots__ = ("_held", "_log", "_next_s")
@@ -100,7 +103,7 @@ class Throttle:
 
 
 def printable(text: str) -> str:
-    """`text` on one line: a client's words must not forge another one.
+    """Returns `text` on one line, so that a client's words cannot forge another line.
 
     ascii() is part of the interpreter. A codec such as unicode_escape is a module, which a small guest may not have.
     """
@@ -108,7 +111,7 @@ def printable(text: str) -> str:
 
 
 def fit(text: str, limit: int) -> str:
-    """As much of `text`, made printable, as fits into `limit` bytes."""
+    """Makes `text` printable and cuts it to `limit` bytes."""
     # A character takes a byte at least: what is cut off here would not have fitted.
     line = printable(text[:limit]).encode("utf-8", "replace")
     return line[:limit].decode("utf-8", "ignore")

@@ -1,6 +1,6 @@
-"""Processes of ours and how they end: a session's target, its group when the client is gone, a server's children.
+"""Our processes and their ends: a session's target, its group when the client is gone, a server's children.
 
-The target stays unreaped until the session is over, so that its process group cannot become somebody else's.
+The target stays unreaped until the session is over, so that no other process group can get its number.
 """
 
 import os
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # Between HUP and TERM, and between TERM and KILL: enough for a shell to save its history, for a server to close.
 GRACE_S = (1.0, 4.0)
-# While waiting for processes that are not our children nothing but looking tells.
+# The kernel does not announce the end of processes that are not our children, so we poll.
 LOOK_EVERY_S = 0.02
 
 
@@ -34,7 +34,7 @@ class Exit:
 
 
 def find_exit(pid: int) -> Exit | None:
-    """How `pid` ended, leaving it unreaped; None while it runs. A stopped process has not ended."""
+    """Returns how `pid` ended, and leaves it unreaped; None while it runs. A stopped process has not ended."""
     status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     if status is None:
         return None
@@ -45,7 +45,7 @@ def find_exit(pid: int) -> Exit | None:
 
 
 def reap(pid: int) -> None:
-    """Lets go of an ended target."""
+    """Reaps an ended target."""
     try:
         os.waitpid(pid, os.WNOHANG)
     except ChildProcessError:
@@ -53,7 +53,7 @@ def reap(pid: int) -> None:
 
 
 def reap_ended() -> "Iterator[tuple[int, int]]":
-    """Lets go of every child that has ended: its pid and wait status."""
+    """Reaps every child that has ended; yields its pid and wait status."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -67,7 +67,7 @@ def reap_ended() -> "Iterator[tuple[int, int]]":
 def wait_until_none(
     children: "Sized", wakeup: signals.Wakeup, take_signals: "Callable[[], None]", timeout_s: float
 ) -> None:
-    """Until `children` is empty, which `take_signals` makes it as they end, or the time is over."""
+    """Waits until `children` is empty, or timeout_s is over. take_signals removes children as they end."""
     deadline_s = time.monotonic() + timeout_s
     poll = select.poll()
     poll.register(wakeup.fd, select.POLLIN)
@@ -90,10 +90,10 @@ def signal_target(pid: int, number: int, terminal: int) -> None:
 
 
 def end_session(pid: int, *, has_terminal: bool) -> None:
-    """Ends what the client left behind: HUP, TERM, KILL. Takes as long as the processes need, within the grace times.
+    """Ends the processes that the client left behind: HUP, TERM, KILL. Waits for them within the grace times.
 
-    With a terminal its closing has been the HUP, and what ignores that on purpose in the background (nohup) lives on,
-    as after every lost terminal; only the target's own group is pressed further.
+    With a terminal, its closing was the HUP. A background process that ignores it on purpose (nohup) lives on, as after
+    every lost terminal. Only the target's own group gets the other signals.
     """
     if not has_terminal:
         _kill_group(pid, signals.SIGHUP)
@@ -109,12 +109,12 @@ def end_session(pid: int, *, has_terminal: bool) -> None:
 
 
 def kill_session(pid: int) -> None:
-    """Ends at once what a session's process left behind when it died itself."""
+    """Kills at once the processes that a session's process left behind when it died itself."""
     _kill_all(_find_running(pid, False), signals.SIGKILL)
 
 
 def _find_running(pid: int, only_group: bool) -> list[int]:
-    """Processes of session `pid` (or of its first group alone) that are not dead yet."""
+    """Returns the processes of session `pid`, or only of its first group, that are not dead yet."""
     running = []
     for entry in os.listdir("/proc"):
         if not entry.isdigit():

@@ -1,4 +1,4 @@
-"""Tells whoever waits that vshd listens: the host, over vsock from a privileged port, and systemd."""
+"""Announces that vshd listens: to the host, over vsock from a privileged port, and to systemd."""
 
 import _socket
 import os
@@ -10,7 +10,7 @@ READY = b"READY=1\n"
 
 
 def parse_address(text: str) -> tuple[int, int]:
-    """`CID:PORT`. Raises FlagError."""
+    """Parses `CID:PORT`. Raises FlagError."""
     cid, _, port = text.partition(":")
     if cid.isascii() and cid.isdigit() and port.isascii() and port.isdigit():
         return int(cid), int(port)
@@ -18,18 +18,18 @@ def parse_address(text: str) -> tuple[int, int]:
 
 
 def tell_host(cid: int, port: int, facts: bytes = b"") -> None:
-    """Says READY=1 to the host, last of all it says. facts: lines `NAME=text`. Raises VsockError."""
+    """Sends the host the facts and then READY=1. facts: lines `NAME=text`. Raises VsockError."""
     connection = vsock.connect(cid, port, from_privileged=True)
     try:
         connection.sendall(facts + READY)
     except OSError as error:
-        raise vsock.VsockError(f"Failed to say READY to vsock {cid}:{port}: {error.strerror}") from error
+        raise vsock.VsockError(f"Failed to send READY to vsock {cid}:{port}: {error.strerror}") from error
     finally:
         connection.close()
 
 
 def tell_systemd() -> None:
-    """sd_notify(3), where NOTIFY_SOCKET asks for it."""
+    """Notifies systemd (sd_notify(3)) when NOTIFY_SOCKET is set."""
     path = os.environ.pop("NOTIFY_SOCKET", "")
     if not path:
         return

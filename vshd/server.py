@@ -1,13 +1,13 @@
-"""Accepts connections and gives each a process; reaps them, bounds their number.
+"""Accepts connections and gives each a process; reaps the processes and bounds their number.
 
-The server itself never reads a byte from a client. Its end is not that of its sessions, unless --end_sessions says so.
+The server itself never reads a byte from a client. Sessions outlive the server, unless --end_sessions is set.
 """
 
 import _socket
 import gc
 import os
 import select
-import struct
+import sys
 import time
 
 from vshd import oom
@@ -15,6 +15,7 @@ from vshd.flags import Options
 from vshd.listener import Listener
 from vshd.log import Log, Throttle
 from vshd.processes import kill_session, reap_ended, wait_until_none
+from vshd.services.table import Surroundings
 from vshd.session.account import warm_up
 from vshd.session.session import Session
 from vshd.signals import SIGCHLD, SIGINT, SIGKILL, SIGTERM, Wakeup
@@ -27,8 +28,11 @@ from vshd.wire.messages import Failure, SetupConnectionResponse
 # Sessions get TERM and then this long to end their targets (processes.GRACE_S) before they are killed.
 SHUTDOWN_S = 7.0
 # (session's pid, target's pid); a pipe writes so few bytes whole.
-REPORT = struct.Struct("ii")
+# Two ints of C. Without the module struct, and the one behind it, every daemon starts half a millisecond sooner.
+REPORT_SIZE = 8
 REPORTS_AT_ONCE = 512
+# In place of a target's pid: the machine was frozen or thawed.
+RENEW = -1
 # Clients at once whose command does not run yet, or that have not proven the token. Each is a process of 0.6 MiB, and
 # together they must not fill a small guest's memory: 200 did so at 256 MiB.
 UNPROVEN_MAX = 128
@@ -41,15 +45,25 @@ ACCEPT_PAUSE_S = 0.1
 class Server:
     """Invariant: `sessions` are exactly the children not yet reaped, by pid, with their peers.
 
-    Children write (own pid, target's pid) to the reports pipe: should one be killed, its target can still be ended. A
-    forward has no target and reports itself.
-    Where a token is demanded they write (own pid, 0) as soon as it is proven.
+    Children write (own pid, target's pid) to the reports pipe. So the server can end the target of a killed child. A
+    forward has no target and reports itself. When the server demands a token, a child also writes (own pid, 0) as soon
+    as the client has proven it.
     """
 
     def __init__(
-        self, listener: Listener, options: Options, log: Log, wakeup: Wakeup, token: bytes | None = None
+        self,
+        listener: Listener,
+        options: Options,
+        log: Log,
+        wakeup: Wakeup,
+        token: bytes | None = None,
+        *,
+        is_frozen: bool = False,
+        facts: bytes = b"",
     ) -> None:
-        """wakeup: has SIGCHLD, SIGTERM and SIGINT, perhaps already. token: what clients must prove to know."""
+        """wakeup: gets SIGCHLD, SIGTERM and SIGINT, perhaps already. token: the secret that clients must prove.
+        is_frozen, facts: see Surroundings.
+        """
         self.listener = listener
         self.options = options
         self.log = log
@@ -59,11 +73,13 @@ class Server:
         self._refusals = Throttle(log)
         self._wakeup = wakeup
         self._token = token
+        self._is_frozen = is_frozen
+        self._facts = facts
         self._targets: dict[int, int] = {}
         self._dropped: set[int] = set()
         self._accepted_s: dict[int, float] = {}
         self._spare: Spare | None = None
-        # What targets get; None: no score of ours may be changed.
+        # The score for targets; None: vshd may not change scores.
         self._target_score: int | None = None
         # While connections come, the next one should find a spare; 0: none is kept.
         self._busy_until_s = 0.0
@@ -75,9 +91,10 @@ class Server:
         """Serves until SIGTERM or SIGINT."""
         self._target_score = oom.take_shield()
         warm_up()
-        # Children share these objects' pages as long as nobody touches them.
+        # Children share these objects' pages as long as no process touches them.
         gc.collect()
         gc.freeze()
+        gc.enable()
         poll = select.poll()
         poll.register(self._wakeup.fd, select.POLLIN)
         poll.register(self._reports, select.POLLIN)
@@ -98,8 +115,8 @@ class Server:
         self._stop()
 
     def _find_crowd_wait(self) -> float | None:
-        """How many milliseconds clients must wait for a place; None: there is one. Whoever demands a token drops
-        strangers at once instead, and a silent client is dropped when others have waited for long.
+        """Returns how many milliseconds clients must wait for a place; None: there is one. Drops a silent client when
+        others have waited for long. With a token there is no wait: _make_room drops strangers at once.
         """
         if self._token is not None:
             return None
@@ -114,7 +131,7 @@ class Server:
         return None
 
     def _find_spare_wait(self) -> float | None:
-        """How many milliseconds to wait for other events before the spare needs something; None: it does not."""
+        """Returns after how many milliseconds without events the spare needs care; None: it needs none."""
         if not self._busy_until_s:
             return None
         if self._spare is None:
@@ -123,7 +140,7 @@ class Server:
         return max(0.0, self._busy_until_s - time.monotonic()) * 1000 + 1
 
     def _tend_spare(self) -> None:
-        """Makes the spare while connections come, and dismisses it after the last."""
+        """Makes the spare while connections come, and dismisses it after the last one."""
         if time.monotonic() < self._busy_until_s:
             self._start_spare()
             return
@@ -157,15 +174,43 @@ class Server:
 
     def _take_reports(self) -> None:
         try:
-            reports = os.read(self._reports, REPORTS_AT_ONCE * REPORT.size)
+            reports = os.read(self._reports, REPORTS_AT_ONCE * REPORT_SIZE)
         except BlockingIOError:
             return
-        for session, target in REPORT.iter_unpack(reports):
-            if session in self.sessions:
+        numbers = memoryview(reports).cast("i")
+        for session, target in zip(numbers[::2], numbers[1::2], strict=True):
+            if target == RENEW:
+                self._renew()
+            elif session in self.sessions:
                 self._targets[session] = target
                 if target and self._target_score is not None:
                     # Not before: the target would have inherited it.
                     oom.set_score(session, oom.LAST)
+
+    def _renew(self) -> None:
+        """A session has frozen the machine, or thawed it: from here on clients need another token."""
+        from vshd.freeze import read_state  # noqa: PLC0415 - few machines are saved
+
+        try:
+            state = read_state(self.options.freeze_file)
+        except (OSError, ValueError) as error:
+            self.log.error(f"cannot read the machine's state: {error}")
+            state = None
+        if state is None:
+            # The next vshd finds out, and serves no client without it.
+            self.is_stopping = True
+            return
+        self._token = state.token
+        self._is_frozen = state.is_frozen
+        # It knows the token of before.
+        if self._spare is not None:
+            self._spare.dismiss()
+            self._spare = None
+        self._busy_until_s = 0.0
+        if state.is_frozen:
+            # Restored guests fork from here: what their thaw needs is loaded once.
+            import vshd.services.thaw  # noqa: PLC0415
+            import vshd.wire.proof  # noqa: F401, PLC0415
 
     def _reap(self) -> None:
         self._take_reports()
@@ -173,7 +218,8 @@ class Server:
             if self._spare is not None and pid == self._spare.pid:
                 self._spare.dismiss()
                 self._spare = None
-            who = self.sessions.pop(pid, "")
+            # A child without a session is a spare.
+            who = self.sessions.pop(pid, "a spare, without a client")
             self._accepted_s.pop(pid, None)
             target = self._targets.pop(pid, 0)
             if pid in self._dropped:
@@ -207,7 +253,9 @@ class Server:
             self._refusals.warning(f"{who}: refused: {len(self.sessions)} sessions are open", time.monotonic())
             _refuse(fd, "too many sessions", self.options)
             return
-        self._busy_until_s = time.monotonic() + self.options.spare_time
+        if not self._is_frozen:
+            # A spare that rehearses would take the processor from the thaw, and not outlive it.
+            self._busy_until_s = time.monotonic() + self.options.spare_time
         spare, self._spare = self._spare, None
         if spare is not None and spare.hand_over(fd, who):
             self._add(spare.pid, who)
@@ -228,8 +276,8 @@ class Server:
         self._accepted_s[pid] = time.monotonic()
 
     def _make_room(self) -> bool:
-        """Whether there is a place. Where a token is demanded the oldest client that has proven nothing yet is dropped
-        for one: strangers must not keep out who knows the token."""
+        """Whether there is a place. With a token, drops the oldest client without a proof to make one: strangers must
+        not keep out a client that has the token."""
         is_full = len(self.sessions) >= self.options.max_sessions
         if self._token is None:
             return not is_full
@@ -248,9 +296,9 @@ class Server:
         os.kill(pid, SIGKILL)
 
     def _become_session(self, source: "_socket.socket | tuple[int, str]") -> None:
-        """In the child: nothing of the server's is left open, and nothing ever returns to its loop.
+        """Runs a session in the child and exits. It closes the server's descriptors, and never returns to its loop.
 
-        source: the connection and who it is, or, for a spare, where both will come from.
+        source: the connection and its peer's name; for a spare, the channel on which both will come.
         """
         status = 1
         try:
@@ -268,7 +316,10 @@ class Server:
                 rehearse(self.options)
                 connection = wait_for_connection(source, wakeup)
             if connection is not None:
-                session = Session(*connection, self.options, self.log, wakeup, self._report, self._token)
+                around = Surroundings(
+                    self.options, is_frozen=self._is_frozen, facts=self._facts, renew=lambda: self._report(RENEW)
+                )
+                session = Session(*connection, self.options, self.log, wakeup, self._report, self._token, around)
                 self._token = None
                 session.run()
             status = 0
@@ -278,14 +329,18 @@ class Server:
             os._exit(status)
 
     def _report(self, target: int) -> None:
-        """In the child: tells the server whom to end should this process die first."""
+        """Reports, in the child, the target that the server must end if this process dies first; or RENEW."""
+        numbers = (os.getpid(), target)
         try:
-            os.write(self._reports_end, REPORT.pack(os.getpid(), target))
+            os.write(
+                self._reports_end,
+                b"".join(number.to_bytes(REPORT_SIZE // 2, sys.byteorder, signed=True) for number in numbers),
+            )
         except OSError:
             pass
 
     def _stop(self) -> None:
-        """No new sessions. The open ones go on without this process, or are told and then killed (--end_sessions)."""
+        """Ends listening. Open sessions go on without the server; --end_sessions ends them: SIGTERM, then SIGKILL."""
         self.listener.close()
         if self._spare is not None:
             self._spare.dismiss()
@@ -309,7 +364,7 @@ class Server:
 
 
 def _find_place(error: BaseException) -> str:
-    """Where it happened: a log line is all that a failure in a guest leaves."""
+    """Returns the file and line of the error. A failure in a guest leaves no more than a log line."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -317,7 +372,7 @@ def _find_place(error: BaseException) -> str:
 
 
 def _refuse(fd: int, description: str, options: Options) -> None:
-    """The one answer the server gives itself: as much of it as goes at once."""
+    """Sends a refusal, the server's only answer of its own: as many bytes as the socket takes at once."""
     # The request was not read: if it held no offer, its sender skips the answer to one.
     response = SetupConnectionResponse(messages.FAILED, description.encode())
     if options.extended:

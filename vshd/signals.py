@@ -1,10 +1,10 @@
-"""Signals as something poll() can wait for: one byte in a pipe per signal.
+"""Signals for poll() to wait for: one byte in a pipe per signal.
 
-The C module `_signal` is used directly: `signal` would bring enum and what enum needs, a third of the daemon's modules,
-for names alone.
+This module uses the C module `_signal` directly. `signal` would import enum and its imports, a third of the daemon's
+modules, only for names.
 """
 
-import _signal  # type: ignore[import-not-found]
+import _signal  # type: ignore[import-not-found]  # typeshed lacks it
 import os
 
 SIGHUP: int = _signal.SIGHUP
@@ -21,9 +21,9 @@ READ_SIZE = 512
 
 
 def find_ignored() -> list[int]:
-    """The signals that a new program would ignore: SIGPIPE by Python's doing, more by whoever started vshd.
+    """Returns the signals that a new program would ignore: Python ignores SIGPIPE, vshd's parent perhaps more.
 
-    Signals with a handler are reset by the kernel.
+    The kernel resets signals that have a handler.
     """
     return [number for number in _signal.valid_signals() if _signal.getsignal(number) == _signal.SIG_IGN]
 
@@ -34,7 +34,7 @@ class Wakeup:
     __slots__ = ("_writing", "fd")
 
     def __init__(self, numbers: tuple[int, ...]) -> None:
-        """Takes `numbers` over for this process, and everything that came before."""
+        """Takes over `numbers` for this process. Replaces an earlier Wakeup of the process."""
         self.fd, self._writing = os.pipe()
         for fd in (self.fd, self._writing):
             os.set_blocking(fd, False)
@@ -43,18 +43,18 @@ class Wakeup:
             _signal.signal(number, _ignore)
 
     def take(self) -> bytes:
-        """The numbers of the signals since the last call, one byte each."""
+        """Returns the numbers of the signals since the last call, one byte each."""
         try:
             return os.read(self.fd, READ_SIZE)
         except BlockingIOError:
             return b""
 
     def close(self) -> None:
-        """For a forked child: lets go of the parent's pipe."""
+        """Closes a forked child's copies of the parent's pipe."""
         _signal.set_wakeup_fd(-1)
         os.close(self.fd)
         os.close(self._writing)
 
 
 def _ignore(number: int, frame: object) -> None:
-    """The pipe has said it already."""
+    """Does nothing: the byte in the pipe has announced the signal."""

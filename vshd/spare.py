@@ -1,13 +1,13 @@
-"""A session's process made ahead of its client: the next connection finds it forked, and its memory already its own.
+"""Makes a session's process ahead of its client: the next connection gets a forked process with copied memory.
 
-A fork is cheap; what costs is that a fresh child must copy every page it touches. A spare has touched them in a
-rehearsal. It exists only while connections come one after another, so that an idle daemon is one process.
+A fork is cheap, but a fresh child must copy every page it touches. A spare has touched them in a rehearsal. It exists
+only while connections come one after another, so that an idle daemon is one process.
 """
 
 import _socket
 import os
 import select
-import struct
+import sys
 
 from vshd.flags import Options
 from vshd.session.account import choose_account
@@ -24,9 +24,7 @@ from vshd.wire.server import ServerConnection
 WHO_MAX = 100
 # The sessions that run have the processor first.
 REHEARSAL_PRIORITY = 10
-# linux/capability.h
-CAP_SYS_NICE = 23
-_FD = struct.Struct("i")
+_INT_SIZE = 4
 
 
 class Spare:
@@ -39,8 +37,8 @@ class Spare:
         self._channel = channel
 
     def hand_over(self, fd: int, who: str) -> bool:
-        """Gives it its connection; False when it is gone."""
-        ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, _FD.pack(fd))]
+        """Gives the spare its connection; False when the spare is gone."""
+        ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fd.to_bytes(_INT_SIZE, sys.byteorder))]
         try:
             self._channel.sendmsg([who.encode()[:WHO_MAX]], ancillary)
         except OSError:
@@ -50,17 +48,17 @@ class Spare:
         return True
 
     def dismiss(self) -> None:
-        """It is not needed: the end of its channel ends it."""
+        """Ends an unneeded spare by closing its channel."""
         self._channel.close()
 
 
 def make_channel() -> "tuple[_socket.socket, _socket.socket]":
-    """The server's and the spare's end."""
+    """Returns the server's end and the spare's end of a new channel."""
     return _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
 
 
 def wait_for_connection(channel: "_socket.socket", wakeup: Wakeup) -> tuple[int, str] | None:
-    """In the spare: its connection and who that is; None when it was dismissed."""
+    """Waits, in the spare, for its connection and the peer's name; None when the spare was dismissed."""
     poll = select.poll()
     poll.register(channel.fileno(), select.POLLIN)
     poll.register(wakeup.fd, select.POLLIN)
@@ -70,33 +68,27 @@ def wait_for_connection(channel: "_socket.socket", wakeup: Wakeup) -> tuple[int,
                 if SIGTERM in wakeup.take():
                     return None
                 continue
-            who, ancillary, _, _ = channel.recvmsg(WHO_MAX, _socket.CMSG_SPACE(_FD.size))
+            who, ancillary, _, _ = channel.recvmsg(WHO_MAX, _socket.CMSG_SPACE(_INT_SIZE))
             channel.close()
             for _, _, data in ancillary:
-                (received,) = _FD.unpack(data[: _FD.size])
+                received = int.from_bytes(data[:_INT_SIZE], sys.byteorder)
                 os.set_inheritable(received, False)
                 return received, who.decode()
             return None
 
 
 def rehearse(options: Options) -> None:
-    """Plays a session without a target, for the pages that it touches; at low priority, where the way back is open."""
-    if not _may_rise():
+    """Runs a session without a target, to touch its pages; at low priority, if it may raise the priority again."""
+    priority = os.getpriority(os.PRIO_PROCESS, 0)
+    try:
+        # A container's root may not raise it, whatever capabilities it has in its own user namespace.
+        os.setpriority(os.PRIO_PROCESS, 0, priority - 1)
+    except OSError:
         _play(options)
         return
-    priority = os.getpriority(os.PRIO_PROCESS, 0)
     os.setpriority(os.PRIO_PROCESS, 0, REHEARSAL_PRIORITY)
     _play(options)
     os.setpriority(os.PRIO_PROCESS, 0, priority)
-
-
-def _may_rise() -> bool:
-    """CAP_SYS_NICE, which root of a container has not: without it a priority that was lowered stays low."""
-    with open("/proc/self/status", "rb") as status:
-        for line in status:
-            if line.startswith(b"CapEff:"):
-                return bool(int(line.split()[1], 16) >> CAP_SYS_NICE & 1)
-    return False
 
 
 def _play(options: Options) -> None:

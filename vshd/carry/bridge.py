@@ -1,10 +1,10 @@
 """Carries bytes between pairs of descriptors, both ways, each way with an end of its own: the loop of every forward.
 
-Owns the descriptors it is given, from add() on. Knows nothing of what the bytes are, who connects, or where to. Shared
-with vsh, whose forwards are the same on the other side: nothing here is the daemon's own.
+Owns its descriptors from add() on. Knows nothing of the bytes' meaning and of the peers. Shared with vsh, whose
+forwards are the same on the other side, so that no part of it belongs to the daemon alone.
 
-A way keeps nothing but what its sink has not taken of one read, in memory or (bulk) in a conduit; so long as there is
-such a rest its source is not read, and the transport's own flow control holds up the sender.
+A way keeps only the rest of one read that its sink has not taken, in memory or (bulk) in a conduit. While there is such
+a rest, it does not read its source, and the transport's own flow control holds up the sender.
 """
 
 import _socket
@@ -39,14 +39,19 @@ class Side:
 
     __slots__ = ("_socket", "reading", "writing")
 
-    # Nobody else's reading or writing moves a position in it: of files splice(2) does not lock that.
+    # No other process moves a position in it by reading or writing: of files splice(2) does not lock that.
     is_spliceable = True
+    # Whether close() tells the peer at once that nothing more will be written.
+    is_ended_by_close = True
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, connection: "_socket.socket | None" = None) -> None:
+        """connection: the socket of `fd`, non-blocking already; it spares four calls of the kernel."""
         self.reading = fd
         self.writing = fd
-        os.set_blocking(fd, False)
-        self._socket = _socket.socket(fileno=fd)
+        if connection is None:
+            os.set_blocking(fd, False)
+            connection = _socket.socket(fileno=fd)
+        self._socket = connection
 
     def end(self) -> None:
         """Nothing more will be written."""
@@ -151,10 +156,10 @@ class Pairs:
         self._want_pair(pair)
         return pair
 
-    def watch(self, fd: int, serve: "Callable[[], None]") -> None:
-        """Calls `serve` whenever fd can be read, or has ended."""
+    def watch(self, fd: int, serve: "Callable[[], None]", mask: int = select.POLLIN) -> None:
+        """Calls `serve` whenever fd can be read (or what else `mask` asks for), or has ended."""
         self._watched[fd] = serve
-        self._want(fd, select.POLLIN)
+        self._want(fd, mask)
 
     def ignore(self, fd: int) -> None:
         """Watches fd no more; the caller owns it."""
@@ -254,7 +259,9 @@ class Pairs:
                 pair.is_stale = True
             if way.is_ending:
                 way.is_over = pair.is_stale = True
-                way.sink.end()
+                # At the end of both ways their close tells the same, with a packet less.
+                if not (way.sink.is_ended_by_close and all(each.is_over for each in pair.ways)):
+                    way.sink.end()
                 return
             try:
                 size = self._pass(pair, way) if way.is_bulk else self._copy(pair, way)
@@ -342,7 +349,7 @@ class Pairs:
         return False
 
     def _give_up(self, pair: Pair, way: Way) -> None:
-        """Nobody reads there any more: this way is over, and whoever sends should know; the other way may go on."""
+        """Ends one way, whose reader is gone, so that the sender learns of it. The other way may go on."""
         way.is_over = pair.is_stale = True
         self._drop_rest(way)
         way.source.stop()

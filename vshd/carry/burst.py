@@ -1,4 +1,4 @@
-"""Reads a source in bursts: what is there, and when that is bulk also what its producer is about to write.
+"""Reads a source in bursts: the bytes it has, and when they are bulk also the next that its producer writes.
 
 Owns how long to wait for more, and how often. Knows nothing of frames and credit. Shared with vsh.
 

@@ -8,7 +8,7 @@ What is spliced is not a copy: pages of a file that a target spliced into its ow
 leave, as sendfile(2) would.
 """
 
-import fcntl
+import errno
 import os
 
 from vshd.wire.output import Output
@@ -30,7 +30,7 @@ RELEASE_MIN = (6, 7)
 
 
 class Conduit:
-    """Invariant: `size` bytes are in the pipe, which nobody else has. Nothing here ever blocks."""
+    """Invariant: `size` bytes are in the pipe, which no other object has. Nothing here ever blocks."""
 
     __slots__ = ("_reading", "_writing", "size")
 
@@ -39,7 +39,7 @@ class Conduit:
         self.size = 0
         self._reading, self._writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            fcntl.fcntl(self._writing, F_SETPIPE_SZ, capacity)
+            set_pipe_size(self._writing, capacity)
         except OSError:
             self.close()
             raise
@@ -51,6 +51,12 @@ class Conduit:
         as read(2) does; EINVAL means a file that cannot be spliced.
         """
         taken = os.splice(fd, self._writing, limit, flags=os.SPLICE_F_NONBLOCK)
+        self.size += taken
+        return taken
+
+    def fill_from(self, fd: int, limit: int, offset: int) -> int:
+        """fill() from an offset of a file, whose own position stays."""
+        taken = os.splice(fd, self._writing, limit, offset_src=offset, flags=os.SPLICE_F_NONBLOCK)
         self.size += taken
         return taken
 
@@ -138,10 +144,20 @@ def open_conduit(capacity: int = CAPACITY) -> Conduit | None:
         return None
 
 
+def set_pipe_size(fd: int, size: int) -> None:
+    """Gives a pipe room for `size` bytes, in whole pages. Raises OSError as fcntl(2) does."""
+    try:
+        import fcntl  # noqa: PLC0415 - loading it is a hundredth of a short command's time, and only bulk needs it
+    except ImportError as error:
+        # A file of its own in some Pythons, for which this process has no descriptor left.
+        raise OSError(errno.EMFILE, str(error)) from error
+    fcntl.fcntl(fd, F_SETPIPE_SZ, size)
+
+
 def enlarge_pipe(fd: int, size: int = PIPE_SIZE) -> None:
     """Room for `size` bytes in a pipe, if the kernel's limits allow."""
     try:
-        fcntl.fcntl(fd, F_SETPIPE_SZ, size)
+        set_pipe_size(fd, size)
     except OSError:
         pass
 

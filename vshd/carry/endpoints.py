@@ -46,7 +46,7 @@ def connect(place: str, timeout_s: float) -> int:
         if not code:
             return connection.detach()
         connection.close()
-    raise _cannot_connect(place, code)
+    raise explain_connect(place, code)
 
 
 def start_connect(place: str) -> "_socket.socket":
@@ -57,7 +57,7 @@ def start_connect(place: str) -> "_socket.socket":
     code = connection.connect_ex(address)
     if code not in (0, errno.EINPROGRESS):
         connection.close()
-        raise _cannot_connect(place, code)
+        raise explain_connect(place, code)
     return connection
 
 
@@ -81,7 +81,8 @@ def _wait_for_backlog(connection: "_socket.socket", address: "tuple[object, ...]
     return errno.ETIMEDOUT if code == errno.EAGAIN else code
 
 
-def _cannot_connect(place: str, code: int) -> PlaceError:
+def explain_connect(place: str, code: int) -> PlaceError:
+    """The error for a connect() that ended with this errno."""
     return PlaceError(f"cannot connect to {place}: {os.strerror(code)}", code)
 
 
@@ -158,7 +159,7 @@ def _open(family: int, place: str) -> "_socket.socket":
     return opened
 
 
-def _find_addresses(place: str, *, is_passive: bool) -> "list[tuple[int, tuple[object, ...] | str]]":
+def _find_addresses(place: str, *, is_passive: bool, flags: int = 0) -> "list[tuple[int, tuple[object, ...] | str]]":
     """Families and addresses of a place, at least one. Raises PlaceError."""
     kind, _, rest = place.partition(":")
     if kind == "unix" and rest and "\0" not in rest:
@@ -170,12 +171,36 @@ def _find_addresses(place: str, *, is_passive: bool) -> "list[tuple[int, tuple[o
         if kind == "vsock" and host.isascii() and host.isdigit() and max(int(host), int(port)) < vsock.ANY:
             return [(_socket.AF_VSOCK, (int(host), int(port)))]
         if kind == "tcp" and host and int(port) <= TCP_PORT_MAX:
-            return _look_up(place, host.removeprefix("[").removesuffix("]"), int(port), is_passive)
+            flags |= _socket.AI_PASSIVE if is_passive else 0
+            return _look_up(place, host.removeprefix("[").removesuffix("]"), int(port), flags)
     raise PlaceError(f"'{place}' is no place", errno.EINVAL)
 
 
-def _look_up(place: str, host: str, port: int, is_passive: bool) -> "list[tuple[int, tuple[object, ...] | str]]":
-    flags = _socket.AI_PASSIVE if is_passive else 0
+def find_fixed(place: str) -> "list[tuple[int, tuple[object, ...] | str]]":
+    """Families and addresses of a place whose addresses stay, at least one: a look-up of any other name can take long,
+    and give others later. Raises PlaceError.
+    """
+    host = place.removeprefix("tcp:").rpartition(":")[0]
+    if not place.startswith("tcp:") or host == "localhost":
+        return _find_addresses(place, is_passive=False)
+    return _find_addresses(place, is_passive=False, flags=_socket.AI_NUMERICHOST)
+
+
+def begin_connect(family: int, address: "tuple[object, ...] | str", place: str) -> "tuple[_socket.socket, int]":
+    """A non-blocking socket and how its connect() to one address of a place stands: 0 done, EINPROGRESS under way,
+    EAGAIN for a UNIX socket whose backlog is full, else why it failed. Raises PlaceError when there is no socket.
+    """
+    connection = _open(family, place)
+    code = connection.connect_ex(address)
+    if code == errno.EINPROGRESS:
+        # Over loopback the connection stands by now, and asking once more costs less than a turn of a loop.
+        code = connection.connect_ex(address)
+    if code == errno.EISCONN:
+        code = 0
+    return connection, errno.EINPROGRESS if code == errno.EALREADY else code
+
+
+def _look_up(place: str, host: str, port: int, flags: int) -> "list[tuple[int, tuple[object, ...] | str]]":
     try:
         found = _socket.getaddrinfo(None if host == "*" else host, port, 0, _socket.SOCK_STREAM, 0, flags)
     except (OSError, UnicodeError) as error:

@@ -6,7 +6,7 @@ succeeded. A blocked signal never arrives. With a standard descriptor closed the
 or stderr. So every program of ours begins here.
 """
 
-import _signal  # type: ignore[import-not-found]
+import _signal  # type: ignore[import-not-found]  # typeshed lacks it
 import os
 
 # Ignored on purpose, by a person (nohup, trap '' TERM) or by a shell for its background (`&`): a program that a person

@@ -2,9 +2,9 @@
 
     [fd12:3456:789a:1::3]:80   is   port 80 of CID 3
 
-A program that knows only TCP connects to such an address; the kernel delivers it here, whatever the port (a `local`
-route for the whole prefix, and a NAT rule that redirects what is sent there to one listener), and the listener asks the
-kernel where the client wanted to go. Pure but for that question; shared with vsh, as vshd.carry.bridge is.
+A program that knows only TCP connects to such an address. The kernel delivers each port's connections here, by a
+`local` route for the whole prefix and a NAT rule that redirects them to one listener. The listener asks the kernel for
+the client's original destination. Pure but for that question; shared with vsh, as vshd.carry.bridge is.
 """
 
 import _socket

@@ -47,7 +47,7 @@ class ListeningSocket:
 
     def accept(self) -> tuple[int, object]:
         """The next connection's descriptor and its address. Raises BlockingIOError, OSError."""
-        fd, address = self.socket._accept()  # type: ignore[attr-defined]
+        fd, address = self.socket._accept()  # type: ignore[attr-defined]  # typeshed lacks it
         return int(fd), address
 
     def is_there(self) -> bool:
@@ -116,7 +116,7 @@ def _remove_dead(path: str) -> None:
 
 
 def _lock_folder(folder: str) -> int:
-    """A descriptor that holds the lock of a folder; -1 where that cannot be had, and chance has to do."""
+    """A descriptor that holds the lock of a folder; -1 when it could not be locked, and chance has to do."""
     import fcntl  # noqa: PLC0415 - a vshd in a guest listens at no path
 
     deadline_s = time.monotonic() + LOCK_DEADLINE_S

@@ -107,6 +107,16 @@ def describe_wall(duties: Duties, kernel: str, allowed_cids: frozenset[int] | No
     return "".join(f"WALL_{layer}={state}\n" for layer, state in states).encode("utf-8", "replace")
 
 
+def prove_wall(facts: bytes) -> bytes:
+    """The layers that describe_wall() found, found again: a snapshot's memory tells only how they were."""
+    if b"WALL_TRANSPORT=on\n" in facts and os.path.exists(LOOPBACK):
+        facts = facts.replace(b"TRANSPORT=on", b"TRANSPORT=missing: vsock_loopback is loaded")
+    trouble = _try_loopback() if b"WALL_KERNEL=on\n" in facts else ""
+    if trouble:
+        facts = facts.replace(b"KERNEL=on", f"KERNEL=missing: {trouble}".encode("utf-8", "replace"))
+    return facts
+
+
 def _run_loader() -> str:
     """What the loader complains of; empty when it does not."""
     reading, writing = os.pipe()

@@ -1,4 +1,4 @@
-"""pid 1 of a small guest: starts vshd and keeps it running, reaps what nobody waits for, and ends the guest on request.
+"""pid 1 of a small guest: starts vshd and keeps it running, reaps orphaned processes, and ends the guest on request.
 
 /init has mounted and loaded what the guest needs and then becomes this process. vshd is forked from it: the guest
 starts one interpreter, and pid 1 has imported no more than listening needs. The words are busybox init's: USR2 powers
@@ -30,11 +30,15 @@ if TYPE_CHECKING:
 READY_ARGUMENT = "vmkit.ready="
 # Says that there is a token, and where: a guest that cannot find it must not serve without.
 TOKEN_ARGUMENT = "vmkit.token="  # noqa: S105 - a word, not a secret
+# The machine's name.
+NAME_ARGUMENT = "vmkit.name="
 # A vshd that dies is started again: the first time at once, then after a pause that doubles with each death. One that
 # has lived this long starts from the beginning. pid 1 never gives up: what else runs in the guest would end with it.
 PAUSE_FIRST_S = 0.1
 PAUSE_MAX_S = 10.0
 LIVED_S = 30.0
+# Where the state of a machine that is saved and restored is kept; the directory is memory.
+FREEZE_FILE = "/run/vshd.freeze"
 # How long processes have after TERM, and the kernel after KILL.
 TERM_S = 2.0
 KILL_S = 1.0
@@ -85,6 +89,7 @@ class Init:
         """Keeps vshd running; returns the way down that was asked for. Raises InitError."""
         raise_loopback()
         command_line = _read_command_line()
+        take_own_name(command_line)
         self._token_from = find_token_source(command_line)
         ready_port = find_ready_port(command_line)
         self._start_vshd(ready_port, self._prepare(self._duties, parse_flags(self._argv)))
@@ -122,6 +127,7 @@ class Init:
             options.ready = f"{HOST_CID}:{ready_port}"
         if self._token_from is not None:
             options.token_from = self._token_from
+        options.freeze_file = options.freeze_file or FREEZE_FILE
         pid = os.fork()
         if pid:
             self._vshd = pid
@@ -205,6 +211,20 @@ def find_ready_port(command_line: str) -> int | None:
                 raise InitError(f"the kernel argument {word} names no port")
             port = int(text)
     return port
+
+
+def take_own_name(command_line: str) -> None:
+    """The machine's name becomes the hostname: `vmkit.name=NAME`. Without one it stays the image's."""
+    if NAME_ARGUMENT not in command_line:
+        return
+    from vshd.naming import find_name, take_name  # noqa: PLC0415 - guests of other programs have no such word
+
+    name = find_name(command_line)
+    try:
+        if name:
+            take_name(name)
+    except OSError as error:
+        _report(f"cannot set the hostname: {error.strerror}")
 
 
 def find_token_source(command_line: str) -> str | None:

@@ -17,6 +17,10 @@ from vshd.signals import SIGINT, SIGTERM, Wakeup
 from vshd.wire import messages
 from vshd.wire.messages import Forward
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vshd.services.table import Handed, Surroundings
+
 # A local server answers at once; a distant one, or one whose backlog is full, within retries of TCP (1, 3, 7, 15 s).
 CONNECT_TIMEOUT_S = 20.0
 # Connections of one listening forward; who comes later waits in the backlog.
@@ -33,12 +37,19 @@ def user_of(forward: Forward) -> bytes:
 
 def describe(forward: Forward) -> str:
     """What the log calls it."""
+    if forward.branches:
+        return os.fsdecode(b"forward to " + forward.branches + b", with branches")
     words = b"forward to " + forward.connect if forward.connect else b"forward from " + forward.listen
     return os.fsdecode(words)
 
 
-def open_service(forward: Forward) -> "Connected | Listening":
-    """Opens what was asked for. Raises RefusalError."""
+def open_service(forward: Forward, fd: int, around: "Surroundings") -> "Handed":
+    """Opens what was asked for. fd: the client's connection, which stays the caller's. Raises RefusalError."""
+    if forward.branches and not forward.connect and not forward.listen:
+        # Loaded for the few that ask for it.
+        from vshd.services.branches import open_branches  # noqa: PLC0415
+
+        return open_branches(forward, fd, around.options)
     try:
         if forward.connect and not forward.listen:
             return Connected(endpoints.connect(os.fsdecode(forward.connect), CONNECT_TIMEOUT_S))
@@ -105,7 +116,7 @@ class Bringing:
     def _listen(self, is_wanted: bool) -> None:
         for listener in self.listeners:
             if is_wanted:
-                self.pairs.watch(listener.socket.fileno(), lambda listener=listener: self._accept(listener))  # type: ignore[misc]
+                self.pairs.watch(listener.socket.fileno(), lambda listener=listener: self._accept(listener))  # type: ignore[misc]  # mypy cannot infer a default
             else:
                 self.pairs.ignore(listener.socket.fileno())
 
@@ -135,7 +146,7 @@ class Bringing:
         self.pairs.add_connecting(left, Side(back.detach()), deadline_s, tell_failure, to_right=self._token)
 
     def _tell(self, text: str) -> None:
-        """Whoever connects here can cause such a line."""
+        """Every client that connects here can cause such a line."""
         assert self._failures is not None
         self._failures.warning(text, time.monotonic())
 

@@ -135,7 +135,7 @@ class Inetd(_Children):
 
 
 class Activator(_Children):
-    """One command at a time, which accepts itself; started when somebody connects and it does not run."""
+    """One command at a time, which accepts itself; started when a client connects and it does not run."""
 
     def __init__(self, listener: Listener, options: Options, log: Log, wakeup: Wakeup) -> None:
         super().__init__(listener, options, log, wakeup)

@@ -10,6 +10,7 @@ To add a service: a module here with `open_service`, `user_of` and `describe`, a
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Protocol
 
     from vshd.flags import Options
@@ -30,15 +31,23 @@ if TYPE_CHECKING:
 
 
 class Service:
-    """One row of SERVICES."""
+    """One row of SERVICES.
 
-    __slots__ = ("budget", "field", "module", "name")
+    is_hosts: only the host may ask for it, whomever else this vshd serves. is_thaw: a frozen machine serves it, and
+    nothing else; one that is not frozen does not.
+    """
 
-    def __init__(self, name: str, field: str, module: str, budget: int) -> None:
+    __slots__ = ("budget", "field", "is_hosts", "is_thaw", "module", "name")
+
+    def __init__(
+        self, name: str, field: str, module: str, budget: int, *, is_hosts: bool = False, is_thaw: bool = False
+    ) -> None:
         self.name = name
         self.field = field
         self.module = module
         self.budget = budget
+        self.is_hosts = is_hosts
+        self.is_thaw = is_thaw
 
 
 class Mode:
@@ -54,7 +63,39 @@ class Mode:
         self.budget = budget
 
 
-SERVICES = (Service("forward", "forward", "vshd.services.forward", 10),)
+class Surroundings:
+    """What a service may know of its daemon.
+
+    is_frozen: the machine awaits its thaw. facts: the wall's layers as pid 1 found them, a line each. renew: has the
+    server read the machine's state again, before it accepts the next connection. home: of the service's user, once
+    that is known.
+    """
+
+    __slots__ = ("facts", "home", "is_frozen", "options", "renew")
+
+    def __init__(self, options: "Options", *, is_frozen: bool, facts: bytes, renew: "Callable[[], None]") -> None:
+        self.options = options
+        self.is_frozen = is_frozen
+        self.facts = facts
+        self.renew = renew
+        self.home = "/"
+
+    def prove_wall(self) -> bytes:
+        """The wall's layers as they are now, a line each; none where there is no wall."""
+        if not self.facts:
+            return b""
+        from vshd.pid1.duties import prove_wall  # noqa: PLC0415 - a thaw alone asks
+
+        return prove_wall(self.facts)
+
+
+SERVICES = (
+    Service("forward", "forward", "vshd.services.forward", 10),
+    Service("freeze", "freeze", "vshd.services.freeze", 2, is_hosts=True),
+    Service("thaw", "thaw", "vshd.services.thaw", 4, is_hosts=True, is_thaw=True),
+    Service("clock", "clock", "vshd.services.clock", 2, is_hosts=True),
+    Service("subsystem", "subsystem", "vshd.services.subsystem", 3),
+)
 MODES = (
     Mode("one session", ("forward_to_host_port", "forward_to"), "vshd.services.one", "serve_one", 40),
     Mode("commands", ("inetd", "activate"), "vshd.services.inetd", "serve_commands", 10),
@@ -66,6 +107,7 @@ class Asked:
     """A service that a request asks for. Invariant: its module is loaded."""
 
     def __init__(self, service: Service, value: object) -> None:
+        self.service = service
         self._value = value
         self._module = __import__(service.module, fromlist=("open_service",))
 
@@ -80,9 +122,9 @@ class Asked:
         text: str = self._module.describe(self._value)
         return text
 
-    def open(self) -> "Handed":
-        """Opens it, as the user that this process is now. Raises RefusalError."""
-        handed: Handed = self._module.open_service(self._value)
+    def open(self, fd: int, around: Surroundings) -> "Handed":
+        """Opens it for the connection `fd`, as the user that this process is now. Raises RefusalError."""
+        handed: Handed = self._module.open_service(self._value, fd, around)
         return handed
 
 

@@ -20,7 +20,7 @@ CTRL_D = b"\x04"
 
 class Intake:
     """Invariant: `fd` is -1 once the target's stdin is closed, and then nothing waits; what waits elsewhere is in
-    `_conduit`. A terminal is closed by whoever opened it.
+    `_conduit`. The code that opened a terminal closes it.
     """
 
     def __init__(

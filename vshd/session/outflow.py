@@ -18,7 +18,7 @@ LEGACY_READ_SIZE = 16 * 4000
 
 class Outflow:
     """Invariant: `fd` is -1 once the stream has ended; while `is_sending`, what was read last may still be in the
-    connection's output. A terminal is closed by whoever opened it.
+    connection's output. The code that opened a terminal closes it.
     """
 
     def __init__(self, connection: ServerConnection, stream: int, fd: int, *, is_terminal: bool) -> None:

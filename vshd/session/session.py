@@ -12,7 +12,7 @@ from vshd.carry.conduit import write_output
 from vshd.flags import Options
 from vshd.log import Log, fit
 from vshd.processes import Exit, end_session, reap
-from vshd.services.table import find_service
+from vshd.services.table import Surroundings, find_service
 from vshd.session.account import Account, choose_account, switch_to
 from vshd.session.limits import apply_limits
 from vshd.session.refusal import RefusalError
@@ -41,6 +41,9 @@ LAST_WORDS_S = 10.0
 # Bytes that an audit line shows of a command.
 COMMAND_SHOWN_MAX = 200
 
+# Beginnings of a peer's name, as the listener gives them.
+HOST_PEERS = ("vsock 2:", "unix")
+
 EXIT_NOT_FOUND = 127
 EXIT_NOT_EXECUTABLE = 126
 
@@ -61,8 +64,10 @@ class Session:
         wakeup: Wakeup,
         on_start: "Callable[[int], None] | None" = None,
         token: bytes | None = None,
+        around: Surroundings | None = None,
     ) -> None:
         """who: the peer, for the log. wakeup: has SIGCHLD and SIGTERM. token: what the client must prove to know.
+        around: of the server; None: there is none.
 
         on_start is told 0 when the token was proven, and later the pid of the target, or of this process if it
         forwards.
@@ -74,8 +79,11 @@ class Session:
         self.log = log
         self._wakeup = wakeup
         self._on_start = on_start
+        self._around = around or Surroundings(options, is_frozen=False, facts=b"", renew=lambda: None)
         self.connection = ServerConnection(
-            _make_limits(options), _make_proof(token), allow_legacy_clients=options.allow_legacy_clients
+            _make_limits(options),
+            _make_proof(token),
+            allow_legacy_clients=options.allow_legacy_clients and not self._around.is_frozen,
         )
 
     def run(self) -> None:
@@ -95,12 +103,14 @@ class Session:
             request.user = service.user
         command = _show(service.describe()) if service is not None else _describe(request)
         try:
+            self._check_state(service)
             account = choose_account(request, self.options)
             self.who = f"{self.who} user {account.name}"
             apply_limits(self.options, account)
             if self.options.allow_to_switch_user:
                 switch_to(account)
             if service is not None:
+                self._around.home = account.home
                 self._hand_over(service, command)
                 return
             notice = self._enter_directory(request, account)
@@ -119,11 +129,21 @@ class Session:
         end = self._relay(target)
         self.log.info(f"{self.who}: {command}: {end} after {time.monotonic() - started_s:.3f} s")
 
+    def _check_state(self, service: "Asked | None") -> None:
+        """A frozen machine serves its thaw alone, and some services are the host's alone. Raises RefusalError."""
+        row = None if service is None else service.service
+        if self._around.is_frozen and (row is None or not row.is_thaw):
+            raise RefusalError("this machine is frozen: it was saved, and not thawed yet", messages.FROZEN)
+        if row is not None and row.is_thaw and not self._around.is_frozen:
+            raise RefusalError("this machine is not frozen", messages.BAD_REQUEST)
+        if row is not None and row.is_hosts and not self.who.startswith(HOST_PEERS):
+            raise RefusalError("only the host may ask for this service", messages.BAD_REQUEST)
+
     def _hand_over(self, service: "Asked", command: str) -> None:
         """The connection becomes a service's: the one way in which a session is handed over. Raises RefusalError."""
         if not self.connection.is_extended:
             raise RefusalError("a service needs extended mode", messages.BAD_REQUEST)
-        handed = service.open()
+        handed = service.open(self.fd, self._around)
         self.connection.hand_over(os.getpid(), handed.description)
         if self._on_start is not None:
             self._on_start(os.getpid())

@@ -8,7 +8,7 @@ ioctls are numbers here because Debian's minimal Python has no termios.
 import errno
 import fcntl
 import os
-import struct
+import sys
 
 from vshd.session.account import Account
 from vshd.session.refusal import RefusalError
@@ -102,7 +102,7 @@ def _check_words(argv: list[bytes], environment: dict[bytes, bytes]) -> None:
 
 def resize_window(master: int, rows: int, cols: int) -> None:
     """The terminal's new size. Upstream's server takes any, 0 included, and keeps 16 bits of each."""
-    size = struct.pack("HHHH", rows & WINDOW_SIZE_MAX, cols & WINDOW_SIZE_MAX, 0, 0)
+    size = b"".join((number & WINDOW_SIZE_MAX).to_bytes(2, sys.byteorder) for number in (rows, cols, 0, 0))
     try:
         fcntl.ioctl(master, TIOCSWINSZ, size)
     except OSError:

@@ -1,8 +1,8 @@
-"""What a driver receives into: a buffer that grows with what comes, and others while the first ones are still wanted.
+"""The receive buffers of a driver: one that grows with the data, and others while the first ones are still in use.
 
-Every page of a buffer costs a short session a fault in the kernel, so the first is small. What a slow reader has not
-taken stays where it is, instead of being copied, as long as there is another buffer to receive into: a copy of bulk
-costs more than all the rest that is done with it.
+Every page of a buffer costs a short session a fault in the kernel, so the first is small. Data that a slow reader has
+not taken stays in its buffer, as long as there is another buffer to receive into. A copy of bulk costs more than all
+other work on it.
 """
 
 from vshd.wire.output import Output
@@ -15,7 +15,7 @@ HELD_MAX = 4
 
 
 class Buffers:
-    """Invariant: `current` is free; the held ones must not be written to while anybody borrows them."""
+    """Invariant: `current` is free; the held ones must not be written to while a reader borrows them."""
 
     __slots__ = ("_held", "_spares", "current")
 

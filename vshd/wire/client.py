@@ -6,13 +6,17 @@ from vshd.wire.errors import LocalProtocolError, RemoteProtocolError
 from vshd.wire.events import Distrusted, Established, Exited, Failed, HandedOver, Refused
 from vshd.wire.frames import LEGACY_MAX_PAYLOAD
 from vshd.wire.messages import (
+    Clock,
     ConnectionStatusMessage,
     Extended,
     Forward,
+    Freeze,
     GuestMessage,
     HostMessage,
     SetupConnectionRequest,
     SetupConnectionResponse,
+    Subsystem,
+    Thaw,
     WindowResizeMessage,
 )
 
@@ -25,18 +29,32 @@ STUB_USER = b":vsh-extended"
 STUB_ARGV = b"/nonexistent/vsh-extended"
 # `nopty` with its default value: a request of no bytes could not be announced.
 EMPTY_REQUEST = bytes((8 << 3, 0))
+# Of a request: what it asks for instead of a command.
+SERVICE_FIELDS = ("forward", "freeze", "thaw", "clock", "subsystem")
 
 
-def make_forward_request(forward: Forward) -> SetupConnectionRequest:
-    """A request for a forward (3), which servers that know none refuse as they refuse the stub."""
-    return SetupConnectionRequest(
+def make_service_request(
+    *,
+    forward: Forward | None = None,
+    freeze: Freeze | None = None,
+    thaw: Thaw | None = None,
+    clock: Clock | None = None,
+    subsystem: Subsystem | None = None,
+) -> SetupConnectionRequest:
+    """A request for a service (3 to 6), which servers that do not know it refuse as they refuse the stub."""
+    request = SetupConnectionRequest(
         target=messages.VM_SHELL, user=STUB_USER, argv=[STUB_ARGV], nopty=True, forward=forward
     )
+    request.freeze = freeze
+    request.thaw = thaw
+    request.clock = clock
+    request.subsystem = subsystem
+    return request
 
 
 class ClientConnection(Connection):
     """Invariant: `_deferred` holds the request's bytes exactly while the server has not yet been asked to take them; a
-    server that shall prove a token is asked only once it has."""
+    server that must prove a token is asked only once it has."""
 
     SEND_STREAMS = (messages.STDIN,)
     RECEIVE_STREAMS = (messages.STDOUT, messages.STDERR)
@@ -48,7 +66,7 @@ class ClientConnection(Connection):
         """proof: of the machine's token; the server must prove it, too, and legacy mode cannot."""
         super().__init__(state.OPENING, limits, proof)
         self._deferred = b""
-        self._is_forward = False
+        self._is_service = False
 
     def send_setup(self, request: SetupConnectionRequest) -> None:
         """Opens the session; a request that does not fit is deferred, and every one to a server that must prove itself.
@@ -63,7 +81,7 @@ class ClientConnection(Connection):
         if is_deferred and self.limits is None:
             raise LocalProtocolError(f"Serialized message too large: {len(payload)}")
         self._step(state.SEND_SETUP)
-        self._is_forward = request.forward is not None
+        self._is_service = any(getattr(request, name) is not None for name in SERVICE_FIELDS)
         if is_deferred:
             self._deferred = plain or EMPTY_REQUEST
             payload = self._stub(len(self._deferred))
@@ -198,9 +216,9 @@ class ClientConnection(Connection):
         self._deferred = b""
 
     def _receive_verdict(self, response: SetupConnectionResponse) -> None:
-        if response.status == messages.READY and self._is_forward:
+        if response.status == messages.READY and self._is_service:
             if not self.is_extended:
-                raise RemoteProtocolError("a legacy server took a forward for a command")
+                raise RemoteProtocolError("a legacy server took a service for a command")
             self._step(state.HAND_OVER)
             self._events.append(HandedOver(_text(response.description)))
         elif response.status == messages.READY:

@@ -2,7 +2,7 @@
 
 Owns what both sides share: framing, streams, credit, and the switch to extended mode. vshd.wire.client and
 vshd.wire.server add the handshake and the order of messages. Nothing here reads a clock: silence is
-vshd.wire.silence's, driven by whoever has one.
+vshd.wire.silence's, driven by code that has one.
 """
 
 from vshd.wire import messages, state

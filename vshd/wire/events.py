@@ -29,9 +29,9 @@ class Established(Event):
 
 
 class HandedOver(Event):
-    """Client: the forward stands; the connection's bytes from here on are in take_rest() and behind it.
+    """Client: the service stands; the connection's bytes from here on are in take_rest() and behind it.
 
-    `description`: where the server listens, empty when it has connected.
+    `description`: of a forward, where the server listens, empty when it has connected; of a thaw, the wall's layers.
     """
 
     __slots__ = ("description",)

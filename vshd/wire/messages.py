@@ -35,7 +35,7 @@ EXITED_DESCRIPTION = b"target process has exited"
 
 # FailureKind
 OTHER, NOT_FOUND, NOT_EXECUTABLE, TOO_LONG, BAD_DIRECTORY, BAD_USER, LIMIT, BAD_REQUEST, SHUTDOWN, PROTOCOL = range(10)
-NOT_TRUSTED, UNREACHABLE = 10, 11
+NOT_TRUSTED, UNREACHABLE, FROZEN = 10, 11, 12
 
 # Our own fields start here: far from upstream's, and outside 19000-19999, which protobuf reserves.
 VENDOR = 52001
@@ -107,9 +107,10 @@ class Extended(Message):
 
 
 class Forward(Message):
-    """Asks for a forward instead of a command (3): where to connect to, or where to listen and whom to bring it."""
+    """Asks for a forward instead of a command (3): where to connect to, or where to listen and whom to bring it,
+    or where each branch connects to."""
 
-    __slots__ = ("back", "connect", "listen", "token", "user")
+    __slots__ = ("back", "branches", "connect", "listen", "token", "user")
 
     FIELDS = (
         Field(1, "connect", BYTES),
@@ -117,15 +118,85 @@ class Forward(Message):
         Field(3, "back", BYTES),
         Field(4, "token", BYTES),
         Field(5, "user", BYTES),
+        Field(6, "branches", BYTES),
     )
 
     def __init__(
-        self, *, connect: bytes = b"", listen: bytes = b"", back: bytes = b"", token: bytes = b"", user: bytes = b""
+        self,
+        *,
+        connect: bytes = b"",
+        listen: bytes = b"",
+        back: bytes = b"",
+        token: bytes = b"",
+        user: bytes = b"",
+        branches: bytes = b"",
     ) -> None:
         self.connect = connect
         self.listen = listen
         self.back = back
         self.token = token
+        self.user = user
+        self.branches = branches
+
+
+class Freeze(Message):
+    """Asks for the guest to be made fit for a snapshot instead of a command (4): it serves nothing until it is thawed.
+
+    secret: what the one who thaws it must prove.
+    """
+
+    __slots__ = ("secret",)
+
+    FIELDS = (Field(1, "secret", BYTES),)
+
+    def __init__(self, *, secret: bytes = b"") -> None:
+        self.secret = secret
+
+
+class Thaw(Message):
+    """Makes a machine of its own of a restored guest (4). What is empty stays as it is; token: empty for none."""
+
+    __slots__ = ("boot_id", "entropy", "hostname", "machine_id", "token")
+
+    FIELDS = (
+        Field(1, "hostname", BYTES),
+        Field(2, "entropy", BYTES),
+        Field(3, "machine_id", BYTES),
+        Field(4, "boot_id", BYTES),
+        Field(5, "token", BYTES),
+    )
+
+    def __init__(
+        self,
+        *,
+        hostname: bytes = b"",
+        entropy: bytes = b"",
+        machine_id: bytes = b"",
+        boot_id: bytes = b"",
+        token: bytes = b"",
+    ) -> None:
+        self.hostname = hostname
+        self.entropy = entropy
+        self.machine_id = machine_id
+        self.boot_id = boot_id
+        self.token = token
+
+
+class Clock(Message):
+    """Opens a connection over which the host sets the guest's clock (5.4)."""
+
+    __slots__ = ()
+
+
+class Subsystem(Message):
+    """Asks for a subsystem instead of a command (6), by its name, such as sftp."""
+
+    __slots__ = ("name", "user")
+
+    FIELDS = (Field(1, "name", BYTES), Field(2, "user", BYTES))
+
+    def __init__(self, *, name: bytes = b"", user: bytes = b"") -> None:
+        self.name = name
         self.user = user
 
 
@@ -134,14 +205,18 @@ class SetupConnectionRequest(Message):
 
     __slots__ = (
         "argv",
+        "clock",
         "command",
         "cwd",
         "cwd_pid",
         "env",
         "extended",
         "forward",
+        "freeze",
         "nopty",
+        "subsystem",
         "target",
+        "thaw",
         "user",
         "window_cols",
         "window_rows",
@@ -160,6 +235,10 @@ class SetupConnectionRequest(Message):
         Field(10, "cwd_pid", INT32),
         Field(VENDOR, "extended", MESSAGE, Extended),
         Field(VENDOR + 1, "forward", MESSAGE, Forward),
+        Field(VENDOR + 2, "freeze", MESSAGE, Freeze),
+        Field(VENDOR + 3, "thaw", MESSAGE, Thaw),
+        Field(VENDOR + 4, "clock", MESSAGE, Clock),
+        Field(VENDOR + 5, "subsystem", MESSAGE, Subsystem),
     )
 
     def __init__(
@@ -189,6 +268,10 @@ class SetupConnectionRequest(Message):
         self.cwd_pid = cwd_pid
         self.extended = extended
         self.forward = forward
+        self.freeze: Freeze | None = None
+        self.thaw: Thaw | None = None
+        self.clock: Clock | None = None
+        self.subsystem: Subsystem | None = None
 
 
 class SetupConnectionResponse(Message):

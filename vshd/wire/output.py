@@ -68,7 +68,7 @@ class Output:
     def buffers(self) -> "list[memoryview | bytes]":
         """What to give to writev() next: all before the first that is elsewhere."""
         if not self._elsewhere:
-            return self._buffers[:BUFFERS_AT_ONCE]  # type: ignore[return-value]
+            return self._buffers[:BUFFERS_AT_ONCE]  # type: ignore[return-value]  # none is Elsewhere
         buffers: list[memoryview | bytes] = []
         for buffer in self._buffers[:BUFFERS_AT_ONCE]:
             if isinstance(buffer, Elsewhere):
@@ -117,13 +117,18 @@ class Output:
         self._buffers = kept + ([b"".join(run)] if run else [])
         self.is_borrowing = False
 
+    def join(self) -> None:
+        """Makes one buffer of very many, unless some of it is elsewhere or borrowed."""
+        if len(self._buffers) > BUFFERS_AT_ONCE and not self._elsewhere and not self.is_borrowing:
+            self._buffers = [b"".join(self._buffers)]  # type: ignore[arg-type]  # none is Elsewhere
+
     def take(self) -> bytes:
         """Everything at once, for tests and other drivers without writev(); nothing may be elsewhere."""
-        data = b"".join(self._buffers)  # type: ignore[arg-type]
+        data = b"".join(self._buffers)  # type: ignore[arg-type]  # none is Elsewhere
         self.clear()
         return data
 
 
 def _is_fixed(data: memoryview | bytes) -> bool:
-    """Bytes or a view of bytes, which nobody can change."""
+    """Bytes or a view of bytes, which must not change."""
     return isinstance(data, bytes) or isinstance(data.obj, bytes)

@@ -1,7 +1,7 @@
 """The proof of a machine's token (docs/reference/protocol.md 2.9): what each side computes over what both have seen.
 
-Owns the token's text form, the two roles and the arithmetic; the driver brings the token and a nonce that nobody has
-had before. Imported only where there is a token.
+Owns the token's text form, the two roles and the arithmetic; the driver brings the token and a nonce that was never
+used before. Imported only where there is a token.
 """
 
 # hmac.compare_digest, without hashlib and OpenSSL behind it: those are a third of a short command's start.
@@ -11,10 +11,10 @@ from vshd.wire.errors import TokenError
 
 # The interpreter's own SHA-256, by its name since Python 3.12 and before; a Python without either has hashlib.
 try:
-    from _sha2 import sha256  # type: ignore[import-not-found]
+    from _sha2 import sha256  # type: ignore[import-not-found]  # typeshed lacks it
 except ImportError:
     try:
-        from _sha256 import sha256  # type: ignore[import-not-found]
+        from _sha256 import sha256  # type: ignore[import-not-found]  # typeshed lacks it
     except ImportError:
         from hashlib import sha256
 
@@ -63,6 +63,11 @@ class Proof:
 
     def _make(self, role: bytes) -> bytes:
         return hmac_sha256(self._token, _CONTEXT + role + b"\0" + self._transcript)
+
+
+def is_same(one: bytes, other: bytes) -> bool:
+    """Whether two secrets are the same, found in a time that does not tell where they differ."""
+    return compare_digest(one, other)
 
 
 def hmac_sha256(key: bytes, message: bytes) -> bytes:

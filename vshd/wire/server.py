@@ -158,7 +158,7 @@ class ServerConnection(Connection):
         if not offer.nonce:
             self._distrust("this machine demands its token, and the client has none")
         elif len(offer.nonce) != len(proof.nonce) or not offer.request_size:
-            raise RemoteProtocolError("an offer with a nonce that is none, or without a deferred request")
+            raise RemoteProtocolError("an offer with a bad nonce, or without a deferred request")
         elif self._is_small_enough(offer.request_size):
             response = SetupConnectionResponse(messages.READY, messages.READY_DESCRIPTION, extended=self._answer(None))
             answer = response.encode()

@@ -9,7 +9,7 @@ round: the stub is answered with "go on", the request follows in chunks, and a s
                     \\-> DEFERRED --^
 
 With a token (2.9) both sides are AWAITING_PROOF before they are DEFERRED.
-A forward (3) ends in RAW instead of RUNNING: from there on the connection's bytes are somebody else's.
+A forward (3) ends in RAW instead of RUNNING: from there on the connection's bytes belong to another protocol.
 
 OVER is the end both sides agreed on (EXITED, FAILED, a refusal); BROKEN is every other end, and can follow every state
 but OVER. A step that is not in the table raises LocalProtocolError and changes nothing: what the *peer* does wrong is

@@ -1,0 +1,86 @@
+"""What SFTP tells of a file: its attributes, and the line that `ls -l` of a client prints."""
+
+import pwd
+import stat
+import time
+
+from vshd.services.sftp.packets import render_attributes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+# A folder may hold files of many users and times: the tables start anew at this size.
+CACHE_MAX = 1024
+# ls(1) prints the year of what is older than half a year, or in the future.
+RECENT_S = 182 * 86400
+MINUTE_S = 60
+
+# Positions in a stat result: by their names times are fractions, which can be rounded up.
+_ATIME, _MTIME = 7, 8
+
+
+def render_stat(found: "os.stat_result") -> bytes:
+    """An ATTRS structure."""
+    atime, mtime = int(found[_ATIME]), int(found[_MTIME])
+    return render_attributes(found.st_size, found.st_uid, found.st_gid, found.st_mode, atime, mtime)
+
+
+class LongNames:
+    """Makes the lines of a listing. Invariant: no table has more than CACHE_MAX entries."""
+
+    __slots__ = ("_groups", "_minutes", "_now_s", "_users")
+
+    def __init__(self) -> None:
+        self._users: dict[int, bytes] = {}
+        self._groups: dict[int, bytes] = {}
+        self._minutes: dict[int, bytes] = {}
+        self._now_s = 0
+
+    def start(self) -> None:
+        """A listing begins: times are recent, or not, as of now."""
+        self._now_s = int(time.time())
+        self._minutes.clear()
+
+    def render(self, name: bytes, found: "os.stat_result") -> bytes:
+        """The line of one file."""
+        user = _look_up(self._users, found.st_uid, _find_user)
+        group = _look_up(self._groups, found.st_gid, _find_group)
+        minute = _look_up(self._minutes, int(found[_MTIME]) // MINUTE_S, self._render_time)
+        words = (stat.filemode(found.st_mode).encode(), found.st_nlink, user, group, found.st_size, minute, name)
+        return b"%s %3d %-8s %-8s %8d %s %s" % words
+
+    def _render_time(self, minute: int) -> bytes:
+        seconds = minute * MINUTE_S
+        form = "%b %e %H:%M" if 0 <= self._now_s - seconds <= RECENT_S else "%b %e  %Y"
+        try:
+            return time.strftime(form, time.localtime(seconds)).encode()
+        except (OverflowError, OSError, ValueError):
+            # A year that the C library cannot name.
+            return b"?"
+
+
+def _look_up(table: dict[int, bytes], key: int, find: "Callable[[int], bytes]") -> bytes:
+    value = table.get(key)
+    if value is None:
+        if len(table) >= CACHE_MAX:
+            table.clear()
+        value = table[key] = find(key)
+    return value
+
+
+def _find_user(uid: int) -> bytes:
+    try:
+        return pwd.getpwuid(uid).pw_name.encode("utf-8", "surrogateescape")
+    except KeyError:
+        return b"%d" % uid
+
+
+def _find_group(gid: int) -> bytes:
+    try:
+        import grp  # noqa: PLC0415 - not in every minimal Python
+
+        return grp.getgrgid(gid).gr_name.encode("utf-8", "surrogateescape")
+    except (KeyError, ImportError):
+        return b"%d" % gid
