@@ -1,4 +1,4 @@
-"""vsh's entry; the only place that prints errors and exits."""
+"""vsh's entry point. Only this module prints errors and exits."""
 
 import os
 import sys
@@ -7,7 +7,6 @@ from vsh import cli
 from vsh.errors import ConnectionLost, VshError
 from vsh.flags import HELP, Options, find_config_path, parse_flags
 from vshd.carry.inherited import OF_PEOPLE, hold_stdio, settle_signals
-from vshd.wire.version import __version__
 
 INTERRUPTED = 128 + 2
 PIPE_BROKEN = 128 + 13
@@ -29,6 +28,8 @@ def main(argv: list[str] | None = None) -> int:
         if options.help:
             return _print(HELP)
         if options.version:
+            from vshd.wire.version import __version__  # noqa: PLC0415 - most commands print none
+
             return _print(f"vsh {__version__}\n")
         if options.completion or options.list_hosts or options.launcher:
             return _print(_render_help(options))
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Of --help and the like: nobody reads our own output any more.
+        # The reader of --help or the like has closed our stdout.
         os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
         return PIPE_BROKEN
     except Exception as error:
@@ -70,7 +71,7 @@ def _explain(error: Exception) -> str:
 
 
 def _find_remedy(error: Exception) -> str:
-    """What to do about a limit that caused `error`; empty for other failures."""
+    """Returns the remedy for a limit that caused `error`; empty for other failures."""
     try:
         from vsh.limits import find_remedy  # noqa: PLC0415 - only after a failure
     except OSError:
@@ -82,7 +83,7 @@ def _find_remedy(error: Exception) -> str:
 
 
 def _say(text: str) -> None:
-    """In one write: lines of several programs must not mix. Where nobody reads, the exit status has to do."""
+    """Prints in one write, so that lines of several programs do not mix. Ignores a reader that is gone."""
     data = (text + "\n").encode("utf-8", "surrogateescape")
     try:
         rest = data[os.write(2, data) :]
@@ -111,7 +112,7 @@ def _apply_config(options: Options) -> None:
 
 
 def _print(text: str) -> int:
-    """Prints an answer; the exit status. Raises BrokenPipeError here, and not in the interpreter's last flush."""
+    """Prints an answer and returns the exit status. Raises BrokenPipeError now, not in the interpreter's last flush."""
     try:
         print(text, end="", flush=True)
     except BrokenPipeError:
@@ -124,7 +125,7 @@ def _print(text: str) -> int:
 
 
 def _render_help(options: Options) -> str:
-    """What is asked for once, or by completion scripts: no session."""
+    """Returns the answer to a flag that needs no session: the launcher, the hosts, or a completion script."""
     from vsh import completion, config, launcher, registry  # noqa: PLC0415
 
     if options.launcher:

@@ -1,4 +1,4 @@
-"""Where a vshd is: what the user said, looked up in the registry of machines, as an Address a transport can open."""
+"""Finds a vshd: turns the user's words into an Address that a transport can open, by the registry of machines."""
 
 from vsh import registry
 from vsh.errors import VshError
@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 
 
 class Address:
-    """How to reach a vshd: kind UNIX (path), HYBRID (path, and a port asked for with CONNECT), VSOCK (cid, port) or
-    DESCRIPTOR (fd), or wait until it calls: DOOR (door). `name` is what people call it; `is_ours` that the registry
-    knows it. `token_file`: where the token is that it has to prove, and that we shall; empty: none. `entry`: the
-    machine."""
+    """How to reach a vshd. The kind is UNIX (path), HYBRID (path, and a port requested with CONNECT), VSOCK (cid, port)
+    or DESCRIPTOR (fd). For DOOR (door) the vshd connects to us. `name` is the name for people. `is_ours` means that it
+    is in the registry. `token_file` holds the token that both sides must prove; empty: none. `entry`: the machine."""
 
     __slots__ = ("cid", "door", "entry", "fd", "is_ours", "kind", "name", "path", "port", "token_file")
 
@@ -77,7 +76,7 @@ class Address:
 
 
 class NotReady(VshError):  # noqa: N818 - it names what was seen
-    """A machine is starting or stopping; entry: which."""
+    """A machine is starting or stopping. entry: that machine."""
 
     def __init__(self, brief: str, *, hint: str, entry: Entry) -> None:
         super().__init__(brief, hint=hint)
@@ -85,13 +84,13 @@ class NotReady(VshError):  # noqa: N818 - it names what was seen
 
 
 def check_cid(cid: int) -> int:
-    """`cid` if it can be a guest's. Raises VshError."""
+    """Returns `cid` if it can be a guest's. Raises VshError."""
     if cid > UINT32_MAX:
         raise VshError(f"Cid value ({cid}) is too large.  Largest valid value is {UINT32_MAX}")
     if not CID_MIN <= cid <= CID_MAX:
         raise VshError(
-            f"CID {cid} is no guest's: 0 to 2 are the host's own, {UINT32_MAX} means any",
-            hint=f"guests have CIDs from {CID_MIN} to {CID_MAX}",
+            f"the CID of a guest must be between {CID_MIN} and {CID_MAX}, not {cid}",
+            hint=f"0 to 2 are the host's own, and {UINT32_MAX} means any",
             status=USAGE_STATUS,
         )
     return cid
@@ -101,19 +100,19 @@ UINT32_MAX = (1 << 32) - 1
 
 
 def find_by_cid(cid: int, port: int = VSHD_PORT) -> Address:
-    """The address of a CID: a machine of the registry, else the kernel's vsock. Raises VshError."""
+    """Returns the address of a CID: a machine of the registry, else the kernel's vsock. Raises VshError."""
     machine = registry.find_machine(cid=check_cid(cid))
     return Address.vsock(cid, port) if machine is None else address_of(machine, port)
 
 
 def find_by_name(name: str, port: int = VSHD_PORT) -> Address:
-    """The address of a machine of the registry. Raises VshError."""
+    """Returns the address of a machine of the registry. Raises VshError."""
     machine = registry.find_machine(name=name)
     if machine is None:
         from vsh.ending import describe_last  # noqa: PLC0415 - only after a failure
 
         raise VshError(
-            f"no machine is called '{name}'",
+            f"no machine named '{name}' is running",
             details=describe_last(name) or registry.describe_detour(),
             hint=_known(registry.read_machines()),
         )
@@ -121,25 +120,30 @@ def find_by_name(name: str, port: int = VSHD_PORT) -> Address:
 
 
 def find_only(port: int = VSHD_PORT) -> Address:
-    """The address of the one machine that runs. Raises VshError when there is none, or a choice."""
+    """Returns the address of the one running machine. Raises VshError when none runs, or several do."""
     machines = registry.read_machines()
+    # Any other is meant only when it is named, or when no machine of the user runs.
+    machines = [machine for machine in machines if registry.is_for_users(machine)] or machines
     if len(machines) != 1:
-        brief = "several machines are running" if machines else "no machine is running"
         raise VshError(
-            f"{brief}, and neither --cid nor --vm_name was given",
+            "several machines are running: name one with --cid or --vm_name" if machines else "no machine is running",
             details="" if machines else registry.describe_detour(),
             hint=_known(machines),
         )
     return address_of(machines[0], port)
 
 
+# What makes a machine in this state ready.
+HINTS = {"paused": "vmkit resume {}", "pooled": "it waits in a pool; vmkit pool take starts one of the pool"}
+
+
 def address_of(machine: Entry, port: int = VSHD_PORT) -> Address:
-    """The address of a registered machine. Raises VshError while it is not ready."""
+    """Returns the address of a registered machine. Raises VshError while it is not ready."""
     name = f"machine '{machine.name}'"
     if machine.state != "ready":
         raise NotReady(
             f"{name} is not ready: it is {machine.state or 'in an unknown state'}",
-            hint=f"vmkit status {machine.name}",
+            hint=HINTS.get(machine.state, "vmkit status {}").format(machine.name),
             entry=machine,
         )
     kind = VSOCK if machine.vsock is None else HYBRID

@@ -1,7 +1,7 @@
-"""Files and directories in and out of a guest as a tar stream, through a session that runs the guest's tar.
+"""Copies files and directories in and out of a guest as a tar stream, through a session that runs the guest's tar.
 
-Owns the way between a path here and a path there. What a guest sends is not trusted: nothing is written outside the
-destination, no link is followed, and only files, directories and symbolic links are made.
+Owns the copy between a path here and a path there. It does not trust the guest's stream: it writes nothing outside the
+destination, follows no link, and makes only files, directories, symbolic links and hard links within the copy.
 """
 
 import os
@@ -27,7 +27,7 @@ PADDING_BYTES_MAX = 1 << 20
 MODE_MASK = 0o777
 
 
-class Command(Protocol):
+class RunningCommand(Protocol):
     """A command that runs in a guest, with pipes; a with-block waits for its end."""
 
     @property
@@ -40,7 +40,7 @@ class Command(Protocol):
     def stderr(self) -> IO[bytes] | None: ...
 
     def wait(self) -> int:
-        """Its exit status."""
+        """Waits for the command's end; returns its exit status."""
 
     def __enter__(self) -> Self: ...
 
@@ -49,14 +49,14 @@ class Command(Protocol):
     ) -> object: ...
 
 
-class Opener(Protocol):
+class CommandStarter(Protocol):
     """Starts commands in a guest; vsh.client.Client is one."""
 
-    def popen(self, argv: list[str], *, stdin: int, stdout: int, user: str) -> Command:
+    def popen(self, argv: list[str], *, stdin: int, stdout: int, user: str) -> RunningCommand:
         """As Client.popen."""
 
 
-def push(client: Opener, source: str, destination: str, *, user: str = "") -> None:
+def push(client: CommandStarter, source: str, destination: str, *, user: str = "") -> None:
     """Copies a file or a directory of the host to the guest's path `destination`, whose directory must exist.
 
     Raises UsageError for a source that is missing, VshError when the guest's tar fails.
@@ -79,7 +79,7 @@ def push(client: Opener, source: str, destination: str, *, user: str = "") -> No
         words.check(f"cannot push {source} to {destination}")
 
 
-def pull(client: Opener, source: str, destination: str, *, user: str = "") -> None:
+def pull(client: CommandStarter, source: str, destination: str, *, user: str = "") -> None:
     """Copies a file or a directory of the guest to the host's path `destination`, which must not exist as a directory.
 
     The copy appears there whole, by a rename. Raises UsageError, VshError; then the old destination is unchanged.
@@ -118,7 +118,7 @@ def pull(client: Opener, source: str, destination: str, *, user: str = "") -> No
 
 
 def _split(path: str) -> tuple[str, str]:
-    """The directory and the name of a guest's path. Raises UsageError for one without a name."""
+    """Splits a guest's path into directory and name. Raises UsageError for one without a name."""
     folder, name = posixpath.split(path.rstrip("/"))
     if name in ("", ".", ".."):
         raise UsageError(f"the guest's path {path!r} must end in a name")
@@ -126,19 +126,19 @@ def _split(path: str) -> tuple[str, str]:
 
 
 class _Words:
-    """A command's stderr, read while the streams beside it are busy: a tar with many complaints must not stall.
+    """Reads a command's stderr while its other streams are busy, so that a tar with many complaints does not stall.
 
     Keeps the first SHOWN_BYTES.
     """
 
-    def __init__(self, process: Command) -> None:
+    def __init__(self, process: RunningCommand) -> None:
         self._process = process
         self._kept = b""
         self._thread = threading.Thread(target=self._listen, name="vsh-stderr", daemon=True)
         self._thread.start()
 
     def check(self, brief: str) -> None:
-        """Waits for the command's end. Raises VshError, with its words, when it failed."""
+        """Waits for the command's end. Raises VshError with its stderr when it failed."""
         if self._process.wait():
             self._thread.join()
             raise VshError(brief, details=self._kept.decode(errors="replace"))
@@ -154,9 +154,9 @@ class _Words:
 
 
 def _unpack(stream: IO[bytes], work: str, name: str) -> int | None:
-    """Makes in `work` what the stream has of `name` and below; the mode that `name` shall get, if it is a directory.
+    """Writes `name` and everything below it from the stream into `work`.
 
-    Raises VshError.
+    Returns the mode for `name` when it is a directory, else None. Raises VshError.
     """
     folders = {""}
     modes: list[tuple[str, int]] = []
@@ -196,7 +196,7 @@ def _write(member: Member, data: Iterator[bytes], target: str) -> None:
 
 
 def _link(work: str, member: Member, target: str, name: str) -> None:
-    """A hard link within the copy. Raises VshError for one to anything else."""
+    """Makes a hard link to another file of the copy. Raises VshError for a link to any other file."""
     origin = posixpath.normpath(member.linkname)
     if not (origin == name or origin.startswith(name + "/")) or ".." in origin.split("/"):
         raise VshError(f"the guest sent a link out of the copy: {member.linkname!r}")

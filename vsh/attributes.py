@@ -8,12 +8,12 @@ LFLAG, CHARACTERS = 3, 6
 
 
 def is_canonical(attributes: Attributes) -> bool:
-    """Lines are edited here, as raw terminals never have it."""
+    """Whether the terminal edits lines (ICANON). A raw terminal never does."""
     return bool(attributes[LFLAG] & termios.ICANON)
 
 
 def make_raw(attributes: Attributes) -> Attributes:
-    """What cfmakeraw(3) makes of them."""
+    """Returns the attributes changed as cfmakeraw(3) does."""
     iflag, oflag, cflag, lflag, ispeed, ospeed, *characters = attributes
     iflag &= ~(
         termios.IGNBRK
@@ -33,7 +33,7 @@ def make_raw(attributes: Attributes) -> Attributes:
 
 
 def read_attributes(fd: int) -> Attributes | None:
-    """None where `fd` is no terminal, or one that is gone."""
+    """Returns the terminal's attributes; None when `fd` is no terminal, or one that is gone."""
     try:
         *flags, characters = termios.tcgetattr(fd)
     except termios.error:
@@ -42,7 +42,7 @@ def read_attributes(fd: int) -> Attributes | None:
 
 
 def write_attributes(fd: int, attributes: Attributes) -> None:
-    """Never waits for output. In the background this stops the process (SIGTTOU), unless that signal is blocked."""
+    """Sets the attributes without waiting for output. In the background SIGTTOU stops the process, unless blocked."""
     values: list[int | list[int]] = [*attributes[:CHARACTERS], attributes[CHARACTERS:]]
     try:
         termios.tcsetattr(fd, termios.TCSANOW, values)

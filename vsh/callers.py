@@ -1,9 +1,9 @@
-"""Connections that come to us: which of them is the peer that we wait for.
+"""Finds the expected peer among the connections that come to us.
 
-Any program of a guest can connect to a port of its host. So each caller is taken for a stranger until it has proven the
-token of this one session (docs/reference/protocol.md 2.9 and 4). They are examined side by side: a stranger that says
-nothing, or connects again and again, does not keep the peer out. Owns the callers' descriptors; knows nothing of where
-they call and of what is asked of the peer.
+Any program of a guest can connect to a port of its host. So each caller is a stranger until it has proven the token of
+this one session (docs/reference/protocol.md 2.9 and 4). This module examines callers side by side: a stranger that
+sends nothing, or connects again and again, does not keep the peer out. It owns the callers' descriptors. It knows
+nothing of where they connect, and of the request to the peer.
 """
 
 import os
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Callers at once. The oldest gives way to a new one: by then the peer has had the time of so many connections.
 CALLERS_MAX = 256
 ACCEPTS_AT_ONCE = 64
-# Until the proof a peer says less than two legacy frames.
+# Until the proof a peer sends less than two legacy frames.
 RECEIVE_SIZE = 1 << 13
 
 
@@ -30,7 +30,7 @@ class Callers:
     """Invariant: `_open` are the callers that have proven nothing yet, oldest first, and nothing else is open."""
 
     def __init__(self, listener: HostListener, make_connection: "Callable[[], ClientConnection]") -> None:
-        """make_connection: a new connection that has its setup to send, and demands the proof."""
+        """make_connection: returns a new connection that has its setup to send, and demands the proof."""
         self.strangers = 0
         # Why the last caller was turned away, in words; empty before.
         self.reason = ""
@@ -42,15 +42,15 @@ class Callers:
         listener.socket.setblocking(False)
 
     def watch(self, fd: int) -> None:
-        """wait() returns when this descriptor is readable, too."""
+        """Makes wait() also return when this descriptor is readable."""
         self._poll.register(fd, select.POLLIN)
 
     def wait(self, timeout_ms: int) -> list[int]:
-        """The descriptors that have something, those given to watch() among them; none at the deadline."""
+        """Returns the descriptors with events, also those given to watch(); none at the deadline."""
         return [fd for fd, _ in self._poll.poll(timeout_ms)]
 
     def serve(self, fd: int) -> tuple[int, ClientConnection] | None:
-        """Takes what a descriptor of ours has: the peer, which has proven itself and now has the request to get."""
+        """Takes a descriptor's event. Returns the peer once it has proven itself; the request is still to be sent."""
         if fd == self._listener.socket.fileno():
             self._accept()
             return None
@@ -64,14 +64,14 @@ class Callers:
         return fd, connection
 
     def close(self) -> None:
-        """Turns everyone away."""
+        """Closes all callers."""
         for fd in list(self._open):
             self._forget(fd)
             os.close(fd)
 
     @property
     def has_called(self) -> bool:
-        """Whether anyone has called yet."""
+        """Whether a caller has connected yet."""
         return bool(self._open or self.strangers)
 
     def _accept(self) -> None:
@@ -104,7 +104,7 @@ class Callers:
             self._turn_away(fd, _find_reason(events))
 
     def _flush(self, fd: int, connection: ClientConnection) -> None:
-        """The setup of a connection is small: a transport that does not take it at once is no peer's."""
+        """Sends a connection's setup. It is small, so a transport that does not take it at once is no peer's."""
         data = connection.output.take()
         try:
             if os.write(fd, data) == len(data):

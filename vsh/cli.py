@@ -1,4 +1,4 @@
-"""vsh as a person uses it: options become an address and a request, and a session is joined to this process's stdio."""
+"""vsh as a person uses it: turns options into an address and a request, and joins a session to this process's stdio."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ import sys
 from vsh import address
 from vsh.address import Address
 from vsh.errors import ConnectionLost, ExecError, VshError
-from vsh.flags import Options, split_command
+from vsh.flags import UNKNOWN_FLAG_STATUS, Options, split_command
 from vsh.pump import deadline_after
 from vsh.session import Session, make_limits, open_session
 from vsh.shell import Shell
@@ -26,7 +26,7 @@ FALLBACK_SIZE = (24, 80)
 
 
 def run(options: Options) -> int:
-    """Runs what the options say and returns vsh's exit status. Raises VshError."""
+    """Runs vsh with these options and returns its exit status. Raises VshError."""
     try:
         return _run(options)
     except VshError as error:
@@ -35,6 +35,31 @@ def run(options: Options) -> int:
 
 
 def _run(options: Options) -> int:
+    """What the words alone show to be wrong is refused before a machine is looked for."""
+    if options.fdpass and not options.proxy:
+        raise VshError("--fdpass needs --proxy", hint="write vsh --proxy=PLACE --fdpass", status=UNKNOWN_FLAG_STATUS)
+    if options.subsystem:
+        from vsh import subsystem  # noqa: PLC0415 - sessions that run commands need none of it
+
+        subsystem.check_options(options)
+        return subsystem.run_subsystem(options, _find_where(options))
+    if not (options.proxy or options.local or options.remote or options.forward_only):
+        return _run_session(options, _find_where(options))
+    from vsh.forward import command  # noqa: PLC0415 - sessions without forwards need none of it
+
+    if options.proxy:
+        target = command.parse_proxy(options)
+        return command.run_proxy(options, target, _find_where(options))
+    forwards = command.parse_forwards(options)
+    where = _find_where(options)
+    if options.forward_only:
+        return command.run_forwards(options, forwards, where)
+    with command.open_forwards(options, forwards, where):
+        return _run_session(options, where)
+
+
+def _find_where(options: Options) -> Address:
+    """Returns the address with all that the options say of it: its token, its name, a container in it."""
     try:
         where = find_address(options)
     except address.NotReady as error:
@@ -48,16 +73,7 @@ def _run(options: Options) -> int:
         where.name = options.alias
     if options.target_container or options.listen_port is not None:
         where = find_container(where, options)
-    if options.proxy or options.local or options.remote or options.forward_only:
-        from vsh.forward import command  # noqa: PLC0415 - sessions without forwards need none of it
-
-        if options.proxy:
-            return command.run_proxy(options, where)
-        if options.forward_only:
-            return command.run_forwards(options, where)
-        with command.open_forwards(options, where):
-            return _run_session(options, where)
-    return _run_session(options, where)
+    return where
 
 
 def _run_session(options: Options, where: Address) -> int:
@@ -78,7 +94,7 @@ def _run_session(options: Options, where: Address) -> int:
 
 
 def _hint_at_name(error: VshError, options: Options) -> None:
-    """`vsh web` runs a command called web: who meant the machine is told how to say so."""
+    """Adds a hint to the error of `vsh web`, which runs a command called web: how to name the machine web."""
     if not options.command or options.given.intersection(ADDRESSES) or options.alias:
         return
     if isinstance(error, ExecError) and error.kind != messages.NOT_FOUND:
@@ -107,7 +123,7 @@ def _make_trace(options: Options) -> "Callable[[str, memoryview], None] | None":
 
 
 def find_address(options: Options) -> Address:
-    """The one address the options name, or that of the only running machine. Raises VshError."""
+    """Returns the address that the options name, or that of the only running machine. Raises VshError."""
     named = [name for name in ADDRESSES if getattr(options, name) not in (None, "")]
     if len(named) > 1:
         raise VshError("Exactly one of --cid or --vm_name is required", details=f"given: --{', --'.join(named)}")
@@ -125,7 +141,7 @@ def find_address(options: Options) -> Address:
 
 
 def find_container(vm: Address, options: Options) -> Address:
-    """The connection of a vshd in a container of `vm`. Raises VshError."""
+    """Returns the address of a vshd in a container of `vm`. Raises VshError."""
     from vsh.container import DEFAULT_CONTAINER, open_container  # noqa: PLC0415 - few need it, and it needs threads
 
     name = options.target_container or DEFAULT_CONTAINER
@@ -133,9 +149,9 @@ def find_container(vm: Address, options: Options) -> Address:
 
 
 def wants_pty(options: Options) -> bool:
-    """Upstream's rule, a terminal on both ends, unless -t or -T says otherwise.
+    """Whether the session gets a pty. -t and -T decide; without them stdin and stdout must be terminals, as upstream.
 
-    A terminal that belongs to another job (timeout, `&`) does not count: we can neither read it nor make it raw.
+    A terminal that belongs to another job (timeout, `&`) does not count: vsh can neither read it nor make it raw.
     """
     if options.tty or options.notty:
         return options.tty
@@ -143,7 +159,7 @@ def wants_pty(options: Options) -> bool:
 
 
 def make_request(options: Options, *, has_pty: bool) -> SetupConnectionRequest:
-    """The setup request of the options."""
+    """Returns the setup request of the options."""
     environment: dict[bytes, bytes] = {}
     for name in (b"TERM", *(TERMINAL_VARIABLES if has_pty else ())):
         if name in os.environb:

@@ -7,7 +7,7 @@
         for line in process.stdout:
             print(line)
 
-Every session has a connection of its own; a Client is an address and a way to speak to it, and holds nothing open.
+Every session has a connection of its own. A Client is an address with options, and holds nothing open.
 """
 
 import os
@@ -38,7 +38,7 @@ EXISTS = ("sh", "-c", 'test -e "$1" || test -L "$1"', "sh")
 
 
 class RunOptions(TypedDict, total=False):
-    """The options of run() but text, for those who pass them on."""
+    """The options of run() except text, for code that passes them on."""
 
     env: Mapping[str, str] | None
     cwd: str
@@ -52,7 +52,7 @@ class RunOptions(TypedDict, total=False):
 
 
 class PopenOptions(TypedDict, total=False):
-    """The options of popen() but text, for those who pass them on."""
+    """The options of popen() except text, for code that passes them on."""
 
     stdin: Stream
     stdout: Stream
@@ -67,7 +67,7 @@ class PopenOptions(TypedDict, total=False):
 
 
 class Result(Generic[AnyStr]):
-    """What a command left: its output, its exit status (128+N when signal N killed it), and that signal or 0."""
+    """The result of a command: its output, its exit status (128+N when signal N killed it), and that signal or 0."""
 
     __slots__ = ("args", "exit", "signal", "stderr", "stdout")
 
@@ -83,7 +83,7 @@ class Result(Generic[AnyStr]):
 
     @property
     def returncode(self) -> int:
-        """The exit status as subprocess has it: -N when signal N killed the command."""
+        """The exit status in subprocess's form: -N when signal N killed the command."""
         return -self.signal if self.signal else self.exit
 
     def check(self) -> Self:
@@ -98,7 +98,7 @@ class Result(Generic[AnyStr]):
 
 
 class Client:
-    """A way to one vshd. As a with-block it closes what it may hold open; today that is nothing."""
+    """Runs commands through one vshd. As a with-block it closes what it may hold open; today that is nothing."""
 
     __slots__ = ("_address", "_is_extended", "_timeout_s")
 
@@ -145,9 +145,9 @@ class Client:
     ) -> Result[bytes] | Result[str]:
         """Runs a command to its end, in the shape of subprocess.run; both outputs are always captured.
 
-        argv: a list of words. input: what the command reads from stdin; text is encoded. text: the outputs are str,
-        decoded by encoding and errors. check: raise CommandFailed unless the exit status is 0. timeout: seconds for
-        the whole command; its processes are ended when they are over.
+        argv: a list of words. input: the command's stdin; a str is encoded. text: the outputs are str, decoded by
+        encoding and errors. check: raise CommandFailed unless the exit status is 0. timeout: seconds for the whole
+        command; at the deadline vsh ends its processes.
 
         Raises ExecError when the command could not be executed, ConnectionLost, TimedOut, CommandFailed, UsageError,
         VshError.
@@ -199,8 +199,8 @@ class Client:
         """Starts a command and returns at once, in the shape of subprocess.Popen; use it as a with-block.
 
         stdin, stdout, stderr: PIPE (a file of the returned process), DEVNULL, an open file or a descriptor; stderr
-        also STDOUT. size: rows and columns of a terminal, which has one output, stdout; None: pipes. text: the files
-        are text files. timeout: seconds for connecting and starting.
+        also STDOUT. size: rows and columns of a terminal; its one output is stdout. None: pipes. text: the files are
+        text files. timeout: seconds for connecting and starting.
 
         Raises ExecError when the command could not be executed, UsageError, VshError.
         """
@@ -232,14 +232,14 @@ class Client:
     def pull(self, source: str, destination: str, *, user: str = "") -> None:
         """Copies a file or a directory of the guest to the host's path `destination`.
 
-        The copy appears there whole. Raises UsageError, VshError; then an old destination is unchanged.
+        The copy appears there whole. Raises UsageError, VshError; an old destination is unchanged after an error.
         """
         from vsh import archive  # noqa: PLC0415  (most programs copy nothing)
 
         archive.pull(self, source, destination, user=user)
 
     def exists(self, path: str, *, user: str = "") -> bool:
-        """Whether the guest has something at this path; a link counts, wherever it leads."""
+        """Whether the guest has a file of any kind at this path. A link counts, wherever it leads."""
         return self.run([*EXISTS, path], user=user).exit == 0
 
     def open_session(
@@ -252,7 +252,7 @@ class Client:
         size: tuple[int, int] | None = None,
         timeout_s: float | None = None,
     ) -> Session:
-        """A running session, a with-block, to be driven by a Pump or by hand.
+        """Starts a session, to be driven by a Pump or by hand. Use it as a with-block.
 
         argv: empty for a login shell. size: rows and columns of a pty; None for pipes.
         """
@@ -272,7 +272,7 @@ class Client:
 
 
 def _check_argv(argv: Argv, call: str) -> list[str | bytes]:
-    """The words of a command. Raises UsageError for a string, which would be split into letters, and for no words."""
+    """Returns a command's words. Raises UsageError for a string, which would become letters, and for no words."""
     if isinstance(argv, str | bytes):
         text = os.fsdecode(argv)
         raise UsageError(

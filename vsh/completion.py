@@ -1,6 +1,6 @@
 """Scripts that let a shell complete vsh's flags and the names of machines and hosts.
 
-They ask vsh itself (--list_hosts), so that what they offer is what runs now.
+They ask vsh itself (--list_hosts), and so offer the machines that run now.
 """
 
 from vsh.flags import KINDS
@@ -35,7 +35,7 @@ complete -c vsh -l vm_name -x -a "(vsh --list_hosts 2>/dev/null)" -d "machine or
 
 
 def render_completion(shell: str) -> str | None:
-    """The script for a shell; None for one we do not know."""
+    """Returns the script for a shell; None for an unknown shell."""
     flags = [f"--{name}" for name in KINDS if name not in ("list_hosts", "vmodule")]
     bash = _BASH.replace("FLAGS", " ".join(flags))
     if shell == "bash":

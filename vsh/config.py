@@ -8,7 +8,7 @@
     user = "alice"
     env = ["LANG=C.UTF-8"]
 
-Keys are the names of flags and have their rules. What the command line says wins over a host's table, and that over
+Keys are the names of flags and have their rules. The command line wins over a host's table, and that wins over
 [default]. Knows nothing of what flags do.
 """
 
@@ -40,7 +40,7 @@ Table = dict[str, object]
 
 
 def apply_config(options: Options) -> None:
-    """Fills `options` in where the command line left them alone. Raises VshError naming file and key."""
+    """Sets those `options` that the command line left alone. Raises VshError naming file and key."""
     path = find_config_path()
     tables = _read(path)
     if tables is None:
@@ -59,7 +59,7 @@ def apply_config(options: Options) -> None:
 
 
 def list_hosts() -> list[str]:
-    """The aliases, for completion."""
+    """Returns the host aliases, for completion."""
     path = find_config_path()
     tables = _read(path)
     return [] if tables is None else sorted(_split(path, tables)[1])
@@ -83,7 +83,7 @@ def _apply(path: str, where: str, table: Table, options: Options) -> None:
 
 
 def _apply_container(path: str, tables: Table, options: Options) -> None:
-    """What starts a vshd in a container: the words of a command, and whether that vshd is ChromeOS's."""
+    """Sets how vsh starts a vshd in a container: the words of a command, and whether that vshd is ChromeOS's."""
     container = tables.get("container", {})
     if not isinstance(container, dict) or set(container) - {"launch", "legacy"}:
         raise VshError(f"{path}: container is a table with the keys launch and legacy", status=STATUS)
@@ -98,7 +98,7 @@ def _apply_container(path: str, tables: Table, options: Options) -> None:
 
 
 def _texts(value: object) -> list[str]:
-    """A TOML value as the words a command line would have."""
+    """Returns a TOML value as the words of a command line."""
     if isinstance(value, bool):
         return ["true" if value else "false"]
     if isinstance(value, int | float | str):
@@ -125,7 +125,7 @@ def _split(path: str, tables: Table) -> tuple[Table, dict[str, Table]]:
 
 
 def _read(path: str) -> Table | None:
-    """The file's tables; None when there is no file, or /dev/null in its place."""
+    """Reads the file's tables; None when there is no file, or /dev/null in its place."""
     data = _read_file(path)
     if data is None:
         return None
@@ -161,7 +161,7 @@ def _read_file(path: str) -> bytes | None:
 
 
 def _check(path: str, status: os.stat_result) -> None:
-    """Whoever may write the file decides where vsh connects to."""
+    """Raises VshError when others can write to the file: its writer decides where vsh connects to."""
     if not stat.S_ISREG(status.st_mode):
         kind = SPECIAL.get(stat.S_IFMT(status.st_mode), "a special file")
         raise VshError(
@@ -172,4 +172,4 @@ def _check(path: str, status: os.stat_result) -> None:
     if status.st_uid not in (0, os.geteuid()):
         raise VshError(f"{path} belongs to uid {status.st_uid}, not to you", status=STATUS)
     if status.st_mode & 0o022:
-        raise VshError(f"{path} can be written by others", hint=f"chmod go-w {path}", status=STATUS)
+        raise VshError(f"other users can write {path}", hint=f"chmod go-w {path}", status=STATUS)

@@ -1,8 +1,8 @@
 """Shells in containers of a guest: vsh listens, a vshd in the container connects back, and the session runs on that.
 
-What starts that vshd is a command of the user's configuration, run through the guest's own vshd for as long as the
-session lasts. Its standard input is the token of this one session, and the vshd that connects must prove it: every
-program of the guest can connect to the port (docs/reference/protocol.md 4). ChromeOS's vshd knows no token.
+A command of the user's configuration starts that vshd. It runs through the guest's own vshd for as long as the session
+lasts. Its standard input is the token of this one session. The vshd that connects must prove the token, because every
+program of the guest can connect to the port (docs/reference/protocol.md 4). ChromeOS's vshd has no tokens.
 """
 
 import os
@@ -17,7 +17,7 @@ from vsh.memory import BytesSource, CaptureSink
 from vsh.pump import Pump
 from vsh.session import Session, make_limits, open_session
 from vsh.text import clean_text
-from vsh.transport import remaining_ms
+from vsh.transport import wait_until
 from vshd.wire import messages
 from vshd.wire.messages import SetupConnectionRequest
 from vshd.wire.proof import CLIENT, NONCE_BYTES, TOKEN_BYTES, Proof, render_token
@@ -34,21 +34,21 @@ CONNECT_TIMEOUT_S = 5.0
 # While callers are being examined: strangers cost the guest and us time that the container's vshd then lacks.
 PROOF_TIMEOUT_S = 20.0
 BACKLOG = 128
-# A launcher says why it failed, not more.
+# A launcher prints why it failed, not more.
 OUTPUT_LIMIT_BYTES = 64 << 10
 
 
 def open_container(
     vm: Address, container: str, launch: list[str], listen_port: int | None, *, is_legacy: bool = False
 ) -> Address:
-    """Has a vshd started in a container of `vm`; the address of the one session that it serves. Raises VshError.
+    """Starts a vshd in a container of `vm`. Returns the address of the one session that it serves. Raises VshError.
 
-    is_legacy: that vshd is ChromeOS's and can prove nothing, so the first connection is taken for its.
+    is_legacy: that vshd is ChromeOS's and can prove nothing, so vsh takes the first connection for it.
     """
     if not launch:
         raise VshError(
-            "do not know how to start a vshd in a container",
-            hint="set launch in the table [container] of the configuration; see vsh(1)",
+            "the configuration has no command that starts a vshd in a container",
+            hint="set launch in its table [container]; see vsh(1), CONTAINERS",
         )
     token = None if is_legacy else os.urandom(TOKEN_BYTES)
     listener = listen_for_guest(vm, listen_port, backlog=1 if is_legacy else BACKLOG)
@@ -62,7 +62,7 @@ def open_container(
 
 
 def _render(launch: list[str], container: str, listener: HostListener) -> list[str]:
-    """The command with its {container}, {port} and {place} filled in."""
+    """Returns the command with its {container}, {port} and {place} filled in."""
     words = {"{container}": container, "{port}": str(listener.port), "{place}": listener.place}
     rendered = launch
     for name, value in words.items():
@@ -71,9 +71,10 @@ def _render(launch: list[str], container: str, listener: HostListener) -> list[s
 
 
 class _Launcher:
-    """The command that starts the container's vshd, running in the guest; it ends with this process.
+    """The command that starts the container's vshd. It runs in the guest and ends with this process.
 
-    The token is its standard input, a pipe that no other user can read; an argument or a variable would be in /proc.
+    It reads the token from its standard input, a pipe that no other user can read. An argument or a variable would be
+    in /proc.
     """
 
     def __init__(self, vm: Address, argv: list[str], token: bytes | None) -> None:
@@ -97,10 +98,10 @@ class _Launcher:
 
 
 class Door:
-    """Where the container's vshd calls. Invariant: the listener is open until admit() has returned or raised."""
+    """Receives the container's vshd. Invariant: the listener is open until admit() has returned or raised."""
 
     def __init__(self, listener: HostListener, launcher: _Launcher, token: bytes | None, name: str) -> None:
-        """name: of the container, for errors."""
+        """name: the container's name, for errors."""
         self._listener: HostListener | None = listener
         self._launcher = launcher
         self.is_token_demanded = token is not None
@@ -110,9 +111,9 @@ class Door:
         self._deadline_s = time.monotonic() + PROOF_TIMEOUT_S
 
     def admit(self, make_connection: "Callable[[Proof | None], ClientConnection]") -> tuple[int, "ClientConnection"]:
-        """The vshd's descriptor, non-blocking, and its connection: proven, with the request to send. Raises VshError.
+        """Returns the vshd's non-blocking descriptor, and its connection, proven and with the request to send.
 
-        make_connection: a new connection with its setup to send, which demands this proof.
+        make_connection: returns a new connection with its setup to send, which demands this proof. Raises VshError.
         """
         listener, self._listener = self._listener, None
         if listener is None:
@@ -126,7 +127,7 @@ class Door:
             listener.close()
 
     def _make_proof(self) -> Proof | None:
-        """For one caller: a nonce serves once."""
+        """Makes the proof for one caller. Each caller needs a new one, because a nonce serves once."""
         return None if self._token is None else Proof(CLIENT, self._token, os.urandom(NONCE_BYTES))
 
     def _wait_for_peer(
@@ -136,7 +137,7 @@ class Door:
         make_connection: "Callable[[Proof | None], ClientConnection]",
     ) -> tuple[int, "ClientConnection"]:
         while True:
-            ready = callers.wait(remaining_ms(self._deadline_s if callers.has_called else self._first_deadline_s))
+            ready = wait_until(callers.wait, self._deadline_s if callers.has_called else self._first_deadline_s)
             if not ready:
                 raise self._explain(callers, "the container's vshd did not connect in time")
             if self._token is None and listener.socket.fileno() in ready:
@@ -155,11 +156,11 @@ class Door:
                 raise self._explain(callers, f"Failed to launch vshd for {self._name}")
 
     def _explain(self, callers: Callers, brief: str) -> VshError:
-        """Why no vshd has proven itself, from what the launcher wrote and what became of callers."""
+        """Explains why no vshd has proven itself, from the launcher's output and the fate of the callers."""
         said = clean_text(self._launcher.output.take()).strip()
         details = [said] if said else []
         hint = ""
         if callers.strangers:
             details.append(f"{callers.strangers} connections did not prove the token; the last: {callers.reason}")
-            hint = "does the launcher's vshd have --token_from=stdin, and its standard input? See vsh(1), CONTAINERS"
+            hint = "the vshd needs --token_from=stdin and the launcher's standard input; see vsh(1), CONTAINERS"
         return VshError(brief, details="\n".join(details), hint=hint)

@@ -1,7 +1,7 @@
-"""Why a machine of the registry has ended: read from what its monitor leaves, or heard from the monitor itself.
+"""Finds why a machine of the registry has ended: from the record that its monitor leaves, or from the monitor itself.
 
-The contract is docs/explanation/architecture.md, "Contracts between rooms": the monitor writes `ends/NAME.json` below
-the runtime directory, then tells everyone on its socket, then removes the machine's directory.
+The contract is docs/explanation/architecture.md, "Contracts between rooms". The monitor writes `ends/NAME.json` below
+the runtime directory, then sends the end to every client of its socket, then removes the machine's directory.
 """
 
 import json
@@ -23,7 +23,7 @@ GRACE_S = 3.0
 
 
 class Ending:
-    """The end of one machine. details: the console's last lines, where nobody asked for the end."""
+    """The end of one machine. details: the console's last lines, when the end was not asked for."""
 
     __slots__ = ("at_s", "brief", "details", "hint", "is_expected", "pid")
 
@@ -37,7 +37,7 @@ class Ending:
 
 
 def read_ending(name: str, pid: int = 0) -> Ending | None:
-    """How the last machine of that name ended; with pid, how the machine of that monitor did. None: not known."""
+    """Returns how the last machine of that name ended; with pid, the machine of that monitor. None: unknown."""
     path = os.path.join(registry.find_runtime_directory(), ENDS, f"{name}.json")
     try:
         with open(path, "rb") as file:
@@ -48,8 +48,8 @@ def read_ending(name: str, pid: int = 0) -> Ending | None:
 
 
 def describe_last(name: str) -> str:
-    """One line about the last machine of that name that ended; empty when none did lately."""
-    # What was asked for by a name that no machine can have is no file of ours.
+    """Returns a line about the last machine of that name that ended; empty when none ended lately."""
+    # A name that no machine can have names no file of ours.
     ending = None if "/" in name else read_ending(name)
     if ending is None:
         return ""
@@ -59,7 +59,7 @@ def describe_last(name: str) -> str:
 
 
 def await_ending(entry: Entry, grace_s: float = GRACE_S) -> Ending | None:
-    """How this machine ended, or ends within a moment; None when it goes on."""
+    """Returns how this machine ended, or ends within grace_s seconds; None when it goes on."""
     ending = read_ending(entry.name, entry.pid)
     if ending is not None or not entry.pid:
         return ending
@@ -71,7 +71,7 @@ def await_ending(entry: Entry, grace_s: float = GRACE_S) -> Ending | None:
 
 
 def explain_loss(error: VshError, entry: Entry | None) -> None:
-    """Makes the machine's end the cause that an error names, where that end is why there is no session any more."""
+    """Changes an error to name the machine's end as its cause, when the session was lost by that end."""
     ending = await_ending(entry) if entry is not None else None
     if entry is None or ending is None:
         return
@@ -84,13 +84,13 @@ def explain_loss(error: VshError, entry: Entry | None) -> None:
 
 
 def _is_there(entry: Entry) -> bool:
-    """True while this very machine is registered, and not a later one of its name."""
+    """True while this very machine is registered. A later machine of its name does not count."""
     now = registry.find_machine(name=entry.name)
     return now is not None and now.pid == entry.pid
 
 
 def _hear_end(entry: Entry, grace_s: float) -> Ending | None:
-    """What the monitor tells when the machine ends; None when it tells nothing within grace_s seconds."""
+    """Returns the monitor's report of the machine's end; None when none comes within grace_s seconds."""
     deadline_s = time.monotonic() + grace_s
     text = b""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
@@ -104,7 +104,7 @@ def _hear_end(entry: Entry, grace_s: float) -> Ending | None:
                     break
                 text += data
         except OSError:
-            # Nothing listens any more, or the machine goes on.
+            # The monitor does not listen any more, or the machine goes on.
             pass
     for line in text.splitlines():
         try:

@@ -1,6 +1,6 @@
-"""The one vocabulary of failure for vsh and vmkit: what was seen, and what to do about it.
+"""The errors of vsh and vmkit: each has what was seen, and what to do about it.
 
-Only a program's __main__ prints these and turns them into an exit status.
+Only a program's __main__ prints them and turns them into an exit status.
 """
 
 TYPE_CHECKING = False
@@ -28,8 +28,8 @@ class VshError(Exception):
             self.status = status
 
     def render(self, program: str) -> str:
-        """The lines for stderr: `program: brief`, the details indented, then `hint: ...`. Fit for a terminal: words of
-        a guest may be in them.
+        """Returns the lines for stderr: `program: brief`, the details indented, then `hint: ...`. Text of a guest may
+        be in them, so they hold no control characters.
         """
         from vsh.text import clean_text  # noqa: PLC0415 - only after a failure
 
@@ -45,28 +45,28 @@ def _join(text: str) -> str:
 
 
 class UsageError(VshError):
-    """A call or an option that cannot be carried out as it is written."""
+    """A call or an option has a wrong form, and was not carried out."""
 
     status = 64
 
 
 class ConnectionLost(VshError):  # noqa: N818 - it names what happened
-    """A session ended without its target's exit: the peer is gone, silent, stopped, or talks nonsense."""
+    """A session ended without its target's exit: the peer is gone, silent or stopped, or broke the protocol."""
 
     # Upstream's, chosen to be conspicuous.
     status = 123
 
 
 class Unreachable(VshError):  # noqa: N818 - it names what happened
-    """There is no session: nothing listens, nothing answers, or the connection ended before it was one."""
+    """The session did not start: no program listens or answers, or the connection ended before."""
 
 
 class Busy(Unreachable):
-    """There is no place for one more connection now. One comes free when another connection ends."""
+    """All places for connections are taken now. One comes free when another connection ends."""
 
 
 class Unanswered(Unreachable):
-    """Nothing answered in time. A guest that is only slow answers those who wait longer."""
+    """No answer came in time. A guest that is only slow answers after a longer wait."""
 
 
 class ExecError(VshError):
@@ -79,7 +79,7 @@ class ExecError(VshError):
 
 
 class CommandFailed(VshError):  # noqa: N818 - it names what happened
-    """run(check=True): the command ran, and its status is not 0. result has its output; the exit status is its own."""
+    """run(check=True): the command ran, and its status is not 0. result: its output. status: the command's own."""
 
     def __init__(self, brief: str, *, result: "Result[Any]", details: str = "", status: int = 1) -> None:
         super().__init__(brief, details=details, status=status)

@@ -1,4 +1,4 @@
-"""The escapes of an interactive session: what a person types after `~` at the start of a line is for vsh."""
+"""The escapes of an interactive session: vsh takes what a person types after `~` at the start of a line."""
 
 ESCAPE = ord("~")
 CTRL_Z = 0x1A
@@ -24,11 +24,11 @@ _COMMANDS = {ord("."): DISCONNECT, CTRL_Z: SUSPEND, ord("?"): SHOW_HELP}
 
 
 class EscapeFilter:
-    """Splits typed bytes into what goes to the target and what vsh was asked for.
+    """Splits typed bytes into bytes for the target and commands for vsh.
 
-    Invariant: `_is_pending` means that a `~` at a line's start is held back; `_answer` is what came of a terminal's
-    answer. Such an answer is not typed: busybox's shell asks for the cursor's position at each prompt, so that one
-    comes at the start of every line.
+    Invariant: `_is_pending` means that a `~` at a line's start is held back. `_answer` is the part of a terminal's
+    answer that has come. Such an answer is not typed: busybox's shell asks for the cursor's position at each prompt, so
+    an answer comes at the start of every line.
     """
 
     __slots__ = ("_answer", "_at_line_start", "_is_pending")
@@ -39,7 +39,7 @@ class EscapeFilter:
         self._answer = b""
 
     def feed(self, data: bytes) -> tuple[bytes, list[str]]:
-        """The bytes for the target, and the commands in the order they were typed."""
+        """Returns the bytes for the target, and the commands in the order they were typed."""
         if not self._is_pending and not self._at_line_start and ESCAPE not in data:
             self._at_line_start = data[-1:] in (b"\r", b"\n")
             return data, []
@@ -63,7 +63,7 @@ class EscapeFilter:
         return bytes(out), commands
 
     def _is_answer(self, byte: int) -> bool:
-        """Whether this byte, first at its line or behind others of an answer, can be a terminal's."""
+        """Whether this byte, first on its line or behind others of an answer, can be part of a terminal's answer."""
         if not self._answer:
             self._answer = b"\x1b" if byte == _ESC else b""
             return byte == _ESC

@@ -1,4 +1,4 @@
-"""The narrow interface to a guest: what can be done in it, whichever way leads there.
+"""The narrow interface to a guest: commands and files, over any transport.
 
 vsh.client.Client implements it over vsock, vmkit.bench.guest.SshGuest with the program ssh, and ParamikoGuest beside it
 with that library. Code that takes an Executor works with each of them.
@@ -23,7 +23,7 @@ class Executor(Protocol):
         """Copies a file or a directory of the guest to a path of the host. Raises VshError kinds."""
 
     def exists(self, path: str) -> bool:
-        """Whether the guest has something at this path; a link counts, wherever it leads."""
+        """Whether the guest has a file of any kind at this path. A link counts, wherever it leads."""
 
     def close(self) -> None:
-        """Closes what is open; the guest goes on."""
+        """Closes the executor's connections. The guest goes on."""

@@ -1,8 +1,8 @@
 """vsh's command line: upstream's flags in upstream's spellings, and ours beside them, parsed once into Options.
 
-`--name=value`, `--name value` or `-name=value`; `-` may stand for `_`; booleans also `--name` and `--noname`; the last
-one wins. Flags end at `--` or at the first word that is none, so that a command keeps its own. Knows nothing of what
-options do.
+A flag is `--name=value`, `--name value` or `-name=value`. `-` may stand for `_`. Booleans may also be `--name` and
+`--noname`. The last one wins. Flags end at `--` or at the first word that is no flag, so that a command keeps its own.
+Knows nothing of what options do.
 """
 
 import os
@@ -18,7 +18,7 @@ UINT64_MAX = (1 << 64) - 1
 
 SHORT = {"t": "tty", "T": "notty", "q": "quiet", "v": "verbose", "h": "help", "N": "forward_only"}
 # Letters with a value, in the same word or the next.
-SHORT_WITH_VALUE = {"L": "local", "R": "remote"}
+SHORT_WITH_VALUE = {"L": "local", "R": "remote", "s": "subsystem"}
 
 # name: kind, which is a type of value, "flag", or, for flags that may be repeated, "list" (NAME=VALUE) or "texts".
 KINDS = {
@@ -41,6 +41,7 @@ KINDS = {
     "forward_only": "flag",
     "proxy": "string",
     "fdpass": "flag",
+    "subsystem": "string",
     "target_container": "string",
     "listen_port": "uint32",
     "container_features": "string",
@@ -77,8 +78,11 @@ what:
   --user=NAME[:GROUP]   run as this user, by name or number (vshd's default user)
   --cwd=DIR             start in this directory; a number N: in the directory of process N of the guest
   --env=NAME=VALUE      set a variable; may be repeated
-  -t                    run with a terminal (if stdin and stdout are terminals)
-  -T                    run without a terminal: separate outputs, unchanged bytes
+  -t, --tty             run with a terminal (if stdin and stdout are terminals)
+  -T, --notty           run without a terminal: separate outputs, unchanged bytes
+
+files (SUBSYSTEMS in vsh(1) has examples):
+  -s, --subsystem=NAME  connect stdin and stdout to a subsystem of vshd: sftp, for programs that speak SFTP
 
 forwarding (FORWARDING in vsh(1) has all forms):
   -L [ADDR:]PORT:PORT   connect a TCP port of this host to a vsock port of the guest
@@ -87,7 +91,8 @@ forwarding (FORWARDING in vsh(1) has all forms):
   -L [ADDR:]PORT:/PATH  connect a TCP port of this host to a UNIX socket of the guest
   -R [ADDR:]PORT:[HOST:]PORT
                         connect a TCP port of the guest to a TCP port that this host can reach
-  -N                    run no command, only forward
+  --local, --remote     the long names of -L and -R
+  -N, --forward_only    run no command, only forward
   --proxy=PLACE         connect stdin and stdout to a place of the guest: PORT (vsock), HOST:PORT or /PATH
   --fdpass              with --proxy: pass the connection itself over stdout, for ssh's ProxyUseFdpass
 
@@ -97,11 +102,23 @@ how:
                         give up if connecting and starting take longer (30); 0: no limit
   --keepalive=SECONDS   give up a guest that sends nothing for this time (120); 0: never
   --noextended          use only ChromeOS's protocol
-  -q                    print nothing about a lost connection
-  -v, --debug           print the connection and its mode; print every frame
+  -q, --quiet           print nothing about a lost connection
+  -v, --verbose         print the connection and its mode
+  --debug               print every frame, too
+
+ChromeOS's containers (CONTAINERS in vsh(1)):
+  --target_container=NAME
+                        run in this container of the guest; the configuration has the command that starts a vshd there
+  --listen_port=PORT    the port where that vshd connects to vsh (any free port)
+  --owner_id=ID, --container_features=LIST, --vmodule=LIST
+                        accepted and ignored, for scripts written for ChromeOS
+
+instead of a command:
   --completion=SHELL    print a completion script for bash, zsh or fish
+  --list_hosts          print the names of the running machines and the host aliases, for completion scripts
   --launcher            print a launcher script that starts faster than pip's
-  --version, --help     print the version; print this help
+  --version             print the version
+  -h, --help            print this help
 
 In a terminal, at the beginning of a line: ~. disconnects, ~^Z suspends, ~? lists all escapes.
 Exit status: the command's own; 128+N: signal N killed it; 126: it cannot be executed; 127: there is no such command;
@@ -110,7 +127,7 @@ Exit status: the command's own; 128+N: signal N killed it; 126: it cannot be exe
 
 
 class Options:
-    """What vsh was asked to do; attributes are the flags' names, and `command` the words behind them."""
+    """The options of one run. Attributes have the flags' names; `command` holds the words behind them."""
 
     def __init__(self) -> None:
         self.cid: int | None = None
@@ -132,6 +149,7 @@ class Options:
         self.forward_only = False
         self.proxy = ""
         self.fdpass = False
+        self.subsystem = ""
         self.target_container = ""
         self.listen_port: int | None = None
         self.container_features = ""
@@ -154,12 +172,12 @@ class Options:
         self.launch: list[str] = []
         # That vshd is ChromeOS's, which cannot prove who it is.
         self.is_legacy_container = False
-        # Which flags were given, for whoever has defaults to add.
+        # Which flags were given, for code that adds defaults.
         self.given: set[str] = set()
 
 
 def parse_flags(words: list[str]) -> Options:
-    """The options in `words` (without the program's name). Raises VshError with upstream's texts and statuses."""
+    """Parses `words` (without the program's name). Raises VshError with upstream's texts and statuses."""
     options = Options()
     index = 0
     while index < len(words):
@@ -184,16 +202,17 @@ def parse_flags(words: list[str]) -> Options:
 
 
 def _split_flag(word: str) -> tuple[str, str | None]:
-    if word[1] in SHORT_WITH_VALUE:
-        return SHORT_WITH_VALUE[word[1]], word[2:].removeprefix("=") or None
     name, equals, value = word.lstrip("-").partition("=")
+    name = name.replace("-", "_")
+    if word[1] in SHORT_WITH_VALUE and name not in KINDS:
+        return SHORT_WITH_VALUE[word[1]], word[2:].removeprefix("=") or None
     if len(name) == 1:
         name = SHORT.get(name, name)
-    return name.replace("-", "_"), value if equals else None
+    return name, value if equals else None
 
 
 def set_flag(options: Options, name: str, value: str | None) -> None:
-    """Sets one flag from its text; None: it has none. Raises VshError."""
+    """Sets one flag from its text; None: a flag without a value. Raises VshError."""
     kind = KINDS.get(name)
     if kind is None and name.startswith("no") and KINDS.get(name[2:]) == "flag" and value is None:
         setattr(options, name[2:], False)
@@ -202,7 +221,7 @@ def set_flag(options: Options, name: str, value: str | None) -> None:
     if kind is None:
         raise VshError(
             f"ERROR: unknown command line flag '{name}'",
-            hint="see vsh --help; a command with flags of its own comes behind --",
+            hint="see vsh --help; put -- before a command that has flags of its own",
             status=UNKNOWN_FLAG_STATUS,
         )
     options.given.add(name)
@@ -225,7 +244,7 @@ def _parse_value(name: str, kind: str, value: str | None) -> "str | int | float 
             return True
         if value in ("false", "0", "f", "no", "n"):
             return False
-        # --v=N is a level elsewhere; here any number above 0 says more.
+        # --v=N is a level elsewhere; here any number above 0 prints more.
         if name == "verbose" and value.isdigit():
             return True
         raise _illegal(value, "bool", name)
@@ -257,7 +276,7 @@ def _illegal(value: str, kind: str, name: str) -> VshError:
 
 
 def find_config_path() -> str:
-    """Where the defaults for flags would be (vsh.config)."""
+    """Returns the path of the file with the defaults for flags (vsh.config), even when it does not exist."""
     chosen = os.environ.get("VSH_CONFIG")
     if chosen:
         return chosen
@@ -266,10 +285,10 @@ def find_config_path() -> str:
 
 
 def split_command(words: list[str]) -> tuple[dict[bytes, bytes], list[bytes]]:
-    """Leading NAME=VALUE words as variables, and the rest, as the bytes they were typed as.
+    """Splits words into leading NAME=VALUE variables and the command, both as the bytes that were typed.
 
-    As in env(1), a word is an assignment when something stands before its first `=`; the value may be empty, or hold
-    more of them.
+    As in env(1), a word is an assignment when its first `=` has a name before it. The value may be empty, or hold
+    more `=`.
     """
     environment: dict[bytes, bytes] = {}
     for index, word in enumerate(words):

@@ -1,8 +1,8 @@
 """Keeps a forked child from holding what belongs to its parent: connections of sessions, and the pipes of processes.
 
 A child made by os.fork(), as multiprocessing's workers are, has a copy of each descriptor. With the copies a command
-would live on when its client is gone, and would never see the end of its stdin. Owns the list of what to let go. The
-programs that only run a command do not import this: they make no children.
+would live on when its client is gone, and would never see the end of its stdin. Owns the list of objects to let go.
+Programs that only run a command make no children, and so do not import this module.
 """
 
 import os
@@ -12,18 +12,18 @@ from weakref import WeakSet
 from vsh.session import Session
 
 
-class Held(Protocol):
-    """What a child must not have."""
+class HeldObject(Protocol):
+    """An object that a child must not keep."""
 
     def let_go(self) -> None:
-        """Closes this process's descriptors, and says nothing to the other side."""
+        """Closes this process's descriptors, and sends nothing to the other side."""
 
 
-_held: "WeakSet[Held]" = WeakSet()
+_held: "WeakSet[HeldObject]" = WeakSet()
 
 
-def hold(thing: Held) -> None:
-    """Has a later child let go of it, for as long as the object lives."""
+def hold(thing: HeldObject) -> None:
+    """Makes later children let go of `thing`, for as long as the object lives."""
     _held.add(thing)
 
 

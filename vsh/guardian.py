@@ -1,6 +1,6 @@
-"""A process that puts something right if this one is killed (SIGKILL, the OOM killer): a fork that waits on a pipe.
+"""A process that repairs something if this one is killed (SIGKILL, the OOM killer): a fork that waits on a pipe.
 
-It has a session of its own, so that what ends a job, a process group or a terminal does not end it.
+It has a session of its own, so that a signal to a job, a process group or a terminal does not end it.
 """
 
 import os
@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Another name than the program's: who kills all of those by name means no guardian.
+# Another name than the program's: a kill of all vsh by name must not end the guardian.
 NAME = b"tty-guardian"
 FEW = 256
 
@@ -24,7 +24,7 @@ class Guardian:
         self._pipe = pipe
 
     def stop(self) -> None:
-        """There is nothing left to put right."""
+        """Ends the guardian: the repair is no longer needed."""
         try:
             os.write(self._pipe, b"x")
         except OSError:
@@ -39,9 +39,9 @@ class Guardian:
 
 
 def start_guardian(fd: int, restore: "Callable[[], None]") -> Guardian | None:
-    """Calls `restore` in another process when this one has died before stop(). fd: what it needs for that.
+    """Calls `restore` in another process when this one has died before stop(). fd: the descriptor that it needs.
 
-    None where there can be no other process.
+    Returns None when this process cannot fork.
     """
     reading, writing = os.pipe()
     # The handlers are this process's, and so is the pipe that they write to.
@@ -60,7 +60,7 @@ def start_guardian(fd: int, restore: "Callable[[], None]") -> Guardian | None:
 
 
 def _guard(pipe: int, fd: int, restore: "Callable[[], None]") -> None:
-    """Never returns. Whatever is open here must not seem open to its other end when this process's parent has ended."""
+    """Waits, restores and exits; never returns. Closes all other descriptors: peers must see the parent's end."""
     try:
         os.setsid()
         _close_all_but(pipe, fd)

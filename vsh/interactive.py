@@ -12,11 +12,11 @@ from vsh.terminal import RawTerminal, find_size
 
 
 class TerminalGone(VshError):  # noqa: N818 - it names what happened
-    """Nobody is there any more: the session is hung up, as on every lost terminal."""
+    """The terminal is gone: the session is hung up, as on every lost terminal."""
 
 
 class InteractiveShell(Shell):
-    """Invariant: `terminal` (None without one here) is raw while the session runs and is the foreground job."""
+    """Invariant: `terminal` (None when vsh has none) is raw while the session runs and is the foreground job."""
 
     has_pty = True
 
@@ -47,7 +47,7 @@ class InteractiveShell(Shell):
             self.session.connection.send_resize(rows, cols)
 
     def obey(self, command: str) -> None:
-        """Does what an escape asked for."""
+        """Carries out the command of an escape."""
         if command == escapes.DISCONNECT:
             raise ConnectionLost(f"disconnected from {self.session.name}")
         if command == escapes.SUSPEND:
@@ -69,7 +69,7 @@ class InteractiveShell(Shell):
 class TypedSource(Source):
     """stdin of a terminal, with the escapes taken out of it.
 
-    A raw terminal has no end of file (Ctrl-D is a byte): its end is that of the terminal, and of the session.
+    A raw terminal has no end of file (Ctrl-D is a byte). So its end is the end of the terminal, and of the session.
     """
 
     # An escape character that was held back and turns out to be none comes with the byte behind it.
@@ -83,7 +83,7 @@ class TypedSource(Source):
 
     @property
     def is_held(self) -> bool:
-        """The terminal belongs to another job; when it is ours again, it becomes raw here."""
+        """Whether the terminal belongs to another job. Makes it raw when it is ours again."""
         return not self._shell.enter()
 
     @property

@@ -1,6 +1,6 @@
 """A launcher for vsh that starts it faster than pip's console script: an interpreter without site and environment.
 
-It names this interpreter and this installation, and so is made for one machine: vsh --launcher >~/bin/vsh.
+It names this interpreter and this installation, and so fits one computer only: vsh --launcher >~/bin/vsh.
 """
 
 import os
@@ -11,7 +11,7 @@ FIRST_LINE_MAX = 255
 
 
 def render_launcher() -> str:
-    """The script, to be made executable."""
+    """Returns the script. The user makes the file executable."""
     home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     first = f"#!{sys.executable} -IS"
     body = f"import sys\nsys.path.insert(0, {home!r})\nfrom vsh.__main__ import main\nsys.exit(main())\n"

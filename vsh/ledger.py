@@ -1,16 +1,16 @@
-"""What a terminal was before the first of our clients made it raw, and which of them need it raw.
+"""Records a terminal's attributes before the first of our clients made it raw, and which clients need it raw.
 
-A client that starts beside another one finds the terminal raw already: what it finds is not the original. Therefore
-the clients of a user share one record per terminal, a small file below the runtime directory:
+A client that starts beside another one finds the terminal raw already, and cannot read the original attributes. So the
+clients of a user share one record per terminal, a small file below the runtime directory:
 
     original 17664 5 191 35387 15 15 3 28 127 21 ...
     raw 17408 4 191 2608 15 15 3 28 127 21 ...
     user 4711 8812345
     end
 
-The numbers are those of tcgetattr(3), with the control characters behind them; a user is a process with its start time.
-The file is read and written under its lock. It is removed when the terminal is restored. One that outlived its users
-tells the next client what the terminal was, for as long as the terminal is raw as the record has it.
+The numbers are those of tcgetattr(3), with the control characters behind them. A user is a process with its start time.
+Clients read and write the file under its lock, and remove it when they restore the terminal. The next client also uses
+a record that outlived its users, for as long as the terminal has the record's raw attributes.
 """
 
 import fcntl
@@ -37,8 +37,8 @@ STOPPED, ENDED = "Tt", "ZXx"
 User = tuple[int, int]
 
 
-class Record:
-    """original: the terminal as it was; raw: what replaced it; users: who needs that."""
+class TerminalRecord:
+    """original: the terminal's first attributes; raw: those that replaced them; users: processes that need it raw."""
 
     __slots__ = ("original", "raw", "users")
 
@@ -54,7 +54,7 @@ class Record:
 
 
 class Ledger:
-    """One process's view of the record of the terminal at `fd`. Invariant: `_own` is what it entered last, if anything.
+    """One process's use of the record of the terminal at `fd`. Invariant: `_own` is its last entry, if any.
 
     All signals wait while the terminal and its record change together.
     """
@@ -64,10 +64,10 @@ class Ledger:
         self._path = ""
         self._device = 0
         self._user = (0, 0)
-        self._own: Record | None = None
+        self._own: TerminalRecord | None = None
 
     def enter(self) -> bool:
-        """Makes the terminal raw for this process; False where there is no terminal."""
+        """Makes the terminal raw for this process; False when there is no terminal."""
         if read_attributes(self._fd) is None:
             return False
         before = signals.block_all()
@@ -83,7 +83,7 @@ class Ledger:
     def leave(self, *, is_guardian: bool = False) -> None:
         """Restores the terminal, unless another client needs it raw at this moment.
 
-        is_guardian: on behalf of the process that entered, which has died.
+        is_guardian: the caller acts for the process that entered, which has died.
         """
         if self._own is None:
             return
@@ -108,7 +108,7 @@ class Ledger:
         users = [] if record is None else [user for user in record.users if _is_alive(user)]
         if record is None or not (now == record.raw or (users and not is_canonical(now))):
             # The terminal is not raw, or not by a client: this is the original.
-            record = Record(now, make_raw(now), [])
+            record = TerminalRecord(now, make_raw(now), [])
         record.users = [*(user for user in users if user != self._user), self._user]
         self._own = record
         # The record comes first: a client that is killed here has changed nothing yet.
@@ -121,7 +121,7 @@ class Ledger:
             _write(file, record)
         return True
 
-    def _leave(self, file: int, record: Record, is_guardian: bool) -> None:
+    def _leave(self, file: int, record: TerminalRecord, is_guardian: bool) -> None:
         others = [user for user in record.users if user != self._user and _is_alive(user)]
         if any(self._is_at_work(user) for user in others):
             record.users = others
@@ -139,14 +139,14 @@ class Ledger:
                 pass
 
     def _is_at_work(self, user: User) -> bool:
-        """Not stopped, and in front of this terminal: one in the background makes it raw again when it comes back."""
+        """Whether a user runs in this terminal's foreground. One in the background makes it raw when it comes back."""
         fields = _read_stat(user[0])
         if not fields or fields[STATE] in STOPPED:
             return False
         return fields[GROUP] == fields[FOREGROUND] or int(fields[TERMINAL]) != self._device
 
     def _find(self) -> None:
-        """Who we are, and where the record is; nowhere (each client for itself) if there can be none."""
+        """Finds this process's entry and the record's path. Without a path, each client works alone."""
         if self._user[0]:
             return
         pid = os.getpid()
@@ -182,7 +182,7 @@ def _make_folder(path: str) -> None:
 
 
 def _open_locked(path: str, flags: int = 0) -> int:
-    """The file, with its lock, which goes with it; -1 when there is no file, or another process keeps the lock."""
+    """Opens and locks the file; closing it unlocks it. -1: there is no file, or another process keeps the lock."""
     for _ in range(LOCK_TRIES):
         try:
             file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
@@ -206,8 +206,8 @@ def _close(file: int) -> None:
         os.close(file)
 
 
-def _read(file: int) -> Record | None:
-    """None when there is no whole record."""
+def _read(file: int) -> TerminalRecord | None:
+    """Reads the record; None when there is no whole record."""
     if file < 0:
         return None
     parts: dict[str, list[list[int]]] = {}
@@ -218,15 +218,15 @@ def _read(file: int) -> Record | None:
                 (original,), (raw,) = parts["original"], parts["raw"]
                 if len(original) != len(raw):
                     return None
-                return Record(original, raw, [(pid, start) for pid, start in parts.get("user", [])])
+                return TerminalRecord(original, raw, [(pid, start) for pid, start in parts.get("user", [])])
             parts.setdefault(word, []).append([int(number) for number in numbers])
     except (OSError, ValueError, KeyError):
         pass
     return None
 
 
-def _write(file: int, record: Record) -> None:
-    """Without room for it, what is left is no whole record."""
+def _write(file: int, record: TerminalRecord) -> None:
+    """Writes the record. On a full disk it leaves no whole record."""
     if file < 0:
         return
     data = record.render()

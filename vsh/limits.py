@@ -1,6 +1,6 @@
 """Limits of this process (setrlimit(2), `ulimit`): which one caused a failure, its value, how to raise it.
 
-An errno names the limit and not its value. A program's last resort asks here, after a failure.
+An errno names the limit and not its value. A program calls this module after a failure that it cannot explain itself.
 """
 
 import errno
@@ -8,12 +8,12 @@ import resource
 
 from vsh.errors import VshError
 
-# Deeper chains of causes are not ours.
+# Our own chains of causes are never deeper.
 MAX_CAUSES = 8
 
 
 def find_remedy(error: BaseException) -> str:
-    """What to do about `error`, when a limit is its cause, or the cause of its cause; empty for other failures."""
+    """Returns the remedy for `error` when a limit is in its chain of causes; empty for other failures."""
     cause: BaseException | None = error
     for _ in range(MAX_CAUSES):
         if cause is None:
@@ -26,7 +26,7 @@ def find_remedy(error: BaseException) -> str:
 
 
 def add_remedy(error: VshError) -> VshError:
-    """The same error; where a limit caused it, its hint is the remedy."""
+    """Returns the same error. When a limit caused it, its hint becomes the remedy."""
     error.hint = find_remedy(error) or error.hint
     return error
 
@@ -71,6 +71,6 @@ def _render_processes() -> str:
 
 
 def _read_limit(number: int) -> int | None:
-    """The soft limit; None for no limit."""
+    """Returns the soft limit; None for no limit."""
     soft, _ = resource.getrlimit(number)
     return None if soft == resource.RLIM_INFINITY else soft

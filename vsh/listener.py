@@ -1,7 +1,7 @@
-"""Host sockets that a guest connects to: a vsock port of this host, on whichever transport the guest has.
+"""Host sockets that a guest connects to: a vsock port of this host, on the transport that the guest has.
 
-Owns the choice of the port and the check of who connects. Used where the direction is reversed: containers,
-and forwards from the guest.
+Owns the choice of the port and the check of each peer. Containers and forwards from the guest use it, because there
+the guest connects to the host.
 """
 
 import _socket
@@ -15,7 +15,7 @@ from vsh.errors import VshError
 from vsh.transport import listen_vsock
 from vshd.carry.sockets import ListeningSocket, listen_at
 
-# Host ports that nothing of ours uses. Six digits, since the port ends the path of a hybrid vsock's socket.
+# Host ports that no other part of ours uses. Six digits, since the port ends the path of a hybrid vsock's socket.
 FIRST_FREE_PORT, FREE_PORTS = 100_000, 900_000
 PORT_TRIES = 64
 # What is at a port's path stays there, and the next port may be free.
@@ -23,10 +23,10 @@ IN_THE_WAY = (errno.EADDRINUSE, errno.EEXIST, errno.EACCES, errno.EPERM)
 
 
 class HostListener:
-    """Where a guest will connect. `port` is a vsock port; `place` what the guest's vshd calls it."""
+    """A socket to which a guest will connect. `port` is a vsock port; `place` is its address for the guest's vshd."""
 
     def __init__(self, bound: ListeningSocket, port: int, place: str, *, cid: int = 0) -> None:
-        """cid: the only one whose connections are taken, where the transport tells it."""
+        """cid: only its connections are accepted, where the transport carries a CID."""
         self.socket = bound.socket
         self.port = port
         self.place = place
@@ -34,7 +34,7 @@ class HostListener:
         self._cid = cid
 
     def accept(self) -> int:
-        """The next connection. Raises VshError when it is another guest's, BlockingIOError, OSError."""
+        """Returns the next connection. Raises VshError when it is another guest's, BlockingIOError, OSError."""
         fd, peer = self._bound.accept()
         if isinstance(peer, tuple) and self.socket.family == _socket.AF_VSOCK and peer[0] != self._cid:
             os.close(fd)
@@ -42,11 +42,11 @@ class HostListener:
         return fd
 
     def is_there(self) -> bool:
-        """False when the path it is bound to was removed, or leads elsewhere by now."""
+        """False when the socket's path was removed, or now leads elsewhere."""
         return self._bound.is_there()
 
     def close(self) -> None:
-        """Ends listening; the path goes, too, if it is still this socket's."""
+        """Ends listening, and removes the path if it is still this socket's."""
         self._bound.close()
 
 
@@ -61,7 +61,7 @@ def listen_for_guest(vm: Address, port: int | None, *, backlog: int = 1) -> Host
         path = tempfile.mktemp(prefix="vsh-host-")  # noqa: S306 - bind() fails if another program was first
         return HostListener(listen_at(path, backlog), 0, f"unix:{path}")
     raise VshError(
-        f"{vm.name} is one connection: what comes back needs --cid, --vm_name, --uds or --unix",
+        f"{vm.name} is a single connection, and the guest needs a second one: use --cid, --vm_name, --uds or --unix",
         status=kinds.USAGE_STATUS,
     )
 
@@ -83,7 +83,7 @@ def _listen_hybrid(path: str, wanted: int | None, backlog: int) -> HostListener:
         except OSError as error:
             if error.errno not in IN_THE_WAY:
                 raise VshError(f"Failed to bind vsh port: {error.strerror}", details=f"{path}_{port}") from error
-    raise VshError("Failed to bind vsh port", details=f"{path}_PORT: every port is taken")
+    raise VshError("Failed to bind vsh port", details=f"{path}_PORT: other programs use every port")
 
 
 def _listen_kernel(cid: int, wanted: int | None, backlog: int) -> HostListener:
@@ -96,11 +96,11 @@ def _listen_kernel(cid: int, wanted: int | None, backlog: int) -> HostListener:
                 continue
             raise
         return HostListener(ListeningSocket(listening), port, f"vsock:2:{port}", cid=cid)
-    raise VshError("Failed to bind vsh port", details="every port that was tried is taken")
+    raise VshError("Failed to bind vsh port", details="other programs use every port that vsh tried")
 
 
 def choose_port() -> int:
-    """A port that a program of the guest cannot guess. What comes to it must prove itself all the same."""
+    """Returns a port that a program of the guest cannot guess. A caller must prove itself all the same."""
     return FIRST_FREE_PORT + int.from_bytes(os.urandom(8), "little") % FREE_PORTS
 
 

@@ -1,4 +1,4 @@
-"""Bytes as a source, and a sink that keeps what it gets: how a program, not a person, speaks to a target."""
+"""A source that sends bytes, and a sink that keeps its bytes: for programs that use a target."""
 
 from vsh.errors import VshError
 from vsh.pump import Sink, Source
@@ -16,7 +16,7 @@ class BytesSource(Source):
 
 
 class CaptureSink(Sink):
-    """Keeps everything, up to a limit shared by nobody. Invariant: at most limit_bytes are kept."""
+    """Keeps everything, up to a limit of its own. Invariant: at most limit_bytes are kept."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes

@@ -1,8 +1,8 @@
-"""Our own output on a descriptor that another program made non-blocking.
+"""Writes our own output on a descriptor that another program made non-blocking.
 
-O_NONBLOCK belongs to the open file, which every program that shares the terminal or pipe has. One that sets it and
-leaves it (node, asyncio, ssh) makes the others' writes fail when the reader is slow. Python then drops the text without
-an error. Here a write waits, as on any other descriptor, and the flag stays as it is.
+O_NONBLOCK belongs to the open file, which all programs on the terminal or pipe share. A program that sets it and leaves
+it (node, asyncio, ssh) makes the others' writes fail when the reader is slow. Python then drops the text without an
+error. Here a write waits, as on any other descriptor, and the flag stays as it is.
 """
 
 import io
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 
 class PatientFile(io.FileIO):
-    """Invariant: write() takes at least a byte, or raises."""
+    """Invariant: write() writes at least one byte, or raises."""
 
     def write(self, data: "Any", /) -> int:
-        """Some of data, when the descriptor takes any: how much."""
+        """Waits until the descriptor takes some of data, writes it, and returns how many bytes."""
         while (size := super().write(data)) is None:
             wait_writable(self.fileno())
         return size
 
 
 def settle_output() -> None:
-    """Makes sys.stdout and sys.stderr wait where they would lose text."""
+    """Makes sys.stdout and sys.stderr wait instead of losing text."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper) and not os.get_blocking(stream.fileno()):
@@ -34,7 +34,7 @@ def settle_output() -> None:
 
 
 def write_patiently(fd: int, data: bytes) -> None:
-    """Writes all of data. Raises OSError when nobody reads any more."""
+    """Writes all of data. Raises OSError when the reader is gone."""
     view = memoryview(data)
     while view:
         try:
@@ -44,7 +44,7 @@ def write_patiently(fd: int, data: bytes) -> None:
 
 
 def wait_writable(fd: int) -> None:
-    """Until fd takes something, or its reader is gone."""
+    """Waits until fd takes some bytes, or its reader is gone."""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     poll.poll()

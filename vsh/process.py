@@ -37,10 +37,10 @@ Stream = int | IO[bytes] | IO[str] | None
 
 
 class Wiring:
-    """The descriptors of one process: those the pump has, and those the caller gets. Invariant: each is closed once."""
+    """The descriptors of one process: the pump's, and those for the caller. Invariant: each is closed once."""
 
     def __init__(self, stdin: Stream, stdout: Stream, stderr: Stream) -> None:
-        """Raises UsageError for a stream that is no file, no descriptor and none of PIPE, STDOUT, DEVNULL."""
+        """Raises UsageError for a stream that is not a file, a descriptor, PIPE, STDOUT or DEVNULL."""
         self.ours: list[int] = []
         self._ends: list[FdSource | FdSink] = []
         self.theirs: dict[str, int] = {}
@@ -54,7 +54,7 @@ class Wiring:
             raise
 
     def close(self) -> None:
-        """Closes everything that the caller has not taken."""
+        """Closes all descriptors that the caller has not taken."""
         self.close_ours()
         for fd in self.theirs.values():
             os.close(fd)
@@ -84,7 +84,7 @@ class Wiring:
         return source
 
     def _open_output(self, name: str, stream: Stream) -> int:
-        """The descriptor that a stream of the target is written to; -1 for a stream that is thrown away."""
+        """Returns the descriptor that gets a stream of the target; -1 for a stream that is thrown away."""
         if stream in (None, DEVNULL):
             return -1
         if stream == PIPE:
@@ -109,9 +109,9 @@ class Process(Generic[AnyStr]):
     """One command of a guest, running or ended.
 
     stdin, stdout, stderr: files where PIPE was asked for, else None; text files when the process was opened with
-    text=True. pid: the target's process id in the guest, 0 where the server does not send it. returncode: None while
-    the command runs, then its exit status, or -N when signal N ended it, as in subprocess. exit: the same as in Result,
-    where signal N is 128+N.
+    text=True. pid: the target's process id in the guest, 0 when the server does not send it. returncode: None while
+    the command runs, then its exit status, or -N when signal N ended it, as in subprocess. exit: as in Result, with
+    128+N for signal N.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class Process(Generic[AnyStr]):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Closes the files and waits; after an exception the command is killed first. A forked child only goes on."""
+        """Closes the files and waits. After an exception, kills the command first. Does nothing in a forked child."""
         if os.getpid() != self._owner_pid:
             return
         if kind is not None:
@@ -198,7 +198,7 @@ class Process(Generic[AnyStr]):
         return -self.returncode if self.returncode is not None and self.returncode < 0 else 0
 
     def poll(self) -> int | None:
-        """returncode, None while the command runs. Raises ConnectionLost when the session ended without an exit."""
+        """Returns returncode; None while the command runs. Raises ConnectionLost when the session ended early."""
         self._raise_failure()
         return self.returncode
 
@@ -240,8 +240,8 @@ class Process(Generic[AnyStr]):
     def send_signal(self, number: int) -> None:
         """Sends a signal to the command's process group; does nothing once the command has ended.
 
-        Raises UsageError for a signal that a legacy server cannot take: ChromeOS's protocol knows SIGHUP, SIGINT,
-        SIGQUIT and SIGTERM alone.
+        Raises UsageError for a signal that a legacy server cannot take: ChromeOS's protocol has only SIGHUP, SIGINT,
+        SIGQUIT and SIGTERM.
         """
         if self.returncode is None and not self._session.connection.can_signal(number):
             raise UsageError(f"this guest's vshd cannot send signal {number}: it speaks ChromeOS's protocol")
@@ -252,7 +252,7 @@ class Process(Generic[AnyStr]):
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Sends SIGKILL; a legacy server cannot, so the session is closed there, which makes it end the target."""
+        """Sends SIGKILL. A legacy server cannot send it, so this closes the session, and the server ends the target."""
         if self._session.connection.can_signal(signal.SIGKILL):
             self.send_signal(signal.SIGKILL)
         else:
@@ -263,8 +263,8 @@ class Process(Generic[AnyStr]):
         self._do(lambda: self._session.connection.send_resize(rows, cols))
 
     def let_go(self) -> None:
-        """In a forked child: its copies of the pipes go. The files stay open, on /dev/null, so that what they hold is
-        not written a second time."""
+        """Closes a forked child's copies of the pipes. The files stay open on /dev/null, so that the text in their
+        buffers is not written a second time."""
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for file in (self.stdin, self.stdout, self.stderr):
             if file is not None and not file.closed:
@@ -301,7 +301,7 @@ class Process(Generic[AnyStr]):
             self._has_exit.set()
 
     def _note_exit(self, code: int, number: int) -> None:
-        """The target has ended; what it wrote may still be on its way."""
+        """Notes the target's end. Some of its output may still be on its way."""
         self.returncode = -number if number else code
         self._has_exit.set()
 
@@ -316,7 +316,7 @@ class Process(Generic[AnyStr]):
     # The caller's thread.
 
     def _do(self, move: Callable[[], object]) -> None:
-        """Has the pump's thread make a move; the connection is its alone."""
+        """Runs `move` in the pump's thread, which alone uses the connection."""
         with self._lock:
             if self._ended.is_set():
                 return
@@ -352,7 +352,7 @@ class _ProcessPump(Pump):
 
     def give_up(self) -> None:
         """Ends the session without an exit."""
-        raise VshError("the command was killed by closing its session")
+        raise VshError("the guest's vshd cannot send signals, so kill() closed the command's session")
 
     def _handle(self, event: Event) -> None:
         super()._handle(event)
@@ -361,7 +361,7 @@ class _ProcessPump(Pump):
 
 
 class _Collector:
-    """One blocking call in a thread of its own, whose result can be waited for."""
+    """Runs one blocking call in a thread of its own. A caller can wait for its result."""
 
     def __init__(self, call: Callable[[], object]) -> None:
         self.result: object = None
@@ -370,7 +370,7 @@ class _Collector:
         self._thread.start()
 
     def wait(self, timeout: float | None) -> bool:
-        """Whether the call has ended within timeout seconds. Raises what it raised."""
+        """Whether the call has ended within timeout seconds. Raises the call's own error."""
         self._thread.join(timeout)
         if self._failure is not None:
             raise self._failure

@@ -1,8 +1,8 @@
 """Runs a session: bytes from a source to the target's stdin, its output to sinks, until it has exited.
 
-Owns the poll loop. A source or sink is a descriptor or memory (vsh.stdio, vsh.memory); a stalled one holds up nothing
-but itself. Bulk between descriptors goes through conduits, as in vshd. Knows nothing of terminals and signals but
-that a descriptor may announce them.
+Owns the poll loop. A source or sink is a descriptor or memory (vsh.stdio, vsh.memory). A stalled one holds up only
+itself. Bulk between descriptors goes through conduits, as in vshd. Of terminals and signals it knows only that a
+descriptor may announce them.
 """
 
 import errno
@@ -31,58 +31,58 @@ _ERRORS = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
 class Source:
-    """Where stdin comes from. `fd` is what to poll, -1 when it is always ready."""
+    """The source of stdin. `fd` is the descriptor to poll, -1 when the source is always ready."""
 
     fd = -1
     # read() is not called with less.
     room_min = 1
-    # Bulk comes from it, which pass_to() may be asked for.
+    # True when bulk comes from it; then pass_to() may be called.
     is_bulk = False
 
     def read(self, limit: int) -> "bytes | memoryview | None":
-        """At most `limit` bytes, valid until the next call; empty at the end, None when there is nothing now."""
+        """Returns at most `limit` bytes, valid until the next call; empty at the end, None when none are ready."""
         raise NotImplementedError
 
     def pass_to(self, sluice: Sluice, limit: int) -> int | None:
-        """The same into a sluice: how many bytes, 0 at the end, None when there is nothing now."""
+        """Moves at most `limit` bytes into a sluice; returns how many, 0 at the end, None when none are ready."""
         raise NotImplementedError
 
     @property
     def is_held(self) -> bool:
-        """It must not be read for a while: until a later call returns False."""
+        """Whether the source must not be read now. A later call may return False."""
         return False
 
     @property
     def look_s(self) -> float | None:
-        """When `is_held` shall be called again, in seconds; None: not before something happens."""
+        """In how many seconds `is_held` must be called again; None: not before the next event."""
         return None
 
     def close(self) -> None:
-        """Nobody wants any more."""
+        """Closes the source: the target takes no more."""
 
 
 class Sink:
-    """Where output goes. `fd` is what to poll, -1 when it is always ready."""
+    """The sink of an output. `fd` is the descriptor to poll, -1 when the sink is always ready."""
 
     fd = -1
-    # take_from() may be asked.
+    # Whether take_from() may be called.
     is_spliceable = False
 
     def write(self, pieces: "list[memoryview | bytes]") -> int:
-        """Takes as many bytes as go now, and says how many. Raises OSError when nothing will ever go again."""
+        """Takes as many bytes as it can now, and returns how many. Raises OSError when it can never take any again."""
         raise NotImplementedError
 
     def take_from(self, conduit: Conduit, limit: int) -> int:
-        """The same for bytes in a conduit. EINVAL: it cannot, and must be given them by write()."""
+        """Does the same for bytes in a conduit. OSError with EINVAL: only write() can give it these bytes."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """The stream has ended."""
+        """Closes the sink: the stream has ended."""
 
 
 class Outlet:
-    """A sink with what waits for it. Invariant: `pending` is empty once the sink is gone; what of it is elsewhere is in
-    `conduit`, which bulk passes through while `is_passing`.
+    """A sink with the bytes that wait for it. Invariant: `pending` is empty once the sink is gone. Those of its bytes
+    that are elsewhere are in `conduit`; bulk passes through it while `is_passing`.
     """
 
     def __init__(self, sink: Sink) -> None:
@@ -94,7 +94,7 @@ class Outlet:
         self.conduit: Conduit | None = None
 
     def close_conduit(self) -> None:
-        """What waits must have gone, or be given up."""
+        """Closes the conduit. The caller has drained its bytes, or gives them up."""
         self.is_passing = False
         if self.conduit is not None:
             self.conduit.close()
@@ -102,21 +102,21 @@ class Outlet:
 
 
 class SinkGone(VshError):  # noqa: N818 - it names what happened
-    """A sink broke and there is no way to tell the target: the session is over.
+    """A sink broke, and the protocol cannot report this to the target: the session is over.
 
-    For a pipe that nobody reads the status is SIGPIPE's, and there is nothing to say.
+    For a pipe without a reader the status is that of SIGPIPE, and the message is empty.
     """
 
 
 class TimedOut(VshError):  # noqa: N818 - it names what happened
-    """The session outlived the time it was given, and was ended."""
+    """The session lasted longer than its timeout, and was ended."""
 
     # timeout(1)'s.
     status = 124
 
 
 class Pump:
-    """Invariant: `exit` is set once the target's end is known; the pump is done when the outlets have drained too."""
+    """Invariant: `exit` is set once the target has ended. The pump is done when the outlets have drained, too."""
 
     def __init__(self, session: Session, source: Source, sinks: dict[int, Sink], *, has_pty: bool = False) -> None:
         self.session = session
@@ -135,7 +135,7 @@ class Pump:
     def run(self, deadline_s: float | None = None) -> Exited:
         """Pumps until the target has exited and its output is delivered.
 
-        deadline_s: of time.monotonic(). Raises ConnectionLost, SinkGone, TimedOut, and what sources and sinks raise.
+        deadline_s: of time.monotonic(). Raises ConnectionLost, SinkGone, TimedOut, and the errors of sources and sinks.
         """
         try:
             return self._run(deadline_s)
@@ -194,7 +194,7 @@ class Pump:
             self._want(outlet.sink.fd, select.POLLOUT if outlet.pending.size else 0)
 
     def _want(self, fd: int, mask: int) -> None:
-        """Polls `fd` for `mask`; not at all for an empty one, since poll() would still report its errors."""
+        """Polls `fd` for `mask`. Does not poll it for an empty mask, since poll() would still report its errors."""
         if fd < 0 or self._masks.get(fd, 0) == mask:
             return
         if mask:
@@ -260,7 +260,7 @@ class Pump:
         self._close_source()
 
     def _find_sluice(self) -> Sluice | None:
-        """Empty: a source is not read while anything is on its way, nor after that was given up."""
+        """Returns the sluice, or None without one. It is empty: no source is read while bytes are in it."""
         if self._sluice is None and self._can_pass:
             self._sluice = open_sluice()
             self._can_pass = self._sluice is not None
@@ -275,13 +275,13 @@ class Pump:
     # From the target.
 
     def _receive(self) -> None:
-        """One receive, and where it brought a large frame's head, what there is of the rest."""
+        """Receives once. When that brought a large frame's head, takes the part of the rest that has come."""
         if not self._take_bulk():
             self._receive_events()
             self._take_bulk()
 
     def _take_bulk(self) -> bool:
-        """The next of a large frame, past this process's memory; False when receiving tells what there is."""
+        """Moves the next bytes of a large frame past this process's memory; False when receive() must be called."""
         for stream, outlet in self.outlets.items():
             if outlet.is_passing and outlet.conduit is not None:
                 taken = self.session.take_bulk(stream, outlet.conduit)
@@ -305,7 +305,7 @@ class Pump:
         self._secure_pending()
 
     def _secure_pending(self) -> None:
-        """What waits for a sink must survive the next receive."""
+        """Copies the bytes that wait for a sink, so that they survive the next receive."""
         borrowing = [outlet.pending for outlet in self.outlets.values() if outlet.pending.is_borrowing]
         if borrowing:
             self.session.buffers.secure(*borrowing)
@@ -329,7 +329,7 @@ class Pump:
             self.session.check(event)
 
     def _deliver(self, stream: int, pieces: "list[memoryview | bytes]") -> None:
-        """Pieces of the receive buffer, for a sink: what it does not take now waits."""
+        """Gives pieces of the receive buffer to a sink. The bytes that it does not take now wait."""
         outlet = self.outlets[stream]
         if outlet.is_gone:
             self.session.connection.consumed(stream, sum(map(len, pieces)))
@@ -361,7 +361,7 @@ class Pump:
                     taken = outlet.sink.take_from(turn.place, turn.size)
             except OSError as error:
                 if turn is not None and error.errno == errno.EINVAL:
-                    # A device that cannot be spliced to. What the conduit has already comes this way, and nothing more.
+                    # The device cannot be spliced to. Only the bytes that are in the conduit already go this way.
                     outlet.is_passing = outlet.sink.is_spliceable = False
                     assert isinstance(turn.place, Conduit)
                     pending.bring(turn.place.read(turn.size))
@@ -380,7 +380,7 @@ class Pump:
             outlet.sink.close()
 
     def _lose(self, stream: int, outlet: Outlet, error: OSError) -> None:
-        """Nobody reads this output any more: the target learns it as on a local pipe (2.5), or the session ends."""
+        """Gives up an output whose reader is gone: the target sees a closed pipe (2.5), or the session ends."""
         outlet.is_gone = True
         outlet.pending.clear()
         outlet.close_conduit()
@@ -393,5 +393,5 @@ class Pump:
 
 
 def deadline_after(timeout_s: float | None) -> float | None:
-    """The deadline of a wait that starts now."""
+    """Returns the deadline of a wait that starts now."""
     return None if timeout_s is None else time.monotonic() + timeout_s

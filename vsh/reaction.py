@@ -1,10 +1,10 @@
 """Whether the peer reacts to signals: one that has deadlocked must not hold the client for ever.
 
-ChromeOS's server writes to its target and reads from us in one loop. When the target takes no more stdin it takes no
-more signals either, and nothing in its protocol acknowledges one. Knows nothing of descriptors and clocks.
+ChromeOS's server writes to its target and reads from us in one loop. When the target takes no more stdin, the server
+takes no more signals either, and its protocol acknowledges none. Knows nothing of descriptors and clocks.
 """
 
-# As many SIGTERMs as a person sends who means it.
+# So many SIGTERMs are no accident: the person insists.
 PLEAS = 3
 # From the first of them: more than a server needs to answer, and a target to write a word.
 PLEA_GRACE_S = 2.0
@@ -13,7 +13,7 @@ SEND_GRACE_S = 5.0
 
 
 class Reaction:
-    """Invariant: `_waiting_since_s` is None unless a signal was sent to which nothing has come back yet."""
+    """Invariant: `_waiting_since_s` is set only while the peer has sent nothing after a signal to it."""
 
     __slots__ = ("_moved_at_s", "_pleas", "_waiting_since_s")
 
@@ -23,7 +23,7 @@ class Reaction:
         self._pleas = 0
 
     def signalled(self, now_s: float, *, is_plea: bool) -> None:
-        """A signal was sent. is_plea: one that asks for the end, and that this peer would not acknowledge."""
+        """Notes that a signal was sent. is_plea: it asks for the end, and this peer would not acknowledge it."""
         if self._waiting_since_s is None:
             self._waiting_since_s = self._moved_at_s = now_s
             self._pleas = 0
@@ -31,15 +31,15 @@ class Reaction:
             self._pleas += 1
 
     def moved(self, now_s: float) -> None:
-        """The peer took some bytes."""
+        """Notes that the peer took some bytes."""
         self._moved_at_s = now_s
 
     def heard(self) -> None:
-        """The peer sent some bytes."""
+        """Notes that the peer sent some bytes."""
         self._waiting_since_s = None
 
     def find_fault(self, now_s: float, *, is_sent: bool) -> str:
-        """Why the peer counts as stuck, or nothing. is_sent: the transport has taken all that was for the peer."""
+        """Returns why the peer counts as stuck, or empty text. is_sent: the transport has taken all bytes for it."""
         if self._waiting_since_s is None:
             return ""
         if self._pleas >= PLEAS and now_s >= self._waiting_since_s + PLEA_GRACE_S:
@@ -49,7 +49,7 @@ class Reaction:
         return ""
 
     def wait_s(self, now_s: float, *, is_sent: bool) -> float | None:
-        """How long until find_fault() can find one; None: not before something happens."""
+        """Returns the seconds until find_fault() can find a fault; None: not before the next event."""
         if self._waiting_since_s is None:
             return None
         waits = []

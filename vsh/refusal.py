@@ -1,6 +1,6 @@
-"""Why a session did not come about: errors that name the cause and the remedy.
+"""Errors for a session that did not start: they name the cause and the remedy.
 
-Knows what a server answered and what was asked of it, and nothing of connections. Loaded after a failure alone.
+Knows the server's answer and the request to it, and nothing of connections. Loaded only after a failure.
 """
 
 import os
@@ -19,7 +19,7 @@ EXIT_STATUS = {messages.NOT_FOUND: 127, messages.NOT_EXECUTABLE: 126, messages.T
 def explain(
     event: Refused | Failed | Distrusted | Broken, address: Address, request: SetupConnectionRequest
 ) -> VshError:
-    """The error for an event that ended the handshake."""
+    """Returns the error for an event that ended the handshake."""
     match event:
         case Refused():
             return _refused(event, address)
@@ -28,21 +28,21 @@ def explain(
         case Distrusted():
             return VshError(
                 f"{address.name} did not prove that it is the machine that vmkit started: {event.reason}",
-                details=f"it said: {event.said}" if event.said else "",
-                hint="nothing was sent to it; vmkit list shows what runs",
+                details=f"its answer: {event.said}" if event.said else "",
+                hint="vsh sent nothing to it; vmkit list prints the running machines",
             )
         case Broken():
             return Unreachable(
                 f"the vshd of {address.name} closed the connection without an answer",
                 details=event.reason,
-                hint=_find_unfit(request) or "its log says why; does it serve this host's CID?",
+                hint=_find_unfit(request) or "its log has the reason, such as a CID that it does not serve",
             )
 
 
-def lacks_forwards(address: Address) -> VshError:
+def lacks(service: str, address: Address) -> VshError:
     return VshError(
-        f"the vshd of {address.name} knows no forwards: it is older than this vsh, or ChromeOS's",
-        hint="the guest's vsock ports need no vshd: -L PORT:PORT",
+        f"the vshd of {address.name} knows no {service}: it is older than this vsh, or ChromeOS's",
+        hint="the guest's vsock ports need no vshd: -L PORT:PORT" if service == "forwards" else "",
     )
 
 
@@ -59,7 +59,7 @@ def cannot_prove(address: Address, hint: str) -> VshError:
 
 
 def _find_unfit(request: SetupConnectionRequest) -> str:
-    """What ChromeOS's vshd cannot take of a request: its strings are protobuf's, which are UTF-8."""
+    """Finds the part of a request that ChromeOS's vshd cannot take: its strings are protobuf's, which are UTF-8."""
     named = {
         "the user": request.user,
         "the directory": request.cwd,
@@ -75,7 +75,7 @@ def _find_unfit(request: SetupConnectionRequest) -> str:
 
 
 def _refused(event: Refused, address: Address) -> VshError:
-    """What the server answered, as an error."""
+    """Returns the server's answer as an error."""
     description = event.description
     if event.failure is not None and event.failure.kind == messages.BAD_USER:
         # Upstream's server goes on with advice for ChromeOS.
@@ -94,9 +94,9 @@ def _refused(event: Refused, address: Address) -> VshError:
 
 def _token_refused(event: Refused, address: Address) -> VshError:
     if address.token_file:
-        brief = f"the token of {address.name} was refused: is this the machine that vmkit started?"
+        brief = f"{address.name} refused its token: it may not be the machine that vmkit started"
         hint = f"the token is that of {address.token_file}"
     else:
         brief = f"{address.name} demands its token"
-        hint = "it belongs to who started the machine; for a machine that is not in your registry: --token_file"
-    return VshError(brief, details=f"it said: {event.description}", hint=hint)
+        hint = "only the user who started the machine has it; for a machine that is not in your registry: --token_file"
+    return VshError(brief, details=f"its answer: {event.description}", hint=hint)

@@ -1,11 +1,10 @@
 """The registry's reading side: which machines run here, and how to reach them. Knows vmkit's files, never vmkit's code.
 
-The contract is docs/explanation/architecture.md, "Contracts between rooms": one directory per machine below the runtime
-directory, `machine.json` in it, and a `lock` that the machine's monitor holds for life. An entry whose lock is free
-is stale, and not a machine. Names that begin with a dot are entries being made or removed.
+The contract is docs/explanation/architecture.md, "Contracts between rooms". Each machine has a directory below the
+runtime directory, with `machine.json` and a `lock` that the machine's monitor holds for life. An entry whose lock is
+free is stale, and not a machine. Names that begin with a dot are entries being made or removed.
 """
 
-import fcntl
 import os
 import stat
 
@@ -15,12 +14,14 @@ MACHINES = "machines"
 RECORD = "machine.json"
 LOCK = "lock"
 TOKEN = "token"  # noqa: S105 - a file's name
+# The names of machines that vmkit boots in order to save them begin so.
+SAVING = "saving-"
 # A record is a few hundred bytes.
 MAX_RECORD_BYTES = 64 * 1024
 
 
 class Entry:
-    """One entry of the registry, as its record told it at one moment. state: starting, ready or stopping."""
+    """One entry of the registry, from its record at one moment. state: starting, ready, paused or stopping."""
 
     __slots__ = ("backend", "cid", "directory", "name", "pid", "record", "state", "token_file", "vsock")
 
@@ -38,12 +39,17 @@ class Entry:
         self.token_file = os.path.join(directory, TOKEN) if record.get("token") else ""
 
 
-def find_runtime_directory() -> str:
-    """Where machines are registered. It need not exist; when it does, it is the caller's own and closed to everyone
-    else.
+def is_for_users(machine: Entry) -> bool:
+    """Whether a command without a name may mean this machine: not if it waits in a pool, or is there to be saved."""
+    return machine.state != "pooled" and not machine.name.startswith(SAVING)
 
-    Raises VshError when the directory belongs to somebody else, or is open to others: whoever may write there decides
-    where vsh connects to.
+
+def find_runtime_directory() -> str:
+    """Returns the directory in which machines are registered. It need not exist. When it does, it is the caller's own
+    and closed to all other users.
+
+    Raises VshError when the directory belongs to another user, or is open to others: its writer decides where vsh
+    connects to.
     """
     path = _choose_runtime_directory()
     try:
@@ -58,12 +64,12 @@ def find_runtime_directory() -> str:
     if status.st_uid != os.geteuid():
         raise VshError(f"the runtime directory {path} belongs to uid {status.st_uid}, not to you", hint=hint)
     if status.st_mode & 0o077:
-        raise VshError(f"the runtime directory {path} is open to others", hint=f"chmod 700 {path}")
+        raise VshError(f"other users have access to the runtime directory {path}", hint=f"chmod 700 {path}")
     return path
 
 
 def read_machines() -> list[Entry]:
-    """Every live machine, by name."""
+    """Returns every live machine, sorted by name."""
     folder = os.path.join(find_runtime_directory(), MACHINES)
     try:
         names = sorted(os.listdir(folder))
@@ -76,7 +82,7 @@ def read_machines() -> list[Entry]:
 
 
 def find_machine(name: str | None = None, cid: int | None = None) -> Entry | None:
-    """The live machine of that name, or of that CID."""
+    """Returns the live machine of that name, or of that CID."""
     for machine in read_machines():
         if name is not None and machine.name == name:
             return machine
@@ -97,7 +103,7 @@ def _choose_runtime_directory() -> str:
 
 
 def describe_detour() -> str:
-    """Which directory is used instead of an XDG_RUNTIME_DIR that is another user's; empty where that is not so."""
+    """Names the directory that replaces an XDG_RUNTIME_DIR of another user; empty when none replaces it."""
     base = os.environ.get("XDG_RUNTIME_DIR", "")
     if not base or os.environ.get("VMKIT_RUNTIME_DIR"):
         return ""
@@ -111,7 +117,7 @@ def describe_detour() -> str:
 
 
 def _is_own_directory(path: str) -> bool:
-    """False for one of another user, too: sudo and su often leave XDG_RUNTIME_DIR as it was."""
+    """Whether the directory belongs to this user. sudo and su often leave XDG_RUNTIME_DIR another user's."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -120,7 +126,7 @@ def _is_own_directory(path: str) -> bool:
 
 
 def _read_machine(directory: str) -> Entry | None:
-    """The machine in a directory; None when it is no entry, unreadable, or nobody holds its lock."""
+    """Returns the machine in a directory; None when it is no entry, is unreadable, or its lock is free."""
     # With what it imports, json is a third of a short command's start; most have no registry to read.
     import json  # noqa: PLC0415
 
@@ -132,15 +138,17 @@ def _read_machine(directory: str) -> Entry | None:
         machine = Entry(directory, record)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    # A copied directory, or a record of another's making, is not the machine it says it is.
+    # A copied directory, or a record from another source, is not the machine that it names.
     return machine if machine.name == os.path.basename(directory) else None
 
 
 def is_held(path: str | os.PathLike[str]) -> bool:
     """True when its owner, such as a machine's monitor, has the lock at `path`.
 
-    A shared lock asks: it is in nobody's way, and many may ask at once.
+    The check takes a shared lock, so that many processes can check at once.
     """
+    import fcntl  # noqa: PLC0415 - most commands ask no lock
+
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

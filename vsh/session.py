@@ -1,4 +1,4 @@
-"""One session, seen from the host: the connection to a vshd with its handshake done, and a poll loop's two moves.
+"""One session on the host's side: the connection to a vshd after the handshake, and the two moves of a poll loop.
 
 Owns the descriptor. Knows nothing of where bytes come from or go to: vsh.pump connects a session to descriptors or
 memory.
@@ -11,11 +11,11 @@ import time
 from vsh.address import Address
 from vsh.errors import ConnectionLost, Unanswered, Unreachable, VshError
 from vsh.signals import SIGTERM
-from vsh.transport import open_transport, remaining_ms
+from vsh.transport import open_transport, wait_until
 from vshd.carry.conduit import Conduit, write_output
 from vshd.wire import messages
 from vshd.wire.buffers import Buffers
-from vshd.wire.client import STUB_USER, ClientConnection, make_forward_request
+from vshd.wire.client import STUB_USER, ClientConnection, make_service_request
 from vshd.wire.connection import SILENCE_MS_MAX, default_limits
 from vshd.wire.errors import LocalProtocolError
 from vshd.wire.events import Broken, Distrusted, Established, Event, Exited, Failed, HandedOver, Refused
@@ -45,7 +45,7 @@ class Session:
     def __init__(
         self, fd: int, connection: ClientConnection, name: str, see: "Callable[[str, memoryview], None] | None" = None
     ) -> None:
-        """see: is shown all bytes that travel, with their direction."""
+        """see: gets all bytes that travel, with their direction."""
         self.fd = fd
         self.connection = connection
         self.name = name
@@ -68,7 +68,7 @@ class Session:
             self.on_open(self)
 
     def start(self, pid: int, early: list[Event]) -> None:
-        """The target runs; `early` is what came with that word."""
+        """Notes that the target runs. `early`: the events that came with that message."""
         self.pid = pid
         self._early = early
         connection = self.connection
@@ -79,18 +79,18 @@ class Session:
 
     @property
     def can_pass(self) -> bool:
-        """Whether bulk may go through conduits. It may not where each frame is shown (--debug)."""
+        """Whether bulk may go through conduits. It may not when each frame is shown (--debug)."""
         return self.connection.is_extended and self._see is None
 
     def take_bulk(self, stream: int, conduit: Conduit) -> int:
-        """Moves the next of a large frame of `stream` into a conduit: how much. 0: receive() tells what there is."""
+        """Moves the next bytes of a large frame of `stream` into a conduit; returns how many. 0: call receive()."""
         room = 0 if self._early else self.connection.bulk_room(stream)
         if not room:
             return 0
         try:
             taken = conduit.fill(self.fd, room)
         except OSError:
-            # Nothing there; or no room, since the sink does not take; or the transport is broken.
+            # No bytes have come; or there is no room, since the sink takes none; or the transport is broken.
             return 0
         if taken:
             self._hear()
@@ -98,9 +98,9 @@ class Session:
         return taken
 
     def receive(self, *, is_passing: bool = False) -> list[Event]:
-        """What has come; the events' data is valid until the next call.
+        """Returns the events that have come. Their data is valid until the next call.
 
-        is_passing: of a large frame that is likely next, the head alone; take_bulk() brings the rest.
+        is_passing: of a large frame that is likely next, reads only the head; take_bulk() moves the rest.
         """
         if self._early:
             events, self._early = self._early, []
@@ -126,7 +126,7 @@ class Session:
 
     @property
     def has_early(self) -> bool:
-        """Events wait that no poll() will announce."""
+        """Whether events wait that no poll() will announce."""
         return bool(self._early)
 
     def check(self, event: Event) -> None:
@@ -143,9 +143,9 @@ class Session:
             raise ConnectionLost(f"{self.name} reported the exit {number}, which no process can have")
 
     def explain(self, error: ConnectionLost) -> None:
-        """Where the session was lost since its machine ended: the error names that as the cause. Waits a moment for it.
+        """Adds the machine's end to the error as its cause, if that ended the session. Waits a moment for the end.
 
-        For those who raise it on: by then a terminal is as it was.
+        Call it when the terminal is restored, before raising the error again.
         """
         if self.is_lost:
             from vsh.ending import explain_loss  # noqa: PLC0415 - only after a failure
@@ -157,8 +157,8 @@ class Session:
         return ConnectionLost(brief, hint=hint)
 
     def flush(self) -> None:
-        """Sends what waits, as far as the transport takes it. A broken transport is found by receive(), which may still
-        have the session's end to tell; nothing more should be read for it."""
+        """Sends the waiting bytes, as far as the transport takes them. receive() reports a broken transport, and may
+        still return the session's end. The caller should read no more input for the session then."""
         output = self.connection.output
         size_before = output.size
         if not size_before:
@@ -183,7 +183,7 @@ class Session:
                 self._reaction.moved(time.monotonic())
 
     def send_signal(self, number: int) -> None:
-        """Sends a signal to the target, if the peer has a word for it, and watches whether the peer reacts."""
+        """Sends a signal to the target, if the peer's protocol has it, and watches whether the peer reacts."""
         if self.connection.send_signal(number):
             from vsh.reaction import Reaction  # noqa: PLC0415 - most sessions send no signal
 
@@ -192,7 +192,7 @@ class Session:
             self._reaction.signalled(time.monotonic(), is_plea=is_plea)
 
     def check_peer(self) -> float | None:
-        """Says "alive" when it is time; returns how many seconds the next call can wait.
+        """Sends "alive" when it is time; returns how many seconds the next call can wait.
 
         Raises ConnectionLost when the peer has fallen silent, or does not react to signals.
         """
@@ -236,18 +236,18 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection; a target that still runs is ended by the server."""
+        """Closes the connection. The server ends a target that still runs."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
     def let_go(self) -> None:
-        """The same in a forked child: the parent goes on with its own descriptor."""
+        """Closes a forked child's copy of the descriptor. The parent goes on with its own."""
         self.close()
 
 
 def make_limits(silence_ms: int | None = None) -> Extended:
-    """What we announce; silence_ms None: the default."""
+    """Returns the limits that we announce. silence_ms None: the default."""
     limits = default_limits()
     if silence_ms is not None:
         limits.silence_ms = min(silence_ms, SILENCE_MS_MAX)
@@ -262,12 +262,12 @@ def open_session(
     timeout_s: float,
     see: "Callable[[str, memoryview], None] | None" = None,
 ) -> Session:
-    """Connects, asks for `request` and waits until the target runs; limits None: legacy mode. timeout_s 0: no limit.
+    """Connects, sends `request` and waits until the target runs. limits None: legacy mode. timeout_s 0: no limit.
 
-    see: is shown all bytes that travel, with their direction, ">" or "<".
+    see: gets all bytes that travel, with their direction, ">" or "<".
 
-    Raises ExecError when nothing was run because of the command, VshError otherwise; where the machine has ended, that
-    is the cause it names.
+    Raises ExecError when the command could not be run, VshError otherwise. When the machine has ended, the error names
+    that as its cause.
     """
     deadline_s = time.monotonic() + (timeout_s or FOREVER_S)
     try:
@@ -294,21 +294,28 @@ def open_session(
 
 
 def open_raw(address: Address, forward: Forward, *, timeout_s: float) -> tuple[int, bytes, str]:
-    """A connection that a forward (docs/reference/protocol.md 3) was handed: its descriptor, non-blocking; what was
-    read from it already; and what the server said, which is where it listens, or nothing. Raises VshError.
+    """Opens the connection of a forward (docs/reference/protocol.md 3). Returns its non-blocking descriptor, the bytes
+    that were read from it already, and the server's text: where it listens, or empty. Raises VshError.
     """
+    return open_service(address, make_service_request(forward=forward), timeout_s=timeout_s, name="forwards")
+
+
+def open_service(
+    address: Address, request: SetupConnectionRequest, *, timeout_s: float, name: str
+) -> tuple[int, bytes, str]:
+    """open_raw() for any service. name: what a server that does not know the service knows none of."""
     from vsh import refusal  # noqa: PLC0415 - programs that forward have time
 
     deadline_s = time.monotonic() + (timeout_s or FOREVER_S)
     try:
-        session = _open(address, make_forward_request(forward), make_limits(), deadline_s, None)
+        session = _open(address, request, make_limits(), deadline_s, None)
     except VshError as error:
-        # That user is nobody's: the server has looked for it, and so knows nothing of forwards.
+        # No account has the stub's user name. The server looked for it, and so does not know the service.
         if os.fsdecode(STUB_USER) in error.brief:
-            raise refusal.lacks_forwards(address) from error
+            raise refusal.lacks(name, address) from error
         raise
     except _TooLongForLegacy as error:
-        raise refusal.lacks_forwards(address) from error
+        raise refusal.lacks(name, address) from error
     return session.fd, session.connection.take_rest(), session.description
 
 
@@ -349,7 +356,7 @@ def _open(
 
 
 def _make_proof(address: Address, limits: Extended | None) -> "Proof | None":
-    """Our part where the machine has a token."""
+    """Returns our proof for a machine that has a token, else None."""
     if not address.token_file:
         return None
     if limits is None:
@@ -368,10 +375,10 @@ def _shake_hands(session: Session, address: Address, request: SetupConnectionReq
     while True:
         session.flush()
         poll.register(session.fd, select.POLLIN | (select.POLLOUT if connection.output.size else 0))
-        if not poll.poll(remaining_ms(deadline_s)):
+        if not wait_until(poll.poll, deadline_s):
             raise Unanswered(
                 f"the vshd of {address.name} does not answer",
-                hint="is the guest paused or stuck? --connect_timeout waits longer",
+                hint="the guest may be paused or stuck; --connect_timeout waits longer",
             )
         events = session.receive()
         for index, event in enumerate(events):

@@ -1,4 +1,4 @@
-"""One session on this process's stdio: pipes, files, sockets; signals passed on, suspension announced."""
+"""Runs one session on this process's stdio (pipes, files, sockets). Passes signals on, and announces suspension."""
 
 from vsh import signals
 from vsh.errors import VshError
@@ -11,11 +11,11 @@ SIGNALLED = 128
 
 
 class Interrupted(VshError):  # noqa: N818 - it names what happened
-    """A signal came after the target's end, while its output waited for a reader: it is for vsh itself then."""
+    """A signal came after the target's end, while output waited for a reader. It then ends vsh itself."""
 
 
 class Shell:
-    """Invariant: from the first moment to the last, signals are passed on and do not end this process."""
+    """Invariant: from start to end, it passes signals on, and they do not end this process."""
 
     has_pty = False
 
@@ -28,7 +28,7 @@ class Shell:
         self.pump.on_wakeup = self._take_signals
 
     def run(self, deadline_s: float | None) -> int:
-        """Relays until the end; the exit status. deadline_s: of time.monotonic(). Raises VshError."""
+        """Relays until the end; returns the exit status. deadline_s: of time.monotonic(). Raises VshError."""
         try:
             end = self.pump.run(deadline_s)
         finally:
@@ -40,14 +40,14 @@ class Shell:
         return FdSource(0)
 
     def suspend(self) -> None:
-        """Stops this process, with the server forewarned; returns when it is continued."""
+        """Announces the stop to the server, then stops this process. Returns when it is continued."""
         self.session.connection.send_hold()
         self.session.flush()
         signals.stop_self()
         self.session.connection.send_alive()
 
     def send_size(self) -> None:
-        """The terminal has another size; without one there is nothing to say."""
+        """Sends the terminal's new size. Does nothing without a terminal."""
 
     def _take_signals(self) -> None:
         for number in self.wakeup.take():

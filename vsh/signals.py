@@ -3,7 +3,7 @@
 The C module `_signal` is used directly: `signal` would bring enum, a sixth of a short command's time, for names alone.
 """
 
-import _signal  # type: ignore[import-not-found]
+import _signal  # type: ignore[import-not-found]  # typeshed lacks it
 import os
 
 TYPE_CHECKING = False
@@ -34,20 +34,20 @@ class Wakeup:
             os.set_blocking(fd, False)
         _signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         for number in numbers:
-            # What whoever started vsh had ignored (nohup, &) stays ignored.
+            # A signal that vsh's parent had ignored (nohup, &) stays ignored.
             if _signal.getsignal(number) != _signal.SIG_IGN:
                 _signal.signal(number, _ignore)
         self._numbers = numbers
 
     def ignore(self) -> None:
-        """From here to this process's end the signals change nothing: the interpreter's own end would let them kill it
-        (it gives every handler of Python's back), when the exit status is known already.
+        """Ignores the signals until this process's end. The interpreter's own end restores the default handlers, and a
+        signal could then kill the process although its exit status is known.
         """
         for number in self._numbers:
             _signal.signal(number, _signal.SIG_IGN)
 
     def take(self) -> bytes:
-        """The numbers of the signals since the last call, one byte each."""
+        """Returns the numbers of the signals since the last call, one byte each."""
         try:
             return os.read(self.fd, READ_SIZE)
         except BlockingIOError:
@@ -78,4 +78,4 @@ def stop_self() -> None:
 
 
 def _ignore(number: int, frame: object) -> None:
-    """The pipe has said it already."""
+    """Does nothing: the byte in the pipe has announced the signal."""

@@ -1,11 +1,11 @@
 """This process's own stdin, stdout and stderr, as a source and sinks that never block and never disturb others.
 
-O_NONBLOCK belongs to the open file, which the shell and its other children share: it is never set on these descriptors.
-Pipes and terminals are opened anew through /proc instead; where that is not allowed, writes after poll() stay below
-the size a pipe always takes.
+O_NONBLOCK belongs to the open file, which the shell and its other children share. So this module never sets it on these
+descriptors. It opens pipes and terminals anew through /proc instead. When it may not, its writes after poll() stay
+below the size that a pipe always takes.
 
-Of these only pipes and devices are spliced. A regular file has a position, which the open file's other users share:
-read(2) and write(2) lock it, splice(2) does not, and two at once would get the same bytes, or write over each other's.
+It splices only pipes and devices. A regular file has a position, which the open file's other users share. read(2) and
+write(2) lock the position; splice(2) does not. Two splices at once would get the same bytes, or overwrite each other's.
 """
 
 import _socket
@@ -25,10 +25,10 @@ HELD_LOOK_S = 0.3
 
 
 class FdSource(Source):
-    """A descriptor read after poll() said so: of whatever kind, its end is the end.
+    """A descriptor that is read after poll() reports it. Its end is the stream's end, for every kind of file.
 
-    Invariant: what read() returned is in `_buffer`, which grows while it is filled. A pipe is read through an opening
-    of our own, which does not block.
+    Invariant: the bytes that read() returned are in `_buffer`, which grows while reads fill it. A pipe is read through
+    an opening of our own, which does not block.
     """
 
     def __init__(self, fd: int) -> None:
@@ -43,7 +43,7 @@ class FdSource(Source):
 
     @property
     def is_held(self) -> bool:
-        """A terminal that belongs to another job: to read it would stop us."""
+        """Whether the terminal belongs to another job. To read it then would stop this process."""
         self._is_held = self._is_held and is_background(self.fd)
         return self._is_held
 
@@ -61,7 +61,7 @@ class FdSource(Source):
         except BlockingIOError:
             return None
         except OSError:
-            # A closed descriptor, a directory, a terminal that is gone: there is nothing more to read.
+            # A closed descriptor, a directory, a terminal that is gone: no more bytes can come.
             return buffer[:0]
         if size == len(buffer):
             self._enlarge(size)
@@ -73,27 +73,27 @@ class FdSource(Source):
         except BlockingIOError:
             return None
         except OSError:
-            # Where it cannot be spliced it can be read, and what else is wrong is for read() to say.
+            # read() works where splice does not, and reports any other error.
             self.is_bulk = self._is_spliceable = False
             return None
         self.is_bulk = size >= BUFFER_SIZES[0]
         return size
 
     def close(self) -> None:
-        """Nobody wants any more; who writes into a pipe should learn it as soon as the target has closed its stdin."""
+        """Closes a pipe when the target has closed its stdin, so that the pipe's writer learns it at once."""
         if self._is_pipe:
-            # First what is ours: it may be the last descriptor that there was.
+            # Our own opening goes first: its descriptor may be the last that this process could open.
             if self.fd != self._origin:
                 os.close(self.fd)
             _replace_with_null(self._origin, os.O_RDONLY)
             self.fd = self._origin
 
     def _read_burst(self, buffer: memoryview) -> int:
-        """What is there, and when that is bulk also what comes meanwhile, if that does not block."""
+        """Reads the bytes that have come. For bulk, also reads those that come meanwhile, if that does not block."""
         return os.readv(self.fd, [buffer]) if self.fd == self._origin else self._reader.read(self.fd, buffer)
 
     def _enlarge(self, size: int) -> None:
-        """Bulk: a larger buffer, and a pipe that fills it, if the kernel's limits allow."""
+        """Takes a larger buffer for bulk, and a pipe that fills it, if the kernel's limits allow."""
         index = BUFFER_SIZES.index(size) + 1
         if index < len(BUFFER_SIZES):
             self._buffer = memoryview(bytearray(BUFFER_SIZES[index]))
@@ -106,7 +106,7 @@ class FdSink(Sink):
     """Invariant: `fd` does not block, or at most PIPE_BUF bytes are written after each poll()."""
 
     def __init__(self, fd: int, *, is_shared: bool = False) -> None:
-        """is_shared: we write there too (our own messages), so that the stream's end is not the descriptor's."""
+        """is_shared: vsh writes its own messages there, too, so that the stream's end does not close the descriptor."""
         self._origin = fd
         self._limit = 0
         self._socket: _socket.socket | None = None
@@ -132,7 +132,7 @@ class FdSink(Sink):
             return 0
 
     def close(self) -> None:
-        """A pipe's reader should see the end as soon as the target's stream has it."""
+        """Closes a pipe when the target's stream ends, so that the pipe's reader sees the end at once."""
         if not self._is_pipe:
             return
         if self.fd != self._origin:
@@ -167,7 +167,7 @@ def is_background(fd: int) -> bool:
 
 
 def _open_anew(fd: int, mode: int) -> int:
-    """Another opening of the same pipe or terminal that does not block; `fd` itself where that is not allowed."""
+    """Opens the same pipe or terminal anew, non-blocking. Returns `fd` itself when that is not allowed."""
     try:
         return os.open(f"/proc/self/fd/{fd}", mode | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
@@ -176,7 +176,7 @@ def _open_anew(fd: int, mode: int) -> int:
 
 
 def _replace_with_null(fd: int, mode: int) -> None:
-    """Lets go of what `fd` is, without making room for another file to become stdin, stdout or stderr."""
+    """Replaces `fd` by /dev/null, so that no other file can become stdin, stdout or stderr."""
     null = os.open("/dev/null", mode | os.O_CLOEXEC)
     os.dup2(null, fd)
     os.close(null)

@@ -1,8 +1,8 @@
-"""Reads a tar stream that nobody vouches for: member after member, in bounded memory, without recursion.
+"""Reads an untrusted tar stream: member after member, in bounded memory, without recursion.
 
-Python's tarfile takes an archive's word for sizes: it reads a name of a terabyte into memory, follows 1,000 extended
-headers by recursion, and keeps every member. Here each number has a range. Owns the format: POSIX ustar and pax, and
-GNU's long names, but no sparse maps. Knows nothing of files.
+Python's tarfile trusts an archive's sizes: it reads a name of a terabyte into memory, follows 1,000 extended headers by
+recursion, and keeps every member. Here each number has a range. Owns the format: POSIX ustar and pax, and GNU's long
+names, but no sparse maps. Knows nothing of files.
 """
 
 import tarfile
@@ -27,7 +27,7 @@ class Member:
     __slots__ = ("kind", "linkname", "mode", "mtime", "name", "size")
 
     def __init__(self, header: tarfile.TarInfo, texts: dict[str, str]) -> None:
-        """texts: what extended headers before this one say instead, by pax keyword. Raises VshError."""
+        """texts: values of extended headers that replace the header's own, by pax keyword. Raises VshError."""
         self.kind = header.type
         self.mode = header.mode & 0o7777
         self.name = texts.get("path", header.name)
@@ -77,7 +77,7 @@ _WITHOUT_DATA = (
 
 
 def read_members(stream: IO[bytes]) -> "Iterator[tuple[Member, Iterator[bytes]]]":
-    """Each member with its data, of which the rest is skipped. Raises VshError, and OSError of reading."""
+    """Yields each member with its data, and skips data that the caller left. Raises VshError, and read's OSError."""
     texts: dict[str, str] = {}
     while (header := _read_header(stream)) is not None:
         kind = header.type
@@ -101,12 +101,12 @@ def read_members(stream: IO[bytes]) -> "Iterator[tuple[Member, Iterator[bytes]]]
 
 
 def broken(what: str) -> VshError:
-    """The error for a stream that is no archive, or that lies."""
+    """Returns the error for a stream that is no archive, or has impossible values."""
     return VshError(f"the guest sent a broken archive: {what}")
 
 
 def _read_header(stream: IO[bytes]) -> tarfile.TarInfo | None:
-    """None at the archive's end."""
+    """Reads the next header; None at the archive's end."""
     block = _read_exactly(stream, BLOCK_BYTES)
     if not any(block):
         return None
@@ -143,7 +143,7 @@ def _pad(size: int) -> int:
 
 
 def _parse_records(data: bytes) -> dict[str, str]:
-    """What the records of a pax header say: `length key=value` and a newline, length counting all of it."""
+    """Reads the records of a pax header: `length key=value` and a newline. The length counts the whole record."""
     texts: dict[str, str] = {}
     while data:
         digits, _, _ = data.partition(b" ")

@@ -1,6 +1,6 @@
-"""The local terminal: its size, raw mode, and the way back from it, whatever happens.
+"""The local terminal: its size, raw mode, and its restoration after every kind of end.
 
-The way back is taken on every exit that this process can see, and by a guardian (vsh.guardian) when it is killed.
+This process restores it on every exit that it can see. When it is killed, a guardian (vsh.guardian) does.
 """
 
 import atexit
@@ -23,7 +23,7 @@ GUARD_AFTER_S = 0.5
 
 
 def find_size() -> tuple[int, int]:
-    """Rows and columns of the terminal among stdin, stdout, stderr; (0, 0) when there is none."""
+    """Returns rows and columns of the terminal among stdin, stdout, stderr; (0, 0) when none is a terminal."""
     for fd in (0, 1, 2):
         try:
             rows, cols = struct.unpack("HHHH", ioctl(fd, termios.TIOCGWINSZ, bytes(WINDOW_SIZE_BYTES)))[:2]
@@ -35,7 +35,7 @@ def find_size() -> tuple[int, int]:
 
 
 class RawTerminal:
-    """A terminal, raw between enter() and leave(), which may alternate, for as long as its foreground job is ours."""
+    """A terminal that is raw between enter() and leave(), for as long as its foreground job is ours."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -48,9 +48,9 @@ class RawTerminal:
         atexit.register(self.leave)
 
     def enter(self) -> bool:
-        """Raw from now on; typed-ahead input stays. Call it again before each read, and after `look_s`.
+        """Makes the terminal raw, and keeps typed-ahead input. Call it again before each read, and after `look_s`.
 
-        False while the terminal belongs to another job: it is left alone then, and must not be read.
+        False while the terminal belongs to another job: it stays unchanged, and must not be read.
         """
         if not self._is_wanted:
             self._is_wanted = True
@@ -68,13 +68,13 @@ class RawTerminal:
 
     @property
     def look_s(self) -> float | None:
-        """When enter() shall be called again, in seconds; None: not before the next read."""
+        """In how many seconds enter() must be called again; None: not before the next read."""
         if self._is_wanted and not self._is_current:
             return HELD_LOOK_S
         return None if self._guard_at_s is None else max(0.0, self._guard_at_s - time.monotonic())
 
     def leave(self) -> None:
-        """As it was. Never waits for output: what stalls it must not keep the terminal raw."""
+        """Restores the terminal. Never waits for output: stalled output must not keep the terminal raw."""
         self._is_wanted = self._is_current = False
         self._guard_at_s = None
         self._ledger.leave()
@@ -89,7 +89,7 @@ class RawTerminal:
         self._guardian = start_guardian(self._fd, lambda: self._ledger.leave(is_guardian=True))
 
     def _look_again(self) -> None:
-        """We were stopped: another job had the terminal, and may have set it."""
+        """Makes the terminal raw again after a stop: another job had it, and may have changed it."""
         if self._is_wanted:
             self._is_current = False
             self.enter()

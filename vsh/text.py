@@ -1,13 +1,13 @@
-"""What guests and programs print, made fit for a person: text without anything that steers a terminal. No I/O.
+"""Cleans the output of guests and programs for a person: removes everything that steers a terminal. No I/O.
 
-Dropped are C0 and C1 controls, the sequences they begin (ECMA-48, 5.3 to 5.6), and characters that show nothing or turn
-text around (bidi overrides). What is no UTF-8 becomes U+FFFD.
+It drops C0 and C1 controls, the sequences they begin (ECMA-48, 5.3 to 5.6), and characters that are invisible or turn
+text around (bidi overrides). Bytes that are no UTF-8 become U+FFFD.
 """
 
 import codecs
 import re
 
-# A line that is longer says nothing more; a whole report must fit into what `up` reads (launch.MAX_REPORT_LINE_BYTES).
+# Longer lines help no reader. A whole report must fit into a line that `up` reads (launch.MAX_REPORT_LINE_BYTES).
 MAX_LINE_CHARACTERS = 400
 # A sequence that is longer is no sequence: what follows is shown again.
 MAX_SEQUENCE_CHARACTERS = 4096
@@ -31,32 +31,32 @@ _LONE_BYTE = re.compile("[\udc80-\udcff]")
 
 
 def clean_text(text: bytes | str) -> str:
-    """Printable text, newlines and tabs. In a str that names a path, bytes that are no UTF-8 become `\\xNN`."""
+    """Returns printable text, newlines and tabs. In a str of a path, bytes that are no UTF-8 become `\\xNN`."""
     if isinstance(text, str):
         return _clean(_LONE_BYTE.sub(lambda match: f"\\x{ord(match[0]) - 0xDC00:02x}", text))
     return _clean(text.decode(errors="replace"))
 
 
 def clean_line(text: bytes | str) -> str:
-    """One line of it, cut where it is too long to be read."""
+    """Returns the text as one line, cut when it is too long to be read."""
     return _shorten(" ".join(clean_text(text).split()))
 
 
 def tail_lines(data: bytes, lines: int) -> str:
-    """The last lines that hold anything."""
+    """Returns the last lines that are not empty."""
     held = [line.rstrip() for line in clean_text(data).split("\n") if line.strip()]
     return "\n".join(_shorten(line) for line in held[-lines:])
 
 
 class Cleaner:
-    """The same for a stream in pieces. Invariant: `_held` is the begin of a sequence, or returns that end a line."""
+    """Cleans a stream in pieces. Invariant: `_held` is the start of a sequence, or returns that end a line."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
 
     def feed(self, data: bytes) -> str:
-        """The text that is certain after these bytes."""
+        """Returns the text that later bytes cannot change."""
         text = self._held + self._decoder.decode(data)
         unfinished = _UNFINISHED.search(text)
         end = len(text.rstrip("\r")) if unfinished is None else unfinished.start()
@@ -66,7 +66,7 @@ class Cleaner:
         return _clean(text[:end])
 
     def finish(self) -> str:
-        """What is left when no more bytes come."""
+        """Returns the text that is left when no more bytes come."""
         text, self._held = self._held + self._decoder.decode(b"", final=True), ""
         return _clean(text)
 

@@ -1,6 +1,6 @@
-"""A machine's token in the file that vmkit keeps it in: refused where anybody else could have read or made it.
+"""Reads a machine's token from vmkit's file. Refuses a file that another user could have read or made.
 
-Imported only for machines that demand one.
+Imported only for machines that demand a token.
 """
 
 import errno
@@ -13,17 +13,17 @@ from vshd.wire.proof import CLIENT, NONCE_BYTES, TOKEN_BYTES, TOKEN_TEXT_BYTES, 
 
 
 def make_token_text() -> bytes:
-    """A new token, as a token file holds it."""
+    """Returns a new token in the form of a token file."""
     return render_token(os.urandom(TOKEN_BYTES))
 
 
 def make_proof(path: str) -> Proof:
-    """Our part in one connection to the machine whose token is in the file `path`. Raises VshError."""
+    """Makes our proof for one connection to the machine whose token is in the file `path`. Raises VshError."""
     return Proof(CLIENT, read_token(path), os.urandom(NONCE_BYTES))
 
 
 def read_token(path: str) -> bytes:
-    """The token in the file `path`. Raises VshError, which never quotes it."""
+    """Returns the token in the file `path`. Raises VshError, which never quotes the token."""
     try:
         # A FIFO must not hold us up, and a symbolic link not lead elsewhere.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -42,20 +42,20 @@ def read_token(path: str) -> bytes:
         return parse_token(text)
     except TokenError as error:
         raise VshError(
-            f"the token file {path} holds no token", details=str(error), hint="was it written by vmkit up?"
+            f"the token file {path} holds no token", details=str(error), hint="name the file that vmkit up wrote"
         ) from error
 
 
 def _check(path: str, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise VshError(f"the token file {path} is no file")
+        raise VshError(f"the token file {path} is not a regular file")
     if status.st_uid != os.geteuid():
         raise VshError(
             f"the token file {path} belongs to uid {status.st_uid}, not to you",
-            hint="a machine's token is its owner's: run vsh as who ran vmkit up",
+            hint="run vsh as the user who ran vmkit up",
         )
     if status.st_mode & 0o077:
         raise VshError(
-            f"the token file {path} is open to others: mode {stat.S_IMODE(status.st_mode):04o}",
-            hint=f"who could read it can use the machine: start it anew; to keep it: chmod 600 {path}",
+            f"other users have access to the token file {path}: mode {stat.S_IMODE(status.st_mode):04o}",
+            hint=f"a user who has read it can use the machine: start a new one; to keep this one: chmod 600 {path}",
         )

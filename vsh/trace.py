@@ -1,6 +1,6 @@
-"""What --debug shows of a session: one line per frame, in both directions, with everything but bulk data spelt out.
+"""Prints a session's frames for --debug: one line per frame, in both directions, with all fields but bulk data.
 
-Reads a copy of the bytes with frame readers of its own, and can neither delay nor change what travels.
+Reads a copy of the bytes with frame readers of its own, and can neither delay nor change the session.
 """
 
 import time
@@ -19,7 +19,7 @@ SENT, RECEIVED = ">", "<"
 
 
 class Trace:
-    """Invariant: each direction has seen every byte so far, in order."""
+    """Invariant: each direction's reader has got every byte so far, in order."""
 
     def __init__(self) -> None:
         self._started_s = time.monotonic()
@@ -65,7 +65,7 @@ class _Direction:
 
 
 def describe_message(message: "Message | Oneof") -> str:
-    """A message on one line, without its defaults."""
+    """Returns a message on one line, without fields that have their defaults."""
     name = type(message).__name__
     if isinstance(message, Oneof):
         for field in message.FIELDS:

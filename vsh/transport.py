@@ -1,30 +1,41 @@
 """Opens the connection to a vshd: UNIX sockets, hybrid vsock, and the one place of vsh that opens AF_VSOCK.
 
-A transport is a descriptor, connected and non-blocking; above it nobody knows which kind it is. The C module `_socket`
-is used directly: `socket` would be a fifth of a short command's time.
+A transport is a descriptor, connected and non-blocking. The code above does not know its kind. This module uses the C
+module `_socket` directly: `socket` would be a fifth of a short command's time, and `struct` a fiftieth.
 """
 
 import _socket
 import errno
 import os
 import select
-import struct
+import sys
 import time
 
 from vsh import address as kinds
 from vsh.address import Address
 from vsh.errors import Busy, Unanswered, Unreachable, VshError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    Ready = TypeVar("Ready")
+
 # `OK 4294967295\n` has 14 bytes; more is no answer of a hybrid vsock.
 OK_LINE_MAX = 32
 # A UNIX socket holds 208 KiB by default, less than one full frame: with more, a frame leaves in one piece.
 SEND_BUFFER_SIZE = 1 << 20
+# The longest that Ctrl-C waits.
+LOOK_MS = 500
+# A long of C, in bytes.
+LONG_SIZE = 8 if sys.maxsize >> 32 else 4
 
 
 def open_transport(address: Address, deadline_s: float) -> int:
-    """A connected, non-blocking descriptor, which the caller closes. deadline_s: of time.monotonic().
+    """Returns a connected, non-blocking descriptor, which the caller closes. deadline_s: of time.monotonic().
 
-    Raises VshError, saying whose fault it is and what to do.
+    Raises VshError, which names the cause and the remedy.
     """
     if address.kind == kinds.DESCRIPTOR:
         return _take_descriptor(address)
@@ -41,9 +52,22 @@ def open_transport(address: Address, deadline_s: float) -> int:
 
 
 def remaining_ms(deadline_s: float) -> int:
-    """What is left until a deadline, for poll()."""
+    """Returns the milliseconds until a deadline, for poll()."""
     left_s = deadline_s - time.monotonic()
     return min(max(0, int(left_s * 1000) + 1), 1 << 30) if left_s > 0 else 0
+
+
+def wait_until(wait: "Callable[[int], list[Ready]]", deadline_s: float) -> "list[Ready]":
+    """Calls `wait`, such as poll(), with milliseconds until it returns something or the deadline has passed.
+
+    A signal that arrives between Python's last look for one and poll() does not end that poll(). Ctrl-C would then have
+    no effect until the deadline, so no single wait is long.
+    """
+    while True:
+        left_ms = remaining_ms(deadline_s)
+        found = wait(min(left_ms, LOOK_MS))
+        if found or left_ms <= LOOK_MS:
+            return found
 
 
 def _take_descriptor(address: Address) -> int:
@@ -70,7 +94,7 @@ def _open_unix(address: Address, deadline_s: float) -> int:
 
 def _timeval(deadline_s: float) -> bytes:
     left_us = max(1, int((deadline_s - time.monotonic()) * 1e6))
-    return struct.pack("ll", left_us // 1_000_000, left_us % 1_000_000)
+    return b"".join(part.to_bytes(LONG_SIZE, sys.byteorder) for part in divmod(left_us, 1_000_000))
 
 
 def _cannot_reach(address: Address, error: Exception) -> VshError:
@@ -78,7 +102,7 @@ def _cannot_reach(address: Address, error: Exception) -> VshError:
     where = f"{address.name}: {address.path}" if address.is_ours else address.path
     if code in (errno.ENOENT, errno.ECONNREFUSED):
         hint = (
-            "vmkit list shows what runs" if address.is_ours else "is the path right, and the program behind it running?"
+            "vmkit list prints the running machines" if address.is_ours else "check the path, and that its program runs"
         )
         return Unreachable(f"nothing listens at {where}", hint=hint)
     if code == errno.EACCES:
@@ -89,7 +113,7 @@ def _cannot_reach(address: Address, error: Exception) -> VshError:
 
 
 def ask_for_port(address: Address, fd: int, deadline_s: float) -> None:
-    """The hybrid convention: CONNECT <port>, and OK <port> or a close without a word.
+    """Asks a hybrid vsock for a port: sends CONNECT <port>, and reads OK <port>, or a close without an answer.
 
     Our own device answers FULL <places> before it closes for want of a place.
     """
@@ -101,9 +125,9 @@ def ask_for_port(address: Address, fd: int, deadline_s: float) -> None:
     poll.register(fd, select.POLLIN)
     line = b""
     while not line.endswith(b"\n"):
-        if not poll.poll(remaining_ms(deadline_s)):
+        if not wait_until(poll.poll, deadline_s):
             raise Unanswered(
-                f"{address.name} does not answer", hint="is the guest paused or stuck? its console may tell"
+                f"{address.name} does not answer", hint="the guest may be paused or stuck; look at its console"
             )
         try:
             data = os.read(fd, OK_LINE_MAX - len(line))
@@ -125,12 +149,14 @@ def ask_for_port(address: Address, fd: int, deadline_s: float) -> None:
 
 
 def _open_vsock(address: Address, deadline_s: float) -> int:
-    """The only AF_VSOCK of vsh. Never a CID below 3, never where VSH_AF_VSOCK=deny."""
+    """Opens AF_VSOCK, which no other code of vsh does. Refuses CIDs below 3, and all when VSH_AF_VSOCK=deny."""
     kinds.check_cid(address.cid)
     if os.environ.get("VSH_AF_VSOCK") == "deny":
         raise VshError(
             f"cannot connect to {address.name}: AF_VSOCK is denied by VSH_AF_VSOCK=deny",
-            hint="" if address.is_ours else f"no machine of vmkit has CID {address.cid}; vmkit list shows what runs",
+            hint=""
+            if address.is_ours
+            else f"no machine of vmkit has CID {address.cid}; vmkit list prints the running ones",
         )
     try:
         connection = _socket.socket(_socket.AF_VSOCK, _socket.SOCK_STREAM)
@@ -151,24 +177,24 @@ def _open_vsock(address: Address, deadline_s: float) -> int:
 def _cannot_reach_vsock(address: Address, error: OSError) -> VshError:
     brief = f"Failed to connect to vshd: {error.strerror or error}"
     if error.errno == errno.ENODEV:
-        return Unreachable(f"{brief}: no VM has CID {address.cid}", hint="vmkit list shows what runs")
+        return Unreachable(f"{brief}: no VM has CID {address.cid}", hint="vmkit list prints the running machines")
     if error.errno == errno.ECONNRESET:
         what = f"nothing listens on port {address.port} of {address.name}"
         return Unreachable(f"{brief}: {what}", hint=_hint_at_port(address))
     if error.errno == errno.ETIMEDOUT or isinstance(error, TimeoutError):
-        hint = "is the guest paused, stuck or still booting?"
+        hint = "the guest may be paused, stuck or still booting"
         return Unanswered(f"{brief}: {address.name} does not answer", hint=hint)
     return Unreachable(brief)
 
 
 def _hint_at_port(address: Address) -> str:
     if address.port == kinds.VSHD_PORT:
-        return "the guest runs, but no vshd in it; is it still booting?"
+        return "the guest runs, but no vshd in it; it may still be booting"
     return "the guest runs, but no program in it listens there"
 
 
 def listen_vsock(backlog: int, port: int | None = None) -> "tuple[_socket.socket, int]":
-    """A listening AF_VSOCK socket on a port of this host, a free one by default, and that port. Raises VshError."""
+    """Listens on an AF_VSOCK port of this host, a free one by default. Returns socket and port. Raises VshError."""
     if os.environ.get("VSH_AF_VSOCK") == "deny":
         raise VshError("cannot listen on vsock: AF_VSOCK is denied by VSH_AF_VSOCK=deny")
     try:

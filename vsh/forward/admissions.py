@@ -1,7 +1,7 @@
 """Connections that come back from a guest, until each has shown its listener's token.
 
 Every program of the guest can connect to our end of a listening forward (-R). Its vshd sends the token at once; others
-wait here, where they cost a descriptor each, for a limited time, and make room for whoever comes later.
+wait here, where they cost a descriptor each, for a limited time, and make room for later connections.
 """
 
 import hmac

@@ -10,7 +10,7 @@ from vsh.address import Address
 from vsh.errors import VshError
 from vsh.forward.admissions import TOKEN_SIZE
 from vsh.listener import HostListener, listen_for_guest
-from vsh.session import open_raw
+from vsh.session import FOREVER_S, open_raw
 from vsh.transport import open_transport
 from vshd.wire.messages import Forward
 
@@ -21,11 +21,11 @@ BACKLOG = 1024
 def connect_guest(vm: Address, target: str, *, user: str = "", timeout_s: float) -> tuple[int, bytes]:
     """A connection to a place of the guest: its descriptor, non-blocking, and what was read from it already.
 
-    Raises VshError.
+    timeout_s: for connecting and the answer; 0: no limit. Raises VshError.
     """
     if target.startswith("vsock:"):
         port = int(target.removeprefix("vsock:"))
-        return open_transport(_with_port(vm, port), time.monotonic() + timeout_s), b""
+        return open_transport(with_port(vm, port), time.monotonic() + (timeout_s or FOREVER_S)), b""
     request = Forward(connect=os.fsencode(target), user=os.fsencode(user))
     fd, rest, _ = open_raw(vm, request, timeout_s=timeout_s)
     return fd, rest
@@ -61,7 +61,8 @@ def listen_in_guest(vm: Address, place: str, *, user: str = "", timeout_s: float
     return GuestListener(control, back, token, description or place)
 
 
-def _with_port(vm: Address, port: int) -> Address:
+def with_port(vm: Address, port: int) -> Address:
+    """Where a vsock port of a machine is. Raises VshError."""
     if vm.kind not in (kinds.HYBRID, kinds.VSOCK):
         raise VshError(f"{vm.name} has no vsock ports: it is a vshd alone", hint="tcp:HOST:PORT and unix:PATH work")
     return Address(vm.kind, name=vm.name, path=vm.path, cid=vm.cid, port=port, is_ours=vm.is_ours)

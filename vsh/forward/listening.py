@@ -4,9 +4,7 @@ What a listener accepts waits while the other side is opened in a thread, and is
 the service it belongs to, and nothing of the loop but when it is asked to tend.
 """
 
-import _socket
 import errno
-import select
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -14,10 +12,13 @@ from typing import Protocol
 
 from vsh.errors import ConnectionLost, VshError
 from vsh.forward.admissions import Admissions
+from vsh.forward.branches import Branches, ForwardClient
+from vsh.forward.clients import ClientLeft, is_open
 from vsh.forward.guest import GuestListener
 from vsh.forward.openings import Openings
-from vsh.forward.patience import is_full
-from vsh.forward.spec import LOCAL, MAPPED, Forward
+from vsh.forward.patience import Patience, is_full
+from vsh.forward.spec import LOCAL, MAPPED, ForwardSpec
+from vsh.forward.trunk import Dialer
 from vsh.listener import HostListener
 from vshd.carry import endpoints
 from vshd.carry.bridge import Pairs, Side
@@ -31,27 +32,26 @@ ACCEPT_PAUSE_S = 0.1
 FOREVER_S = 1e9
 
 
-class _ClientLeftError(VshError):
-    """The client of a forward has gone: there is no one to open the other side for."""
-
-
 class Opener(Protocol):
     """What a listener needs of the service it belongs to."""
 
+    patience: Patience
+
+    def make_dialer(self, target: str) -> Dialer: ...
     def connect_guest(self, target: str, is_wanted: Callable[[], bool]) -> tuple[int, bytes]: ...
     def connect_host(self, target: str) -> int: ...
     def connect_cid(self, cid: int, port: int, is_wanted: Callable[[], bool]) -> tuple[int, bytes]: ...
     def listen_in_guest(self, place: str) -> GuestListener: ...
     def listen_for_guest(self, port: int | None) -> HostListener: ...
-    def tell(self, forward: Forward, error: VshError) -> None: ...
-    def tell_stranger(self, forward: Forward, text: str) -> None: ...
-    def lose(self, forward: Forward, error: VshError) -> bool: ...
+    def tell(self, forward: ForwardSpec, error: VshError) -> None: ...
+    def tell_stranger(self, forward: ForwardSpec, text: str) -> None: ...
+    def lose(self, forward: ForwardSpec, error: VshError) -> bool: ...
 
 
-class Listening(ABC):
+class ForwardListener(ABC):
     """One forward's listener. `place` is where it listens."""
 
-    def __init__(self, service: Opener, forward: Forward) -> None:
+    def __init__(self, service: Opener, forward: ForwardSpec) -> None:
         self.service = service
         self.forward = forward
         self.place = forward.listen
@@ -77,6 +77,11 @@ class Listening(ABC):
     @abstractmethod
     def close(self) -> None:
         """Stops listening."""
+
+    @property
+    def waiting(self) -> int:
+        """Connections that are neither pairs nor counted by the openings."""
+        return 0
 
     def start(self, pairs: Pairs, openings: Openings) -> None:
         """The loop begins."""
@@ -119,13 +124,13 @@ class Listening(ABC):
         left = Side(fd)
 
         def connect() -> tuple[int, bytes]:
-            if not _is_open(fd):
-                raise _ClientLeftError(f"{self.forward}: the client left before its turn came")
+            if not is_open(fd):
+                raise ClientLeft(f"{self.forward}: the client left before its turn came")
             try:
                 return self.connect(fd)
             except VshError as error:
-                if is_full(error) and not _is_open(fd):
-                    raise _ClientLeftError(f"{self.forward}: the client left while it waited") from error
+                if is_full(error) and not is_open(fd):
+                    raise ClientLeft(f"{self.forward}: the client left while it waited") from error
                 raise
 
         def done(opened: tuple[int, bytes]) -> None:
@@ -133,14 +138,16 @@ class Listening(ABC):
 
         def failed(error: VshError) -> None:
             left.close(is_reset=True)
-            if not isinstance(error, _ClientLeftError):
+            if not isinstance(error, ClientLeft):
                 self.service.tell(self.forward, error)
 
         self._openings.start(self.find_way(fd), connect, done, failed)
 
 
-class _Local(Listening):
-    """-L: a TCP port or UNIX socket here."""
+class _Local(ForwardListener):
+    """-L: a TCP port or UNIX socket here. What its vshd has to open in the guest gets branches."""
+
+    _branches: Branches | None = None
 
     def open(self) -> None:
         try:
@@ -154,16 +161,45 @@ class _Local(Listening):
     def accept(self) -> int:
         return self._bound.accept()[0]
 
+    def start(self, pairs: Pairs, openings: Openings) -> None:
+        super().start(pairs, openings)
+        target = self.forward.target
+        if target.startswith(("tcp:", "unix:")):
+            dialer = self.service.make_dialer(target)
+            self._branches = Branches(target, dialer, self.service.patience, pairs, openings, self._fail)
+
+    @property
+    def waiting(self) -> int:
+        return self._branches.count if self._branches is not None else 0
+
+    def tend(self, *, is_full: bool) -> float:
+        wait_s = super().tend(is_full=is_full)
+        return wait_s if self._branches is None else min(wait_s, self._branches.tend())
+
+    def bring(self, fd: int) -> None:
+        if self._branches is None:
+            super().bring(fd)
+        else:
+            self._branches.bring(ForwardClient(Side(fd)))
+
+    def _fail(self, client: ForwardClient, error: VshError) -> None:
+        client.left.close(is_reset=True)
+        if not isinstance(error, ClientLeft):
+            self.service.tell(self.forward, error)
+
     def connect(self, fd: int) -> tuple[int, bytes]:
-        return self.service.connect_guest(self.forward.target, lambda: _is_open(fd))
+        return self.service.connect_guest(self.forward.target, lambda: is_open(fd))
 
     def close(self) -> None:
+        if self._branches is not None:
+            self._branches.close()
+            self._branches = None
         if self._fd >= 0:
             self._bound.close()
             self._fd = -1
 
 
-class _Mapped(_Local):
+class _MappedListener(_Local):
     """All ports of all CIDs, redirected here by the kernel (vshd.carry.mapping)."""
 
     def find_way(self, fd: int) -> str:
@@ -178,10 +214,10 @@ class _Mapped(_Local):
             cid = find_cid(parse_prefix(self.forward.target), address)
         except (OSError, MappingError) as error:
             raise VshError(f"a connection that was not meant for a guest: {error}") from error
-        return self.service.connect_cid(cid, port, lambda: _is_open(fd))
+        return self.service.connect_cid(cid, port, lambda: is_open(fd))
 
 
-class _Returning(Listening):
+class _Returning(ForwardListener):
     """Listens where the guest's side is; when that goes, it can be opened anew."""
 
     _retry_s = FOREVER_S
@@ -319,26 +355,10 @@ class _Remote(_Returning):
         self._pairs.watch(self._listener.control, lambda: self.lose("the guest's vshd listens no more"))
 
 
-def _is_open(fd: int) -> bool:
-    """False once the client has gone and left no bytes. A half-closed connection is open."""
-    poll = select.poll()
-    poll.register(fd, 0)
-    if not poll.poll(0):
-        return True
-    # A client of a UNIX socket that wrote and closed at once has left bytes for the other side.
-    client = _socket.socket(fileno=fd)
-    try:
-        return bool(client.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT))
-    except OSError:
-        return False
-    finally:
-        client.detach()
-
-
-def make_listening(service: Opener, forward: Forward) -> Listening:
+def make_listener(service: Opener, forward: ForwardSpec) -> ForwardListener:
     """The listener that a forward needs, not open yet."""
     if forward.kind == MAPPED:
-        return _Mapped(service, forward)
+        return _MappedListener(service, forward)
     if forward.kind == LOCAL:
         return _Local(service, forward)
     if forward.listen.startswith("vsock:"):

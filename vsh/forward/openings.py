@@ -44,7 +44,7 @@ class Openings:
             try:
                 result = work()
             except VshError as error:
-                self._finish(place, lambda error=error: failed(error))  # type: ignore[misc]
+                self._finish(place, lambda error=error: failed(error))  # type: ignore[misc]  # mypy cannot infer a default
             except Exception as error:
                 # Nothing may get lost with its thread; OSError is the likely one.
                 failure = VshError(f"{type(error).__name__}: {error}")

@@ -22,8 +22,8 @@ class Patience:
     """Used by many threads; `_served_s` only grows."""
 
     def __init__(self, timeout_s: float) -> None:
-        """timeout_s: how long nobody is served before a client is given up."""
-        self._timeout_s = timeout_s
+        """timeout_s: how long no client is served before one is given up."""
+        self.timeout_s = timeout_s
         self._served_s = 0.0
 
     def open(self, attempt: Callable[[float], T], is_wanted: Callable[[], bool]) -> T:
@@ -36,19 +36,27 @@ class Patience:
         while True:
             attempt_s = time.monotonic()
             try:
-                opened = attempt(self._timeout_s)
+                opened = attempt(self.timeout_s)
             except VshError as error:
-                is_slow = _is_slow(error) and self._served_s > attempt_s
+                is_slow = self.is_worth_another(error, attempt_s)
                 if not is_wanted() or not (is_slow or (is_full(error) and self._is_in_time(began_s))):
                     raise
             else:
-                self._served_s = time.monotonic()
+                self.note_served()
                 return opened
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, longest_s)
 
+    def note_served(self) -> None:
+        """A connection was opened just now."""
+        self._served_s = time.monotonic()
+
+    def is_worth_another(self, error: VshError, attempt_s: float) -> bool:
+        """Whether the guest gave no answer to an attempt of that time because it served others meanwhile."""
+        return _is_slow(error) and self._served_s > attempt_s
+
     def _is_in_time(self, began_s: float) -> bool:
-        return time.monotonic() < max(began_s, self._served_s) + self._timeout_s
+        return time.monotonic() < max(began_s, self._served_s) + self.timeout_s
 
 
 def _is_slow(error: VshError) -> bool:

@@ -27,7 +27,7 @@ LOCAL, REMOTE = "L", "R"
 MAPPED = "M"
 
 
-class Forward:
+class ForwardSpec:
     """One forward. kind LOCAL: `listen` is a place here and `target` one of the guest; REMOTE: the other way around;
     MAPPED: `target` is the prefix.
 
@@ -47,13 +47,13 @@ class Forward:
         return f"-{self.kind} {self.listen}:{self.target}"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Forward) and str(self) == str(other)
+        return isinstance(other, ForwardSpec) and str(self) == str(other)
 
     def __hash__(self) -> int:
         return hash(str(self))
 
 
-def parse_forward(kind: str, text: str) -> Forward:
+def parse_forward(kind: str, text: str) -> ForwardSpec:
     """The forward in the value of -L or -R. Raises VshError."""
     fields = _split(text)
     listen = _take_place(fields, text)
@@ -68,10 +68,10 @@ def parse_forward(kind: str, text: str) -> Forward:
         raise _wrong(text, "a vsock port of this host is no target; TCP ports and UNIX sockets are")
     if _is_name_of_every_port(target):
         raise _wrong(text, "port 0 is for listening")
-    return Forward(kind, listen, target)
+    return ForwardSpec(kind, listen, target)
 
 
-def render_listening(forward: Forward, place: str) -> str:
+def render_listening(forward: ForwardSpec, place: str) -> str:
     """Which side listens, and where."""
     if forward.kind != REMOTE:
         return f"listening at {place}"

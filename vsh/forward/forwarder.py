@@ -9,12 +9,14 @@ from collections.abc import Callable, Sequence
 from vsh.address import Address, find_by_cid
 from vsh.errors import VshError
 from vsh.forward.admissions import WAITING_MAX
+from vsh.forward.branches import AHEAD_MAX
 from vsh.forward.guest import GuestListener, connect_guest, listen_in_guest
-from vsh.forward.listening import FOREVER_S, Listening, make_listening
+from vsh.forward.listening import FOREVER_S, ForwardListener, make_listener
 from vsh.forward.openings import Openings
 from vsh.forward.patience import Patience
-from vsh.forward.spec import Forward
+from vsh.forward.spec import ForwardSpec
 from vsh.forward.throttle import Throttle
+from vsh.forward.trunk import Dialer
 from vsh.limits import raise_open_files
 from vsh.listener import HostListener, listen_for_guest
 from vshd.carry import endpoints
@@ -32,13 +34,13 @@ FindAddress = Callable[[], Address]
 Tell = Callable[[str], None]
 
 
-class Service:
+class Forwarder:
     """Invariant: what is listened at is in `_listeners`, by forward, from open() to close()."""
 
     def __init__(
         self,
         find_address: FindAddress,
-        forwards: Sequence[Forward],
+        forwards: Sequence[ForwardSpec],
         *,
         user: str = "",
         timeout_s: float = 30.0,
@@ -49,20 +51,20 @@ class Service:
 
         timeout_s: how long a client waits when no other is served. tell: gets a line about each that could not be
         opened. is_lasting: a guest that goes away is waited for; otherwise a listener lost in the guest ends the
-        service.
+        forwarder.
         """
         self._find_address = find_address
         self._forwards = forwards
         self._user = user
         self._timeout_s = timeout_s
-        self._patience = Patience(timeout_s)
+        self.patience = Patience(timeout_s)
         self._failures, self._strangers = Throttle(tell), Throttle(tell)
         self._is_lasting = is_lasting
-        self._listeners: list[Listening] = []
+        self._listeners: list[ForwardListener] = []
         self.pairs = Pairs()
         self.lost: VshError | None = None
 
-    def __enter__(self) -> "Service":
+    def __enter__(self) -> "Forwarder":
         try:
             self._open()
         except BaseException:
@@ -81,7 +83,7 @@ class Service:
     def run(self, stop_fd: int) -> None:
         """Serves until stop_fd can be read, or has ended. Raises VshError when a guest's listener is lost."""
         openings = Openings()
-        reserved = RESERVED_FDS + WAITING_MAX * len(self._listeners)
+        reserved = RESERVED_FDS + (WAITING_MAX + AHEAD_MAX) * len(self._listeners)
         files = raise_open_files(2 * CONNECTIONS_MAX + reserved)
         limit = min(CONNECTIONS_MAX, max(1, (files - reserved) // 2))
         stop: list[int] = []
@@ -92,7 +94,8 @@ class Service:
         while not stop:
             if self.lost is not None:
                 raise self.lost
-            is_full = self.pairs.count + openings.count >= limit
+            waiting = openings.count + sum(listener.waiting for listener in self._listeners)
+            is_full = self.pairs.count + waiting >= limit
             waits_s = [listener.tend(is_full=is_full) for listener in self._listeners]
             waits_s += [left_s for throttle in (self._failures, self._strangers) if (left_s := throttle.tend())]
             wait_s = min(waits_s, default=FOREVER_S)
@@ -109,20 +112,23 @@ class Service:
 
     def _open(self) -> None:
         for forward in self._forwards:
-            listener = make_listening(self, forward)
+            listener = make_listener(self, forward)
             self._listeners.append(listener)
             listener.open()
 
     # For the listeners.
 
+    def make_dialer(self, target: str) -> Dialer:
+        return Dialer(self._find_address, target, self._user)
+
     def connect_guest(self, target: str, is_wanted: Callable[[], bool]) -> tuple[int, bytes]:
-        return self._patience.open(
+        return self.patience.open(
             lambda timeout_s: connect_guest(self._find_address(), target, user=self._user, timeout_s=timeout_s),
             is_wanted,
         )
 
     def connect_cid(self, cid: int, port: int, is_wanted: Callable[[], bool]) -> tuple[int, bytes]:
-        return self._patience.open(
+        return self.patience.open(
             lambda timeout_s: connect_guest(find_by_cid(cid), f"vsock:{port}", timeout_s=timeout_s), is_wanted
         )
 
@@ -138,17 +144,17 @@ class Service:
         except PlaceError as error:
             raise VshError(str(error)) from error
 
-    def tell(self, forward: Forward, error: VshError) -> None:
+    def tell(self, forward: ForwardSpec, error: VshError) -> None:
         from vsh.text import clean_line  # noqa: PLC0415 - only after a failure
 
         # Words of the guest may be in it.
         self._failures.say(f"{forward}: {clean_line(error.brief)}")
 
-    def tell_stranger(self, forward: Forward, text: str) -> None:
+    def tell_stranger(self, forward: ForwardSpec, text: str) -> None:
         """A connection that is not from the guest's vshd; any program of the guest can make those."""
         self._strangers.say(f"{forward}: {text}")
 
-    def lose(self, forward: Forward, error: VshError) -> bool:
+    def lose(self, forward: ForwardSpec, error: VshError) -> bool:
         """A listener is gone: whether to wait for the guest to come back."""
         if not self._is_lasting:
             self.lost = error
