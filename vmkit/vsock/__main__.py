@@ -1,11 +1,12 @@
 """The command line of the device process: reads argv, prints failures, chooses the exit status.
 
 Two ways in. A monitor that owns all sockets hands them over as descriptors:
-    python -m vmkit.vsock --guest-cid N --vhost-user-fd FD --listen-fd FD --uds-path PATH [--privileged-port PORT]
+    python -m vmkit.vsock --guest-cid N --vhost-user-fd FD --listen-fd FD --uds-path PATH [--control-fd FD]
+        [--privileged-port PORT]
 By hand, with vhost-device-vsock's words, the device makes its own sockets and removes them at the end:
-    python -m vmkit.vsock --guest-cid N --socket PATH --uds-path PATH
+    python -m vmkit.vsock --guest-cid N --socket PATH --uds-path PATH [--control PATH]
 
-Either way it enters a sandbox before it listens to anybody, see sandbox.py.
+Either way it enters a sandbox before it reads from a connection, see sandbox.py.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from vmkit.vsock.backend import Backend
+from vmkit.vsock.backend import VhostUserBackend
 from vmkit.vsock.muxer import MAX_CONNECTIONS
 from vmkit.vsock.notices import Notices
 from vmkit.vsock.packet import MAX_GUEST_CID, MIN_GUEST_CID
@@ -55,8 +56,10 @@ def main(argv: list[str] | None = None) -> int:
             if options.socket is None:
                 frontend = _adopt_socket(options.vhost_user_fd, "--vhost-user-fd")
                 listener = _adopt_socket(options.listen_fd, "--listen-fd")
+                control = _adopt_control(options.control_fd)
             else:
-                # The front-end's comes last: whoever waits for it finds the other there, too.
+                control = stack.enter_context(_bind_socket(options.control)) if options.control else None
+                # The front-end's comes last: a program that waits for it finds the other there, too.
                 listener = stack.enter_context(_bind_socket(options.uds_path))
                 frontend = stack.enter_context(_bind_socket(options.socket))
             if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
@@ -64,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         except StartError as error:
             print(f"vmkit.vsock: {error}", file=sys.stderr)
             return 1
-        backend = Backend(
+        backend = VhostUserBackend(
             frontend,
             listener,
             options.uds_path,
@@ -72,13 +75,14 @@ def main(argv: list[str] | None = None) -> int:
             notices,
             privileged_ports=tuple(options.privileged_port),
             max_connections=max_connections,
+            control=control,
         )
         try:
             if not options.no_sandbox:
                 _enter_sandbox(notices, is_by_hand=options.socket is not None)
             return backend.run()
         except Exception as error:
-            # A fault of ours: one line that says where, for a report.
+            # A fault of ours: one line with its place, for a report.
             notices.tell("internal-error", f"{error!r} at {_find_place(error)}")
             return INTERNAL_STATUS
 
@@ -88,12 +92,12 @@ def _enter_sandbox(notices: Notices, *, is_by_hand: bool) -> None:
     try:
         enter_sandbox(lambda text: notices.tell("sandbox", text), is_by_hand=is_by_hand)
     except SandboxError as error:
-        # A device in fewer walls is better than none, and whoever looks for them finds this line.
+        # A device without a sandbox is better than none. This line in the log reports it.
         notices.tell("sandbox", f"this device runs without one: {error}")
 
 
 def _find_place(error: BaseException) -> str:
-    """File and line where the error was raised."""
+    """Returns the file and line where the error was raised."""
     trace = error.__traceback__
     if trace is None:
         return "an unknown place"
@@ -112,6 +116,8 @@ def _parse_arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--vhost-user-fd", type=_parse_number, metavar="FD", help="a socket connected to the front-end")
     parser.add_argument("--listen-fd", type=_parse_number, metavar="FD", help="the listening socket of --uds-path")
+    parser.add_argument("--control-fd", type=_parse_number, metavar="FD", help="the listening socket for vmkit vsock")
+    parser.add_argument("--control", metavar="PATH", help="with --socket: where vmkit vsock connects")
     parser.add_argument("--socket", metavar="PATH", help="make the sockets here instead: where the front-end connects")
     parser.add_argument(
         "--privileged-port",
@@ -134,6 +140,9 @@ def _parse_arguments(argv: list[str]) -> argparse.Namespace:
     if has_any_fd != has_fds or has_fds == (options.socket is not None):
         parser.print_usage(sys.stderr)
         print("vmkit.vsock: give either --socket, or both --vhost-user-fd and --listen-fd", file=sys.stderr)
+        raise SystemExit(USAGE_STATUS)
+    if options.control is not None and options.socket is None:
+        print("vmkit.vsock: --control needs --socket; with descriptors it is --control-fd", file=sys.stderr)
         raise SystemExit(USAGE_STATUS)
     return options
 
@@ -163,8 +172,12 @@ def _raise_file_limit() -> int:
     return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, soft - RESERVED_FDS)
 
 
+def _adopt_control(fd: int | None) -> socket.socket | None:
+    return None if fd is None else _adopt_socket(fd, "--control-fd")
+
+
 def _adopt_socket(fd: int, option: str) -> socket.socket:
-    """A socket that was left open for us."""
+    """Returns the socket of a descriptor that the monitor left open. Raises StartError."""
     try:
         sock = socket.socket(fileno=fd)
         os.set_inheritable(fd, False)
@@ -177,7 +190,7 @@ def _adopt_socket(fd: int, option: str) -> socket.socket:
 
 @contextlib.contextmanager
 def _bind_socket(path: str) -> Iterator[socket.socket]:
-    """A listening socket at `path`, for its owner alone; removed at the end if it is still ours."""
+    """Yields a listening socket at `path`, for its owner alone. Removes it at the end if it is still ours."""
     try:
         bound = listen_at(path, socket.SOMAXCONN)
     except OSError as error:

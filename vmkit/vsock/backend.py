@@ -1,14 +1,15 @@
 """The one event loop of the device process: it waits, hands out what happened, and ends when the front-end leaves.
 
-Here stands what keeps a device from stalling. A wake-up can be lost where both sides sleep at the same moment: one
-stores an index and then reads the other's wish to be woken, the other stores the wish and then reads the index, and
-if either read overtakes the store before it, nobody wakes anybody. Three nets, each under the one before:
+This module keeps a device from stalling. A wake-up can be lost when both sides go to sleep at the same moment. One side
+stores an index and then reads the other's request for a wake-up; the other stores the request and then reads the index.
+If either read overtakes the store before it, both sides sleep on. Three nets catch this, each under the one before:
 
-1. a fence between our stores and our reads (vring.full_fence);
-2. before each sleep the kicks are requested, *then* everything is looked at, also whether an interrupt became due, and
-   some microseconds later once more: an emulator may run a guest's fence as no fence at all;
-3. after each burst of work the first sleeps are short and double, up to one second. While connections exist it stays
-   at that; without any, the last sleep has no end, and costs nothing. What this net catches is counted.
+1. A fence stands between our stores and our reads (vring.full_fence).
+2. Before each sleep the loop requests kicks, and *then* checks everything, also whether an interrupt became due. It
+   checks again some microseconds later: an emulator may run a guest's fence as no fence at all.
+3. After each burst of work the first sleeps are short, and each is twice the one before, up to one second. While
+   connections exist it stays at that. Without any, the last sleep has no end, and costs nothing. The loop counts the
+   wake-ups that this net catches.
 """
 
 import os
@@ -19,10 +20,12 @@ import time
 from typing import Final
 
 from vmkit.vsock import vhost_user as vu
+from vmkit.vsock.control import ControlDoor
 from vmkit.vsock.device import Device
 from vmkit.vsock.hostside import HostSide
 from vmkit.vsock.muxer import MAX_CONNECTIONS, Muxer
 from vmkit.vsock.notices import Notices
+from vmkit.vsock.tap import Tap
 from vmkit.vsock.traffic import HOLD_TIME_S, MAX_TX_CHAINS, Traffic
 from vmkit.vsock.vring import RingError
 
@@ -37,8 +40,8 @@ PROBE_PERIOD_S: Final = 1.0
 DRAIN_TIMEOUT_S: Final = 5.0
 
 
-class Backend:
-    """The device process. Invariant: between two turns nothing that can be done without waiting is left undone."""
+class VhostUserBackend:
+    """The device process. Invariant: between two turns, all work that needs no waiting is done."""
 
     def __init__(
         self,
@@ -50,10 +53,11 @@ class Backend:
         *,
         privileged_ports: tuple[int, ...] = (),
         max_connections: int = MAX_CONNECTIONS,
+        control: socket.socket | None = None,
     ) -> None:
         """`frontend` is the connection to QEMU, or a listening socket to which it will connect once.
 
-        All sockets become ours.
+        control: a listening socket for programs that trace and bring about faults. All sockets become ours.
         """
         self._notices = notices
         self._epoll = select.epoll()
@@ -62,6 +66,12 @@ class Backend:
         self._host = HostSide(self._epoll, listener, uds_path, self._muxer, notices.tell)
         self._traffic = Traffic(self._device, self._muxer, self._host, notices.tell)
         self._host.attach(self._traffic)
+        self._door: ControlDoor | None = None
+        if control is not None:
+            interference = self._host.interference
+            self._door = ControlDoor(
+                self._epoll, control, interference, self._set_tap, self._traffic.recent, notices.tell
+            )
         self._kicks: set[int] = set()
         self._decoder = vu.Decoder()
         self._starts_seen = 0
@@ -83,7 +93,7 @@ class Backend:
         self._epoll.register(self._wake_fd, select.EPOLLIN)
 
     def run(self) -> int:
-        """Serves until the front-end leaves or a signal says stop; returns the exit status."""
+        """Serves until the front-end leaves or a signal stops it; returns the exit status."""
         try:
             self._catch_signals()
             while not self.is_finished():
@@ -93,13 +103,15 @@ class Backend:
             self.close()
 
     def step(self) -> None:
-        """Waits for something to happen, and does all that follows from it."""
+        """Waits for events, and does all work that follows from them."""
         self._sleep_and_dispatch()
         self._take_turn()
+        if self._traffic.tap is not None and self._door is not None:
+            self._door.flush()
         self._host.bury()
 
     def is_finished(self) -> bool:
-        """Whether the device has nothing left to do in this world."""
+        """Whether the device has ended its work."""
         if self._is_stopped:
             return True
         if self._drain_until_s is None:
@@ -124,9 +136,11 @@ class Backend:
                 self._handle_frontend()
             elif fd == self._wake_fd:
                 self._handle_signals()
+            elif self._door is not None:
+                self._door.handle(fd, mask)
 
     def _choose_timeout_s(self) -> float | None:
-        """How long to sleep at most; 0 when there is work, None for as long as it takes."""
+        """Returns the longest sleep; 0 when there is work, None for a sleep without end."""
         self._next_expiry_s = self._host.find_next_deadline_s()
         try:
             if self._device.is_running and (self._is_busy or self._traffic.prepare_sleep()):
@@ -225,7 +239,7 @@ class Backend:
         sock.setblocking(False)
         self._epoll.register(sock, select.EPOLLIN)
 
-    def _obey(self, message: vu.Message) -> None:
+    def _obey(self, message: vu.VhostUserMessage) -> None:
         try:
             self._take_last_packets()
             was_running = self._device.is_running
@@ -240,7 +254,7 @@ class Backend:
                 raise vu.VhostUserError("the front-end does not read its replies") from error
 
     def _take_last_packets(self) -> None:
-        """What the guest had put into its ring before this moment comes before what the front-end says now."""
+        """Takes the packets that the guest put into its ring before the front-end sent its message."""
         try:
             if not self._device.is_running:
                 return
@@ -252,7 +266,7 @@ class Backend:
             self._break_device(error)
 
     def _follow_device(self, *, was_running: bool) -> None:
-        """Does to the connections what the last message did to the device."""
+        """Resumes, suspends or ends the connections after the last message started, stopped or reset the device."""
         device = self._device
         if device.reset_count != self._resets_seen:
             self._resets_seen = device.reset_count
@@ -268,6 +282,9 @@ class Backend:
             self._notices.tell("device", "the rings stand still")
             self._host.suspend()
 
+    def _set_tap(self, tap: Tap | None) -> None:
+        self._traffic.tap = tap
+
     def _watch_kick(self, fd: int) -> None:
         # Edge-triggered and never read: a kick says only that there is something, and the rings say what.
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
@@ -280,7 +297,7 @@ class Backend:
     # The end.
 
     def _end(self, reason: str) -> None:
-        """The front-end is gone: delivers what the guest had sent, and gives host programs a while to take it."""
+        """Delivers the guest's last bytes once the front-end is gone, and gives host programs a while to take them."""
         self._take_last_packets()
         self._notices.tell("exit", reason)
         self._epoll.unregister(self._frontend)
@@ -297,7 +314,7 @@ class Backend:
             signal.signal(number, self._note_signal)
 
     def _note_signal(self, number: int, _frame: object) -> None:
-        """Runs between any two bytecodes, so it only takes a note and wakes the loop."""
+        """Notes the signal and wakes the loop. It does no more, because it runs between any two bytecodes."""
         self._signals.add(number)
         os.eventfd_write(self._wake_fd, 1)
 
@@ -306,8 +323,8 @@ class Backend:
         while self._signals:
             match self._signals.pop():
                 case signal.SIGHUP:
-                    # Whoever knows that the guest was reset (a QEMU before 8.2 does not tell us) need not wait for
-                    # its driver.
+                    # The sender knows that the guest was reset (a QEMU before 8.2 does not report it), so its driver
+                    # need not be waited for.
                     if not self._device.is_running:
                         self._host.forget_guest()
                 case signal.SIGUSR1:
@@ -320,11 +337,13 @@ class Backend:
         self._notices.tell("seen", f"{len(self._muxer.connections())} connections are open; so far: {counts}")
 
     def close(self) -> None:
-        """Gives up everything that is still held, and says what was seen."""
+        """Releases everything that is still held, and prints the counts of events."""
         lost = self._host.cut_all()
         if lost:
             self._notices.tell("exit", f"{lost} host programs were still connected")
         self._tell_counts()
+        if self._door is not None:
+            self._door.close()
         self._device.close()
         self._decoder.close()
         self._frontend.close()

@@ -1,6 +1,6 @@
-"""Packets in buffers that the guest cut as it liked: where the header ends, where the payload ends.
+"""Finds header and payload of a packet in the guest's buffers, wherever the guest cut them.
 
-Virtio lets no device rely on how a driver cuts its buffers into descriptors (virtio 1.2, 2.7.4), and drivers differ.
+A device must not rely on how a driver cuts its buffers into descriptors (virtio 1.2, 2.7.4), and drivers differ.
 """
 
 from typing import Final
@@ -13,9 +13,9 @@ IOV_MAX: Final = 1024
 
 
 def split_packet(segments: list[memoryview]) -> tuple[Header, list[memoryview], int]:
-    """A packet of the guest: header, pieces of payload, and their size together.
+    """Splits a packet of the guest into its header, the pieces of its payload, and their total size in bytes.
 
-    The header is copied before it is looked at.
+    It copies the header before it reads it.
     """
     first = segments[0] if segments else memoryview(b"")
     if len(first) == HEADER_SIZE:
@@ -34,9 +34,9 @@ def split_packet(segments: list[memoryview]) -> tuple[Header, list[memoryview], 
 
 
 def skip_header(segments: list[memoryview]) -> list[memoryview]:
-    """What lies behind the header, wherever the pieces are cut.
+    """Returns the pieces behind the header, wherever the guest cut them.
 
-    Empty when the header is all, or not even that is there.
+    Empty when the packet is a header alone, or shorter than one.
     """
     to_skip = HEADER_SIZE
     for index, segment in enumerate(segments):
@@ -49,7 +49,7 @@ def skip_header(segments: list[memoryview]) -> list[memoryview]:
 def measure_room(chain: Chain) -> int:
     """Divides a buffer that is to be filled: notes its payload's pieces and returns how many bytes they hold.
 
-    A buffer for a header alone holds none; it carries every packet but RW.
+    A buffer for a header alone holds none. It can carry every packet but RW.
     """
     chain.payload = skip_header(chain.segments)
     chain.room = sum(map(len, chain.payload))
@@ -57,7 +57,7 @@ def measure_room(chain: Chain) -> int:
 
 
 def choose_buffers(ring: Vring, count: int, credit: int) -> tuple[list[Chain], list[memoryview], int]:
-    """Buffers of the guest for up to `credit` bytes: chains, the pieces behind their headers, their room."""
+    """Returns the guest's buffers for up to `credit` bytes: chains, the pieces behind their headers, their room."""
     chains: list[Chain] = []
     buffers: list[memoryview] = []
     room = 0
@@ -96,7 +96,7 @@ def write_header(segments: list[memoryview], header: bytes) -> None:
 
 
 def trim_pieces(pieces: list[memoryview], size_bytes: int, limit: int) -> list[memoryview]:
-    """The first `limit` bytes of pieces that have size_bytes together: behind the packet's length lies no data."""
+    """Returns the first `limit` bytes of pieces of size_bytes altogether: no data lies behind the packet's length."""
     if size_bytes == limit:
         return pieces
     kept = []

@@ -1,34 +1,34 @@
 """One vsock stream connection: packets of the guest and turns of the host program in, events and packets out.
 
-Sans-I/O: it counts bytes and never holds one, knows no socket, no ring and no clock. The muxer finds it by its ports;
-the driver keeps a record of its own for it (link.py) and obeys the events.
+Sans-I/O: it counts bytes and never holds one, and has no socket, no ring and no clock. The muxer finds it by its ports.
+The driver keeps a record of its own for it (link.py) and obeys the events.
 
-Specification: virtio 1.2, section 5.10.6, and Linux's net/vmw_vsock/virtio_transport_common.c where that is silent.
+Specification: virtio 1.2, section 5.10.6. Linux's net/vmw_vsock/virtio_transport_common.c decides where that is silent.
 
 The life of a connection
 ========================
-A host program that connects to us is in GREETING until its CONNECT line is complete, in WAITING while no driver runs
-the rings, and in REQUESTED once the guest has been asked. A connection asked for by the guest is in DIALING while we
-reach for the host program's socket. Both meet in OPEN.
+A host program that connects to us is in GREETING until its CONNECT line is complete. It is in WAITING while no driver
+runs the rings, and in REQUESTED once the device has sent the guest a REQUEST. A connection that the guest requests is
+in DIALING while the device connects to the host program's socket. Both kinds reach OPEN.
 
-OPEN has two independent directions, and each may end alone (half-close): `heard` holds what the guest has said it
-will not do any more, `told` what we have said for the host program. Both are masks of SHUTDOWN_RECEIVE and
-SHUTDOWN_SEND, and only grow.
+OPEN has two independent directions, and each may end alone (half-close). `heard` holds what the guest will not do any
+more, by its SHUTDOWN packets. `told` holds what the device has sent the guest for the host program. Both are masks of
+SHUTDOWN_RECEIVE and SHUTDOWN_SEND, and only grow.
 
 * `told` complete: the host program is gone. The guest may still have bytes of ours to read, so it decides when the
-  connection is over and says so with RST; until then we are in CLOSING, keep the ports reserved and let its packets
-  fall. Linux's guests drop a socket on their side after 8 s; the driver does the same for a guest that never answers.
-* `heard` complete: the guest is gone. It waits for our RST, and it gets it at once although bytes for the host
-  program may be undelivered: those are ours to deliver, and the guest has no part in it any more. Waiting instead
-  would let a slow reader on the host hold a guest's socket, and the guest would cut the connection, and its own
-  last bytes, after 8 s.
-* RST from the guest is treated alike: what it sent before the RST, and we took from the ring, still reaches the
-  host program.
-* What is GONE owes the guest nothing but that RST: it may use its ports again at once, and an old SHUTDOWN or
-  CREDIT_UPDATE would be taken for one of the new connection.
-* A guest that answers before it has been asked has guessed the ports: that is a violation, too.
+  connection is over, and then sends RST. Until then the connection is in CLOSING: the device keeps the ports reserved
+  and drops the guest's packets. Linux's guests drop a socket on their side after 8 s. The driver does the same for a
+  guest that never answers.
+* `heard` complete: the guest is gone and waits for our RST. The device sends it at once, also while bytes for the host
+  program are undelivered. The device delivers those without the guest. If it waited, a slow reader on the host could
+  hold a guest's socket. The guest would cut the connection, and its own last bytes, after 8 s.
+* RST from the guest has the same effect: the bytes that the device took from the ring before it still reach the host
+  program.
+* A connection that is GONE owes the guest nothing but that RST. The guest may use its ports again at once, and would
+  take an old SHUTDOWN or CREDIT_UPDATE for one of the new connection.
+* A guest that answers before the REQUEST has guessed the ports: that is a violation, too.
 
-     state      | guest says                           | next state
+     state      | guest sends                          | next state
      -----------+--------------------------------------+--------------------------------------------
      REQUESTED  | RESPONSE                             | OPEN
      REQUESTED  | RST                                  | GONE (refused)
@@ -36,7 +36,7 @@ SHUTDOWN_SEND, and only grow.
      OPEN       | RW, CREDIT_UPDATE, CREDIT_REQUEST    | OPEN
      OPEN       | SHUTDOWN                             | OPEN, GONE + RST when `heard` is complete
      OPEN       | RST                                  | GONE
-     CLOSING    | RW, CREDIT_UPDATE, CREDIT_REQUEST    | CLOSING (nobody is left to read it)
+     CLOSING    | RW, CREDIT_UPDATE, CREDIT_REQUEST    | CLOSING (no program is left to read it)
      CLOSING    | SHUTDOWN                             | CLOSING, GONE + RST when `heard` is complete
      CLOSING    | RST                                  | GONE
 
@@ -49,14 +49,14 @@ SHUTDOWN_SEND, and only grow.
      OPEN       | end: no more to send or to receive   | OPEN, CLOSING when `told` is complete
      any        | abandon                              | GONE
 
-Everything else raises and changes nothing: GuestError when it came from the guest (the muxer answers with RST),
-LifecycleError when it is a mistake of ours.
+Everything else raises and changes nothing: GuestError for a packet of the guest (the muxer answers with RST),
+LifecycleError for a mistake of ours.
 """
 
 from enum import Enum, IntEnum, auto
 from typing import Final
 
-from vmkit.vsock.credit import ReceiveCredit, SendCredit
+from vmkit.vsock.credit import FrozenReceiveCredit, FrozenSendCredit, ReceiveCredit, SendCredit
 from vmkit.vsock.packet import (
     HEADER,
     HOST_CID,
@@ -77,7 +77,7 @@ from vmkit.vsock.packet import (
 
 
 class GuestError(Exception):
-    """The guest broke the protocol; the text says how. The connection is unchanged and is to be reset."""
+    """The guest broke the protocol; the text names the fault. The connection is unchanged and must be reset."""
 
 
 class LifecycleError(Exception):
@@ -85,7 +85,7 @@ class LifecycleError(Exception):
 
 
 class State(IntEnum):
-    """Where a connection is in its life; see the essay above. An int, for a cheap hash: it is looked up per packet."""
+    """The state of a connection; see the essay above. An int, for a cheap hash: each packet looks it up."""
 
     GREETING = auto()
     WAITING = auto()
@@ -96,8 +96,8 @@ class State(IntEnum):
     GONE = auto()
 
 
-class Event(Enum):
-    """What a guest's packet asks of the driver."""
+class ConnectionEvent(Enum):
+    """An action that a guest's packet asks of the driver."""
 
     DIAL = auto()  # reach for the host program's socket, then accept() or abandon()
     ANSWERED = auto()  # the guest accepted: tell the host program
@@ -109,7 +109,7 @@ class Event(Enum):
     RESET = auto()  # and the guest is to be sent RST
 
 
-# What the guest may say in each state, and where that leads; SHUTDOWN may lead further, see _hear.
+# The packets that the guest may send in each state, and the next state; SHUTDOWN may lead further, see _hear.
 _TRANSITIONS: Final = {
     (State.REQUESTED, OP_RESPONSE): State.OPEN,
     (State.REQUESTED, OP_RST): State.GONE,
@@ -126,8 +126,8 @@ _TRANSITIONS: Final = {
     (State.CLOSING, OP_RST): State.GONE,
 }
 
-_NO_EVENTS: Final[tuple[Event, ...]] = ()
-_DATA: Final = (Event.DATA,)
+_NO_EVENTS: Final[tuple[ConnectionEvent, ...]] = ()
+_DATA: Final = (ConnectionEvent.DATA,)
 
 # Packets that wait to be sent. Bits instead of a queue: however often a guest asks, one answer waits, and memory is
 # bounded.
@@ -138,7 +138,7 @@ _CREDIT_REQUEST: Final = 8
 _SHUTDOWN: Final = 16
 
 
-class Connection:
+class VsockConnection:
     """One connection. Invariant: `told` and `heard` only grow, and a packet is owed only while its news is unsent.
 
     What is GONE owes nothing.
@@ -162,7 +162,7 @@ class Connection:
 
     # The guest's turns.
 
-    def receive_packet(self, header: Header, payload_size: int) -> tuple[Event, ...]:
+    def receive_packet(self, header: Header, payload_size: int) -> tuple[ConnectionEvent, ...]:
         """Takes one packet of the guest, whose chain holds payload_size bytes behind the header.
 
         Returns what the driver must do.
@@ -184,16 +184,16 @@ class Connection:
         self.state = next_state
         if op == OP_RST:
             self._owed = 0
-            return (Event.GONE,)
+            return (ConnectionEvent.GONE,)
         if op == OP_RESPONSE:
-            return (Event.ANSWERED,)
+            return (ConnectionEvent.ANSWERED,)
         if state is State.OPEN:
             self._owed |= _CREDIT_UPDATE
-            return (Event.WAKE,)
+            return (ConnectionEvent.WAKE,)
         return _NO_EVENTS
 
-    def _receive_data(self, header: Header, payload_size: int) -> tuple[Event, ...]:
-        """RW: checks that the bytes are there, were allowed, and that somebody can take them."""
+    def _receive_data(self, header: Header, payload_size: int) -> tuple[ConnectionEvent, ...]:
+        """RW: checks that the bytes are there and were allowed, and that the host program can take them."""
         length = header.length
         if length > payload_size:
             raise GuestError(f"RW of {length} bytes in a buffer of {payload_size}")
@@ -207,26 +207,26 @@ class Connection:
         self.send.update(header.buf_alloc, header.fwd_cnt)
         return _DATA if length else _NO_EVENTS
 
-    def _hear(self, flags: int) -> tuple[Event, ...]:
-        """SHUTDOWN: what the guest will not do any more."""
+    def _hear(self, flags: int) -> tuple[ConnectionEvent, ...]:
+        """SHUTDOWN: notes what the guest will not do any more."""
         news = flags & SHUTDOWN_BOTH & ~self.heard
         self.heard |= news
         if self.heard == SHUTDOWN_BOTH:
             self.state = State.GONE
             self._owed = 0
-            return (Event.GONE, Event.RESET)
+            return (ConnectionEvent.GONE, ConnectionEvent.RESET)
         if self.state is State.CLOSING:
             return _NO_EVENTS
         if news & SHUTDOWN_SEND:
-            return (Event.GUEST_ENDED,)
+            return (ConnectionEvent.GUEST_ENDED,)
         if news & SHUTDOWN_RECEIVE:
-            return (Event.GUEST_DEAF,)
+            return (ConnectionEvent.GUEST_DEAF,)
         return _NO_EVENTS
 
-    # The host program's turns, told by the driver.
+    # The host program's turns, reported by the driver.
 
     def await_driver(self) -> None:
-        """The CONNECT line is complete, or the driver that was asked is no more: wait for one."""
+        """Waits for a driver: the CONNECT line is complete, or the driver that had the REQUEST was reset."""
         self._need(State.GREETING, State.REQUESTED)
         self.state = State.WAITING
         self._owed = 0
@@ -239,13 +239,13 @@ class Connection:
         self._owed = _REQUEST
 
     def accept(self) -> None:
-        """The host program's socket is reached: answers the guest's REQUEST."""
+        """Answers the guest's REQUEST, once the host program's socket is connected."""
         self._need(State.DIALING)
         self.state = State.OPEN
         self._owed = _RESPONSE
 
     def end(self, flags: int) -> bool:
-        """The host program will send no more, receive no more, or both; True when a SHUTDOWN is owed for it."""
+        """Notes that the host program will not send, not receive, or both; True when a SHUTDOWN is owed for it."""
         self._need(State.OPEN)
         news = flags & ~self.told
         if not news:
@@ -257,7 +257,7 @@ class Connection:
         return True
 
     def abandon(self) -> bool:
-        """Ends the connection from any state; True when the guest knows of it and is to be sent RST."""
+        """Ends the connection from any state; True when the guest has seen it and must get RST."""
         is_known = self.state in {State.DIALING, State.OPEN, State.CLOSING}
         is_known |= self.state is State.REQUESTED and not self._owed & _REQUEST
         self.state = State.GONE
@@ -265,7 +265,7 @@ class Connection:
         return is_known
 
     def deliver(self, size_bytes: int) -> bool:
-        """Bytes of the guest left our buffer; True when a CREDIT_UPDATE is owed for it."""
+        """Counts bytes of the guest that left our buffer; True when a CREDIT_UPDATE is owed for them."""
         self.receive.deliver(size_bytes)
         if self.state is not State.OPEN or self.heard & SHUTDOWN_SEND:
             return False
@@ -275,20 +275,44 @@ class Connection:
         return True
 
     def widen(self, window_bytes: int) -> None:
-        """Gives the guest a larger window, and tells it so: with the old one it may wait already."""
+        """Gives the guest a larger window, and announces it: the guest may already wait with the old one."""
         self._need(State.OPEN)
         self.receive.window = window_bytes
         self._owed |= _CREDIT_UPDATE
 
     def probe_credit(self) -> None:
-        """Asks the guest to tell its credit again: the net under a CREDIT_UPDATE that was lost."""
+        """Asks the guest to send its credit again: the net under a CREDIT_UPDATE that was lost."""
         self._need(State.OPEN)
         self._owed |= _CREDIT_REQUEST
+
+    # Faults that a user asked for.
+
+    def freeze_send(self) -> None:
+        """From now on the guest's news of its credit changes nothing."""
+        if not isinstance(self.send, FrozenSendCredit):
+            self.send = FrozenSendCredit(self.send)
+
+    def freeze_receive(self) -> None:
+        """From now on the guest gets no more credit."""
+        if not isinstance(self.receive, FrozenReceiveCredit):
+            self.receive = FrozenReceiveCredit(self.receive)
+
+    def thaw_send(self) -> None:
+        """Takes over the credit that the guest has announced meanwhile."""
+        if isinstance(self.send, FrozenSendCredit):
+            self.send = self.send.thaw()
+
+    def thaw_receive(self) -> None:
+        """Owes the guest the credit that it did not get."""
+        if isinstance(self.receive, FrozenReceiveCredit):
+            self.receive = self.receive.thaw()
+            if self.state is State.OPEN:
+                self._owed |= _CREDIT_UPDATE
 
     # What goes to the guest.
 
     def is_open(self) -> bool:
-        """Whether both sides know of each other and neither is gone."""
+        """Whether both sides have accepted the connection and neither is gone."""
         return self.state is State.OPEN
 
     def is_flowing(self) -> bool:
@@ -300,7 +324,7 @@ class Connection:
         return self._owed != 0
 
     def next_packet(self) -> Header:
-        """The next packet without payload, in the order the guest must see them.
+        """Returns the next packet without payload, in the order the guest must see them.
 
         Call it only while has_packet() is true.
         """
@@ -312,7 +336,7 @@ class Connection:
         raise LifecycleError(f"no packet is owed: {self!r}")
 
     def encode_data_header(self, length: int) -> bytes:
-        """The header of an RW packet, ready to be written: what render_header() gives, at a third of the price."""
+        """Returns the header of an RW packet as bytes. It equals that of render_header(), at a third of the time."""
         self._owed &= ~_CREDIT_UPDATE
         receive = self.receive
         fwd_cnt = receive.told_fwd_cnt = receive.fwd_cnt
@@ -330,7 +354,7 @@ class Connection:
         )
 
     def render_header(self, op: int, *, length: int = 0, flags: int = 0) -> Header:
-        """A header to the guest. It carries our credit, so an owed CREDIT_UPDATE is settled by it."""
+        """Returns a header to the guest. It carries our credit, and so settles an owed CREDIT_UPDATE."""
         self._owed &= ~_CREDIT_UPDATE
         receive = self.receive
         return Header(

@@ -1,4 +1,4 @@
-"""Waits that must end: links of one kind share one time-out, so the order of arrival is the order of expiry."""
+"""Waits with deadlines: links of one kind share one time-out, so the order of arrival is the order of expiry."""
 
 from vmkit.vsock.link import Link
 
@@ -14,24 +14,24 @@ class Deadlines(dict[Link, float]):
         self.timeout_s = timeout_s
 
     def add(self, link: Link, now_s: float) -> None:
-        """The wait begins, or begins anew."""
+        """Begins the link's wait, or begins it anew."""
         self.pop(link, None)
         self[link] = now_s + self.timeout_s
 
     def discard(self, link: Link) -> None:
-        """The wait is over, if there was one."""
+        """Ends the link's wait, if it has one."""
         self.pop(link, None)
 
     def first(self) -> Link:
-        """Who waits longest; there is somebody."""
+        """Returns the link that waits longest. The caller has checked that one waits."""
         return next(iter(self))
 
     def next_s(self) -> float:
-        """When the first wait expires; there is one."""
+        """Returns when the first wait expires. The caller has checked that one waits."""
         return next(iter(self.values()))
 
     def take_expired(self, now_s: float) -> list[Link]:
-        """Removes and returns those whose time is up."""
+        """Removes and returns the links whose time is up."""
         expired = []
         for link, deadline_s in self.items():
             if deadline_s > now_s:

@@ -1,17 +1,16 @@
 """The device as the front-end sets it up: features, memory, two rings and their descriptors for wake-ups.
 
-It answers vhost-user messages and turns what they say into running rings. It moves no packets and waits for nothing:
-whoever owns the event loop is told which kick descriptors to watch, and looks at `is_running` and `start_count` after
-each message.
+It answers vhost-user messages and builds running rings from them. It moves no packets and waits for nothing. It gives
+the event loop the kick descriptors to watch. The loop reads `is_running` and `start_count` after each message.
 
-The guest chooses much of what the front-end passes on: features, sizes, addresses, bases, and in which order its rings
-come. So no whole message ends the device. What cannot be done is refused, with a line in the log, and the ring that it
-concerns stands still.
+The guest chooses much of what the front-end passes on: features, sizes, addresses, bases, and the order of its rings.
+So no whole message ends the device. It refuses a message that it cannot follow, with a line in the log, and the ring
+of that message stands still.
 
 The front-end stops the rings both when a machine is paused and when its guest is reset, with the same messages. A
-pause leaves the guest's memory alone, and the rings come back where they stopped; a reset brings rings that begin
-anew. So connections are kept over a stop and judged at the next start: `is_resumed` says whether the same driver came
-back. QEMU from 8.2 on also says RESET_DEVICE on a reset, which decides at once.
+pause leaves the guest's memory alone, and the rings come back where they stopped. A reset brings rings that begin
+anew. So the device keeps connections over a stop and judges them at the next start: `is_resumed` is True when the same
+driver came back. QEMU from 8.2 on also sends RESET_DEVICE on a reset, which decides at once.
 
 Specification: QEMU's docs/interop/vhost-user.rst.
 """
@@ -23,7 +22,7 @@ from collections.abc import Callable
 from typing import Final
 
 from vmkit.vsock import vhost_user as vu
-from vmkit.vsock.memory import GuestMemory, MemoryFaultError, map_memory
+from vmkit.vsock.memory import MappedMemory, MemoryFaultError, map_memory
 from vmkit.vsock.muxer import Notice
 from vmkit.vsock.vring import RingError, RingLayout, Vring
 
@@ -50,7 +49,7 @@ RING_COUNT: Final = 2
 
 
 class RingSetup:
-    """What the front-end has said of one ring, and the ring itself while it runs. It owns the three descriptors."""
+    """The front-end's settings of one ring, and the ring itself while it runs. It owns the three descriptors."""
 
     __slots__ = ("addresses", "base", "call_fd", "err_fd", "is_broken", "is_enabled", "kick_fd", "ring", "size")
 
@@ -71,14 +70,14 @@ class RingSetup:
             _write_event(self.call_fd)
 
     def identity(self) -> tuple[object, ...]:
-        """What is the same after a pause and different after a reset."""
+        """Returns values that are the same after a pause and different after a reset."""
         used_idx = self.ring.used_idx if self.ring else 0
         base = self.ring.base if self.ring else self.base
         return self.size, self.addresses, base, used_idx
 
 
 def _write_event(fd: int) -> None:
-    """Adds one to an eventfd. The front-end chose the descriptor, and one that takes nothing is its own loss."""
+    """Adds one to an eventfd. Ignores a failure: the front-end chose the descriptor, and alone loses by it."""
     with contextlib.suppress(OSError):
         os.eventfd_write(fd, 1)
 
@@ -93,14 +92,14 @@ class Device:
         watch: Callable[[int], None],
         unwatch: Callable[[int], None],
     ) -> None:
-        """watch and unwatch are told of kick descriptors as they come and before they are closed."""
+        """watch gets each kick descriptor when it comes, unwatch gets it before it is closed."""
         self._config = struct.pack("<Q", guest_cid)
         self._notice = notice
         self._watch = watch
         self._unwatch = unwatch
         # None while the driver has agreed to features that were never offered: no ring runs then.
         self._features: int | None = 0
-        self._memory: GuestMemory | None = None
+        self._memory: MappedMemory | None = None
         self._stopped_identity: list[tuple[object, ...]] | None = None
         self.setups = [RingSetup() for _ in range(RING_COUNT)]
         self.is_running = False
@@ -125,7 +124,7 @@ class Device:
         return ring
 
     def close(self) -> None:
-        """Gives all descriptors up."""
+        """Closes all descriptors."""
         for setup in self.setups:
             self._drop_ring(setup)
             self._replace_kick(setup, None)
@@ -136,7 +135,7 @@ class Device:
         self._update_running()
 
     def break_rings(self, text: str) -> None:
-        """The driver broke a ring: both stop until the front-end sets them up again."""
+        """Stops both rings until the front-end sets them up again: the driver broke one."""
         self._notice("device-broken", f"{text}; vsock stops until the guest resets the device")
         for setup in self.setups:
             self._drop_ring(setup)
@@ -148,8 +147,8 @@ class Device:
 
     # Messages.
 
-    def handle(self, message: vu.Message) -> bytes | None:
-        """Does what a message says, or refuses it; returns the reply to send, if any."""
+    def handle(self, message: vu.VhostUserMessage) -> bytes | None:
+        """Carries a message out, or refuses it; returns the reply to send, if any."""
         answer = self._query(message)
         if answer is not None:
             return vu.render_reply(message.request, answer)
@@ -157,8 +156,8 @@ class Device:
         is_ok &= self._update_running()
         return vu.render_reply(message.request, vu.render_u64(0 if is_ok else 1)) if message.needs_reply else None
 
-    def _query(self, message: vu.Message) -> bytes | None:
-        """The payload of the reply to a message that has one of its own."""
+    def _query(self, message: vu.VhostUserMessage) -> bytes | None:
+        """Returns the payload of the reply to a message that has one of its own."""
         match message.request:
             case vu.GET_FEATURES:
                 return vu.render_u64(FEATURES)
@@ -172,31 +171,31 @@ class Device:
                     return vu.render_config_reply(message.payload, self._config)
                 case vu.GET_VRING_BASE:
                     return self._stop_ring(message)
-        except vu.RefusedError as error:
+        except vu.RefusedMessageError as error:
             self._refuse(message, error)
             # The front-end waits for an answer. An empty one is the specification's word for a refused GET_CONFIG.
             return b"" if message.request == vu.GET_CONFIG else vu.render_vring_state(0, 0)
         return None
 
-    def _command(self, message: vu.Message) -> bool:
-        """Does what a message without a reply of its own says; False when it was refused."""
+    def _command(self, message: vu.VhostUserMessage) -> bool:
+        """Carries out a message without a reply of its own; False when it was refused."""
         try:
             command = _COMMANDS.get(message.request)
             if command is None:
-                raise vu.RefusedError("this kind of message is not known")
+                raise vu.RefusedMessageError("this kind of message is not known")
             command(self, message)
-        except (vu.RefusedError, MemoryFaultError, OSError) as error:
+        except (vu.RefusedMessageError, MemoryFaultError, OSError) as error:
             self._refuse(message, error)
             return False
         return True
 
-    def _refuse(self, message: vu.Message, error: Exception) -> None:
+    def _refuse(self, message: vu.VhostUserMessage, error: Exception) -> None:
         self._notice("refused-message", f"vhost-user message {message.request}: {error}")
 
-    def _ignore(self, message: vu.Message) -> None:
-        """SET_OWNER says nothing to a device with one owner; the configuration is not the guest's to write."""
+    def _ignore(self, message: vu.VhostUserMessage) -> None:
+        """Ignores SET_OWNER, as the device has one owner, and writes to the configuration, which is read-only."""
 
-    def _set_features(self, message: vu.Message) -> None:
+    def _set_features(self, message: vu.VhostUserMessage) -> None:
         features = vu.parse_u64(message.payload)
         unknown = features & ~(FEATURES | IGNORED_FEATURES)
         agreed = None if unknown else features
@@ -206,61 +205,62 @@ class Device:
                 self._drop_ring(setup)
         self._features = agreed
         if unknown:
-            raise vu.RefusedError(f"features {unknown:#x} were never offered; vsock waits for a driver without them")
+            reason = f"features {unknown:#x} were never offered; vsock waits for a driver without them"
+            raise vu.RefusedMessageError(reason)
         if not features & VHOST_USER_F_PROTOCOL_FEATURES:
             for setup in self.setups:
                 setup.is_enabled = True
 
-    def _set_protocol_features(self, message: vu.Message) -> None:
+    def _set_protocol_features(self, message: vu.VhostUserMessage) -> None:
         features = vu.parse_u64(message.payload)
         if features & ~PROTOCOL_FEATURES:
-            raise vu.RefusedError(f"protocol features {features:#x} were never offered")
+            raise vu.RefusedMessageError(f"protocol features {features:#x} were never offered")
 
-    def _set_memory(self, message: vu.Message) -> None:
-        """A new table, also under running rings (memory hotplug): they go on in the new mapping from where they are."""
+    def _set_memory(self, message: vu.VhostUserMessage) -> None:
+        """Takes a new table. Running rings (memory hotplug) go on in the new mapping from where they are."""
         self._memory = map_memory(vu.parse_memory_table(message.payload), message.fds)
         for setup in self.setups:
             if setup.ring is not None:
                 setup.base = setup.ring.base
                 setup.ring = None
 
-    def _set_size(self, message: vu.Message) -> None:
+    def _set_size(self, message: vu.VhostUserMessage) -> None:
         setup, number = self._find_setup(message)
         self._drop_ring(setup)
         setup.size = number
         setup.is_broken = False
 
-    def _set_base(self, message: vu.Message) -> None:
+    def _set_base(self, message: vu.VhostUserMessage) -> None:
         setup, number = self._find_setup(message)
         self._drop_ring(setup)
         setup.base = number
         setup.is_broken = False
 
-    def _set_address(self, message: vu.Message) -> None:
+    def _set_address(self, message: vu.VhostUserMessage) -> None:
         address = vu.parse_vring_address(message.payload)
         setup = self._setup_at(address.ring)
         self._drop_ring(setup)
         setup.addresses = (address.desc, address.avail, address.used)
         setup.is_broken = False
 
-    def _set_enabled(self, message: vu.Message) -> None:
+    def _set_enabled(self, message: vu.VhostUserMessage) -> None:
         setup, number = self._find_setup(message)
         setup.is_enabled = number != 0
         if not setup.is_enabled:
             self._note_stop()
             self._drop_ring(setup)
 
-    def _set_kick(self, message: vu.Message) -> None:
+    def _set_kick(self, message: vu.VhostUserMessage) -> None:
         index, has_fd = vu.parse_vring_fd(message.payload)
         setup = self._setup_at(index)
         if not has_fd:
             self._drop_ring(setup)
             self._replace_kick(setup, None)
-            raise vu.RefusedError(f"ring {index} has no kick descriptor, and this device does not poll")
+            raise vu.RefusedMessageError(f"ring {index} has no kick descriptor, and this device does not poll")
         self._replace_kick(setup, message.take_fd())
         setup.is_broken = False
 
-    def _set_call(self, message: vu.Message) -> None:
+    def _set_call(self, message: vu.VhostUserMessage) -> None:
         index, has_fd = vu.parse_vring_fd(message.payload)
         setup = self._setup_at(index)
         old_fd, setup.call_fd = setup.call_fd, message.take_fd() if has_fd else None
@@ -270,15 +270,15 @@ class Device:
             # An interrupt may have gone to the old descriptor after the front-end last looked at it.
             setup.signal_call()
 
-    def _set_err(self, message: vu.Message) -> None:
+    def _set_err(self, message: vu.VhostUserMessage) -> None:
         index, has_fd = vu.parse_vring_fd(message.payload)
         setup = self._setup_at(index)
         old_fd, setup.err_fd = setup.err_fd, message.take_fd() if has_fd else None
         if old_fd is not None:
             os.close(old_fd)
 
-    def _stop_ring(self, message: vu.Message) -> bytes:
-        """GET_VRING_BASE stops a ring and answers where it stopped."""
+    def _stop_ring(self, message: vu.VhostUserMessage) -> bytes:
+        """GET_VRING_BASE: stops a ring and returns the index at which it stopped."""
         index, _ = vu.parse_vring_state(message.payload)
         setup = self._setup_at(index)
         self._note_stop()
@@ -287,7 +287,7 @@ class Device:
         self._update_running()
         return vu.render_vring_state(index, setup.base)
 
-    def _reset(self, message: vu.Message) -> None:
+    def _reset(self, message: vu.VhostUserMessage) -> None:
         """RESET_DEVICE: the guest was reset.
 
         RESET_OWNER was never clear about what it resets, and is no longer sent to us.
@@ -303,10 +303,10 @@ class Device:
 
     def _setup_at(self, index: int) -> RingSetup:
         if index >= RING_COUNT:
-            raise vu.RefusedError(f"ring {index} of {RING_COUNT}")
+            raise vu.RefusedMessageError(f"ring {index} of {RING_COUNT}")
         return self.setups[index]
 
-    def _find_setup(self, message: vu.Message) -> tuple[RingSetup, int]:
+    def _find_setup(self, message: vu.VhostUserMessage) -> tuple[RingSetup, int]:
         state = vu.parse_vring_state(message.payload)
         return self._setup_at(state.ring), state.number
 
@@ -335,7 +335,7 @@ class Device:
             self._stopped_identity = [setup.identity() for setup in self.setups]
 
     def _build_ring(self, index: int) -> Vring | None:
-        """The ring, if the front-end has said all that it takes to run it."""
+        """Returns the ring, if the front-end has sent all settings that it needs."""
         setup = self.setups[index]
         if setup.kick_fd is None or not setup.is_enabled or setup.is_broken:
             return None
@@ -351,7 +351,7 @@ class Device:
         return Vring(self._memory, layout, base=setup.base, is_writable=index == RX)
 
     def _update_running(self) -> bool:
-        """Builds the rings that can run, and notes whether the device runs as a whole; False when one is no ring."""
+        """Builds the rings that can run, and notes whether the device runs. False when a ring's settings are wrong."""
         is_ok = True
         for index, setup in enumerate(self.setups):
             if setup.ring is not None:
@@ -374,7 +374,7 @@ class Device:
         return is_ok
 
 
-_COMMANDS: Final[dict[int, Callable[[Device, vu.Message], None]]] = {
+_COMMANDS: Final[dict[int, Callable[[Device, vu.VhostUserMessage], None]]] = {
     vu.SET_FEATURES: Device._set_features,
     vu.SET_PROTOCOL_FEATURES: Device._set_protocol_features,
     vu.SET_OWNER: Device._ignore,

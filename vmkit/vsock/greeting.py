@@ -1,8 +1,8 @@
 """The line by which a host program names the guest port it wants, and the answer to it. Pure text.
 
-The convention is Firecracker's hybrid vsock, which vhost-device-vsock shares: `CONNECT <port>\\n`, answered by `OK
-<host port>\\n` once the guest has accepted. A refusal is a close without an answer. One refusal has a line of our own,
-because it says nothing about the guest: `FULL <places>\\n` before the close, when all places for connections are taken.
+The convention is Firecracker's hybrid vsock, which vhost-device-vsock shares. The program sends `CONNECT <port>\\n`,
+and reads `OK <host port>\\n` once the guest has accepted. A refusal is a close without an answer. One refusal has a
+line of our own: `FULL <places>\\n` before the close means that all places for connections are taken.
 """
 
 from typing import Final
@@ -15,11 +15,11 @@ _PREFIX: Final = b"CONNECT "
 
 
 class GreetingError(Exception):
-    """The host program did not say `CONNECT <port>`; the text says what was seen."""
+    """The host program did not send `CONNECT <port>`; the text shows what it sent."""
 
 
 class Greeting:
-    """A complete CONNECT line: the guest port, and how many bytes the line took. What follows them is the stream's."""
+    """A complete CONNECT line: the guest port, and how many bytes the line took. The stream begins behind them."""
 
     __slots__ = ("port", "size_bytes")
 
@@ -29,7 +29,7 @@ class Greeting:
 
 
 def find_greeting(data: bytes) -> Greeting | None:
-    """The CONNECT line at the start of `data`, or None while it is incomplete.
+    """Returns the CONNECT line at the start of `data`, or None while it is incomplete.
 
     Raises GreetingError when it can never be one.
     """
@@ -46,10 +46,10 @@ def find_greeting(data: bytes) -> Greeting | None:
 
 
 def render_answer(host_port: int) -> bytes:
-    """What the host program reads once the guest has accepted."""
+    """Returns the line that the host program reads once the guest has accepted."""
     return b"OK %d\n" % host_port
 
 
 def render_full(places: int) -> bytes:
-    """What the host program reads when all places for connections are taken."""
+    """Returns the line that the host program reads when all places for connections are taken."""
     return b"FULL %d\n" % places

@@ -1,7 +1,7 @@
-"""The doors to host programs: accepts them, hears their CONNECT line, reaches for those the guest asks for.
+"""The connections to host programs: accepts them, reads their CONNECT line, dials those that the guest asks for.
 
-It owns the programs' sockets from the first to the last moment, watches them in the process's one epoll, and knows
-how long each wait may take. It moves no payload.
+It owns the programs' sockets from the first to the last moment, watches them in the process's one epoll, and keeps
+the deadline of each wait. It moves no payload.
 """
 
 import contextlib
@@ -14,22 +14,24 @@ from typing import Final
 from vmkit.vsock.connection import State
 from vmkit.vsock.deadlines import Deadlines
 from vmkit.vsock.greeting import GREETING_MAX_BYTES, GreetingError, find_greeting, render_answer, render_full
+from vmkit.vsock.interference import Interference
 from vmkit.vsock.link import Link
 from vmkit.vsock.muxer import MAX_CONNECTIONS, Muxer, Notice
+from vmkit.vsock.requests import TO_GUEST, TO_HOST
 from vmkit.vsock.traffic import Traffic
 
-# A program connects and says CONNECT in one breath; a silent one must not hold a place for long.
+# A program sends CONNECT as soon as it connects. A silent one must not hold a place for long.
 GREETING_TIMEOUT_S: Final = 10.0
 # A guest's kernel answers by itself, listener or not. One that boots under an emulator can be seconds late, not this
 # many.
 REQUEST_TIMEOUT_S: Final = 10.0
 # VSOCK_CLOSE_TIMEOUT, net/vmw_vsock/virtio_transport_common.c: what Linux grants its peer for the last RST.
 CLOSE_TIMEOUT_S: Final = 8.0
-# Ports kept for guests that have not said their last word; the oldest goes first.
+# Ports kept for guests that have not sent their last RST; the oldest goes first.
 MAX_CLOSING: Final = 2 * MAX_CONNECTIONS
 # VSOCK_DEFAULT_CONNECT_TIMEOUT, net/vmw_vsock/af_vsock.c: after that the guest's program has given up.
 DIAL_TIMEOUT_S: Final = 2.0
-# How often to try a listener whose backlog is full: a UNIX socket does not tell when it has room.
+# How often to try a listener whose backlog is full: a UNIX socket does not report when it has room.
 REDIAL_PERIOD_S: Final = 0.01
 # Programs that may stand at the door at once: as many as could be let in. The kernel caps it at net.core.somaxconn.
 LISTEN_BACKLOG: Final = MAX_CONNECTIONS
@@ -37,7 +39,7 @@ LISTEN_BACKLOG: Final = MAX_CONNECTIONS
 MAX_ACCEPTS: Final = 64
 # Programs that come closer together than this are a crowd.
 ALONE_S: Final = 0.0002
-# No descriptors or memory left on the host: accept nobody for so long.
+# No descriptors or memory left on the host: accept no program for so long.
 ACCEPT_PAUSE_S: Final = 0.2
 # All places taken: programs that closed may hold theirs until the guest has buffers to be told with. So newcomers wait
 # in the backlog, looked at so often, and are refused when this has lasted so long.
@@ -72,6 +74,7 @@ class HostSide:
         self._notice = notice
         # Set by attach(), before anything happens.
         self.traffic: Traffic
+        self.interference: Interference
         self._links: dict[int, Link] = {}
         # Closed at the end of the turn: until then no new socket can get a descriptor that old events may still name.
         self._doomed: list[socket.socket] = []
@@ -86,18 +89,19 @@ class HostSide:
         self._accepted_s = 0.0
         self.is_device_running = False
         listener.setblocking(False)
-        # Whoever bound it may have been less generous; a second listen() only changes the backlog.
+        # The program that bound it may have chosen a shorter backlog. A second listen() changes only that.
         listener.listen(LISTEN_BACKLOG)
         epoll.register(listener, select.EPOLLIN)
 
     def attach(self, traffic: Traffic) -> None:
-        """The two know each other: links with news go there, and it calls back through Hooks."""
+        """Joins the two: links with news go to `traffic`, which calls back through Hooks."""
         self.traffic = traffic
+        self.interference = Interference(traffic, self._all_links, self._resume_writing)
 
     # Events of descriptors.
 
     def handle(self, fd: int, mask: int) -> bool:
-        """Takes an epoll event for a descriptor of ours; False when it is not, or was closed in this turn."""
+        """Takes an epoll event for a descriptor of ours; False for another one, or one closed in this turn."""
         link = self._links.get(fd)
         if link is not None:
             self._handle_link(link, mask)
@@ -136,7 +140,7 @@ class HostSide:
 
     def _accept(self) -> None:
         now_s = time.monotonic()
-        # After a pause somebody comes alone, and to find nobody behind him costs as much as he does.
+        # After a pause a program mostly comes alone. A second accept() that finds none costs as much as the first.
         self._accept_count = 1 if now_s > self._accepted_s + ALONE_S else min(MAX_ACCEPTS, 2 * self._accept_count)
         self._accepted_s = now_s
         for _ in range(self._accept_count):
@@ -156,7 +160,7 @@ class HostSide:
             self._admit(sock)
 
     def _is_crowded(self) -> bool:
-        """Whether newcomers wait outside, because all places are taken and some may soon be free."""
+        """Whether newcomers wait in the backlog, because all places are taken and some may soon be free."""
         if not self._muxer.is_full:
             self._full_since_s = None
             return False
@@ -185,7 +189,7 @@ class HostSide:
         self._greet(link, is_ended=False)
 
     def _greet(self, link: Link, *, is_ended: bool) -> None:
-        """Looks for the CONNECT line, and takes it alone out of the socket: what follows belongs to the guest."""
+        """Looks for the CONNECT line, and takes it alone out of the socket: the guest gets what follows."""
         sock = link.sock
         if sock is None:
             return
@@ -199,6 +203,8 @@ class HostSide:
             is_ended, greeting = True, None
         except GreetingError as error:
             self._notice("refused-greeting", str(error))
+            is_ended, greeting = True, None
+        if greeting is not None and self.interference.refuses(0, greeting.port, TO_GUEST):
             is_ended, greeting = True, None
         if greeting is not None and not link.is_hung_up:
             self._greeting.discard(link)
@@ -215,7 +221,7 @@ class HostSide:
         self.traffic.enqueue(link)
 
     def answer(self, link: Link) -> None:
-        """The guest accepted. The line always fits: nothing was written to this socket before."""
+        """Writes OK once the guest accepted. The line always fits: it is the first in this socket."""
         self._requested.discard(link)
         try:
             if link.sock is not None:
@@ -224,6 +230,7 @@ class HostSide:
             self.traffic.reset(link)
             return
         link.is_readable = True
+        self.interference.meet(link)
         self.traffic.enqueue(link)
 
     # Programs that the guest comes to.
@@ -231,6 +238,9 @@ class HostSide:
     def dial(self, link: Link) -> None:
         """Connects to the listener of the port the guest asked for, or refuses."""
         connection = link.connection
+        if self.interference.refuses(connection.host_port, connection.guest_port, TO_HOST):
+            self._refuse_dial(link, "a fault that was asked for")
+            return
         path = f"{self._uds_path}_{connection.host_port}"
         try:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -251,10 +261,11 @@ class HostSide:
             self.traffic.reset(link)
             return
         connection.accept()
+        self.interference.meet(link)
         self.traffic.enqueue(link)
 
     def _dial_later(self, link: Link) -> None:
-        """The listener's backlog is full."""
+        """Tries again later, because the listener's backlog is full."""
         if link not in self._dialing:
             now_s = time.monotonic()
             self._dialing.add(link, now_s)
@@ -267,7 +278,7 @@ class HostSide:
     # Watching and closing.
 
     def _watch(self, link: Link, sock: socket.socket) -> bool:
-        """Gives the link its socket; False, and the socket is closed, when the host has no more epoll watches."""
+        """Gives the link its socket. When the host has no more epoll watches, closes the socket and returns False."""
         try:
             self._epoll.register(sock, _READ_MASK)
         except OSError as error:
@@ -279,14 +290,16 @@ class HostSide:
         return True
 
     def watch_writes(self, link: Link) -> None:
-        """Bytes are pending: come back when the socket takes more."""
+        """Watches for the moment when the socket takes more: bytes are pending."""
+        self.interference.note_pending(link)
         if link.sock is not None and not link.is_watching_writes:
             link.is_watching_writes = True
             self._epoll.modify(link.sock, _READ_WRITE_MASK)
 
     def retire(self, link: Link) -> None:
-        """The connection is CLOSING or GONE: the socket goes, and with GONE the connection's place too."""
+        """Retires the socket of a connection that is CLOSING or GONE; with GONE, frees the connection's place, too."""
         self.traffic.forget(link)
+        self.interference.part(link)
         self._greeting.discard(link)
         self._requested.discard(link)
         self._dialing.discard(link)
@@ -304,19 +317,19 @@ class HostSide:
             self.traffic.close_link(link)
 
     def _wait_for_last_reset(self, link: Link) -> None:
-        """The guest has the last word, but one that never says it does not make us remember without end."""
+        """Waits for the guest's last RST, with a deadline: a silent guest must not hold the ports for ever."""
         self._closing.add(link, time.monotonic())
         if len(self._closing) > MAX_CLOSING:
             self.traffic.reset(self._closing.first())
 
     def bury(self) -> None:
-        """The turn is over, no event of it is left: closes what was retired."""
+        """Closes the retired sockets. The turn is over, so no event of it can name them."""
         for sock in self._doomed:
             sock.close()
         self._doomed.clear()
 
     def stop_listening(self) -> None:
-        """No further program is accepted."""
+        """Accepts no further program."""
         if self._accept_again_s is None:
             self._epoll.unregister(self._listener)
         self._accept_again_s = None
@@ -325,11 +338,11 @@ class HostSide:
     # The driver's comings and goings.
 
     def _all_links(self) -> list[Link]:
-        """In the order of their arrival, so that who waited longest is asked for first; a copy, for some may end."""
+        """Returns a copy in the order of arrival. The longest wait comes first, and a caller may end some links."""
         return list(self.traffic.links.values())
 
     def resume(self) -> None:
-        """The rings run: asks the guest for what waited, and takes up again what stood still."""
+        """Sends the REQUESTs that waited, and goes on with all connections: the rings run."""
         self.is_device_running = True
         for link in self._all_links():
             match link.connection.state:
@@ -342,14 +355,14 @@ class HostSide:
                     self.traffic.enqueue(link)
 
     def suspend(self) -> None:
-        """The rings stand still: nobody can be blamed for not answering."""
+        """Stops the deadlines for answers of the guest: it cannot answer while the rings stand still."""
         self.is_device_running = False
         self._requested.clear()
 
     def forget_guest(self) -> None:
-        """The guest was reset and knows of no connection any more: host programs get what is pending, then their end.
+        """Ends all connections after a reset of the guest: host programs get what is pending, then their end.
 
-        A program that only waits for an answer goes on waiting: the next driver will be asked.
+        A program that only waits for an answer goes on waiting: the next driver gets its REQUEST.
         """
         for link in self._all_links():
             match link.connection.state:
@@ -367,12 +380,12 @@ class HostSide:
         self.traffic.clear()
 
     def end_all(self) -> None:
-        """There will be no guest any more: only links with pending bytes stay, until their programs have taken them."""
+        """Ends all links for good. Links with pending bytes stay until their programs have taken these."""
         for link in self._all_links():
             self.traffic.reset(link)
 
     def cut_all(self) -> int:
-        """Closes what is left, pending or not; returns how many host programs lost bytes by it."""
+        """Closes the links that are left, pending or not; returns how many host programs lost bytes by it."""
         count = 0
         for link in list(self._links.values()):
             count += 1
@@ -383,8 +396,10 @@ class HostSide:
     # Time.
 
     def find_next_deadline_s(self) -> float | None:
-        """When expire() has something to do next."""
+        """Returns when expire() has work next; None: there is no deadline."""
         times = []
+        if self.interference.met and (due_s := self.interference.next_s()) is not None:
+            times.append(due_s)
         if self._greeting:
             times.append(self._greeting.next_s())
         if self._requested:
@@ -398,7 +413,7 @@ class HostSide:
         return min(times) if times else None
 
     def expire(self, now_s: float) -> None:
-        """Ends the waits that took too long, and tries again what is to be tried again."""
+        """Ends the waits that took too long, and repeats the attempts that are due."""
         for link in self._greeting.take_expired(now_s):
             self._notice("refused-greeting", f"a host program sent no CONNECT line within {GREETING_TIMEOUT_S:g} s")
             self.traffic.reset(link)
@@ -410,6 +425,7 @@ class HostSide:
         for link in self._closing.take_expired(now_s):
             self.traffic.reset(link)
         self._expire_dialing(now_s)
+        self.interference.expire(now_s)
         if self._accept_again_s is not None and now_s >= self._accept_again_s:
             self._accept_again_s = None
             self._epoll.register(self._listener, select.EPOLLIN)

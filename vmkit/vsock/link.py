@@ -1,15 +1,16 @@
 """The host program's end of one connection: its socket, and the guest's bytes that it has not taken yet.
 
-It reads and writes its own socket, straight from and to the guest's memory, and knows nothing of rings, epoll or the
+It reads and writes its own socket, straight from and to the guest's memory. It knows nothing of rings, epoll or the
 protocol.
 """
 
 import mmap
 import socket
+from contextlib import suppress
 from typing import Final
 
 from vmkit.vsock.buffers import IOV_MAX
-from vmkit.vsock.connection import Connection
+from vmkit.vsock.connection import VsockConnection
 
 # Read from a socket in one go, in buffers of the guest; grows while reads come back full. More gained nothing.
 MAX_BATCH: Final = 64
@@ -21,7 +22,7 @@ HEADROOM_BYTES: Final = 2 << 20
 class Link:
     """One connection's host side.
 
-    Invariant: bytes leave in the order in which they came, those of `_outbox` before those of `_views`; the views
+    Invariant: bytes leave in the order in which they came, those of `_outbox` before those of `_views`. The views
     point into the guest's memory, and flush() empties them before the guest gets that memory back.
     """
 
@@ -45,7 +46,7 @@ class Link:
         "starved_rounds",
     )
 
-    def __init__(self, connection: Connection, sock: socket.socket | None) -> None:
+    def __init__(self, connection: VsockConnection, sock: socket.socket | None) -> None:
         self.connection = connection
         self.sock = sock
         # The port a host program asked for, once it has.
@@ -84,8 +85,8 @@ class Link:
     def flush(self) -> int:
         """Writes what the program takes now and keeps a copy of the rest; returns how many bytes left, taken or lost.
 
-        A program that closed or shut its reading side loses them: is_deaf says so. Raises MemoryError; what was to be
-        kept has a gap then.
+        A program that closed or shut its reading side loses them, and is_deaf is True. Raises MemoryError; the copy
+        has a gap then.
         """
         before = len(self._outbox) + self._view_bytes
         try:
@@ -109,7 +110,7 @@ class Link:
         return before - len(self._outbox)
 
     def drop_pending(self) -> None:
-        """Nobody will take these bytes any more."""
+        """Drops the pending bytes: the program will not take them any more."""
         self._outbox.clear()
         self._views.clear()
         self._view_bytes = 0
@@ -140,8 +141,14 @@ class Link:
                 views[0] = views[0][sent:]
                 return
 
+    def shut(self, how: int) -> None:
+        """Half-closes the socket. Ignores one that is closed already."""
+        if self.sock is not None:
+            with suppress(OSError):
+                self.sock.shutdown(how)
+
     def is_at_end(self) -> bool:
-        """Whether the program's end is next, with no byte before it."""
+        """Whether the program's end comes next, with no byte before it."""
         if not self.is_read_to_end or self.sock is None:
             return False
         try:
@@ -167,7 +174,7 @@ class Link:
 
 
 def _require_headroom() -> None:
-    """Raises MemoryError when the process could not take HEADROOM_BYTES now. It asks the kernel and uses none of it."""
+    """Raises MemoryError when the process cannot take HEADROOM_BYTES now. It asks the kernel and uses none of it."""
     try:
         mmap.mmap(-1, HEADROOM_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
     except OSError as error:

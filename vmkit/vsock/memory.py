@@ -1,8 +1,8 @@
-"""The guest's RAM as this process sees it: shared mappings, and the two kinds of addresses that lead into them.
+"""The guest's RAM in this process: shared mappings, and the two kinds of addresses that lead into them.
 
 Ring addresses arrive as addresses of the front-end's own process, descriptor addresses as guest-physical ones
-(vhost-user specification, "Memory access"). Both are checked here, and only here, against the regions; what comes
-back is a memoryview that cannot reach beyond them.
+(vhost-user specification, "Memory access"). This module alone checks both against the regions. It returns memoryviews
+that cannot reach beyond them.
 """
 
 import mmap
@@ -15,7 +15,7 @@ MAX_REGIONS: Final = 8
 
 
 class MemoryFaultError(Exception):
-    """An address or a table of regions that does not hold; the text says which."""
+    """An address or a table of regions is wrong; the text names it."""
 
 
 class RegionSpec(NamedTuple):
@@ -34,7 +34,7 @@ class _Region(NamedTuple):
     view: memoryview
 
 
-class GuestMemory:
+class MappedMemory:
     """The mapped regions.
 
     Mappings live as long as a memoryview of them does, so a table can be replaced under running rings.
@@ -49,7 +49,7 @@ class GuestMemory:
         self._last_view = memoryview(b"")
 
     def find(self, address: int, size_bytes: int) -> memoryview:
-        """size_bytes bytes at a guest-physical address, within one region. Raises MemoryFaultError."""
+        """Returns size_bytes bytes at a guest-physical address, within one region. Raises MemoryFaultError."""
         offset = address - self._last_start
         if offset >= 0 and address + size_bytes <= self._last_end:
             return self._last_view[offset : offset + size_bytes]
@@ -63,7 +63,7 @@ class GuestMemory:
         raise MemoryFaultError(f"no RAM at guest address {address:#x}, {size_bytes} bytes")
 
     def find_front(self, address: int, size_bytes: int) -> memoryview:
-        """size_bytes bytes at an address of the front-end's process, within one region. Raises MemoryFaultError."""
+        """Returns size_bytes bytes at a front-end address, within one region. Raises MemoryFaultError."""
         for region in self._regions:
             offset = address - region.front_start
             if offset >= 0 and offset + size_bytes <= len(region.view):
@@ -71,7 +71,7 @@ class GuestMemory:
         raise MemoryFaultError(f"no RAM at front-end address {address:#x}, {size_bytes} bytes")
 
 
-def map_memory(specs: list[RegionSpec], fds: list[int]) -> GuestMemory:
+def map_memory(specs: list[RegionSpec], fds: list[int]) -> MappedMemory:
     """Maps the regions of a table, each with its file; the descriptors stay the caller's. Raises MemoryFaultError."""
     if not 0 < len(specs) <= MAX_REGIONS or len(specs) != len(fds):
         raise MemoryFaultError(f"{len(specs)} memory regions with {len(fds)} descriptors")
@@ -87,11 +87,11 @@ def map_memory(specs: list[RegionSpec], fds: list[int]) -> GuestMemory:
         view = whole[spec.mmap_offset : end]
         regions.append(_Region(spec.guest_address, spec.guest_address + spec.size_bytes, spec.front_address, view))
     _refuse_overlaps(regions)
-    return GuestMemory(regions)
+    return MappedMemory(regions)
 
 
 def _map_file(fd: int, files: dict[tuple[int, int], memoryview]) -> memoryview:
-    """One mapping per file, whole: QEMU's regions are mostly pieces of the same memfd."""
+    """Maps each file once, as a whole: QEMU's regions are mostly pieces of the same memfd."""
     try:
         status = os.fstat(fd)
         identity = (status.st_dev, status.st_ino)

@@ -1,18 +1,18 @@
-"""All connections of one guest: who may have one, under which ports, and which packet belongs to which.
+"""All connections of one guest: admits them, gives them ports, and finds the connection of each packet.
 
-Sans-I/O. It knows connections and headers; sockets, rings and time are the driver's. Keys are pairs of ports, because
-both CIDs are fixed: the host is CID 2 and the guest is the one we were started for. Everything else is refused here.
+Sans-I/O. It knows connections and headers; the driver has sockets, rings and time. Keys are pairs of ports, because
+both CIDs are fixed: the host is CID 2, and the guest has the CID of the command line. It refuses all other CIDs.
 """
 
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from vmkit.vsock.connection import Connection, Event, GuestError, State
+from vmkit.vsock.connection import ConnectionEvent, GuestError, State, VsockConnection
 from vmkit.vsock.packet import HOST_CID, OP_REQUEST, OP_RST, TYPE_STREAM, Header, name_op
 
 # Each connection costs one descriptor and, at worst, its window.
 MAX_CONNECTIONS: Final = 1024
-# One place in so many is never a guest's: whoever may open connections in a guest could else lock its owner out, who
+# One place in so many is never a guest's. Otherwise any program of a guest could lock out the guest's owner, who
 # reaches the guest through this device alone.
 HOST_SHARE: Final = 16
 # What a guest may have on its way to one host program: at first, and once it has sent more than a little. A larger
@@ -21,7 +21,8 @@ FIRST_WINDOW_BYTES: Final = 32 * 1024
 WINDOW_BYTES: Final = 256 * 1024
 # So early that the guest does not wait for the news.
 WIDEN_AFTER_BYTES: Final = FIRST_WINDOW_BYTES // 2
-# All windows together, whoever reads and whoever does not: the first one for every place, the rest for bulk.
+# All windows together, of programs that read and of those that do not: the first window for every place, the rest for
+# bulk.
 WINDOW_BUDGET_BYTES: Final = 64 * 1024 * 1024
 
 # Host ports of connections that host programs ask for: far from any port that a program would choose to listen on.
@@ -59,9 +60,9 @@ class Muxer:
         self.max_connections = max_connections
         self._notice = notice
         self._privileged_ports = frozenset(privileged_ports)
-        self._table: dict[int, Connection] = {}
-        # A dict for its order: who waited longest is asked for first.
-        self._members: dict[Connection, None] = {}
+        self._table: dict[int, VsockConnection] = {}
+        # A dict for its order: the longest wait comes first.
+        self._members: dict[VsockConnection, None] = {}
         self._guest_ceiling = max_connections - max_connections // HOST_SHARE
         self._wide_count = 0
         spare_bytes = WINDOW_BUDGET_BYTES - max_connections * FIRST_WINDOW_BYTES
@@ -73,31 +74,34 @@ class Muxer:
     # Members: everything that costs a descriptor or memory, from the accept of a host program to the last close. What
     # is CLOSING has given both up, and keeps nothing but its ports.
 
-    def admit(self, state: State = State.GREETING) -> Connection | None:
-        """A new connection, or None when there are max_connections already; dismiss() gives its place back."""
+    def admit(self, state: State = State.GREETING) -> VsockConnection | None:
+        """Returns a new connection, or None when there are max_connections already. dismiss() frees its place."""
         if self.is_full:
             self._notice("refused-full", f"{self.max_connections} connections are open; a further one was refused")
             return None
-        connection = Connection(self.guest_cid, FIRST_WINDOW_BYTES, state)
+        connection = VsockConnection(self.guest_cid, FIRST_WINDOW_BYTES, state)
         self._members[connection] = None
         return connection
 
-    def widen(self, connection: Connection) -> bool:
-        """Gives an OPEN connection that carries bulk the full window; False when all that may be given are taken."""
-        if self._wide_count >= self._max_wide:
+    def widen(self, connection: VsockConnection) -> bool:
+        """Gives an OPEN connection that carries bulk the full window; False when the budget is used up.
+
+        A fault that holds credit back holds this back, too.
+        """
+        if self._wide_count >= self._max_wide or connection.receive.is_frozen:
             return False
         self._wide_count += 1
         connection.widen(WINDOW_BYTES)
         return True
 
-    def dismiss(self, connection: Connection) -> None:
-        """The connection is CLOSING or GONE and its descriptor is closed. Twice is once."""
+    def dismiss(self, connection: VsockConnection) -> None:
+        """Frees the place of a connection that is CLOSING or GONE, with its descriptor closed. May be called twice."""
         if connection in self._members:
             del self._members[connection]
             self._wide_count -= connection.receive.window == WINDOW_BYTES
 
-    def connections(self) -> list[Connection]:
-        """All members and all that is CLOSING, for the driver's rounds; a copy, so that it may end some."""
+    def connections(self) -> list[VsockConnection]:
+        """Returns all members and all CLOSING connections, for the driver's rounds. A copy, so that it may end some."""
         return list(self._members | dict.fromkeys(self._table.values()))
 
     @property
@@ -112,29 +116,29 @@ class Muxer:
 
     # The host's side.
 
-    def request(self, connection: Connection, guest_port: int) -> None:
+    def request(self, connection: VsockConnection, guest_port: int) -> None:
         """Sends a WAITING connection's REQUEST to the guest, from a host port of its own."""
         connection.guest_port = guest_port
         connection.request(self._take_host_port(guest_port))
         self._table[_key(connection.host_port, guest_port)] = connection
 
-    def withdraw(self, connection: Connection) -> None:
-        """Frees the ports of a REQUESTED connection whose driver was reset; it waits for the next one."""
+    def withdraw(self, connection: VsockConnection) -> None:
+        """Frees the ports of a REQUESTED connection whose driver was reset. It waits for the next driver."""
         self._remove(connection)
         connection.await_driver()
 
-    def abandon(self, connection: Connection) -> None:
-        """Ends a connection for a reason of ours or of the host program; the guest gets RST when it knows of it."""
+    def abandon(self, connection: VsockConnection) -> None:
+        """Ends a connection for a reason of ours or of the host program. A guest that has seen it gets RST."""
         self._remove(connection)
         if connection.abandon():
             self._add_stray(connection.render_header(OP_RST))
 
     def forget_strays(self) -> None:
-        """The driver they were for is no more."""
+        """Drops the waiting RSTs: their driver was reset."""
         self.strays.clear()
 
     def _take_host_port(self, guest_port: int) -> int:
-        """The next port not in use with this guest port; there are a million times more ports than connections."""
+        """Returns the next port not in use with this guest port. There are a million times more than connections."""
         while True:
             port = self._next_host_port
             self._next_host_port = FIRST_HOST_PORT if port == LAST_HOST_PORT else port + 1
@@ -143,10 +147,10 @@ class Muxer:
 
     # The guest's side.
 
-    def receive(self, header: Header, payload_size: int) -> tuple[Connection | None, tuple[Event, ...]]:
-        """Takes one packet of the guest: the connection it belongs to, if any, and what the driver must do about it.
+    def receive(self, header: Header, payload_size: int) -> tuple[VsockConnection | None, tuple[ConnectionEvent, ...]]:
+        """Takes one packet of the guest; returns its connection, if any, and what the driver must do about it.
 
-        payload_size is how many bytes the packet's buffer holds behind the header; the header may claim something else.
+        payload_size is how many bytes the packet's buffer holds behind the header. The header may claim another size.
         """
         if header.src_cid != self.guest_cid:
             # Not even an RST: its destination would be an address that is not the guest's.
@@ -169,15 +173,15 @@ class Muxer:
         except GuestError as error:
             self._notice("violation", f"guest port {header.src_port}, host port {header.dst_port}: {error}")
             self.abandon(connection)
-            return connection, (Event.GONE,)
+            return connection, (ConnectionEvent.GONE,)
         if connection.state is State.GONE:
             self._remove(connection)
-            if Event.RESET in events:
+            if ConnectionEvent.RESET in events:
                 self._add_stray(connection.render_header(OP_RST))
         return connection, events
 
-    def _receive_unknown(self, header: Header) -> tuple[Connection | None, tuple[Event, ...]]:
-        """A packet for ports that have no connection."""
+    def _receive_unknown(self, header: Header) -> tuple[VsockConnection | None, tuple[ConnectionEvent, ...]]:
+        """Takes a packet for ports that have no connection."""
         if header.op != OP_REQUEST:
             # Usual after a close, while packets were on their way; not worth a line.
             self._add_reply_reset(header)
@@ -199,15 +203,15 @@ class Muxer:
         connection.guest_port = header.src_port
         connection.send.update(header.buf_alloc, header.fwd_cnt)
         self._table[_key(header.dst_port, header.src_port)] = connection
-        return connection, (Event.DIAL,)
+        return connection, (ConnectionEvent.DIAL,)
 
-    def _refuse(self, header: Header, kind: str, text: str) -> tuple[None, tuple[Event, ...]]:
-        """An RST, so that the guest's program fails at once instead of after a time-out of 2 s."""
+    def _refuse(self, header: Header, kind: str, text: str) -> tuple[None, tuple[ConnectionEvent, ...]]:
+        """Answers with RST, so that the guest's program fails at once instead of after a time-out of 2 s."""
         self._notice(kind, text)
         self._add_reply_reset(header)
         return None, ()
 
-    def _remove(self, connection: Connection) -> None:
+    def _remove(self, connection: VsockConnection) -> None:
         key = _key(connection.host_port, connection.guest_port)
         if self._table.get(key) is connection:
             del self._table[key]
@@ -215,7 +219,7 @@ class Muxer:
     # RSTs that belong to no connection.
 
     def _add_reply_reset(self, header: Header) -> None:
-        """An RST back to where the packet came from, never to an RST."""
+        """Queues an RST back to the packet's sender, but never for an RST."""
         if header.op != OP_RST:
             self._add_stray(
                 Header(
@@ -238,16 +242,16 @@ class Muxer:
 
     @property
     def is_clogged(self) -> bool:
-        """Whether so many RSTs wait that the guest must first give us buffers for them."""
+        """Whether so many RSTs wait that the guest must first give buffers for them."""
         return len(self.strays) >= MAX_STRAY_RESETS
 
     def next_stray(self) -> Header:
-        """The oldest waiting RST; there is one."""
+        """Returns the oldest waiting RST. The caller has checked that one waits."""
         header = next(iter(self.strays))
         del self.strays[header]
         return header
 
 
 def _key(host_port: int, guest_port: int) -> int:
-    """Both ports in one number: a fraction of the price of a tuple, paid per packet."""
+    """Returns both ports as one number. Each packet needs it, and a tuple takes several times as long."""
     return host_port << 32 | guest_port

@@ -1,6 +1,6 @@
-"""The device's voice: one line on stderr for each notable event, counted always, printed at a bounded rate.
+"""The device's log: one line on stderr for each notable event, counted always, printed at a bounded rate.
 
-A guest can cause most of these events at will; it must not be able to fill a disk with them.
+A guest can cause most of these events at will. It must not be able to fill a disk with them.
 """
 
 import contextlib
@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-# Of one kind, so many lines in so many seconds; the rest is counted and told in one line later.
+# Of one kind, so many lines in so many seconds; the rest is counted and printed in one line later.
 BURST_LINES: Final = 5
 PERIOD_S: Final = 10.0
 _STDERR: Final = 2
 
 
 def write_stderr(line: str) -> None:
-    """One line to stderr, unless nobody reads it: a reader that sleeps or is gone must not stop the device."""
+    """Writes one line to stderr if that takes it now: a reader that sleeps or is gone must not stop the device."""
     with contextlib.suppress(OSError):
         # A pipe that is writable takes a line of less than PIPE_BUF bytes whole.
         if select.select([], [_STDERR], [], 0)[1]:
@@ -25,7 +25,7 @@ def write_stderr(line: str) -> None:
 
 
 class _Kind:
-    """One kind of event: how often it was seen, and what is left of the current period's lines."""
+    """One kind of event: how often it happened, and how many lines the current period has left."""
 
     __slots__ = ("hidden", "period_end_s", "printed", "seen")
 
@@ -48,7 +48,7 @@ class Notices:
         self._kinds: dict[str, _Kind] = {}
 
     def tell(self, kind: str, text: str) -> None:
-        """An event of this kind happened."""
+        """Counts an event of this kind, and prints its line within the rate."""
         entry = self._kinds.setdefault(kind, _Kind())
         entry.seen += 1
         now_s = self._clock()
@@ -64,14 +64,14 @@ class Notices:
         self._write(f"{self._prefix}{kind}: {text}")
 
     def note(self, kind: str) -> None:
-        """An event that is worth a number, and no line."""
+        """Counts an event without printing a line."""
         self._kinds.setdefault(kind, _Kind()).seen += 1
 
     def count(self, kind: str) -> int:
-        """How often an event of this kind was told."""
+        """Returns how often an event of this kind was counted."""
         entry = self._kinds.get(kind)
         return entry.seen if entry else 0
 
     def render_counts(self) -> str:
-        """All kinds with their counts, for the last line of the log."""
+        """Returns all kinds with their counts, for the last line of the log."""
         return ", ".join(f"{kind} {entry.seen}" for kind, entry in sorted(self._kinds.items()))

@@ -1,4 +1,4 @@
-"""The 44-byte header of a virtio-vsock packet: its layout and its words. Knows neither rings, connections nor sockets.
+"""The 44-byte header of a virtio-vsock packet: its layout and its constants. Knows no rings, connections or sockets.
 
 Specification: virtio 1.2, section 5.10.6 (struct virtio_vsock_hdr), little endian, packed.
 """
@@ -49,7 +49,7 @@ class Header(NamedTuple):
     fwd_cnt: int
 
     def encode(self) -> bytes:
-        """The 44 bytes of this header."""
+        """Returns the 44 bytes of this header."""
         return HEADER.pack(*self)
 
 
@@ -57,7 +57,7 @@ _new_header: Final[Callable[[type[Header], tuple[int, ...]], Header]] = tuple.__
 
 
 def decode_header(data: bytes | bytearray | memoryview) -> Header:
-    """The header at the start of `data`, which holds at least HEADER_SIZE bytes.
+    """Reads the header at the start of `data`, which holds at least HEADER_SIZE bytes.
 
     Any 44 bytes are a header of some kind.
     """
@@ -66,5 +66,5 @@ def decode_header(data: bytes | bytearray | memoryview) -> Header:
 
 
 def name_op(op: int) -> str:
-    """The word for an operation, also for one that does not exist."""
+    """Returns the name of an operation, also of one that does not exist."""
     return _OP_NAMES[op] if op < len(_OP_NAMES) else f"op {op}"

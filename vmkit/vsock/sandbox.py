@@ -1,13 +1,13 @@
-"""What the device process may still do once its sockets are open: nothing but its work.
+"""Limits the device process to its work once its sockets are open.
 
-A guest that found a fault in the device would be in a process of the user who started the machine. So, before the first
-message of the front-end is read, the process gives up all privileges to come (no_new_privs), every system call that its
-work does not need (seccomp), and memory beyond a ceiling. It needs no file, no program, no network and no other
-process: what it has are the descriptors it was given, and UNIX sockets that it connects.
+A guest that exploits a fault in the device would be in a process of the user who started the machine. So the process
+gives up three things before it reads the front-end's first message: all privileges to come (no_new_privs), every system
+call that its work does not need (seccomp), and memory beyond a ceiling. It needs no file, no program, no network and no
+other process. It works with the descriptors it was given, and with UNIX sockets that it connects.
 
 A refused call ends the process with SANDBOX_STATUS, and one line of the log names the call and the place in the code.
-Opening a file alone fails with EACCES instead: the C library and Python try that where they can do without, and the
-failure is theirs to handle.
+Only opening a file fails with EACCES instead: the C library and Python try that where they can do without, and handle
+the failure.
 
 Specification: linux/seccomp.h, linux/filter.h and seccomp(2); Documentation/userspace-api/seccomp_filter.rst.
 """
@@ -29,12 +29,13 @@ from vmkit.vsock.syscalls import ARCHITECTURES, X86_64, name_call, number_calls
 SANDBOX_STATUS: Final = 77
 
 # Memory of the process's own; the guest's RAM is shared and does not count (RLIMIT_DATA). A net under faults, not a
-# limit that a guest may reach: 10 MiB without a guest, 64 of windows, an eighth of these for buffers that grow.
+# limit that a guest may reach: 10 MiB without a guest, 64 of windows, an eighth of these for buffers that grow, 5 of
+# traces.
 MEMORY_CEILING_BYTES: Final = 128 * 1024 * 1024
 
 
-class Check(NamedTuple):
-    """A condition on one argument: with the mask, it must be one of `values`; or none of them, if is_forbidden."""
+class ArgumentCheck(NamedTuple):
+    """A condition on one argument: with the mask applied, it must be one of `values`, or none if is_forbidden."""
 
     argument: int
     values: tuple[int, ...]
@@ -60,22 +61,22 @@ _BY_HAND: Final = "unlink unlinkat lstat"
 
 _AF_UNIX: Final = 1
 _PROT_EXEC: Final = 4
-# asm-generic/ioctls.h: FIONBIO, FIONCLEX, FIOCLEX.
-_IOCTLS: Final = (0x5421, 0x5450, 0x5451)
+# asm-generic/ioctls.h: FIONREAD, FIONBIO, FIONCLEX, FIOCLEX.
+_IOCTLS: Final = (0x541B, 0x5421, 0x5450, 0x5451)
 # fcntl.h: F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC.
 _FCNTLS: Final = (1, 2, 3, 4, 1030)
 # PR_SET_VMA, linux/prctl.h: names for mappings, which new allocators give.
 _PR_SET_VMA: Final = 0x53564D41
 
 _CHECKED: Final = {
-    "socket": Check(0, (_AF_UNIX,)),
-    "mmap": Check(2, (0,), mask=_PROT_EXEC),
-    "mprotect": Check(2, (0,), mask=_PROT_EXEC),
-    "ioctl": Check(1, _IOCTLS),
-    "fcntl": Check(1, _FCNTLS),
-    "prctl": Check(0, (_PR_SET_VMA,)),
+    "socket": ArgumentCheck(0, (_AF_UNIX,)),
+    "mmap": ArgumentCheck(2, (0,), mask=_PROT_EXEC),
+    "mprotect": ArgumentCheck(2, (0,), mask=_PROT_EXEC),
+    "ioctl": ArgumentCheck(1, _IOCTLS),
+    "fcntl": ArgumentCheck(1, _FCNTLS),
+    "prctl": ArgumentCheck(0, (_PR_SET_VMA,)),
     # The handler that names a refused call stays.
-    "rt_sigaction": Check(0, (signal.SIGSYS,), is_forbidden=True),
+    "rt_sigaction": ArgumentCheck(0, (signal.SIGSYS,), is_forbidden=True),
 }
 _FAILING: Final = "open openat openat2 readlink readlinkat access faccessat faccessat2 getcwd"
 
@@ -99,7 +100,7 @@ _Instruction = tuple[int, int, int, int]
 
 
 def plan_filter(architecture: int, *, is_by_hand: bool = False) -> bytes:
-    """The program that the kernel runs at each system call, as an array of struct sock_filter."""
+    """Returns the program that the kernel runs at each system call, as an array of struct sock_filter."""
     numbers = number_calls(architecture)
     code: list[_Instruction] = [
         (_LOAD, 0, 0, _AT_ARCHITECTURE),
@@ -120,17 +121,17 @@ def plan_filter(architecture: int, *, is_by_hand: bool = False) -> bytes:
 
 
 def _find_numbers(numbers: dict[str, int], names: str) -> Iterator[int]:
-    """Those that the architecture has."""
+    """Yields the numbers of those names that the architecture has."""
     return (numbers[name] for name in names.split() if name in numbers)
 
 
 def _answer_if(jump: int, value: int, answer: int, *, is_reversed: bool = False) -> list[_Instruction]:
-    """Answers when what was loaded compares to the value as `jump` says, or when it does not."""
+    """Returns `answer` when the loaded word compares to the value by `jump`; if is_reversed, when it does not."""
     when_true, when_false = (1, 0) if is_reversed else (0, 1)
     return [(jump, when_true, when_false, value), (_RETURN, 0, 0, answer)]
 
 
-def _plan_check(check: Check) -> list[_Instruction]:
+def _plan_check(check: ArgumentCheck) -> list[_Instruction]:
     # All arguments that are checked are ints of 32 bits, whatever stands in the upper half.
     hit, otherwise = (_TRAP, _ALLOW) if check.is_forbidden else (_ALLOW, _TRAP)
     code: list[_Instruction] = [(_LOAD, 0, 0, _AT_ARGUMENTS + 8 * check.argument), (_AND, 0, 0, check.mask)]
@@ -174,7 +175,7 @@ _kept: list[object] = []
 
 
 class SandboxError(Exception):
-    """This host has no such sandbox; the text says why."""
+    """This host has no such sandbox; the text gives the reason."""
 
 
 def limit_memory(ceiling_bytes: int = MEMORY_CEILING_BYTES) -> None:
@@ -188,10 +189,9 @@ def limit_memory(ceiling_bytes: int = MEMORY_CEILING_BYTES) -> None:
 
 
 def enter_sandbox(tell: Callable[[str], None], *, is_by_hand: bool = False) -> None:
-    """Gives up all but the work, for the rest of the process's life. tell prints the line that names a refused call.
+    """Limits the process to its work for the rest of its life. tell prints the line that names a refused call.
 
-    Everything that is imported later must have been imported before. Raises SandboxError, and then nothing of the
-    filter is in force.
+    The process can import no module afterwards. Raises SandboxError, and then no part of the filter is in force.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
@@ -212,10 +212,10 @@ def enter_sandbox(tell: Callable[[str], None], *, is_by_hand: bool = False) -> N
 
 
 def _catch_refusals(libc: ctypes.CDLL, tell: Callable[[str], None]) -> None:
-    """A handler for SIGSYS that names the call and ends the process. Where none can be made, the signal itself ends it.
+    """Sets a handler for SIGSYS that names the call and ends the process. Without a handler, the signal itself ends it.
 
-    It is safe although it is Python within a signal handler: there is one thread, and a refused call never comes from
-    within the allocator, whose calls are allowed.
+    Python within a signal handler is safe here: there is one thread, and a refused call never comes from within the
+    allocator, whose calls are allowed.
     """
 
     def refuse(_number: int, info: int, _context: int) -> None:

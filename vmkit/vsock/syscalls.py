@@ -108,13 +108,13 @@ _RUNS: Final = {
 
 
 def number_calls(architecture: int) -> dict[str, int]:
-    """All system calls of an architecture, name to number."""
+    """Returns all system calls of an architecture, name to number."""
     return {
         name: number for first, names in _RUNS[architecture].items() for number, name in enumerate(names.split(), first)
     }
 
 
 def name_call(architecture: int, number: int) -> str:
-    """The name of a system call with its number, also of one that has none here."""
+    """Returns the name of a system call with its number; `unknown` for one without a name here."""
     names = {value: name for name, value in number_calls(architecture).items()} if architecture in _RUNS else {}
     return f"{names.get(number, 'unknown')} ({number})"

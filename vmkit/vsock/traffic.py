@@ -1,17 +1,16 @@
 """Moves packets: from the tx ring through the muxer to the host programs' sockets, and from those into the rx ring.
 
-It owns the order of things (elements before indices, bytes before ends) and the queue of links that have something
-for the guest. It owns no descriptors; who connects, who is closed and who is watched is the driver's, told through
-Hooks.
+It owns the order of writes (elements before indices, bytes before ends) and the queue of links that have something
+for the guest. It owns no descriptors: the driver connects, closes and watches sockets when Hooks ask for it.
 """
 
 import socket
 from collections import deque
-from contextlib import suppress
+from time import time_ns
 from typing import Final, Protocol
 
 from vmkit.vsock.buffers import choose_buffers, measure_room, split_packet, trim_pieces, write_header
-from vmkit.vsock.connection import Connection, Event, State
+from vmkit.vsock.connection import ConnectionEvent, State, VsockConnection
 from vmkit.vsock.device import RX, TX, Device
 from vmkit.vsock.link import MAX_BATCH, Link
 from vmkit.vsock.muxer import WIDEN_AFTER_BYTES, WINDOW_BYTES, Muxer, Notice
@@ -23,39 +22,40 @@ from vmkit.vsock.packet import (
     SHUTDOWN_SEND,
     Header,
 )
+from vmkit.vsock.tap import Recent, Tap, make_recent
 from vmkit.vsock.vring import Chain, Vring
 
-# Of one turn: long enough to be worth its notification, short enough that the other direction does not wait.
+# The chains of one turn: enough to be worth its notification, few enough that the other direction does not wait.
 MAX_TX_CHAINS: Final = 128
 
-# A guest tells its credit at nearly every read, and is interrupted in the middle of its work for each such buffer that
-# is given back. Nobody waits for these, so they are held until other packets go with them, until so large a part of the
+# A guest sends its credit at nearly every read. Each such buffer that is given back interrupts the guest's work. The
+# guest does not wait for these buffers. So they are held until other packets go with them, until so large a part of the
 # ring is held, or until nothing happens for so long. (It makes a round trip 15 % shorter.)
 HELD_FRACTION: Final = 4
 HOLD_TIME_S: Final = 0.002
 
 
 class Hooks(Protocol):
-    """What the driver does for the packets' sake."""
+    """The actions that packets ask of the driver."""
 
     def dial(self, link: Link) -> None:
-        """Reach for the host program that the guest asked for."""
+        """Connects to the host program that the guest asked for."""
 
     def answer(self, link: Link) -> None:
-        """The guest accepted: tell the host program."""
+        """Reports to the host program that the guest accepted."""
 
     def watch_writes(self, link: Link) -> None:
-        """Bytes are pending: come back when the socket takes more."""
+        """Calls flush() once the socket takes more: bytes are pending."""
 
     def retire(self, link: Link) -> None:
-        """The connection is CLOSING or GONE and nothing is pending: close the socket."""
+        """Closes the socket: the connection is CLOSING or GONE, and nothing is pending."""
 
 
 class Traffic:
     """Both directions of all connections.
 
-    Invariant between calls: no link holds views of the guest's memory, and what was pushed is published, or is_holding
-    says that it is to be.
+    Invariant between calls: no link holds views of the guest's memory. Pushed chains are published, or is_holding is
+    True and they will be.
     """
 
     def __init__(self, device: Device, muxer: Muxer, hooks: Hooks, notice: Notice) -> None:
@@ -64,7 +64,10 @@ class Traffic:
         self._hooks = hooks
         self._notice = notice
         # The host side of every connection that is not over; the connections know nothing of it.
-        self.links: dict[Connection, Link] = {}
+        self.links: dict[VsockConnection, Link] = {}
+        # While a program follows the packets.
+        self.tap: Tap | None = None
+        self.recent = make_recent()
         self._queue: deque[Link] = deque()
         self._touched: list[Link] = []
         # Whether tx buffers were taken and not given back, and whether all that are so were credit updates.
@@ -75,13 +78,13 @@ class Traffic:
         self._cramped: dict[Link, None] = {}
         self._cramped_idx = 0
 
-    def open_link(self, connection: Connection) -> Link:
-        """The host side of a new connection; close_link() ends it."""
+    def open_link(self, connection: VsockConnection) -> Link:
+        """Returns the host side of a new connection; close_link() ends it."""
         link = self.links[connection] = Link(connection, None)
         return link
 
     def close_link(self, link: Link) -> None:
-        """The connection is GONE and nothing is pending. Twice is once."""
+        """Ends the link of a connection that is GONE, with nothing pending. May be called twice."""
         self.links.pop(link.connection, None)
 
     # From the guest.
@@ -107,14 +110,14 @@ class Traffic:
         return count
 
     def release_held(self) -> None:
-        """Gives the guest its tx buffers back."""
+        """Gives the guest the held tx buffers back."""
         self.is_holding = False
         self._is_only_credit = True
         if self._device.tx.publish():
             self._device.setups[TX].signal_call()
 
     def has_tx(self) -> bool:
-        """Whether the guest's packets can be taken now."""
+        """Whether packets of the guest can be taken now."""
         return self._device.tx.has_chain and not self._muxer.is_clogged
 
     def _receive_chain(self, chain: Chain) -> None:
@@ -123,13 +126,16 @@ class Traffic:
         except ValueError as error:
             self._notice("dropped-short", str(error))
             return
+        self.recent.append((time_ns(), header, True))
+        if self.tap is not None:
+            self.tap.note(header, payload, is_from_guest=True)
         self._is_only_credit &= header.op == OP_CREDIT_UPDATE
         connection, events = self._muxer.receive(header, payload_bytes)
         if connection is None:
             return
         link = self.links.get(connection) or self.open_link(connection)
         for event in events:
-            if event is Event.DATA:
+            if event is ConnectionEvent.DATA:
                 link.add(trim_pieces(payload, payload_bytes, header.length), header.length)
                 self._touch(link)
             else:
@@ -137,24 +143,24 @@ class Traffic:
         if link.is_starved and connection.send.free():
             self._feed(link)
 
-    def _obey(self, link: Link, event: Event) -> None:
+    def _obey(self, link: Link, event: ConnectionEvent) -> None:
         match event:
-            case Event.DIAL:
+            case ConnectionEvent.DIAL:
                 self._hooks.dial(link)
-            case Event.ANSWERED:
+            case ConnectionEvent.ANSWERED:
                 self._hooks.answer(link)
-            case Event.WAKE:
+            case ConnectionEvent.WAKE:
                 self.enqueue(link)
-            case Event.GUEST_ENDED:
+            case ConnectionEvent.GUEST_ENDED:
                 link.ends_after_flush = True
                 self._touch(link)
-            case Event.GUEST_DEAF:
-                _shut(link, socket.SHUT_RD)
-                self._end(link, SHUTDOWN_SEND)
+            case ConnectionEvent.GUEST_DEAF:
+                link.shut(socket.SHUT_RD)
+                self.end(link, SHUTDOWN_SEND)
                 self.enqueue(link)
-            case Event.GONE:
+            case ConnectionEvent.GONE:
                 self._touch(link)
-            case Event.DATA | Event.RESET:
+            case ConnectionEvent.DATA | ConnectionEvent.RESET:
                 pass
 
     def _touch(self, link: Link) -> None:
@@ -169,7 +175,7 @@ class Traffic:
         self._touched.clear()
 
     def flush(self, link: Link) -> None:
-        """Writes to the host program what it takes, and does what was to follow the last byte."""
+        """Writes to the host program what it takes, and acts on the guest's end after the last byte."""
         connection = link.connection
         pending_bytes = link.pending_bytes
         if pending_bytes:
@@ -185,7 +191,7 @@ class Traffic:
             if receive.window < WINDOW_BYTES and receive.fwd_cnt >= WIDEN_AFTER_BYTES:
                 self._widen(link)
             if link.is_deaf and connection.is_open():
-                self._end(link, SHUTDOWN_RECEIVE)
+                self.end(link, SHUTDOWN_RECEIVE)
                 self.enqueue(link)
         state = connection.state
         if pending_bytes:
@@ -194,16 +200,16 @@ class Traffic:
             self._hooks.retire(link)
         elif link.ends_after_flush:
             link.ends_after_flush = False
-            _shut(link, socket.SHUT_WR)
+            link.shut(socket.SHUT_WR)
 
     def _drop(self, link: Link) -> None:
-        """There is no memory for the bytes that the program does not take: better without it than with a gap."""
+        """Ends the connection when memory for pending bytes is missing: the program must not see a gap."""
         self._notice("no-memory", f"no memory for what a host program does not read: {link.connection!r} was reset")
         self._muxer.abandon(link.connection)
         self._hooks.retire(link)
 
     def _widen(self, link: Link) -> None:
-        """The guest sends more than a little, and the program takes it."""
+        """Widens the guest's window when it has sent more than a little and the program takes it."""
         connection = link.connection
         if connection.is_open() and not connection.heard & SHUTDOWN_SEND and self._muxer.widen(connection):
             self.enqueue(link)
@@ -211,13 +217,13 @@ class Traffic:
     # To the guest.
 
     def enqueue(self, link: Link) -> None:
-        """The link has, or may have, something for the guest."""
+        """Queues a link that has, or may have, something for the guest."""
         if not link.is_queued:
             link.is_queued = True
             self._queue.append(link)
 
     def clear(self) -> None:
-        """The driver is no more: nothing waits for it."""
+        """Empties the queues: the driver was reset, and gets nothing any more."""
         for link in self._queue:
             link.is_queued = False
         self._queue.clear()
@@ -229,13 +235,13 @@ class Traffic:
         self._is_only_credit = True
 
     def has_rx(self) -> bool:
-        """Whether something waits for the guest, and a buffer of the guest for it."""
+        """Whether something waits for the guest, and the guest has a buffer for it."""
         if self._cramped and self._has_new_buffers():
             return True
         return bool(self._queue or self._muxer.strays) and self._device.rx.has_chain
 
     def _has_new_buffers(self) -> bool:
-        """Whether the guest gave buffers since the last ones were found too small for a byte."""
+        """Whether the guest gave buffers after those that were too small for a byte."""
         ring = self._device.rx
         return ring.read_idx != self._cramped_idx or ring.available() > 0
 
@@ -245,7 +251,7 @@ class Traffic:
         return bool(self._queue)
 
     def process_rx(self) -> bool:
-        """One turn for each link that waits; True when buffers were used. Raises RingError."""
+        """Gives each waiting link one turn; True when buffers were used. Raises RingError."""
         queue, strays = self._queue, self._muxer.strays
         if self._cramped and self._has_new_buffers():
             for link in self._cramped:
@@ -273,7 +279,7 @@ class Traffic:
         return ring.used_idx != first_idx
 
     def _serve(self, ring: Vring, link: Link) -> bool:
-        """One link's turn: the packets it owes, one batch of bytes, and what these led to; True for another turn."""
+        """Serves one link: the packets it owes, one batch of bytes, and the packets these cause. True: another turn."""
         connection = link.connection
         if connection.has_packet() and not self._put_owed(ring, connection):
             return True
@@ -284,13 +290,13 @@ class Traffic:
             wants_turn = self._send_batch(ring, link)
         elif link.is_hung_up and connection.is_open():
             # The program's end was told before; now its close follows.
-            self._end(link, SHUTDOWN_BOTH)
+            self.end(link, SHUTDOWN_BOTH)
         if connection.has_packet() and not self._put_owed(ring, connection):
             return True
         return wants_turn
 
-    def _put_owed(self, ring: Vring, connection: Connection) -> bool:
-        """A connection's packets without payload; False when the guest has too few buffers for them."""
+    def _put_owed(self, ring: Vring, connection: VsockConnection) -> bool:
+        """Sends a connection's packets without payload; False when the guest has too few buffers for them."""
         while connection.has_packet():
             if not ring.peek(1):
                 return False
@@ -322,18 +328,18 @@ class Traffic:
             link.batch = max(1, link.batch // 2)
             return False
         if size_bytes == 0:
-            self._end(link, SHUTDOWN_BOTH if link.is_hung_up else SHUTDOWN_SEND)
+            self.end(link, SHUTDOWN_BOTH if link.is_hung_up else SHUTDOWN_SEND)
             return False
         if size_bytes == room:
             link.batch = min(MAX_BATCH, link.batch * 2)
         connection.send.spend(size_bytes)
-        _give_filled(ring, connection, chains, size_bytes)
+        _give_filled(ring, connection, chains, size_bytes, self.recent, self.tap)
         return link.is_readable
 
     def _pass_small_buffers(self, ring: Vring, link: Link) -> bool:
-        """The next buffer of the guest holds a header and no byte: fills it and its like with news of credit.
+        """Fills the guest's next buffers with our credit, if they hold a header and no byte.
 
-        False, and the link is put aside, where no larger one lies behind them: bytes would wait for it all the same.
+        When no larger buffer lies behind them, puts the link aside and returns False: its bytes need a larger one.
         """
         if self._end_at_last_byte(link):
             return False
@@ -351,24 +357,27 @@ class Traffic:
         return True
 
     def _put(self, ring: Vring, header: Header) -> None:
-        """One packet without payload into the next buffer; there is one."""
+        """Writes one packet without payload into the next buffer. The caller has checked that there is one."""
         write_header(ring.peek(1)[0].segments, header.encode())
         ring.push_used(HEADER_SIZE)
+        self.recent.append((time_ns(), header, False))
+        if self.tap is not None:
+            self.tap.note(header, [], is_from_guest=False)
 
     def _feed(self, link: Link) -> None:
-        """The guest gave credit again."""
+        """Serves a link again: the guest gave credit."""
         self.forget(link)
         self.enqueue(link)
 
     def _end_at_last_byte(self, link: Link) -> bool:
-        """True when the program's end is next, which needs neither credit nor room: it is owed to the guest now."""
+        """Passes on the program's end if it comes next, and then returns True. An end needs no credit and no room."""
         if not link.is_at_end():
             return False
-        self._end(link, SHUTDOWN_BOTH if link.is_hung_up else SHUTDOWN_SEND)
+        self.end(link, SHUTDOWN_BOTH if link.is_hung_up else SHUTDOWN_SEND)
         return True
 
-    def _end(self, link: Link, flags: int) -> None:
-        """What the host program will not do any more, owed to the guest; when that is everything, the socket goes."""
+    def end(self, link: Link, flags: int) -> None:
+        """Owes the guest a SHUTDOWN for the host program's end in a direction. After both ends, closes the socket."""
         connection = link.connection
         if not connection.is_open():
             return
@@ -377,7 +386,7 @@ class Traffic:
             self._hooks.retire(link)
 
     def probe_starved(self) -> None:
-        """Called now and then: asks the guest for credit that was missing the last time too, once per shortage."""
+        """Asks the guest for credit that was missing at the last call, too: once per shortage. Called now and then."""
         for link in self._starved:
             link.starved_rounds += 1
             if link.starved_rounds == 2 and link.connection.state is State.OPEN:
@@ -387,29 +396,29 @@ class Traffic:
     # Ends and sleep.
 
     def reset(self, link: Link) -> None:
-        """Ends a connection from our side; the guest gets RST, the host program what is pending for it."""
+        """Ends a connection from our side: the guest gets RST, the host program gets its pending bytes."""
         self._muxer.abandon(link.connection)
         self.flush(link)
 
     def forget(self, link: Link) -> None:
-        """The link is retired, or has credit again: it waits for nothing of the guest any more."""
+        """Removes a link from the waits for the guest: it is retired, or has credit again."""
         link.is_starved = False
         self._starved.pop(link, None)
         self._cramped.pop(link, None)
 
     def prepare_sleep(self) -> bool:
-        """Asks the guest for kicks, then looks at what it may have done meanwhile; True when there is work."""
+        """Asks the guest for kicks, then checks what it did meanwhile; True when there is work."""
         device = self._device
         if device.tx.request_kick() and not self._muxer.is_clogged:
             return True
-        # A buffer for the next byte of a host program, read now, while nobody waits for it.
+        # Reads a buffer for the next byte of a host program now, while no byte waits for it.
         device.rx.peek(1)
         return bool(self._queue or self._muxer.strays or self._cramped) and device.rx.request_kick()
 
     def has_news(self) -> bool:
-        """The last look before a sleep, some microseconds after prepare_sleep().
+        """Checks for work a last time before a sleep, some microseconds after prepare_sleep().
 
-        It also finds a driver that asked for an interrupt while publish() decided that it wants none.
+        It also finds a driver that asked for an interrupt just when publish() saw no request.
         """
         device = self._device
         rx, tx = device.rx, device.tx
@@ -420,18 +429,12 @@ class Traffic:
         return self.has_tx() or self.has_rx()
 
 
-def _shut(link: Link, how: int) -> None:
-    """Half-closes the host program's socket; one that is closed already is as good."""
-    if link.sock is not None:
-        with suppress(OSError):
-            link.sock.shutdown(how)
-
-
-def _give_filled(ring: Vring, connection: Connection, chains: list[Chain], size_bytes: int) -> None:
-    """Puts headers before the payload that was read into these chains, and gives the chains back."""
+def _give_filled(
+    ring: Vring, connection: VsockConnection, chains: list[Chain], left: int, recent: Recent, tap: Tap | None
+) -> None:
+    """Puts headers before the `left` bytes that were read into these chains, and gives the chains back."""
     template = b""
     template_length = -1
-    left = size_bytes
     for chain in chains:
         length = chain.room if chain.room < left else left
         if not length:
@@ -442,3 +445,6 @@ def _give_filled(ring: Vring, connection: Connection, chains: list[Chain], size_
             template_length = length
         write_header(chain.segments, template)
         ring.push_used(HEADER_SIZE + length)
+        recent.append((time_ns(), template, False))
+        if tap is not None:
+            tap.note_encoded(template, chain.payload)

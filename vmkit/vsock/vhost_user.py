@@ -1,7 +1,7 @@
-"""The words of vhost-user: messages to and from the front-end (QEMU), with descriptors that travel beside them.
+"""The messages of vhost-user to and from the front-end (QEMU), with descriptors that travel beside them.
 
-Bytes and descriptors in, messages out; what a message means for the device is device.py's. Specification: QEMU's
-docs/interop/vhost-user.rst. All integers are little endian, as the host's are (checked at start).
+Bytes and descriptors in, messages out; device.py acts on them. Specification: QEMU's docs/interop/vhost-user.rst. All
+integers are little endian, as the host's are (checked at start).
 """
 
 import os
@@ -55,15 +55,15 @@ _VRING_NO_FD: Final = 0x100
 
 
 class VhostUserError(Exception):
-    """The stream of messages is broken: where the next one begins is not known. The text says how."""
+    """The stream of messages is broken, so that the start of the next one is unknown. The text names the fault."""
 
 
-class RefusedError(Exception):
-    """A whole message asks for what cannot be done; the text says what. The device refuses it and goes on."""
+class RefusedMessageError(Exception):
+    """A whole message asks for something impossible, which the text names. The device refuses it and goes on."""
 
 
-class Message:
-    """One message. Whoever takes a descriptor out of `fds` owns it; close() closes those that nobody took."""
+class VhostUserMessage:
+    """One message. A caller that takes a descriptor out of `fds` owns it; close() closes those that are left."""
 
     __slots__ = ("fds", "flags", "payload", "request")
 
@@ -79,13 +79,13 @@ class Message:
         return bool(self.flags & _FLAG_NEED_REPLY)
 
     def take_fd(self) -> int:
-        """The one descriptor that belongs to this message. Raises RefusedError."""
+        """Takes the one descriptor that belongs to this message. Raises RefusedError."""
         if len(self.fds) != 1:
-            raise RefusedError(f"message {self.request} with {len(self.fds)} descriptors instead of one")
+            raise RefusedMessageError(f"message {self.request} with {len(self.fds)} descriptors instead of one")
         return self.fds.pop()
 
     def close(self) -> None:
-        """Closes the descriptors that nobody took."""
+        """Closes the descriptors that were not taken."""
         while self.fds:
             os.close(self.fds.pop())
 
@@ -93,7 +93,7 @@ class Message:
 class Decoder:
     """Puts messages together from a stream.
 
-    It never asks for more than the rest of the current message, so that descriptors cannot be taken for those of the
+    It never asks for more than the rest of the current message. So descriptors cannot be mistaken for those of the
     message before.
     """
 
@@ -107,13 +107,13 @@ class Decoder:
         return bool(self._data)
 
     def wanted_bytes(self) -> int:
-        """How many bytes to read at most."""
+        """Returns how many bytes to read at most."""
         if len(self._data) < HEADER.size:
             return HEADER.size - len(self._data)
         return HEADER.size + self._payload_size() - len(self._data)
 
-    def feed(self, data: bytes, fds: list[int]) -> Message | None:
-        """Takes what was read, at most wanted_bytes() of it, and the descriptors that came with it."""
+    def feed(self, data: bytes, fds: list[int]) -> VhostUserMessage | None:
+        """Takes at most wanted_bytes() of new bytes, and their descriptors; returns the message when complete."""
         self._data += data
         self._fds += fds
         if len(self._fds) > MAX_FDS:
@@ -121,7 +121,7 @@ class Decoder:
         if len(self._data) < HEADER.size or self.wanted_bytes():
             return None
         request, flags, _ = HEADER.unpack_from(self._data)
-        message = Message(request, flags, bytes(self._data[HEADER.size :]), self._fds)
+        message = VhostUserMessage(request, flags, bytes(self._data[HEADER.size :]), self._fds)
         self._data.clear()
         self._fds = []
         return message
@@ -140,11 +140,11 @@ class Decoder:
         return int(size)
 
 
-def receive_message(sock: socket.socket, decoder: Decoder) -> Message | None:
-    """The next message of a non-blocking socket, or None when none is complete yet.
+def receive_message(sock: socket.socket, decoder: Decoder) -> VhostUserMessage | None:
+    """Returns the next message of a non-blocking socket, or None when none is complete yet.
 
-    Raises EOFError when the front-end left between messages, VhostUserError when within one or when it broke the
-    protocol.
+    Raises EOFError when the front-end left between messages. Raises VhostUserError when it left within one, or broke
+    the protocol.
     """
     while True:
         try:
@@ -166,7 +166,7 @@ def receive_message(sock: socket.socket, decoder: Decoder) -> Message | None:
 
 
 def _parse_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    """The descriptors beside a message. (socket.recv_fds would do, if it did not forget its flags.)"""
+    """Returns the descriptors beside a message. (socket.recv_fds does this, but forgets its flags.)"""
     fds: list[int] = []
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -178,7 +178,7 @@ def _parse_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 
 
 def parse_u64(payload: bytes) -> int:
-    """The one number of a payload."""
+    """Reads the one number of a payload."""
     return int(_unpack(_U64, payload)[0])
 
 
@@ -190,12 +190,12 @@ class VringState(NamedTuple):
 
 
 def parse_vring_state(payload: bytes) -> VringState:
-    """The payload of SET_VRING_NUM, SET_VRING_BASE, GET_VRING_BASE and SET_VRING_ENABLE."""
+    """Reads the payload of SET_VRING_NUM, SET_VRING_BASE, GET_VRING_BASE and SET_VRING_ENABLE."""
     return VringState(*_unpack(_VRING_STATE, payload))
 
 
 class VringAddress(NamedTuple):
-    """Where a ring lies, in addresses of the front-end."""
+    """The place of a ring, in addresses of the front-end."""
 
     ring: int
     desc: int
@@ -204,53 +204,53 @@ class VringAddress(NamedTuple):
 
 
 def parse_vring_address(payload: bytes) -> VringAddress:
-    """The payload of SET_VRING_ADDR. On the wire the used ring comes before the available one."""
+    """Reads the payload of SET_VRING_ADDR. On the wire the used ring comes before the available one."""
     index, _flags, desc, used, avail, _log = _unpack(_VRING_ADDRESS, payload)
     return VringAddress(index, desc, avail, used)
 
 
 def parse_vring_fd(payload: bytes) -> tuple[int, bool]:
-    """The payload of SET_VRING_KICK, _CALL and _ERR: ring index, and whether a descriptor comes with it."""
+    """Reads the payload of SET_VRING_KICK, _CALL and _ERR: ring index, and whether a descriptor comes with it."""
     number = parse_u64(payload)
     return number & _VRING_INDEX_MASK, not number & _VRING_NO_FD
 
 
 def parse_memory_table(payload: bytes) -> list[RegionSpec]:
-    """The payload of SET_MEM_TABLE."""
+    """Reads the payload of SET_MEM_TABLE."""
     count, _padding = _unpack(_TABLE, payload[: _TABLE.size])
     entries = payload[_TABLE.size :]
     if count > MAX_REGIONS or len(entries) < count * _REGION.size:
-        raise RefusedError(f"a table of {count} memory regions in {len(payload)} bytes")
+        raise RefusedMessageError(f"a table of {count} memory regions in {len(payload)} bytes")
     return [RegionSpec(*fields) for fields in _REGION.iter_unpack(entries[: count * _REGION.size])]
 
 
 def render_config_reply(payload: bytes, config: bytes) -> bytes:
-    """The payload of the reply to GET_CONFIG: the request repeated, its bytes filled in.
+    """Returns the payload of the reply to GET_CONFIG: the request repeated, its bytes filled in.
 
-    Past the end of `config` they are 0.
+    Bytes past the end of `config` are 0.
     """
     offset, size, flags = _unpack(_CONFIG, payload[: _CONFIG.size])
     if size > MAX_PAYLOAD_BYTES - _CONFIG.size:
-        raise RefusedError(f"{size} bytes of configuration asked for")
+        raise RefusedMessageError(f"{size} bytes of configuration asked for")
     return _CONFIG.pack(offset, size, flags) + config[offset : offset + size].ljust(size, b"\0")
 
 
 def render_vring_state(index: int, number: int) -> bytes:
-    """The payload of the reply to GET_VRING_BASE."""
+    """Returns the payload of the reply to GET_VRING_BASE."""
     return _VRING_STATE.pack(index, number)
 
 
 def render_u64(number: int) -> bytes:
-    """The payload of most replies."""
+    """Returns the payload of most replies."""
     return _U64.pack(number)
 
 
 def render_reply(request: int, payload: bytes) -> bytes:
-    """A whole reply."""
+    """Returns a whole reply."""
     return HEADER.pack(request, _VERSION | _FLAG_REPLY, len(payload)) + payload
 
 
 def _unpack(shape: struct.Struct, payload: bytes) -> tuple[int, ...]:
     if len(payload) < shape.size:
-        raise RefusedError(f"a payload of {len(payload)} bytes where {shape.size} belong")
+        raise RefusedMessageError(f"a payload of {len(payload)} bytes where {shape.size} belong")
     return shape.unpack_from(payload)

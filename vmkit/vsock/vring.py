@@ -1,4 +1,4 @@
-"""One split virtqueue over shared memory, device side. The guest writes all of it, and nothing of it is trusted.
+"""One split virtqueue over shared memory, device side. The guest can write all of it, and this code trusts none of it.
 
 Primer
 ======
@@ -7,18 +7,18 @@ Descriptors are linked to *chains*, one buffer each. The driver puts the head of
 moves its index; the device puts the head back into the *used* ring, with the number of bytes written, and moves that
 index. Indices run modulo 2**16, slots are index modulo size.
 
-Each side can say when it wants to be woken. With EVENT_IDX each side writes the index at which it wants a wake-up:
-the driver's `used_event` behind the available ring, ours (`avail_event`) behind the used ring. Without it there is
-one flag each way. To sleep safely one asks for the wake-up *and then* looks once more; between the two stands a full
-fence, on both sides.
+Each side can ask for a wake-up. With EVENT_IDX each side writes the index at which it needs one: the driver's
+`used_event` behind the available ring, ours (`avail_event`) behind the used ring. Without it there is one flag each
+way. To sleep safely, a side asks for the wake-up *and then* checks once more. Between the two stands a full fence, on
+both sides.
 
-What a hostile driver can do and what comes of it
-=================================================
-Heads and links beyond the table, loops, addresses outside RAM, tables within tables, readable buffers where writable
-ones belong, an available index that jumps further than the ring is long: RingError. The ring is then broken until the
-driver resets the device, as with the kernel's own vhost. Each word of shared memory is read once, and what was
-checked is what is used. A chain may have at most `size` descriptors, so that a walk ends (virtio 1.2, 2.7.5.3.1
-forbids longer ones).
+Faults of a hostile driver
+==========================
+These raise RingError: heads and links beyond the table, loops, addresses outside RAM, tables within tables, readable
+buffers where writable ones belong, and an available index that jumps further than the ring is long. The ring is then
+broken until the driver resets the device, as with the kernel's own vhost. This code reads each word of shared memory
+once, and uses the word that it checked. A chain may have at most `size` descriptors, so that a walk ends (virtio 1.2,
+2.7.5.3.1 forbids longer ones).
 
 Specification: virtio 1.2, section 2.7.
 """
@@ -28,7 +28,7 @@ from _thread import allocate_lock
 from collections import deque
 from typing import Final
 
-from vmkit.vsock.memory import GuestMemory, MemoryFaultError
+from vmkit.vsock.memory import MappedMemory, MemoryFaultError
 
 DESC_SIZE: Final = 16
 DESC_F_NEXT: Final = 1
@@ -53,33 +53,33 @@ _fence_lock = allocate_lock()
 
 
 class RingError(Exception):
-    """The driver broke the ring's rules; the text says which. The ring must not be used further."""
+    """The driver broke a rule of the ring, which the text names. The ring must not be used further."""
 
 
 def full_fence() -> None:
     """Makes our writes visible before our next reads: a lock's atomic instruction, a full barrier on x86-64.
 
-    Where it is not one, the second look before every sleep and the timed wake-up do the work (see backend.py).
+    Where it is no full barrier, the second check before every sleep and the timed wake-up do the work (backend.py).
     """
     _fence_lock.acquire()
     _fence_lock.release()
 
 
 class RingLayout:
-    """Where a ring lies and how it was agreed on: checked once, before the ring runs."""
+    """The place and the negotiated features of a ring: checked once, before the ring runs."""
 
     __slots__ = ("avail", "desc", "has_event_idx", "has_indirect", "size", "used")
 
     def __init__(
         self,
-        memory: GuestMemory,
+        memory: MappedMemory,
         size: int,
         addresses: tuple[int, int, int],
         *,
         has_event_idx: bool,
         has_indirect: bool,
     ) -> None:
-        """`addresses` are those of the descriptor table, the available and the used ring in the front-end.
+        """`addresses`: of the descriptor table, the available ring and the used ring, in the front-end's process.
 
         Raises RingError.
         """
@@ -103,7 +103,7 @@ class RingLayout:
 class Chain:
     """One buffer of the driver, checked: its head, for giving it back, and its pieces of RAM in order.
 
-    `payload` and `room` belong to whoever fills the buffer: how it is divided, worked out once.
+    `payload` and `room` belong to the code that fills the buffer: they keep its division, computed once.
     """
 
     __slots__ = ("head", "payload", "room", "segments")
@@ -118,7 +118,7 @@ class Chain:
 class Vring:
     """A running ring.
 
-    Invariant: `base` counts the chains given back; those in `waiting` are read again on resume.
+    Invariant: `base` counts the chains given back. A resumed ring reads those in `waiting` again.
     """
 
     __slots__ = (
@@ -140,8 +140,8 @@ class Vring:
         "waiting",
     )
 
-    def __init__(self, memory: GuestMemory, layout: RingLayout, *, base: int, is_writable: bool) -> None:
-        """`base` is the index of the first available chain to read; is_writable: whether chains are for us to write."""
+    def __init__(self, memory: MappedMemory, layout: RingLayout, *, base: int, is_writable: bool) -> None:
+        """base: the index of the first available chain to read. is_writable: whether the device writes into chains."""
         size = layout.size
         self.size = size
         self._memory = memory
@@ -166,20 +166,20 @@ class Vring:
 
     @property
     def base(self) -> int:
-        """The index of the first chain that was not given back: what GET_VRING_BASE wants."""
+        """The index of the first chain that was not given back: the answer to GET_VRING_BASE."""
         return (self._last_avail - len(self.waiting)) & _MASK16
 
     def available(self) -> int:
-        """How many chains the driver offers that were not read yet. Raises RingError when its index jumped."""
+        """Returns how many of the driver's chains are not read yet. Raises RingError when its index jumped."""
         count: int = (self._avail[1] - self._last_avail) & _MASK16
         if count > self.size:
             raise RingError(f"the available index jumped by {count} in a ring of {self.size}")
         return count
 
     def peek(self, count: int) -> deque[Chain]:
-        """Reads chains ahead until `count` wait, or all, or MAX_SEGMENTS_AHEAD is reached.
+        """Reads chains ahead until `count` wait, all are read, or MAX_SEGMENTS_AHEAD is reached.
 
-        They stay the ring's until push_used() took them one by one.
+        The ring keeps them until push_used() takes them one by one.
         """
         waiting = self.waiting
         missing = count - len(waiting)
@@ -195,12 +195,12 @@ class Vring:
 
     @property
     def read_idx(self) -> int:
-        """The index of the next chain to read: it moves with every chain that peek() reads."""
+        """The index of the next chain to read. It moves with every chain that peek() reads."""
         return self._last_avail
 
     @property
     def has_chain(self) -> bool:
-        """Whether a chain can be had now."""
+        """Whether peek() would return a chain now."""
         return bool(self.waiting) or self.available() > 0
 
     def _read_next(self) -> Chain:
@@ -240,7 +240,7 @@ class Vring:
         raise RingError("a chain with a loop")
 
     def _read_table(self, address: int, length: int, segments: list[memoryview]) -> None:
-        """An indirect table. Copied out whole, so that the guest cannot change it under the walk."""
+        """Reads an indirect table. Copies it out whole, so that the guest cannot change it during the walk."""
         if not self._has_indirect:
             raise RingError("an indirect descriptor although none were agreed on")
         count = length // DESC_SIZE
@@ -282,13 +282,13 @@ class Vring:
 
     @property
     def held_count(self) -> int:
-        """How many chains were pushed and not published."""
+        """Returns how many chains were pushed and not published."""
         return (self.used_idx - self.published_idx) & _MASK16
 
     def publish(self) -> bool:
-        """Shows the driver what was pushed; True when it wants an interrupt for it.
+        """Shows the driver the pushed chains; True when it asked for an interrupt.
 
-        The elements are written, the index comes last.
+        The elements are written already; this writes the index, last of all.
         """
         if self.published_idx == self.used_idx:
             return False
@@ -297,10 +297,10 @@ class Vring:
         return self.is_interrupt_due()
 
     def is_interrupt_due(self) -> bool:
-        """Whether the driver waits for an interrupt it did not get; asked by publish() and before every sleep.
+        """Whether the driver waits for an interrupt it did not get. publish() and every sleep check it.
 
-        The distance runs from the last interrupt, not from the last question: what the driver asked for while we looked
-        is still found the next time.
+        The distance counts from the last interrupt, not from the last check. So the next check still finds a request
+        that the driver makes during this one.
         """
         published = self.published_idx
         behind = (published - self.signalled) & _MASK16
@@ -322,7 +322,7 @@ class Vring:
     def request_kick(self) -> bool:
         """Asks the driver for a kick at its next chain.
 
-        True when one is there already and there will be no kick for it.
+        True when a chain is available already: the driver sends no kick for that one.
         """
         if self._has_event_idx:
             self._used16[self._event_slot] = self._last_avail
@@ -332,6 +332,6 @@ class Vring:
         return self.available() > 0
 
     def decline_kicks(self) -> None:
-        """We look at the ring by ourselves. With EVENT_IDX the stale event index says so already."""
+        """Declines kicks while the loop polls the ring. With EVENT_IDX the stale event index does so already."""
         if not self._has_event_idx:
             self._used16[0] = USED_F_NO_NOTIFY

@@ -1,0 +1,1 @@
+"""vmkit.memory: reads the kernel's log out of a guest's memory, without the guest's help."""
