@@ -1,0 +1,202 @@
+"""The guest as a source: reads its directories and files by SFTP, many requests at a time."""
+
+import os
+
+from vmkit.copy.calls import AnswerError, ask, check_done, make_item, wait_for
+from vmkit.copy.connection import Ticket
+from vmkit.copy.engine import Arrival, Channel, Step
+from vmkit.copy.items import CHANGED, PAGE_BYTES_MAX, FileError, Item, Piece, join_path
+from vmkit.copy.wire import (
+    OPEN_READ,
+    PATH_BYTES_MAX,
+    Code,
+    DataReply,
+    FileAttributes,
+    HandleReply,
+    Kind,
+    NamesReply,
+    SftpError,
+    StatusReply,
+    check_name,
+    pack_attributes,
+)
+
+# A directory of more is a guest's that sends names without an end.
+NAMES_MAX = 1_000_000
+# The end of data, before it is known.
+UNKNOWN = 1 << 64
+
+
+def join(folder: bytes, name: bytes) -> bytes:
+    """Returns a path of the guest. Raises FileError for one that is too long, as trees without an end have."""
+    path = join_path(folder, name)
+    if len(path) >= PATH_BYTES_MAX:
+        raise FileError(f"the path has more than {PATH_BYTES_MAX - 1} bytes")
+    return path
+
+
+class GuestFolder:
+    """A directory of the guest, by its path. It is open once read_batch() has begun, until its end."""
+
+    def __init__(self, channel: Channel, path: bytes) -> None:
+        self._channel = channel
+        self.path = path
+        self._handle: HandleReply | None = None
+        self._seen: set[bytes] = set()
+        self._is_read = False
+
+    def describe(self, name: bytes) -> str:
+        return render_path(self._channel, self.path, name)
+
+    def open_folder(self, name: bytes) -> "Step[GuestFolder]":
+        folder = GuestFolder(self._channel, join(self.path, name))
+        folder._handle = yield from ask(self._channel, HandleReply, Kind.OPENDIR, folder.path)
+        return folder
+
+    def read_batch(self) -> Step[list[tuple[bytes, Item]]]:
+        found: list[tuple[bytes, Item]] = []
+        while not found and self._handle is not None:
+            try:
+                names = (yield from ask(self._channel, NamesReply, Kind.READDIR, self._handle.value)).names
+            except AnswerError as error:
+                if error.code != Code.EOF:
+                    raise
+                yield from self.close()
+                break
+            if not names:
+                raise SftpError("the guest's SFTP server sent a listing without names, and not its end")
+            for name, attributes in names:
+                if name in self._seen or len(self._seen) >= NAMES_MAX:
+                    where = self.describe(b".")
+                    raise SftpError(f"the guest's SFTP server sends a listing of {where} without an end")
+                self._seen.add(name)
+                if name not in (b".", b".."):
+                    found.append((check_name(name), make_item(attributes)))
+        return found
+
+    def open_reader(self, name: bytes, item: Item, chunk_bytes: int) -> "Step[GuestReader]":
+        path = join(self.path, name)
+        tail = OPEN_READ.to_bytes(4, "big") + pack_attributes(FileAttributes())
+        handle = yield from ask(self._channel, HandleReply, Kind.OPEN, path, tail=tail)
+        reader = GuestReader(self._channel, handle.value, item, min(chunk_bytes, self._channel.limits.read_bytes))
+        if item.size >= reader.chunk_bytes:
+            # It is read in several pieces, so it must be the same file from the first to the last.
+            yield from reader.refresh()
+        return reader
+
+    def read_link(self, name: bytes) -> Step[bytes]:
+        names = (yield from ask(self._channel, NamesReply, Kind.READLINK, join(self.path, name))).names
+        if len(names) != 1 or not names[0][0] or b"\0" in names[0][0]:
+            raise SftpError("the guest's SFTP server answered READLINK without one path")
+        return names[0][0]
+
+    def close(self) -> Step[None]:
+        if self._handle is not None:
+            handle, self._handle = self._handle, None
+            yield from wait_for([self._channel.send(Kind.CLOSE, handle.value)])
+
+
+def render_path(channel: Channel, folder: bytes, name: bytes) -> str:
+    """Returns a path of a guest as the command line takes it."""
+    return f"{channel.label}:{os.fsdecode(join_path(folder, name))}"
+
+
+class GuestReader:
+    """A file of the guest. The reads ask for full pieces up to and beyond its end, so growth shows in the last one.
+
+    Files of /proc have the size 0 and data: they are read in order. Those of /sys have a larger size than data.
+    """
+
+    def __init__(self, channel: Channel, handle: bytes, item: Item, chunk_bytes: int) -> None:
+        self.item = item
+        self.chunk_bytes = chunk_bytes
+        self._channel = channel
+        self._handle = handle
+        self._asked: dict[Ticket, int] = {}
+        # Pieces that came short, to be asked for again.
+        self._again: list[tuple[int, int]] = []
+        self._arrived: list[tuple[int, Piece]] = []
+        self._next = 0
+        self._reached = 0
+        self._ends_at = UNKNOWN
+
+    @property
+    def end(self) -> int:
+        return self._reached
+
+    @property
+    def pending(self) -> int:
+        return len(self._asked)
+
+    @property
+    def can_ask(self) -> bool:
+        if self._again:
+            return True
+        if self._is_streaming:
+            return self._ends_at == UNKNOWN and not self._asked
+        return self._next <= self.item.size and self._ends_at == UNKNOWN
+
+    @property
+    def _is_streaming(self) -> bool:
+        return not self.item.size
+
+    def has_room(self) -> bool:
+        return self._channel.window.has_room()
+
+    def refresh(self) -> Step[None]:
+        """Takes the metadata of the open file in place of the listing's."""
+        self.item = make_item((yield from ask(self._channel, FileAttributes, Kind.FSTAT, self._handle)))
+
+    def ask(self) -> None:
+        if self._again:
+            offset, size = self._again.pop()
+        else:
+            offset, size = (self._reached if self._is_streaming else self._next), self.chunk_bytes
+            self._next = offset + size
+        tail = offset.to_bytes(8, "big") + size.to_bytes(4, "big")
+        self._asked[self._channel.send(Kind.READ, self._handle, tail=tail, size_bytes=size)] = offset
+
+    def take(self) -> list[tuple[int, Piece]]:
+        arrived, self._arrived = self._arrived, []
+        return arrived
+
+    def receive(self, arrival: Arrival) -> bool:
+        ticket, reply = arrival
+        offset = self._asked.pop(ticket, None)
+        if offset is None:
+            return False
+        if isinstance(reply, DataReply):
+            count = len(reply.view)
+            end = offset + count
+            self._reached = max(self._reached, end)
+            self._arrived.append((offset, reply.view))
+            if not self._is_streaming and count < ticket.size_bytes and end != self.item.size:
+                self._again.append((end, ticket.size_bytes - count))
+        elif isinstance(reply, StatusReply) and reply.code == Code.EOF:
+            self._ends_at = min(self._ends_at, offset)
+        else:
+            check_done(reply)
+            raise SftpError("the guest's SFTP server answered READ with success and no data")
+        return True
+
+    def finish(self) -> Step[None]:
+        is_odd = self._reached != self.item.size
+        if self._reached > self._ends_at:
+            raise FileError(CHANGED)
+        if is_odd or self.item.size >= self.chunk_bytes:
+            before = self.item
+            yield from self.refresh()
+            is_same = (self.item.size, self.item.mtime_ns) == (before.size, before.mtime_ns)
+            # A file in one piece is whole when its size is that of the piece.
+            is_whole = self._reached == self.item.size and max(self._reached, before.size) < self.chunk_bytes
+            has_no_size = self._ends_at != UNKNOWN and self.item.size <= PAGE_BYTES_MAX
+            if not is_whole and not (is_same and (has_no_size or not is_odd)):
+                raise FileError(CHANGED)
+        yield from self.close()
+
+    def close(self) -> Step[None]:
+        # The server may give a closed handle's name to another file, so it is closed once.
+        if self._handle:
+            handle, self._handle = self._handle, b""
+            # An error of CLOSE changes nothing: the data is here.
+            yield from wait_for([self._channel.send(Kind.CLOSE, handle)])

@@ -1,0 +1,248 @@
+"""The pytest plugin: fixtures `vm`, `vm_module`, `vm_session`, `vm_factory`, the marker `vm`, and evidence of failures.
+
+pytest loads this in every run where vmkit is installed, so nothing else of vmkit is imported before a test wants a
+machine.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from vmkit.pool.pool import PooledMachine
+    from vmkit.testing.supply import Supply
+    from vmkit.testing.wanted import Wanted
+    from vsh.ending import Ending
+
+Factory = Callable[..., "PooledMachine"]
+
+MARKER = (
+    "vm(image=, kernel=, memory=, backend=, files=, snapshot=, ...): the machine of the fixtures vm, vm_module and "
+    "vm_factory; a list of images or kernels makes one test of each"
+)
+_SUPPLY = pytest.StashKey["Supply"]()
+# Of the run: machines that were kept. Of a test: those that it has used.
+_KEPT = pytest.StashKey[list[str]]()
+_USED = pytest.StashKey[list["PooledMachine"]]()
+_FAILED = pytest.StashKey[bool]()
+# Of the run: whether any of its processes may have started a pool.
+_HAS_POOLS = pytest.StashKey[bool]()
+# Of the run: the process that its machines and pools belong to. A test may fork, and its child may go on in pytest.
+_PROCESS = pytest.StashKey[int]()
+# What the processes of pytest-xdist tell one another.
+_RUN, _OUTPUT = "vmkit_run", "vmkit_kept"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options and the settings of the plugin."""
+    group = parser.getgroup("vmkit", "virtual machines (vmkit)")
+    group.addoption("--vm-keep-on-failure", action="store_true", help="leave the machines of failed tests running")
+    group.addoption(
+        "--vm-pool", type=int, metavar="COUNT", help="machines that wait for tests [default: one more than workers]"
+    )
+    parser.addini("vm_image", "the image of machines whose marker names none", default="tiny")
+    parser.addini("vm_memory", "the memory of machines whose marker names none, such as 128M", default="")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes the marker known."""
+    config.addinivalue_line("markers", MARKER)
+    config.stash[_KEPT] = []
+    config.stash[_PROCESS] = os.getpid()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Of pytest-xdist: tells a worker which process the pools end with."""
+    node.workerinput[_RUN] = os.getpid()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Of pytest-xdist: a worker has ended, and names the machines that it has kept. One that crashed names none."""
+    kept = getattr(node, "workeroutput", {}).get(_OUTPUT)
+    node.config.stash[_KEPT].extend(kept or [])
+    if kept is not None or error is not None:
+        node.config.stash[_HAS_POOLS] = True
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Ends the pools, in the process that they belong to."""
+    config = session.config
+    if config.stash[_PROCESS] != os.getpid():
+        # A child that a test has forked.
+        return
+    output = getattr(config, "workeroutput", None)
+    is_used = _SUPPLY in config.stash
+    if output is not None:
+        output[_OUTPUT] = config.stash[_KEPT] if is_used else None
+    elif is_used or config.stash.get(_HAS_POOLS, False):
+        _find_supply(config).end()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints how to reach the machines that were kept."""
+    kept = terminalreporter.config.stash[_KEPT]
+    if kept:
+        terminalreporter.section("machines of failed tests")
+        for line in kept:
+            terminalreporter.line(line)
+        terminalreporter.line("end them: vmkit down NAME")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A list of images or kernels makes one test of each."""
+    marker = metafunc.definition.get_closest_marker("vm")
+    if marker is None or "vm" not in metafunc.fixturenames:
+        return
+    try:
+        wanted = _read(metafunc.config, marker)
+    except pytest.UsageError:
+        # The fixture reports it: it costs this test alone.
+        return
+    if len(wanted) > 1:
+        metafunc.parametrize("vm", wanted, indirect=True, ids=str)
+
+
+@pytest.fixture
+def vm(request: pytest.FixtureRequest) -> Iterator["PooledMachine"]:
+    """A machine of this test alone, as its marker vm asks."""
+    from vmkit.testing.wanted import Wanted  # noqa: PLC0415  (see the module's docstring)
+
+    wanted = getattr(request, "param", None)
+    if wanted is None:
+        wanted = _read(request.config, request.node.get_closest_marker("vm"))[0]
+    elif not isinstance(wanted, Wanted):
+        raise pytest.UsageError("give the fixture vm its machines by a list in the marker vm, and not by parametrize")
+    yield from _lend(request, wanted)
+
+
+@pytest.fixture(scope="module")
+def vm_module(request: pytest.FixtureRequest) -> Iterator["PooledMachine"]:
+    """A machine that the tests of a module share, as the module's marker vm asks."""
+    yield from _lend(request, _read_one(request, request.node.get_closest_marker("vm")))
+
+
+@pytest.fixture(scope="session")
+def vm_session(request: pytest.FixtureRequest) -> Iterator["PooledMachine"]:
+    """A machine that all tests of this process share."""
+    yield from _lend(request, _read(request.config, None)[0])
+
+
+@pytest.fixture
+def vm_factory(request: pytest.FixtureRequest) -> Iterator[Factory]:
+    """Makes machines of this test alone: vm_factory(memory="1G"); words that are left out are the marker's."""
+    marker = request.node.get_closest_marker("vm")
+    with contextlib.ExitStack() as stack:
+
+        def make(**words: Any) -> "PooledMachine":
+            base = dict(marker.kwargs) if marker is not None else {}
+            wanted = _read_one(request, pytest.mark.vm(**{**base, **words}).mark)
+            return stack.enter_context(contextlib.contextmanager(_lend)(request, wanted))
+
+        yield make
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """A test whose machine has ended by a fault fails, also when it did not notice."""
+    result = yield
+    for machine in _find_used(item):
+        ending = _find_ending(machine)
+        if ending is not None and not ending.is_expected:
+            pytest.fail(f"the machine '{machine.name}' has ended: {ending.brief}", pytrace=False)
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Adds the last lines of each machine's logs to a failure, where the terminal and JUnit files show them."""
+    report = yield
+    if report.failed:
+        for node in item.listchain():
+            node.stash[_FAILED] = True
+        machines = _find_used(item)
+        if machines:
+            from vmkit.testing.supply import read_evidence  # noqa: PLC0415  (see the module's docstring)
+
+            for machine in machines:
+                for title, text in read_evidence(machine).items():
+                    _attach(report, title, text)
+    return report
+
+
+def _attach(report: pytest.TestReport, title: str, text: str) -> None:
+    """JUnit files have the failure's own text, and not the sections beside it."""
+    add = getattr(report.longrepr, "addsection", None)
+    if add is not None:
+        add(title, text)
+    elif isinstance(report.longrepr, str):
+        report.longrepr = f"{report.longrepr}\n--- {title} ---\n{text}"
+    else:
+        report.sections.append((title, text))
+
+
+def _lend(request: pytest.FixtureRequest, wanted: "Wanted") -> Iterator["PooledMachine"]:
+    machine = _find_supply(request.config).take(wanted)
+    node = request.node
+    node.stash.setdefault(_USED, []).append(machine)
+    try:
+        yield machine
+    finally:
+        if request.config.stash[_PROCESS] != os.getpid():
+            pass
+        elif node.stash.get(_FAILED, False) and request.config.option.vm_keep_on_failure and not _find_ending(machine):
+            machine.disown()
+            request.config.stash[_KEPT].append(f"{machine.name}: vsh --cid {machine.cid}")
+        else:
+            machine.__exit__(None, None, None)
+
+
+def _find_ending(machine: "PooledMachine") -> "Ending | None":
+    """How the machine has ended; None while it runs, and where a test has shut the runtime directory."""
+    from vsh.errors import VshError  # noqa: PLC0415  (see the module's docstring)
+
+    try:
+        return machine.find_ending()
+    except VshError:
+        return None
+
+
+def _find_used(item: pytest.Item) -> "list[PooledMachine]":
+    """The machines of the test, of its module and of the run."""
+    return [machine for node in item.listchain() for machine in node.stash.get(_USED, [])]
+
+
+def _read(config: pytest.Config, marker: pytest.Mark | None) -> "list[Wanted]":
+    from vmkit.testing.wanted import MarkerError, read_marker  # noqa: PLC0415  (see the module's docstring)
+
+    settings = {"image": config.getini("vm_image"), "memory": config.getini("vm_memory")}
+    defaults = {name: value for name, value in settings.items() if value}
+    try:
+        return read_marker(marker.args if marker else (), marker.kwargs if marker else {}, defaults)
+    except MarkerError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def _read_one(request: pytest.FixtureRequest, marker: pytest.Mark | None) -> "Wanted":
+    wanted = _read(request.config, marker)
+    if len(wanted) > 1:
+        raise pytest.UsageError(
+            f"{request.fixturename} takes one image and one kernel; lists in the marker vm are for the fixture vm"
+        )
+    return wanted[0]
+
+
+def _find_supply(config: pytest.Config) -> "Supply":
+    supply = config.stash.get(_SUPPLY, None)
+    if supply is None:
+        from vmkit.testing.supply import Supply, count_cores  # noqa: PLC0415  (see the module's docstring)
+
+        worker = getattr(config, "workerinput", {})
+        run = int(worker.get(_RUN, os.getpid()))
+        size = config.option.vm_pool or min(int(worker.get("workercount", 1)), count_cores()) + 1
+        supply = config.stash[_SUPPLY] = Supply(run, size)
+    return supply
