@@ -10,30 +10,33 @@ Machines
     Machine          one virtual machine as a with-block: started on entry, gone on exit
     MachineSpec      the options of a machine as a value
     Disk             a file of the host that the guest has as a disk
-    RunningMachine   a machine that was found running
+    RunningMachine   a running machine that find_machine or list_machines returns
+    Pool             machines that are ready before they are needed, as a with-block; take() gives one
+    find_pool        a running pool
     list_machines    the running machines
     find_machine     the running machine of a name or CID
     wait             block until a machine ends; returns an Ended: the reason, and whether it was expected
     logs             a log of a machine, running or ended
+    dmesg            the kernel's log of a machine, from the guest's memory; a list of KernelLine
 
 Commands and files in a guest
-    Client           a way to one guest: run, popen, push, pull, exists
-    Session          one session, driven by hand
+    Client           runs commands in one guest: run, popen, push, pull, exists
+    Session          one session that you drive by hand
     Process          a running command with file-like streams, as subprocess.Popen
     Result           the output and the exit status of a command
-    PIPE, STDOUT, DEVNULL   where a process' streams go
+    PIPE, STDOUT, DEVNULL   the targets of a process's streams
 
 Images and this host
     build            build an image, or take it from the cache
-    find_image       an image that is built already
+    find_image       an image that is in the cache
     images           the shipped recipes
     Image            a built image: kernel, initramfs, manifest
-    doctor           what this host can do, as a list of checks
+    doctor           a list of checks of this host
 
 Errors
     VshError and its kinds; see vmkit.errors and docs/reference/python.md.
 
-Every name is loaded on first use: the monitor and the vsock device are processes of this package that stay small.
+Python loads each name on first use, so that the monitor and the vsock device, processes of this package, stay small.
 """
 
 TYPE_CHECKING = False
@@ -43,10 +46,12 @@ if TYPE_CHECKING:
     from vmkit.image.build import BuiltImage as Image
     from vmkit.machine.doctor import Check
     from vmkit.machine.machine import Machine
-    from vmkit.machine.running import RunningMachine, find_machine, list_machines, logs, wait
+    from vmkit.machine.running import RunningMachine, dmesg, find_machine, list_machines, logs, wait
     from vmkit.machine.spec import DiskSpec as Disk
     from vmkit.machine.spec import MachineSpec
     from vmkit.machine.words import Ended
+    from vmkit.memory.lines import KernelLine
+    from vmkit.pool.pool import Pool, find_pool
     from vsh.client import Client, Result
     from vsh.errors import CommandFailed, ConnectionLost, ExecError, UsageError, VshError
     from vsh.process import DEVNULL, PIPE, STDOUT, Process
@@ -68,10 +73,12 @@ _PUBLIC = {
     "ExecError": ("vsh.errors", "ExecError"),
     "HostError": ("vmkit.errors", "HostError"),
     "Image": ("vmkit.image.build", "BuiltImage"),
+    "KernelLine": ("vmkit.memory.lines", "KernelLine"),
     "Machine": ("vmkit.machine.machine", "Machine"),
     "MachineError": ("vmkit.errors", "MachineError"),
     "MachineSpec": ("vmkit.machine.spec", "MachineSpec"),
     "PIPE": ("vsh.process", "PIPE"),
+    "Pool": ("vmkit.pool.pool", "Pool"),
     "Process": ("vsh.process", "Process"),
     "Result": ("vsh.client", "Result"),
     "RunningMachine": ("vmkit.machine.running", "RunningMachine"),
@@ -83,9 +90,11 @@ _PUBLIC = {
     "VmkitError": ("vmkit.errors", "VmkitError"),
     "VshError": ("vsh.errors", "VshError"),
     "build": ("vmkit.api", "build"),
+    "dmesg": ("vmkit.machine.running", "dmesg"),
     "doctor": ("vmkit.api", "doctor"),
     "find_image": ("vmkit.api", "find_image"),
     "find_machine": ("vmkit.machine.running", "find_machine"),
+    "find_pool": ("vmkit.pool.pool", "find_pool"),
     "images": ("vmkit.api", "images"),
     "list_machines": ("vmkit.machine.running", "list_machines"),
     "logs": ("vmkit.machine.running", "logs"),
@@ -108,9 +117,11 @@ __all__ = [
     "ExecError",
     "HostError",
     "Image",
+    "KernelLine",
     "Machine",
     "MachineError",
     "MachineSpec",
+    "Pool",
     "Process",
     "Result",
     "RunningMachine",
@@ -121,9 +132,11 @@ __all__ = [
     "VmkitError",
     "VshError",
     "build",
+    "dmesg",
     "doctor",
     "find_image",
     "find_machine",
+    "find_pool",
     "images",
     "list_machines",
     "logs",

@@ -1,4 +1,4 @@
-"""The program vmkit: the one place that prints errors and decides exit statuses."""
+"""The program vmkit. Only this module prints errors and decides exit statuses."""
 
 import io
 import os
@@ -26,7 +26,7 @@ _stopped_s = -CLEAN_UP_S
 
 
 class _Stopped(BaseException):
-    """SIGINT, SIGTERM or SIGHUP: unwinds every with-block, so that what was begun is undone."""
+    """SIGINT, SIGTERM or SIGHUP came: unwinds every with-block, so that each undoes its work."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -34,7 +34,7 @@ class _Stopped(BaseException):
 
 
 def main() -> int:
-    """Runs the command line; the exit status is 0, the error's own, 64 for bad usage, 128+N for signal N."""
+    """Runs the command line. Returns 0, the error's own status, 64 for bad usage, or 128+N for signal N."""
     settle_signals(OF_PEOPLE)
     _open_missing_streams()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -64,8 +64,8 @@ def main() -> int:
 
 
 def _give_the_rest() -> None:
-    """What was printed before an interruption, if the reader takes it. A pager that was interrupted as well takes
-    nothing: then the interpreter's own flush would wait for it to end, and print a traceback.
+    """Flushes the output from before an interruption, if the reader takes it. An interrupted pager takes nothing. The
+    interpreter's own flush would then wait for its end, and print a traceback.
     """
     poll = select.poll()
     poll.register(sys.stdout.fileno(), select.POLLOUT)
@@ -91,8 +91,9 @@ def _run() -> int:
         return _tell(error)
     except SystemExit as error:
         return _take_exit(error, *streams)
-    except click.Abort:
-        return 128 + signal.SIGINT
+    except click.Abort as error:
+        # click takes any EOFError for the end of what a person types, also one from a damaged file.
+        return _tell_unforeseen(error.__cause__) if error.__cause__ else 128 + signal.SIGINT
     except click.ClickException as error:
         return _tell_usage(error)
     except BrokenPipeError:
@@ -101,16 +102,21 @@ def _run() -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _tell(VshError(f"{where}{error.strerror or error}", hint=find_remedy(error)))
     except Exception as error:
-        remedy = find_remedy(error)
-        if remedy:
-            return _tell(VshError(str(error) or type(error).__name__, hint=remedy))
-        hint = "this is a fault of vmkit; `vmkit --debug ...` shows where"
-        return _tell(VshError(f"internal error: {error!r}", hint=hint))
+        return _tell_unforeseen(error)
     return 0
 
 
+def _tell_unforeseen(error: BaseException) -> int:
+    """Prints an error that no code of ours expects, and returns the status."""
+    remedy = find_remedy(error)
+    if remedy:
+        return _tell(VshError(str(error) or type(error).__name__, hint=remedy))
+    hint = "this is a fault of vmkit; `vmkit --debug ...` shows where"
+    return _tell(VshError(f"internal error: {error!r}", hint=hint))
+
+
 def _take_exit(error: SystemExit, stdout: TextIO, stderr: TextIO) -> int:
-    """The exit status of a verb that has ended the program. Raises BrokenPipeError where its answer had no reader."""
+    """Returns the status of a verb that has ended the program. Raises BrokenPipeError when its answer had no reader."""
     if isinstance(error.__context__, BrokenPipeError):
         # rich ends so.
         raise error.__context__ from None
@@ -132,7 +138,7 @@ def _has_lost_reader() -> bool:
 
 
 def _tell(error: VshError) -> int:
-    """Prints an error, under --debug the way it came, too; returns its status."""
+    """Prints an error, under --debug with its traceback; returns its status."""
     if os.environ.get("VMKIT_DEBUG"):
         traceback.print_exc(file=sys.stderr)
     print(add_remedy(error).render("vmkit"), file=sys.stderr)
@@ -151,7 +157,7 @@ def _tell_usage(error: click.ClickException) -> int:
 
 
 def _open_missing_streams() -> None:
-    """A closed stdin, stdout or stderr becomes /dev/null: else the next socket would get its number, and what is meant
+    """Opens /dev/null for a closed stdin, stdout or stderr. Otherwise the next socket would get its number, and output
     for the terminal would go there.
     """
     hold_stdio()
@@ -165,7 +171,7 @@ def _open_missing_streams() -> None:
 
 
 def _raise_stopped(number: int, _frame: FrameType | None) -> None:
-    """The first signal unwinds; those that follow find that under way, and do not cut it short."""
+    """Unwinds the program on the first signal. Ignores later signals meanwhile, so that they do not cut it short."""
     global _stopped_s  # noqa: PLW0603  (signal handlers have nowhere else)
     now_s = time.monotonic()
     # Python drops what is raised inside a finalizer: for such a case a later signal counts again.

@@ -1,4 +1,4 @@
-"""Functions of the public face that join several rooms: build an image, list images, examine this host."""
+"""Public functions that join several rooms: build an image, list images, check this host."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,27 +16,26 @@ def build(
     trust: bool = False,
     progress: Callable[[str, float | None], None] | None = None,
 ) -> BuiltImage:
-    """The image of a shipped name or a recipe's path, from the cache or built now.
+    """Returns the image of a shipped name or a recipe's path, from the cache or built now.
 
     refresh looks for newer packages first. lock_file allows only the versions it lists. trust trusts the recipe's
     keyring and lock_file from now on: programs that they vouch for run on this host during a build. progress is called
-    with what is being done and, where it is known, the fraction done (0 to 1). Raises ConfigError, BuildError,
-    HostError.
+    with the current step and, where it is known, the fraction done (0 to 1). Raises ConfigError, BuildError, HostError.
     """
     lock = None if lock_file is None else Path(lock_file)
     return build_image(load_image(str(image)), progress=progress, refresh=refresh, lock_file=lock, trust=trust)
 
 
 def find_image(image: str | Path = "tiny") -> BuiltImage | None:
-    """The image if it is built already; nothing is built and nothing fetched. Raises ConfigError."""
+    """Returns the image if it is in the cache. Builds and fetches nothing. Raises ConfigError."""
     return find_built_image(load_image(str(image)))
 
 
 def images() -> tuple[ImageSpec, ...]:
-    """The recipes that vmkit ships."""
+    """Returns the recipes that vmkit ships."""
     return list_images()
 
 
 def doctor(image: str = "tiny") -> list[Check]:
-    """What this host can do: a list of checks, each with a name, a level, a text and a hint."""
+    """Checks this host. Returns a list of checks, each with a name, a level, a text and a hint."""
     return examine(image)

@@ -1,14 +1,14 @@
-"""vmkit's kinds of failure, all of the one vocabulary in vsh.errors."""
+"""vmkit's kinds of errors, all based on vsh.errors."""
 
 from vsh.errors import VshError
 
 
 class VmkitError(VshError):
-    """Any failure of vmkit that a person should read."""
+    """Any error of vmkit that a person should read."""
 
 
 class ConfigError(VmkitError):
-    """What the user wrote (TOML, template, option) is wrong; the brief names the file and line or key."""
+    """The user's TOML, template or option is wrong; the brief names the file and line or key."""
 
     status = 64
 
@@ -30,8 +30,8 @@ class HostError(VmkitError):
 
 
 class MachineError(VmkitError):
-    """A machine did not start, is not there, or ended."""
+    """A machine did not start, does not exist, or ended."""
 
 
 class NameInUseError(MachineError):
-    """The name that a machine should get is another machine's."""
+    """The requested name belongs to another machine."""

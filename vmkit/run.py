@@ -1,7 +1,7 @@
 """Runs programs that end soon. Each command can be printed, ready to paste into a shell.
 
-Long-lived children (QEMU, the monitor, the device) are started by vmkit.machine, which owns their lives; their argv
-is made printable here. tests/test_architecture.py lists the modules that start programs.
+vmkit.machine starts long-lived children (QEMU, the monitor, the device) and owns their lives. This module makes their
+argv printable. tests/test_architecture.py lists the modules that start programs.
 """
 
 import io
@@ -29,7 +29,7 @@ _UNKNOWN = 255
 
 
 def render_command(argv: Sequence[str | Path]) -> str:
-    """`argv` as one line a person can paste into a shell."""
+    """Returns `argv` as one line that a person can paste into a shell."""
     return shlex.join(str(word) for word in argv)
 
 
@@ -45,7 +45,7 @@ def run(
     """Runs a program to its end and returns its stdout.
 
     env replaces the environment when given. package names the Debian package to suggest when the program is missing.
-    Raises HostError when the program is not there, CommandError when it fails or outlives timeout_s seconds.
+    Raises HostError when the program is missing, CommandError when it fails or outlives timeout_s seconds.
     """
     words = [str(word) for word in argv]
     log.debug("run: %s", render_command(words))
@@ -71,7 +71,7 @@ def run(
 
 
 def _communicate(process: "_Process", stdin: bytes, timeout_s: float) -> tuple[bytes, bytes]:
-    """Feeds it and collects what it prints, to its end. Left by an exception, it leaves no running program behind."""
+    """Feeds a program and collects its output up to its end. Kills the program on an exception."""
     try:
         return process.communicate(stdin, timeout_s)
     except BaseException:
@@ -81,10 +81,10 @@ def _communicate(process: "_Process", stdin: bytes, timeout_s: float) -> tuple[b
 
 @contextmanager
 def open_output(argv: Sequence[str | Path], *, timeout_s: float, package: str = "") -> Iterator[BinaryIO]:
-    """A program's stdout, as it comes: for output that need not be in memory as a whole.
+    """Yields a program's stdout, as it comes: for output that need not be in memory as a whole.
 
-    At the end of the block the program has ended with success; left by an exception, the block ends the program. Raises
-    what `run` raises, CommandError while reading, too.
+    At the end of the block the program has ended with success. An exception in the block ends the program. Raises the
+    errors of `run`, CommandError while reading, too.
     """
     words = [str(word) for word in argv]
     log.debug("run: %s", render_command(words))
@@ -97,7 +97,7 @@ def open_output(argv: Sequence[str | Path], *, timeout_s: float, package: str = 
         try:
             output = io.BufferedReader(_Output(process.stdout.fileno(), words, timeout_s), _READ_BYTES)
             yield output
-            # A program whose reader goes away fails; this one may end in peace.
+            # A program whose reader goes away fails. So the rest is read, and the program can end well.
             while output.read(_READ_BYTES):
                 pass
             process.wait(timeout_s)
@@ -136,10 +136,10 @@ class _Output(io.RawIOBase):
 
 
 class _Process(subprocess.Popen[bytes]):
-    """A child whose exit status is never guessed: Popen takes one that it does not get for 0.
+    """A child whose exit status is never guessed. Popen takes a missing exit status for 0.
 
-    That is so where SIGCHLD is ignored, for then the kernel keeps no status, and where another thread of the program
-    that uses us has fetched it. `is_lost` says so; `returncode` means nothing then.
+    The status is missing when SIGCHLD is ignored, as the kernel then keeps none, or when another thread of the calling
+    program has fetched it. Then `is_lost` is True, and `returncode` means nothing.
     """
 
     is_lost = False

@@ -1,6 +1,6 @@
-"""Folders of the user's own: which of them others may not write to, and the one that cannot be made again.
+"""The user's own folders: checks that others cannot write to them, and finds the state folder.
 
-That is the state folder, for logs of machines that ended, and trust.
+The state folder cannot be made again. It holds logs of machines that ended, and trust.
 """
 
 import os
@@ -16,7 +16,7 @@ INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 
 
 def find_state_folder(environ: Mapping[str, str] = os.environ) -> Path | None:
-    """$VMKIT_STATE_DIR, else $XDG_STATE_HOME/vmkit, else ~/.local/state/vmkit; None where there is no home.
+    """$VMKIT_STATE_DIR, else $XDG_STATE_HOME/vmkit, else ~/.local/state/vmkit; None for a user without a home.
 
     Raises HostError for a folder that others can write to.
     """
@@ -29,8 +29,8 @@ def find_state_folder(environ: Mapping[str, str] = os.environ) -> Path | None:
 def check_own_folder(folder: Path, name: str, variable: str) -> None:
     """Raises HostError when another user owns `folder`, or can write to it or replace it.
 
-    Such a user could change what vmkit trusts, or make it follow a link. A folder that is missing is checked by the
-    folders above it. name: what the folder is called. variable: the environment variable that names another.
+    Such a user could change what vmkit trusts, or make it follow a link. For a missing folder it checks the folders
+    above. name: the folder's name for the error. variable: the environment variable that names another folder.
     """
     try:
         real = folder.resolve()
@@ -68,7 +68,7 @@ def _stat(path: Path) -> os.stat_result | None:
 
 
 def _list_parents(folder: Path) -> list[Path]:
-    """The folders above, up to the user's home, or to the root where it is elsewhere."""
+    """Returns the folders above, up to the user's home, or to the root for a folder outside it."""
     parents = list(folder.parents)
     try:
         home = Path.home().resolve()
@@ -78,7 +78,7 @@ def _list_parents(folder: Path) -> list[Path]:
 
 
 def _is_replaceable_in(parent: Path) -> bool:
-    """Whether other users can rename and remove what is in a folder. The sticky bit prevents that, as in /tmp."""
+    """Whether other users can rename and remove files of a folder. The sticky bit prevents that, as in /tmp."""
     status = _stat(parent)
     if status is None:
         return False
@@ -88,7 +88,7 @@ def _is_replaceable_in(parent: Path) -> bool:
 
 
 def _has_trusted_owner(folder: Path) -> bool:
-    """The owner of / rules every path; in a user namespace that need not be uid 0."""
+    """Whether root, this user or the owner of / owns it. The owner of / rules every path, and may not be uid 0."""
     return folder.stat().st_uid in (0, os.geteuid(), Path("/").stat().st_uid)
 
 

@@ -1,8 +1,8 @@
-"""The process that has the machine with a network, inside its network namespace where that is a TAP.
+"""The process that runs the machine with a network; for a TAP, inside its network namespace.
 
-`python3 -m vmkit.bench KIND NAME ACCELERATOR` (of vmkit.bench.network). Answers on stdout are lines: `up` when the
-guest's sink listens; then for each line of stdin, a number of bytes, the seconds of sending these; anything else is
-what went wrong, and the last. The end of stdin ends the machine.
+`python3 -m vmkit.bench KIND NAME ACCELERATOR` (of vmkit.bench.network). It answers in lines on stdout: `up` when the
+guest's sink listens. Each line of stdin is a number of bytes; its answer is the seconds of sending them. Any other
+answer is an error, and the last. The end of stdin ends the machine.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import socket
 import sys
 from collections.abc import Iterator
 
-from vmkit.bench.network import GUEST_ADDRESS, PREFIX_BITS, TAP, Kind, plan_tap
+from vmkit.bench.network import GUEST_ADDRESS, PREFIX_BITS, TAP, LinkKind, plan_tap
 from vmkit.bench.sinks import CONNECT_TIMEOUT_S, SINK, time_sending
 from vmkit.bench.testbed import IMAGE, SINK_PORT, plan_vsh, start_script
 from vmkit.errors import HostError
@@ -24,9 +24,9 @@ SET_UP = f"modprobe virtio_net && ip link set eth0 up && ip addr add {GUEST_ADDR
 Place = tuple[str, int]
 
 
-def choose_netdev(kind: Kind) -> tuple[str, Place]:
-    """QEMU's -netdev, and where the guest's sink is then reached from here."""
-    if kind is Kind.TAP:
+def choose_netdev(kind: LinkKind) -> tuple[str, Place]:
+    """Returns QEMU's -netdev, and the address of the guest's sink from here."""
+    if kind is LinkKind.TAP:
         return f"tap,ifname={TAP},script=no,downscript=no", (GUEST_ADDRESS, SINK_PORT)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])
@@ -35,9 +35,9 @@ def choose_netdev(kind: Kind) -> tuple[str, Place]:
 
 
 @contextlib.contextmanager
-def _start(kind: Kind, name: str, accelerator: str) -> Iterator[Place]:
-    """The network, the machine and the sink in it."""
-    if kind is Kind.TAP:
+def _start(kind: LinkKind, name: str, accelerator: str) -> Iterator[Place]:
+    """Starts the network, the machine and the sink in it."""
+    if kind is LinkKind.TAP:
         for argv in plan_tap():
             run_tool(argv)
     netdev, place = choose_netdev(kind)
@@ -55,12 +55,12 @@ def _answer(text: str) -> None:
 
 
 def main(kind: str, name: str, accelerator: str) -> int:
-    """Until the end of stdin."""
+    """Serves until the end of stdin."""
     settle_signals()
     # Unwinds the with-blocks, as Ctrl-C does: no machine is left.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with _start(Kind(kind), name, accelerator) as place:
+        with _start(LinkKind(kind), name, accelerator) as place:
             _answer("up")
             for line in sys.stdin:
                 _answer(str(time_sending(socket.create_connection(place, CONNECT_TIMEOUT_S), int(line))))

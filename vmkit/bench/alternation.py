@@ -1,4 +1,4 @@
-"""How the sides of a heat are measured: in turns, so that a busy moment hits all, after a round that does not count."""
+"""Measures the sides of a heat in turns, so that a busy moment hits all, after a round that does not count."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ def race(heat: str, sides: Mapping[str, Callable[[], float]], rounds: int, *, ha
 
 
 def race_transfers(heat: str, sides: Mapping[str, Transfer], rounds: int) -> list[Series]:
-    """The throughput of each side, its own size by its own seconds; a short transfer of each is what does not count."""
+    """Returns the throughput of each side: its size by its seconds. First runs a short transfer that does not count."""
     for side in sides.values():
         side.carry(min(WARM_UP_BYTES, side.size_bytes))
     runs = {name: partial(side.carry, side.size_bytes) for name, side in sides.items()}

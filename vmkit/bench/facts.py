@@ -22,7 +22,7 @@ GUEST_QUESTIONS = {
 
 
 def gather_facts(track: Track) -> dict[str, str]:
-    """What can be found out; what cannot is left out."""
+    """Returns the facts that it can find, and leaves out the others."""
     started = track.machine.started
     facts = {
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),

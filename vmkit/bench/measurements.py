@@ -1,4 +1,4 @@
-"""The heats: what is asked, of whom, how often."""
+"""The heats: what each measures, on which sides, how often."""
 
 import contextlib
 import os
@@ -56,9 +56,9 @@ class Pace:
     """How much of everything: rounds of short and long heats, bytes of a transfer, how many at once and how often.
 
     A transfer is so long that the start of its session is about a tenth of it, or less. Under emulation vsh's start
-    takes as long as carrying 4 MB, ssh's as 12 (2.3 s at 5.4 MB/s, on a busy machine) or, with its fastest cipher, 16
-    (1.7 s at 9.6 MB/s): its transfers are of ssh_bulk_bytes, the others' of bulk_bytes, those of forwards, which do not
-    log in anew, of forward_bytes.
+    takes as long as carrying 4 MB. ssh's start takes as long as 12 MB (2.3 s at 5.4 MB/s, on a busy machine), or 16 MB
+    with its fastest cipher (1.7 s at 9.6 MB/s). So ssh's transfers have ssh_bulk_bytes, and the others bulk_bytes.
+    Forwards do not log in anew, and have forward_bytes.
     """
 
     rounds: int
@@ -91,7 +91,7 @@ QUICK = Pace(
 
 
 def run_heats(track: Track, pace: Pace, tell: Tell) -> tuple[list[Series], list[str]]:
-    """Every heat; one that cannot be run is a line among the failures, and the others go on."""
+    """Runs every heat. One that fails becomes a line among the failures, and the others go on."""
     heats: tuple[tuple[str, Callable[[Track, Pace], list[Series]]], ...] = (
         (EXEC, _race_exec),
         (BULK_OUT, _race_bulk_out),
@@ -158,7 +158,7 @@ def _race_bulk_in(track: Track, pace: Pace) -> list[Series]:
 
 
 def _make_data(folder: Path, size: int) -> Path:
-    """A file of so many zeros, which takes no room."""
+    """Makes a file of `size` zeros, which takes no room."""
     path = folder / f"zeros-{size}"
     with path.open("ab") as file:
         file.truncate(size)
@@ -166,7 +166,7 @@ def _make_data(folder: Path, size: int) -> Path:
 
 
 def _race_files(track: Track, pace: Pace) -> list[Series]:
-    """A folder of small files into the guest, each time a new one there."""
+    """Measures the copy of a folder of small files into the guest, each time to a new path there."""
     folder = track.folder / "files"
     folder.mkdir(exist_ok=True)
     for number in range(FILE_COUNT):
@@ -196,7 +196,7 @@ def _race_files(track: Track, pace: Pace) -> list[Series]:
 
 
 def _race_echo(track: Track, pace: Pace) -> list[Series]:
-    """A keystroke to the guest's terminal and its echo back, in sessions that are open."""
+    """Measures a keystroke to the guest's terminal and its echo back, in sessions that are open."""
     sessions = {
         VSH: [*track.vsh, "-t", "--", "sh", "-c", ECHOING],
         SSH: [track.ssh[0], "-tt", *track.ssh[1:], ECHOING],
@@ -255,7 +255,7 @@ def _race_forwards(track: Track, pace: Pace) -> list[Series]:
 
 
 def _open_network(stack: contextlib.ExitStack, track: Track, size: int) -> dict[str, Transfer]:
-    """The ceiling: TCP to such a sink with no relay in between. Nothing where there can be none."""
+    """Opens the ceiling: TCP to such a sink with no relay in between. Empty when this host has no such network."""
     accelerator = track.machine.started.choices.accelerator.value
     try:
         carry = stack.enter_context(open_network(find_network(), f"{track.machine.name}-net", accelerator))
@@ -266,7 +266,7 @@ def _open_network(stack: contextlib.ExitStack, track: Track, size: int) -> dict[
 
 
 def _time_socat(track: Track, size: int) -> float:
-    """The paper's: two socat, one between TCP and vsock here, one between vsock and TCP there."""
+    """Times the paper's way: two socat, one between TCP and vsock here, one between vsock and TCP there."""
     # A half-close must outlive what is still under way: socat's own patience (-t) is half a second.
     there = [
         *track.vsh,
@@ -289,7 +289,7 @@ def _time_socat(track: Track, size: int) -> float:
 
 
 def _open_port(stack: contextlib.ExitStack, track: Track, target: str) -> int:
-    """A port here that is forwarded by `vsh -N -L`."""
+    """Returns a port here that `vsh -N -L` forwards."""
     from vmkit.forward.start import open_forwards  # noqa: PLC0415 - one heat's
 
     kept = stack.enter_context(open_forwards(track.machine.name, [parse_forward(LOCAL, f"0:{target}")]))
@@ -311,7 +311,7 @@ def _connect(port: int) -> socket.socket:
 
 
 def _connect_soon(connect: Callable[[], socket.socket]) -> socket.socket:
-    """To a program that does not say when it listens."""
+    """Connects to a program that does not report when it listens."""
     deadline_s = time.monotonic() + CONNECT_DEADLINE_S
     while True:
         try:
@@ -324,7 +324,7 @@ def _connect_soon(connect: Callable[[], socket.socket]) -> socket.socket:
 
 def _race_boot(track: Track, pace: Pace) -> list[Series]:
     def boot(image: str, memory: str) -> float:
-        with Machine(image, name=f"{track.machine.name}-boot", memory=memory) as machine:
+        with Machine(image, name=f"{track.machine.name}-boot", memory=memory, boot=True) as machine:
             return machine.started.seconds
 
     sides = {
@@ -335,7 +335,7 @@ def _race_boot(track: Track, pace: Pace) -> list[Series]:
 
 
 def _weigh(track: Track, pace: Pace) -> list[Series]:
-    """Resident memory of the daemons without a session, and of what one session adds."""
+    """Measures the resident memory of the daemons without a session, and the memory that one session adds."""
     with Running([*track.ssh, "sleep", "100"]), Running([*track.vsh, "--", "sleep", "100"]):
         time.sleep(3.0)
         output = track.api.run(["sh", "-c", _LIST_MEMORY]).stdout
@@ -365,7 +365,7 @@ done
 
 
 def _list_host_processes(track: Track) -> Iterator[tuple[str, int]]:
-    """The monitor, and its children: the device, and QEMU, whose memory is the guest's."""
+    """Yields the monitor and its children: the device, and QEMU, which holds the guest's memory."""
     monitor = track.machine.started.monitor.pid
     yield "monitor", monitor
     with open(f"/proc/{monitor}/task/{monitor}/children") as file:  # noqa: PTH123

@@ -1,9 +1,9 @@
 """A virtual network to a machine of the race's own: the ceiling of its forwards, for machines that have no network.
 
-Best is a TAP device, the host's kernel on one side and QEMU's virtio-net on the other, in a network namespace that
-takes no privilege and is gone with its process; where the host does not let us, QEMU's user-mode network (slirp), a TCP
-stack in QEMU itself, with a port of loopback. Neither touches the host's network. What is in the namespace is another
-process, vmkit.bench.__main__: it has the machine, and does the sending.
+Best is a TAP device, with the host's kernel on one side and QEMU's virtio-net on the other. It is in a network
+namespace that needs no privilege and is gone with its process. When the host refuses that, QEMU's user-mode network
+(slirp) replaces it: a TCP stack in QEMU itself, with a port of loopback. Neither touches the host's network. Another
+process runs in the namespace, vmkit.bench.__main__: it has the machine, and sends the data.
 """
 
 import contextlib
@@ -29,8 +29,8 @@ END_DEADLINE_S = 20.0
 ANSWER_DEADLINE_S = 300.0
 
 
-class Kind(StrEnum):
-    """What is behind the guest's network device."""
+class LinkKind(StrEnum):
+    """The host's side of the guest's network device."""
 
     TAP = "tap"
     SLIRP = "slirp"
@@ -38,20 +38,20 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """What this host lets us have; reason: why it is not the better one."""
+    """The network that this host allows. reason: why it is not the better one."""
 
-    kind: Kind
+    kind: LinkKind
     reason: str = ""
 
     def render(self) -> str:
-        """For people who read the figures."""
-        if self.kind is Kind.TAP:
+        """Returns a text for people who read the figures."""
+        if self.kind is LinkKind.TAP:
             return "a TAP in a network namespace, virtio-net in QEMU (no vhost-net), 1500 bytes of MTU, offloads on"
         return f"QEMU's user-mode network (slirp): no TAP ({self.reason})"
 
 
 def plan_tap() -> list[list[str]]:
-    """The commands that make the host's end, inside the namespace."""
+    """Returns the commands that make the host's end, inside the namespace."""
     return [
         ["ip", "tuntap", "add", "dev", TAP, "mode", "tap"],
         ["ip", "addr", "add", f"{HOST_ADDRESS}/{PREFIX_BITS}", "dev", TAP],
@@ -60,24 +60,24 @@ def plan_tap() -> list[list[str]]:
 
 
 def find_network() -> Network:
-    """By making a TAP in a namespace that is thrown away."""
+    """Finds the network of this host by making a TAP in a temporary namespace."""
     make, *_ = plan_tap()
     try:
         run([*ENTER, *make], timeout_s=PROBE_TIMEOUT_S, env=render_tools_environment())
     except CommandError as error:
-        return Network(Kind.SLIRP, error.details.splitlines()[-1])
+        return Network(LinkKind.SLIRP, error.details.splitlines()[-1])
     except HostError as error:
-        return Network(Kind.SLIRP, error.brief)
-    return Network(Kind.TAP)
+        return Network(LinkKind.SLIRP, error.brief)
+    return Network(LinkKind.TAP)
 
 
 @contextlib.contextmanager
 def open_network(network: Network, name: str, accelerator: str) -> Iterator[Callable[[int], float]]:
-    """A machine of that name with a network. Yields a function that sends so many bytes by TCP and returns the seconds.
+    """Starts a machine of that name with a network. Yields a function that sends bytes by TCP and returns the seconds.
 
-    Raises HostError, then and when it sends.
+    Raises HostError at the start, and when the function sends.
     """
-    enter = ENTER if network.kind is Kind.TAP else ()
+    enter = ENTER if network.kind is LinkKind.TAP else ()
     argv = [*enter, sys.executable, "-P", "-m", "vmkit.bench", network.kind.value, name, accelerator]
     with Running(argv, env=render_entry_environment()) as running:
         try:

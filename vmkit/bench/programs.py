@@ -1,4 +1,4 @@
-"""Runs the programs of the race and takes their time; every one has a deadline and is checked."""
+"""Runs the programs of the race and takes their time. Gives each a deadline, and checks its result."""
 
 import os
 import select
@@ -18,7 +18,7 @@ START_DEADLINE_S = 30.0
 
 
 def time_program(argv: Sequence[str], *, stdin: Path | None = None, deadline_s: float = DEADLINE_S) -> float:
-    """Seconds from fork to exit. Raises CommandError when it fails."""
+    """Returns the seconds from fork to exit. Raises CommandError when the program fails."""
     with open(stdin or "/dev/null", "rb") as source:  # noqa: PTH123 - one of the two has no other name
         started_s = time.perf_counter()
         process = _start(argv, source, subprocess.DEVNULL)
@@ -27,7 +27,7 @@ def time_program(argv: Sequence[str], *, stdin: Path | None = None, deadline_s: 
 
 
 def start_program(argv: Sequence[str], *, stdin: int = subprocess.PIPE, stdout: int = subprocess.PIPE) -> Popen:
-    """A running program; with pipes, unless a stream is named. Raises HostError when it is not installed."""
+    """Starts a program, with pipes unless a stream is named. Raises HostError when it is not installed."""
     try:
         return subprocess.Popen(list(argv), stdin=stdin, stdout=stdout, stderr=subprocess.PIPE)
     except FileNotFoundError as error:
@@ -35,7 +35,7 @@ def start_program(argv: Sequence[str], *, stdin: int = subprocess.PIPE, stdout: 
 
 
 def time_many(argv: Sequence[str], count: int, *, deadline_s: float = DEADLINE_S) -> float:
-    """Seconds until `count` of them, started at once, have all ended well."""
+    """Returns the seconds until `count` programs, started at once, have all succeeded."""
     started_s = time.perf_counter()
     processes = [_start(argv, subprocess.DEVNULL, subprocess.DEVNULL) for _ in range(count)]
     try:
@@ -50,7 +50,7 @@ def time_many(argv: Sequence[str], count: int, *, deadline_s: float = DEADLINE_S
 
 
 def time_pipeline(first: Sequence[str], second: Sequence[str], *, deadline_s: float = DEADLINE_S) -> float:
-    """Seconds of `first | second`."""
+    """Returns the seconds of `first | second`."""
     started_s = time.perf_counter()
     producer = _start(first, subprocess.DEVNULL, subprocess.PIPE)
     consumer = _start(second, producer.stdout, subprocess.DEVNULL)
@@ -140,9 +140,9 @@ def _finish(process: "subprocess.Popen[bytes]", argv: Sequence[str], deadline_s:
 
 
 def _wait(process: "subprocess.Popen[bytes]", deadline_s: float) -> bool:
-    """Until it has ended; False when it does not in time.
+    """Waits until the process has ended; False when it does not in time.
 
-    Popen.wait() with a deadline looks at intervals of up to 50 ms: what is timed by it ends at one of these.
+    Popen.wait() with a deadline polls at intervals of up to 50 ms, and so would round the measured time up.
     """
     fd = os.pidfd_open(process.pid)
     try:

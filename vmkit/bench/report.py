@@ -19,7 +19,7 @@ SCALES = (PLAIN, RAW, NETWORK)
 
 
 def render_value(value: float, unit: str) -> str:
-    """A figure with the unit that suits its size."""
+    """Returns a figure with the unit that suits its size."""
     if unit == SECONDS:
         return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
     if unit == BYTES_PER_SECOND:
@@ -28,12 +28,12 @@ def render_value(value: float, unit: str) -> str:
 
 
 def name_side(series: Series) -> str:
-    """A side's name, of a throughput with what is carried at a time."""
+    """Returns a side's name; for a throughput, with the size of each transfer."""
     return f"{series.side} ({series.size_bytes >> 20} MiB)" if series.size_bytes else series.side
 
 
 def explain_sizes(outcome: Outcome) -> list[str]:
-    """Sentences on what is carried at a time: sides may carry different amounts, and each has a session to start."""
+    """Returns sentences on the sizes of transfers: sides may carry different sizes, and each starts a session."""
     if not any(series.size_bytes for series in outcome.series):
         return []
     lines = ["In brackets: what a side carries at a time. Throughput is the size of each side by its own seconds."]
@@ -75,12 +75,12 @@ def render_table(outcome: Outcome) -> str:
 
 
 def render_facts(outcome: Outcome) -> str:
-    """Where it was run, as Markdown."""
+    """Returns the facts about the host and programs of the run, as Markdown."""
     return "".join(f"* {name}: {value}\n" for name, value in outcome.facts.items())
 
 
 def render_changes(changes: Sequence[Change]) -> str:
-    """What changed between two runs, what is beyond noise first."""
+    """Returns the changes between two runs; those beyond noise come first."""
     if not changes:
         return "the two runs have nothing in common\n"
     lines = []
@@ -108,7 +108,7 @@ def write_report(outcome: Outcome, folder: Path, *, plots_as: str = "svg") -> li
 
 
 def render_page(outcome: Outcome, plots: Sequence[Path]) -> str:
-    """One HTML file that needs no other."""
+    """Returns one HTML page that needs no other file."""
     escape = html.escape
     facts = "".join(f"<tr><th>{escape(name)}<td>{escape(value)}" for name, value in outcome.facts.items())
     rows, aims = [], []
@@ -178,7 +178,7 @@ def _draw_plots(outcome: Outcome, folder: Path, plots_as: str) -> list[Path]:
 
 
 def _draw(heat: str, sides: Sequence[Series], path: Path) -> None:
-    """Medians with quartile whiskers and every value as a dot: bars, or marks on a logarithmic axis where far apart."""
+    """Draws medians with quartile whiskers, and every value as a dot: bars, or marks on a logarithmic axis."""
     from matplotlib import pyplot  # noqa: PLC0415 - see above
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: PLC0415
 
@@ -225,7 +225,7 @@ def _draw(heat: str, sides: Sequence[Series], path: Path) -> None:
 
 
 def choose_scale(sides: Sequence[Series]) -> tuple[float, str]:
-    """By what figures are multiplied on an axis, and the unit they have then."""
+    """Returns the factor for figures on an axis, and their unit after it."""
     unit = sides[0].unit
     if unit == SECONDS:
         return (1.0, "s") if max(series.median for series in sides) >= 1 else (1e3, "ms")
@@ -233,7 +233,7 @@ def choose_scale(sides: Sequence[Series]) -> tuple[float, str]:
 
 
 def choose_color(side: str) -> str:
-    """Ours, theirs, or what both are measured by."""
+    """Returns the color for a side of ours, a side of others, or a reference for both."""
     if side in SCALES:
         return SCALE
     return THEIRS if "vsh" not in side and any(word in side for word in RIVALS) else OURS

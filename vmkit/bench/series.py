@@ -1,4 +1,4 @@
-"""What a run of the race leaves: series of figures with where and how they were made. Values and JSON, no I/O but that.
+"""The results of a run of the race: series of figures, with the facts of the run. Values and their JSON files.
 
 A series belongs to a *heat* (one question, asked of several *sides* in turns) and holds one value per round.
 """
@@ -23,7 +23,7 @@ HIGHER_IS_BETTER = frozenset((BYTES_PER_SECOND,))
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One side of one heat. size_bytes: what each value of a throughput has carried; 0: it is none."""
+    """One side of one heat. size_bytes: the size of each transfer; 0: the heat is no throughput."""
 
     heat: str
     side: str
@@ -59,7 +59,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """A ratio of medians that the project wants: `side` over `against`, at most or at least `limit`."""
+    """A ratio of medians that the project aims at: `side` over `against`, at most or at least `limit`."""
 
     heat: str
     side: str
@@ -69,7 +69,7 @@ class Aim:
     of_heat: str = ""
 
     def ratio(self, outcome: Outcome) -> float | None:
-        """None when one of the two was not measured."""
+        """Returns the ratio; None when one of the two sides was not measured."""
         ours, theirs = outcome.find(self.heat, self.side), outcome.find(self.of_heat or self.heat, self.against)
         return ours.median / theirs.median if ours and theirs and theirs.median else None
 
@@ -78,12 +78,12 @@ class Aim:
 
 
 def render_outcome(outcome: Outcome) -> str:
-    """As JSON."""
+    """Returns the outcome as JSON."""
     return json.dumps({"schema": SCHEMA, **asdict(outcome)}, indent=1)
 
 
 def read_outcome(path: Path) -> Outcome:
-    """A file of render_outcome(). Raises ConfigError."""
+    """Reads a file of render_outcome(). Raises ConfigError."""
     try:
         with path.open("rb") as file:
             data = json.loads(file.read(MAX_FILE_BYTES))
@@ -113,9 +113,9 @@ def read_outcome(path: Path) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What became of a side between two runs: the ratio of medians (new over old) and its interval of confidence.
+    """The change of a side between two runs: the ratio of medians (new over old) and its confidence interval.
 
-    is_repeated: whether both runs have measured it more than once; else nothing is known of its noise.
+    is_repeated: whether both runs measured it more than once; otherwise its noise is unknown.
     """
 
     heat: str
@@ -136,7 +136,7 @@ class Change:
 
 
 def compare(old: Outcome, new: Outcome) -> list[Change]:
-    """Every side that both have, with a bootstrap's interval: values are drawn again from what was measured."""
+    """Compares every side that both runs have. The interval is a bootstrap's: it resamples the values."""
     changes = []
     for series in new.series:
         before = old.find(series.heat, series.side)
@@ -150,7 +150,7 @@ def compare(old: Outcome, new: Outcome) -> list[Change]:
 
 
 def find_other_sizes(old: Outcome, new: Outcome) -> list[str]:
-    """The heats in which sides carry more or less at a time than they did."""
+    """Returns the heats in which the sizes of transfers differ between the runs."""
     pairs = ((old.find(series.heat, series.side), series) for series in new.series)
     return list(dict.fromkeys(now.heat for before, now in pairs if before and before.size_bytes != now.size_bytes))
 

@@ -1,6 +1,6 @@
-"""What runs in guest and host beside the race's programs: a source, sinks, the plainest relays that Python can be.
+"""The race's own programs in guest and host: a source, sinks, and the plainest relays in Python.
 
-Scripts as text, for a guest whose Python has the standard library's core; the host's own parts are functions.
+They are scripts as text, for a guest whose Python has the standard library's core. The host's own parts are functions.
 """
 
 import socket
@@ -20,9 +20,9 @@ SOURCE_BLOCK_BYTES = 128 << 10
 
 
 def plan_source(size: int) -> list[str]:
-    """The guest's command that writes `size` bytes to stdout, as fast as any, and nothing to stderr.
+    """Returns the guest's fastest command that writes `size` bytes to stdout, and nothing to stderr.
 
-    Raises ValueError when these are not whole blocks.
+    Raises ValueError when `size` is not a number of whole blocks.
     """
     count, rest = divmod(size, SOURCE_BLOCK_BYTES)
     if rest:
@@ -113,7 +113,7 @@ while True:
 
 
 def time_sending(connection: socket.socket, size: int) -> float:
-    """Seconds until a sink has read `size` bytes and confirmed it; closes the connection. Raises HostError."""
+    """Times a sink until it has read and confirmed `size` bytes. Closes the connection. Raises HostError."""
     block = bytes(READ_BYTES)
     connection.settimeout(CONNECT_TIMEOUT_S)
     started_s = time.perf_counter()
@@ -128,7 +128,7 @@ def time_sending(connection: socket.socket, size: int) -> float:
 
 
 def time_pipe(connection: socket.socket, way: str, size: int) -> float:
-    """Seconds of one transfer with PIPE. way: "out" or "in"."""
+    """Returns the seconds of one transfer with PIPE. way: "out" or "in"."""
     connection.settimeout(CONNECT_TIMEOUT_S)
     buffer = bytearray(READ_BYTES)
     started_s = time.perf_counter()
@@ -153,7 +153,7 @@ def time_pipe(connection: socket.socket, way: str, size: int) -> float:
 
 
 class PlainRelay:
-    """A TCP port of loopback whose connections are copied to what `connect` opens: RELAY's other half."""
+    """A TCP port of loopback. Copies its connections to those that `connect` opens: RELAY's other half."""
 
     def __init__(self, connect: Connect) -> None:
         self._connect = connect

@@ -1,4 +1,4 @@
-"""Keystrokes to a terminal of the guest, and how long their echo takes."""
+"""Sends keystrokes to a terminal of the guest, and times their echo."""
 
 import select
 import statistics
@@ -23,7 +23,7 @@ def await_echoing(program: Running) -> None:
 
 
 def time_echoes(program: Running) -> float:
-    """The median seconds of ECHOES keystrokes in a line. Raises HostError."""
+    """Returns the median seconds of ECHOES keystrokes in a line. Raises HostError."""
     taken = []
     for _ in range(ECHOES):
         started_s = time.perf_counter()

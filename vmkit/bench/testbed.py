@@ -1,4 +1,4 @@
-"""The track: a machine of the image bench, and every way to it that the race needs, set up once for all heats."""
+"""The track: a machine of the image bench, and every connection to it that the race needs, set up once."""
 
 import contextlib
 import os
@@ -49,7 +49,7 @@ class Track:
     failures: list[str] = field(default_factory=list)
 
     def connect(self, port: int) -> socket.socket:
-        """A connection to a vsock port of the guest."""
+        """Returns a connection to a vsock port of the guest."""
         fd, _ = connect_guest(self.address, f"vsock:{port}", timeout_s=DEADLINE_S)
         connection = socket.socket(fileno=fd)
         connection.settimeout(DEADLINE_S)
@@ -58,7 +58,7 @@ class Track:
 
 @contextlib.contextmanager
 def open_track(*, accelerator: str | None = None) -> Iterator[Track]:
-    """Starts the machine and everything that stays open. Raises VshError kinds."""
+    """Starts the machine and all connections that stay open. Raises VshError kinds."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vmkit-bench-")))
         name = f"bench-{os.getpid()}"
@@ -92,12 +92,12 @@ def open_track(*, accelerator: str | None = None) -> Iterator[Track]:
 
 
 def with_cipher(ssh: Sequence[str], cipher: str) -> tuple[str, ...]:
-    """The words with another cipher."""
+    """Returns ssh's words with another cipher."""
     return (ssh[0], "-o", f"Ciphers={cipher}", *ssh[1:])
 
 
 def _open_master(stack: contextlib.ExitStack, access: Access, folder: Path) -> tuple[str, ...]:
-    """A live ControlMaster, and the words that use it."""
+    """Starts a ControlMaster, and returns the words that use it."""
     control = ["-o", f"ControlPath={folder / 'master'}"]
     ssh = ("ssh", *control, "-F", str(access.config), *PROMPT)
     stack.enter_context(Running([*ssh, "-o", "ControlMaster=yes", "-N", access.machine]))
@@ -113,13 +113,13 @@ def _open_master(stack: contextlib.ExitStack, access: Access, folder: Path) -> t
 
 
 def plan_vsh(machine: str) -> tuple[str, ...]:
-    """The words of vsh's client of this very checkout, before those of a session."""
+    """Returns the words of this checkout's vsh client, which come before those of a session."""
     start = START.format(str(Path(__file__).resolve().parents[2]))
     return (sys.executable, "-I", "-S", "-c", start, f"--vm_name={machine}")
 
 
 def start_script(stack: contextlib.ExitStack, vsh: Sequence[str], script: str, words: Sequence[int]) -> None:
-    """A script of vmkit.bench.sinks in a guest, for as long as the stack lasts; it listens. Raises HostError."""
+    """Starts a script of vmkit.bench.sinks in a guest, for as long as the stack lasts; it listens. Raises HostError."""
     argv = [*vsh, "--", "python3", "-I", "-S", "-c", script, *map(str, words)]
     running = stack.enter_context(Running(argv))
     if running.stdout.readline() != b"up\n":
@@ -127,7 +127,7 @@ def start_script(stack: contextlib.ExitStack, vsh: Sequence[str], script: str, w
 
 
 def _find_fastest_cipher(ssh: Sequence[str], folder: Path) -> str:
-    """By a short trial of each that both sides know."""
+    """Finds the fastest cipher by a short trial of each that both sides have."""
     data = folder / "trial"
     with data.open("wb") as file:
         file.truncate(CIPHER_TRIAL_BYTES)

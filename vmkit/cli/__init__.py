@@ -1,1 +1,1 @@
-"""vmkit.cli: verbs and options, and how answers look; no logic of machines or images."""
+"""vmkit.cli: verbs, options, and the form of answers; no logic of machines or images."""

@@ -13,7 +13,11 @@ RESULTS = "vmkit-bench"
 
 @click.group("bench", invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--quick", is_flag=True, help="Measure less: some minutes under TCG instead of 20.")
-@click.option("--out", type=click.Path(path_type=Path), help="JSON file to write [default: vmkit-bench/DATE.json].")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="JSON file to write [default: vmkit-bench/DATE.json].",
+)
 @click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", help="As for `vmkit up`.")
 @click.pass_context
 def bench(context: click.Context, *, quick: bool, out: Path | None, accel: str) -> None:
@@ -47,6 +51,7 @@ def bench(context: click.Context, *, quick: bool, out: Path | None, accel: str) 
     "--to",
     "folder",
     type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
     help="Folder to write to [default: beside FILE].",
 )
 @click.option(

@@ -1,4 +1,4 @@
-"""What `vmkit up` does and prints: from a spec to a ready machine and the next command to type."""
+"""Runs `vmkit up`: makes a ready machine from a spec, and prints the next command to type."""
 
 import contextlib
 import json
@@ -9,50 +9,67 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from vmkit.builder.setting import is_allowed
 from vmkit.cli.show import CleanWriter, open_progress, print_json, read_wall
 from vmkit.errors import NameInUseError
 from vmkit.image.build import find_built_image, plan_image, prepare
 from vmkit.image.recipe.config import load_image
 from vmkit.machine.argv import QemuPlan
+from vmkit.machine.choose import Choices, choose, plan_hardware
 from vmkit.machine.handover import MonitorHandle
 from vmkit.machine.launch import Layout
 from vmkit.machine.qemu import plan_qemu
-from vmkit.machine.registry import MACHINES
 from vmkit.machine.spec import FIRST_GUEST_CID, MachineSpec
-from vmkit.machine.start import Choices, Started, choose, plan_hardware, start_machine
+from vmkit.machine.start import Started, start_machine
 from vmkit.machine.vhost import KernelVhostDoor
 from vmkit.run import render_command
 from vsh.address import address_of
-from vsh.registry import Entry, find_machine, find_runtime_directory
+from vsh.registry import MACHINES, Entry, find_machine, find_runtime_directory
 
 CONSOLE_POLL_S = 0.05
 # The registry is files; it announces nothing.
 READY_POLL_S = 0.1
-READY = "ready"
+READY, PAUSED, POOLED = "ready", "paused", "pooled"
 READ_BYTES = 65536
 
 
 def boot(spec: MachineSpec, monitor: MonitorHandle | None, *, console: bool, as_json: bool, quiet: bool) -> None:
     """Starts a machine and prints it. monitor: one that was started already."""
+    # A wrong value is refused before anything is started.
+    may_build = is_allowed()
     if spec.gdb_port is not None:
         print(
             f"vmkit: warning: every user of this host can control the guest through port {spec.gdb_port}; "
-            "--gdb alone serves a socket that is yours",
+            "--gdb alone serves a socket that only you can open",
             file=sys.stderr,
             flush=True,
         )
+    if console and spec.snapshot is None:
+        # The console is there to show a boot.
+        spec = replace(spec, boot=True)
     with contextlib.ExitStack() as stack:
         follow = stack.enter_context(_follow_console()) if console else None
         tell = stack.enter_context(open_progress(quiet=quiet or console))
         started = start_machine(spec, tell=tell, on_directory=follow, monitor=monitor)
+    is_building = may_build and not spec.boot and _note_boot(spec, started)
     if as_json:
         print_json(render_json(started))
     else:
-        _print_started(started, quiet=quiet)
+        _print_started(started, quiet=quiet, is_building=is_building)
     # While the machine can still be undone: if its name cannot be printed, it must not stay.
     sys.stdout.flush()
+
+
+def _note_boot(spec: MachineSpec, started: Started) -> bool:
+    """Counts a boot. Returns whether a snapshot is made in the background now."""
+    if started.started_by != "boot":
+        return False
+    from vmkit.builder.start import note_boot  # noqa: PLC0415 - most starts are from a snapshot
+
+    return note_boot(spec, started.choices)
 
 
 def boot_or_reuse(
@@ -76,11 +93,14 @@ def boot_or_reuse(
 
 
 def _await_ready(name: str | None, deadline_s: float, *, quiet: bool) -> Entry | None:
-    """The machine of that name when it is ready, or does not become so in time; None when there is none (any more)."""
+    """Waits for that machine to be ready, or for the deadline, and returns it. None: it does not exist, or ended.
+
+    A paused machine is not waited for: only a person resumes it. One of a pool is for a taker.
+    """
     is_told = quiet
     while True:
         entry = find_machine(name=name)
-        if entry is None or entry.state == READY or time.monotonic() > deadline_s:
+        if entry is None or entry.state in (READY, PAUSED, POOLED) or time.monotonic() > deadline_s:
             return entry
         if not is_told:
             print(f"vmkit: waiting for '{entry.name}', which is {entry.state}", file=sys.stderr, flush=True)
@@ -89,7 +109,7 @@ def _await_ready(name: str | None, deadline_s: float, *, quiet: bool) -> Entry |
 
 
 def render_json(started: Started) -> dict[str, object]:
-    """What `up --json` answers."""
+    """Returns the answer of `up --json`."""
     choices = started.choices
     return {
         "name": started.name,
@@ -101,6 +121,8 @@ def render_json(started: Started) -> dict[str, object]:
         "backend_reason": choices.backend_reason,
         "wall": _find_wall(started.name),
         "seconds": round(started.seconds, 3),
+        "started_by": started.started_by,
+        "snapshot": started.snapshot,
         "directory": str(started.directory),
         "shell": ["vsh", "--cid", str(started.cid)],
         "gdb": started.gdb,
@@ -130,7 +152,7 @@ def _print_next(name: str, cid: int, gdb: str | None) -> None:
 
 
 def _find_command(program: str) -> str:
-    """How to type `program` here: its name when PATH finds it, else the path of the one beside this very program."""
+    """Returns `program` as a person types it: its name when it is on PATH, else the path beside this program."""
     if shutil.which(program):
         return program
     beside = Path(sys.argv[0]).parent / program
@@ -143,11 +165,11 @@ def _find_command(program: str) -> str:
         return shlex.quote(str(beside))
 
 
-def _print_started(started: Started, *, quiet: bool) -> None:
+def _print_started(started: Started, *, quiet: bool, is_building: bool) -> None:
     choices = started.choices
     print(
         f"{started.name} is ready: CID {started.cid}, accelerator {choices.accelerator}, "
-        f"backend {choices.backend}, {started.seconds:.1f} s"
+        f"backend {choices.backend}, {_render_start(started)}"
     )
     if quiet:
         return
@@ -158,13 +180,21 @@ def _print_started(started: Started, *, quiet: bool) -> None:
     for layer, state in _find_wall(started.name).items():
         if state not in ("on", "off"):
             print(f"  the wall's {layer} layer is {state}")
+    if is_building:
+        print("  a snapshot is made in the background; the next start is quicker")
     _print_next(started.name, started.cid, started.gdb)
 
 
-def print_plan(spec: MachineSpec, *, as_json: bool) -> None:
-    """The image's plan, and QEMU's command when the image is built already (its paths are known only then).
+def _render_start(started: Started) -> str:
+    if started.snapshot is None:
+        return f"{started.seconds:.1f} s"
+    return f"{started.seconds:.1f} s from the snapshot {started.snapshot}"
 
-    No machine is started, not even to prove KVM.
+
+def print_plan(spec: MachineSpec, *, as_json: bool) -> None:
+    """Prints the image's plan, and QEMU's command if the image is in the cache: its paths are unknown before.
+
+    Starts no machine, not even to prove KVM.
     """
     image = prepare(load_image(spec.image))
     plan = plan_image(image).render()

@@ -1,4 +1,4 @@
-"""`vmkit completion`: the scripts are click's; what they offer beside verbs and options is vmkit.cli.values'."""
+"""`vmkit completion`: prints click's scripts. vmkit.cli.values adds the names of machines and images."""
 
 import click
 from click.shell_completion import get_completion_class

@@ -17,17 +17,23 @@ from vmkit.machine.doctor import examine
 
 DEFAULT_RESULTS = "vmkit-results"
 
-network_option = click.option("--network", default="none", show_default=True, help="The container's network.")
-image_option = click.option("--image", help="The image to run [default: the one that `build` made].")
+network_option = click.option(
+    "--network", default="none", show_default=True, metavar="NETWORK", help="The container's network."
+)
+image_option = click.option("--image", metavar="IMAGE", help="The image to run [default: the one that `build` made].")
 out_option = click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help="Copy the files in /results to this folder."
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Copy the files in /results to this folder.",
 )
 results_option = click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
     help=f"Copy the files in /results to this folder [default: {DEFAULT_RESULTS}].",
 )
-user_option = click.option("--user", default="", help="User in the container [default: the image's].")
+user_option = click.option("--user", default="", metavar="USER", help="User in the container [default: the image's].")
 env_option = click.option(
     "-e", "--env", "env", multiple=True, metavar="NAME=VALUE", help="Set a variable (repeatable)."
 )
@@ -47,9 +53,9 @@ def docker() -> None:
 @docker.command("build")
 @click.argument("context", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--target", type=click.Choice(TARGETS), default="run", show_default=True, help=TARGET_HELP)
-@click.option("--tag", help="Name of the image [default: vmkit or vmkit:test].")
-@click.option("--base", default="", help="Debian image to start from [default: the Dockerfile's].")
-@click.option("--network", default="", help="Network of the build steps, such as `host`.")
+@click.option("--tag", metavar="TAG", help="Name of the image [default: vmkit or vmkit:test].")
+@click.option("--base", default="", metavar="IMAGE", help="Debian image to start from [default: the Dockerfile's].")
+@click.option("--network", default="", metavar="NETWORK", help="Network of the build steps, such as `host`.")
 @click.option("--locked", is_flag=True, help="Use exactly the packages in the guest image's lock file.")
 @click.option("--no-cache", "fresh", is_flag=True, help="Run every step anew.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress and no log.")
@@ -140,6 +146,7 @@ def test(
     "--network",
     default="bridge",
     show_default=True,
+    metavar="NETWORK",
     help="The container's network; vmkit downloads packages for the image bench over it.",
 )
 @env_option

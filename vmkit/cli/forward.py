@@ -50,7 +50,7 @@ def forward(
     NAME is a machine's name. The forwards outlive this command and restarts of the guest.
     """
     if sum((bool(local or remote), is_list, bool(removed), ipv6)) != 1:
-        raise ConfigError("give one of: -L and -R, --list, --remove, --ipv6", hint="vmkit forward --help")
+        raise ConfigError("give one of: -L or -R, --list, --remove, --ipv6", hint="vmkit forward --help")
     if (prefix or host_wide) and not ipv6:
         raise ConfigError("--prefix and --host-wide go with --ipv6")
     if ipv6:
@@ -78,6 +78,8 @@ def _keep(words: tuple[str, ...], local: tuple[str, ...], remote: tuple[str, ...
     for forward, asked, place in zip(forwards, kept.forwards, kept.listening, strict=True):
         print(f"forward {kept.number}: {asked}, {render_listening(forward, place)}")
     print(f"end it:  vmkit forward --remove {kept.number}", file=sys.stderr)
+    if entry is None:
+        print(f"no machine named '{words[0]}' is running; the forward serves the next one", file=sys.stderr)
 
 
 def _list(*, as_json: bool) -> None:
@@ -86,7 +88,7 @@ def _list(*, as_json: bool) -> None:
         print_json([asdict(kept) for kept in everything])
         return
     if not everything:
-        print("no forwards are kept", file=sys.stderr)
+        print("no forward is running", file=sys.stderr)
         return
     rows = [
         (str(kept.number), kept.machine, asked, place, _render_age(kept))
@@ -110,7 +112,7 @@ def _remove(words: tuple[str, ...]) -> None:
     missing = set(words) - {str(kept.number) for kept in everything} - {"all"}
     if missing:
         known = ", ".join(str(kept.number) for kept in everything)
-        hint = f"there are: {known}" if known else "there is none"
+        hint = f"running forwards: {known}" if known else "no forward is running"
         raise MachineError(f"there is no forward {', '.join(sorted(missing))}", hint=hint)
     for kept in wanted:
         remove(kept)

@@ -53,7 +53,7 @@ def build(
     IMAGE is a shipped image's name (default: tiny) or the path of your own recipe.
     """
     if locked and (update or update_lock):
-        raise ConfigError("--locked cannot be combined with --update or --update-lock")
+        raise ConfigError("--locked excludes --update and --update-lock")
     prepared = prepare(load_image(image))
     if dry_run:
         print(plan_image(prepared).render())

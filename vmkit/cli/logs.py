@@ -6,11 +6,13 @@ import click
 
 from vmkit.cli.show import CleanWriter, RawWriter
 from vmkit.cli.values import complete_machines
+from vmkit.machine.parts.table import list_companion_logs
 from vmkit.machine.running import LOG_KINDS, find_logs, follow_log, read_log
 
 KIND_HELP = (
-    "Log to print: the guest's console, the machine's events, QEMU's command (argv), "
-    "or the output of QEMU (qemu, qmp), the vsock device or the monitor."
+    "Log to print: the guest's console, the machine's events, QEMU's command (argv), or the output of QEMU "
+    "(qemu, qmp), the monitor, or a process that serves a device of the machine "
+    f"({', '.join(list_companion_logs())})."
 )
 
 

@@ -1,23 +1,32 @@
-"""Verbs about running machines: list, status, down, kill, wait."""
+"""Verbs about running machines: list, status, pause, resume, down, kill, wait."""
 
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 
 import click
 
 from vmkit.cli.show import print_json, print_table, read_wall
 from vmkit.cli.values import SECONDS, complete_machines
+from vmkit.cli.vsock import read_faults, render_fault
 from vmkit.errors import ConfigError, MachineError
+from vmkit.machine import pause as pausing
 from vmkit.machine import stop
+from vmkit.machine.builders import end_builder, read_builders
 from vmkit.machine.registry import sweep
 from vmkit.machine.running import pick_entry
+from vmkit.pool.registry import read_pools
+from vsh.ending import read_ending
 from vsh.errors import VshError
-from vsh.registry import Entry, read_machines
+from vsh.registry import Entry, is_for_users, read_machines
+
+# A guest that hangs must not hold up what a person asks about it.
+CLOCK_DEADLINE_S = 3.0
 
 
 def render_entry(entry: Entry) -> dict[str, object]:
-    """A machine as JSON shows it."""
+    """Returns a machine's entry for JSON."""
     return {**entry.record, "directory": entry.directory}
 
 
@@ -53,25 +62,64 @@ def list_(*, as_json: bool) -> None:
 @click.argument("name", required=False, shell_complete=complete_machines)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(*, name: str | None, as_json: bool) -> None:
-    """Show what vmkit knows about a machine.
+    """Show what vmkit knows about a machine, and how far its clock is off.
 
     NAME is a machine's name or CID. With one machine running, you can leave it out.
     """
     entry = pick_entry(name)
+    clock, faults = _measure_clock(entry), read_faults(entry)
     if as_json:
-        print_json(render_entry(entry))
+        print_json(
+            {
+                **render_entry(entry),
+                "clock": None if clock is None else asdict(clock),
+                "faults": [fault._asdict() for fault in faults],
+            }
+        )
         return
     shown = {"name": entry.name, "state": entry.state, "cid": entry.cid, **entry.record, "directory": entry.directory}
     shown.pop("schema", None)
     shown["up"] = _render_age(entry)
+    shown["clock"] = None if clock is None else _render_clock(clock)
     shown.pop("started", None)
     # One line per layer: a reason may be a sentence.
     shown |= {f"wall {layer}": state for layer, state in read_wall(entry.record).items()}
     shown.pop("wall", None)
+    shown |= {f"vsock fault {fault.number}": render_fault(fault) for fault in faults}
     width = max(len(key) for key in shown)
     for key, value in shown.items():
         if value is not None:
             print(f"{key:<{width}}  {value}")
+
+
+@click.command("pause")
+@click.argument("names", nargs=-1, shell_complete=complete_machines)
+@click.option("--all", "everything", is_flag=True, help="Pause all running machines.")
+def pause(*, names: tuple[str, ...], everything: bool) -> None:
+    """Stop the processors of machines, until vmkit resume.
+
+    Sessions and forwards stay open, and wait. A paused machine takes no CPU time, and keeps its memory.
+    NAMES are names or CIDs of machines. With one machine running, you can leave them out.
+    """
+    entries = _pick_several(names, everything)
+    if everything:
+        # A machine that waits in a pool is paused already, and one that is saved has a deadline.
+        entries = [entry for entry in entries if is_for_users(entry)]
+    _do_to_several(entries, pausing.pause, "is paused", "were not paused")
+
+
+@click.command("resume")
+@click.argument("names", nargs=-1, shell_complete=complete_machines)
+@click.option("--all", "everything", is_flag=True, help="Resume all paused machines.")
+def resume(*, names: tuple[str, ...], everything: bool) -> None:
+    """Let paused machines run again, and set their clocks.
+
+    NAMES are names or CIDs of machines. With one machine running, you can leave them out.
+    """
+    entries = _pick_several(names, everything)
+    if everything:
+        entries = [entry for entry in entries if entry.state == "paused"]
+    _do_to_several(entries, _resume, "runs", "were not resumed")
 
 
 @click.command("down")
@@ -88,9 +136,14 @@ def down(*, names: tuple[str, ...], everything: bool, timeout: float) -> None:
     """Shut machines down: ask the guest, then QEMU, then kill the process.
 
     NAMES are names or CIDs of machines. With one machine running, you can leave them out.
+    --all ends the pools as well, and the making of a snapshot in the background.
     """
-    _end_several(
-        _pick_several(names, everything), lambda entry: stop.power_off(entry, timeout_s=timeout, tell=_tell), "is down"
+    _end_makers(everything)
+    _do_to_several(
+        _pick_several(names, everything),
+        lambda entry: stop.power_off(entry, timeout_s=timeout, tell=_tell),
+        "is down",
+        "did not end",
     )
 
 
@@ -101,8 +154,10 @@ def kill(*, names: tuple[str, ...], everything: bool) -> None:
     """Kill machines at once, without asking the guest.
 
     NAMES are names or CIDs of machines. With one machine running, you can leave them out.
+    --all ends the pools as well, and the making of a snapshot in the background.
     """
-    _end_several(_pick_several(names, everything), stop.kill, "is gone")
+    _end_makers(everything)
+    _do_to_several(_pick_several(names, everything), stop.kill, "is gone", "did not end")
 
 
 @click.command("wait")
@@ -112,6 +167,7 @@ def kill(*, names: tuple[str, ...], everything: bool) -> None:
 def wait(*, name: str | None, timeout: float | None, as_json: bool) -> None:
     """Wait until a machine ends, and print why.
 
+    After an unexpected end it also prints the last lines of the console, and of the kernel's log in its memory.
     NAME is a machine's name or CID. With one machine running, you can leave it out.
     Exits with 0 after an end on request, and with 1 after an unexpected end.
     """
@@ -119,30 +175,71 @@ def wait(*, name: str | None, timeout: float | None, as_json: bool) -> None:
     ended = stop.wait_for_end(entry, timeout)
     if ended is None:
         raise MachineError(f"'{entry.name}' still runs after {timeout:g} s")
+    ending = None if ended.expected else read_ending(entry.name, entry.pid)
+    details = ending.details if ending is not None else ""
     if as_json:
-        print_json({"name": entry.name, "reason": ended.reason, "brief": ended.brief, "expected": ended.expected})
+        answer = {"name": entry.name, "reason": ended.reason, "brief": ended.brief, "expected": ended.expected}
+        print_json({**answer, "details": details})
     else:
-        print(f"{entry.name}: {ended.brief}")
+        print(f"{entry.name}: {ended.brief}", flush=True)
+        if details:
+            print(details, file=sys.stderr)
     if not ended.expected:
         sys.exit(1)
 
 
-def _end_several(entries: list[Entry], end: Callable[[Entry], None], words: str) -> None:
-    """Ends one after another; one that does not end keeps no other from it. Raises MachineError about all such."""
+def _do_to_several(entries: list[Entry], do: Callable[[Entry], None], done: str, not_done: str) -> None:
+    """Does something to one machine after another, also after a failure. Raises one MachineError for all failures.
+
+    done, not_done: what is printed after a machine's name, and after the number of failures.
+    """
     failures: list[VshError] = []
     for entry in entries:
         try:
-            end(entry)
+            do(entry)
         except VshError as error:
             failures.append(error)
         else:
-            print(f"{entry.name} {words}", flush=True)
+            print(f"{entry.name} {done}", flush=True)
     if len(failures) == 1:
         raise failures[0]
     if failures:
         raise MachineError(
-            f"{len(failures)} machines did not end", details="\n".join(f"{e.brief}; {e.hint}" for e in failures)
+            f"{len(failures)} machines {not_done}", details="\n".join(f"{e.brief}; {e.hint}" for e in failures)
         )
+
+
+def _end_makers(everything: bool) -> None:
+    """Ends what makes machines: a pool would make another one for each that ends."""
+    for builder in read_builders() if everything else []:
+        end_builder(builder)
+        print(f"the snapshot of {builder.image} is no longer made", flush=True)
+    for pool in read_pools() if everything else []:
+        from vmkit.pool.pool import RunningPool  # noqa: PLC0415 - few hosts have a pool
+
+        RunningPool(pool).stop()
+        print(f"{pool.name} has ended", flush=True)
+
+
+def _resume(entry: Entry) -> None:
+    resumed = pausing.resume(entry)
+    if resumed.late_ms is None:
+        _tell(f"warning: the clock of '{entry.name}' may be late: {resumed.why}")
+
+
+def _measure_clock(entry: Entry) -> pausing.ClockOffset | None:
+    """None for a guest that does not answer, or is not ready."""
+    if entry.state != "ready":
+        return None
+    try:
+        return pausing.measure_clock(entry, CLOCK_DEADLINE_S)
+    except MachineError:
+        return None
+
+
+def _render_clock(clock: pausing.ClockOffset) -> str:
+    side = "ahead of" if clock.ahead_ms > 0 else "behind"
+    return f"{abs(clock.ahead_ms):.1f} ms {side} the host's, measured to {clock.error_ms:.1f} ms"
 
 
 def _tell(text: str) -> None:

@@ -1,4 +1,4 @@
-"""The `vmkit` command: its verbs, and what holds for all of them. A verb's module is imported when it is used."""
+"""The `vmkit` command: its verbs, and their common options. It imports a verb's module when the verb is used."""
 
 import importlib
 import logging
@@ -17,25 +17,37 @@ TASKS = {
         "list": "vmkit.cli.machines:list_",
         "status": "vmkit.cli.machines:status",
         "wait": "vmkit.cli.machines:wait",
+        "pause": "vmkit.cli.machines:pause",
+        "resume": "vmkit.cli.machines:resume",
         "down": "vmkit.cli.machines:down",
         "kill": "vmkit.cli.machines:kill",
+    },
+    "Files": {
+        "cp": "vmkit.cli.cp:cp",
     },
     "What a machine prints": {
         "logs": "vmkit.cli.logs:logs",
         "console": "vmkit.cli.console:console",
+        "dmesg": "vmkit.cli.dmesg:dmesg",
     },
     "Ways into a guest, beside vsh": {
         "forward": "vmkit.cli.forward:forward",
         "ssh": "vmkit.cli.ssh:ssh",
         "ssh-config": "vmkit.cli.ssh:ssh_config",
     },
-    "Images": {
+    "Images, snapshots and pools": {
         "build": "vmkit.cli.images:build",
         "images": "vmkit.cli.images:images",
+        "snapshot": "vmkit.cli.snapshot:snapshot",
+        "pool": "vmkit.cli.pool:pool",
     },
     "Tests and measurements": {
         "matrix": "vmkit.cli.matrix:matrix",
         "bench": "vmkit.cli.bench:bench",
+    },
+    "The vsock device": {
+        "vsock": "vmkit.cli.vsock:vsock",
+        "device": "vmkit.cli.device:device",
     },
     "This host": {
         "doctor": "vmkit.cli.doctor:doctor",
@@ -46,18 +58,18 @@ TASKS = {
 # A summary is the first sentence of the verb's help; a test holds that none is longer.
 MAX_SUMMARY_CHARACTERS = 72
 # These look for no running machine.
-WITHOUT_MACHINES = ("build", "images", "doctor", "docker", "completion")
+WITHOUT_MACHINES = ("build", "images", "snapshot", "device", "doctor", "docker", "completion")
 VERBS = {name: place for verbs in TASKS.values() for name, place in verbs.items()}
 
 
 class Verbs(click.Group):
-    """A group that imports a verb only when it is asked for: `vmkit list` need not know how images are built."""
+    """A group that imports a verb only for its use: `vmkit list` does not import the code that builds images."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """One section a task; no summary is cut."""
+        """Prints one section for each task, and cuts no summary."""
         width = max(map(len, VERBS))
         for task, verbs in TASKS.items():
             with formatter.section(task):
@@ -101,7 +113,7 @@ def vmkit(context: click.Context, *, debug: bool) -> None:
 
 
 class _CleanFormatter(logging.Formatter):
-    """Fit for a terminal: a recipe's words may be in a record."""
+    """Removes control characters from log records, which may have text of a recipe."""
 
     def format(self, record: logging.LogRecord) -> str:
         from vsh.text import clean_text  # noqa: PLC0415 - only where there is something to print

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from vmkit.cli.show import open_progress, print_table
+from vmkit.cli.values import COUNT
 from vmkit.image.build import build_image
 from vmkit.image.recipe.config import load_image
 from vmkit.matrix.execute import CellVerdict, find_jobs, run_cells
@@ -16,7 +17,7 @@ from vmkit.matrix.report import COLUMNS, render_github, render_junit, render_row
 @click.command("matrix")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--only", multiple=True, metavar="CELL", help="Run only this cell, such as tiny/own/user (repeatable).")
-@click.option("--jobs", type=click.IntRange(1), help="Machines at once [default: one per CPU, if memory allows].")
+@click.option("--jobs", type=COUNT, help="Machines at once [default: one per CPU, if memory allows].")
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write a JUnit report to this file.")
 @click.option("--github", is_flag=True, help="Print the cells for a GitHub strategy.matrix and stop.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")

@@ -1,19 +1,22 @@
-"""How vmkit speaks to a person: progress on stderr, answers on stdout, JSON where a machine reads."""
+"""vmkit's output: progress on stderr, answers on stdout, JSON for programs."""
 
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol, TextIO
 
 from vsh.text import Cleaner
 
 Tell = Callable[[str, float | None], None]
+# A copy reports each piece; a person reads some of the reports.
+SHOW_S = 0.1
 
 
 @contextlib.contextmanager
 def open_progress(*, quiet: bool) -> Iterator[Tell]:
-    """A callable tell(text, fraction): a live line in a terminal, one line per new text elsewhere."""
+    """Yields a callable tell(text, fraction): a live line in a terminal, one line per new text elsewhere."""
     if quiet:
         yield lambda _text, _fraction: None
         return
@@ -36,8 +39,53 @@ def open_progress(*, quiet: bool) -> Iterator[Tell]:
         yield tell
 
 
+class Moved(Protocol):
+    """How far a copy is: bytes that arrived, and bytes and files that it knows of."""
+
+    bytes: int
+    files: int
+    found_bytes: int
+    found_files: int
+
+
+@contextlib.contextmanager
+def open_transfer(*, quiet: bool) -> Iterator[Callable[[Moved], None] | None]:
+    """Yields a callable that shows bytes, rate and time left in a terminal; None where stderr is no terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console  # noqa: PLC0415  (see open_progress)
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    bar = (BarColumn(bar_width=24), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), *bar)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None)
+        next_s = 0.0
+
+        def show(moved: Moved) -> None:
+            nonlocal next_s
+            now_s = time.monotonic()
+            if now_s >= next_s:
+                next_s = now_s + SHOW_S
+                text = f"{moved.files} of {moved.found_files} files"
+                # Bytes of streams and of /proc are in no file's size.
+                progress.update(
+                    task, description=text, completed=moved.bytes, total=max(moved.found_bytes, moved.bytes)
+                )
+
+        yield show
+
+
 def _tell_plainly() -> Tell:
-    """For logs: each stage once; the single steps of a stage, which come with a fraction, are for a terminal."""
+    """Prints each stage once, for logs. Leaves out the steps of a stage, which come with a fraction."""
     last = ""
 
     def tell(text: str, fraction: float | None) -> None:
@@ -50,17 +98,17 @@ def _tell_plainly() -> Tell:
 
 
 class Writer(Protocol):
-    """Where a guest's output goes."""
+    """A destination of a guest's output."""
 
     def write(self, data: bytes) -> None:
-        """The next bytes."""
+        """Takes the next bytes."""
 
     def finish(self) -> None:
-        """No more will come."""
+        """Writes the rest: no more bytes come."""
 
 
 class RawWriter:
-    """The bytes on stdout, for those who asked for them."""
+    """Writes the raw bytes to stdout, for `--raw`."""
 
     def write(self, data: bytes) -> None:
         sys.stdout.buffer.write(data)
@@ -71,7 +119,7 @@ class RawWriter:
 
 
 class CleanWriter:
-    """The text on a stream of ours, without what could steer the terminal there."""
+    """Writes the text to a stream of ours, without control characters that steer a terminal."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -90,18 +138,18 @@ class CleanWriter:
 
 
 def print_json(value: object) -> None:
-    """One JSON document on stdout."""
+    """Prints one JSON document to stdout."""
     print(json.dumps(value, indent=2))
 
 
 def read_wall(record: Mapping[str, object]) -> dict[str, str]:
-    """The layers of a machine's wall as its guest found them when it came up; empty before that."""
+    """Returns the layers of a machine's wall as its guest reported them at its start; empty before that."""
     wall = record.get("wall")
     return {str(layer): str(state) for layer, state in wall.items()} if isinstance(wall, dict) else {}
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A plain table: aligned in a terminal and in a pipe."""
+    """Prints a plain table, aligned in a terminal and in a pipe."""
     from rich.console import Console  # noqa: PLC0415  (see open_progress)
     from rich.table import Table  # noqa: PLC0415
 

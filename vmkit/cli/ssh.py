@@ -1,15 +1,16 @@
-"""The verbs ssh and ssh-config: a machine's sshd over vsock, for those who want ssh."""
+"""The verbs ssh and ssh-config: a machine's sshd over vsock."""
 
 import click
 
+from vmkit.cli.values import VSOCK_PORT
 from vmkit.errors import MachineError
 from vmkit.machine.running import pick_entry
 from vmkit.ssh.access import DEFAULT_PORT, become_ssh, prepare_access
 from vmkit.ssh.keys import find_folder, remove_keys
 
-user_option = click.option("--user", default="root", show_default=True, help="User to log in as.")
+user_option = click.option("--user", default="root", show_default=True, metavar="USER", help="User to log in as.")
 port_option = click.option(
-    "--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(1), help="vsock port of sshd."
+    "--port", default=DEFAULT_PORT, show_default=True, type=VSOCK_PORT, help="vsock port of sshd."
 )
 
 

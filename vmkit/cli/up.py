@@ -1,7 +1,7 @@
-"""The verb `vmkit up`: its options. What it does is vmkit.cli.boot's, imported when the monitor is on its way."""
+"""The verb `vmkit up`: its options. vmkit.cli.boot does the work, and is imported while the monitor starts."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,46 +13,50 @@ from vmkit.cli.values import SECONDS, complete_images, parse_gdb_port
 from vmkit.errors import ConfigError
 from vmkit.machine.handover import start_monitor
 from vmkit.machine.options import OPTIONS, make_spec
-from vmkit.machine.parts.part import Kind, Option
+from vmkit.machine.parts.part import Option, OptionKind
 from vsh.registry import find_machine
 
 
-def add_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a verb every machine option that the table has for the command line."""
-    for option in reversed(OPTIONS):
-        if option.flag:
-            command = click.option(option.flag, option.name, **_plan_click(option))(command)
-    return command
+def add_options(leave_out: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a verb every machine option that the table has for the command line, but for those it leaves out."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(OPTIONS):
+            if option.flag and option.name not in leave_out:
+                command = click.option(option.flag, option.name, **_plan_click(option))(command)
+        return command
+
+    return add
 
 
 def _plan_click(option: Option) -> dict[str, Any]:
-    """What click must know of an option."""
+    """Returns click's settings of an option."""
     settings: dict[str, Any] = {"help": option.help, "show_default": option.shows_default}
     if option.metavar is not None:
         settings["metavar"] = option.metavar
     match option.kind:
-        case Kind.TEXT:
+        case OptionKind.TEXT:
             # Click would take the type of a number.
             return settings | {"type": str, "default": None if option.default is None else str(option.default)}
-        case Kind.INTEGER:
+        case OptionKind.INTEGER:
             return settings | {"type": int, "default": option.default}
-        case Kind.SECONDS:
+        case OptionKind.SECONDS:
             return settings | {"type": SECONDS, "default": option.default}
-        case Kind.PATH:
+        case OptionKind.PATH:
             return settings | {"type": click.Path(path_type=Path)}
-        case Kind.PATHS:
+        case OptionKind.PATHS:
             return settings | {"type": click.Path(path_type=Path), "multiple": True}
-        case Kind.CHOICE:
+        case OptionKind.CHOICE:
             return settings | {"type": click.Choice(option.words), "default": option.words[0]}
-        case Kind.SWITCH:
+        case OptionKind.SWITCH:
             return settings | {"is_flag": True}
-        case Kind.VALUED_SWITCH:
+        case OptionKind.VALUED_SWITCH:
             return settings | {"is_flag": False, "flag_value": ""}
 
 
 @click.command("up")
 @click.argument("image", default="tiny", shell_complete=complete_images)
-@add_options
+@add_options()
 @click.option("--console", is_flag=True, help="Show the guest's console while it boots.")
 @click.option("--reuse", is_flag=True, help="Use the machine of that name if one runs or starts.")
 @click.option("--dry-run", is_flag=True, help="Print the build plan and QEMU's command; start nothing.")
@@ -82,7 +86,7 @@ def up(*, image: str, console: bool, reuse: bool, dry_run: bool, as_json: bool, 
 
 
 def _read_gdb(image: str, options: dict[str, Any]) -> str:
-    """Makes Python's `gdb` and `gdb_port` of the one option; the answer is the image."""
+    """Turns the one option into Python's `gdb` and `gdb_port`. Returns the image."""
     text = options["gdb"]
     port = parse_gdb_port(text)
     if text and port is None:

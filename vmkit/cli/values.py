@@ -1,4 +1,4 @@
-"""Values that several verbs take: parsed once, refused with a reason, offered to a shell that completes them."""
+"""Values that several verbs take: parses them, refuses wrong ones with a reason, and completes them for a shell."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -10,42 +10,96 @@ from vmkit.machine.spec import MAX_TIMEOUT_S
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    NumberType = click.ParamType[float]
+else:
+    # Before click 8.2 it takes no parameter.
+    NumberType = click.ParamType
 
-class Seconds(click.FloatRange):
-    """A number of seconds that a wait can have: not longer than poll(2) can count, and not `nan`, which is in every
-    range.
+
+class Number(NumberType):
+    """A number from `low` to `high`; None: it has no upper limit. name: in upper case, what the help calls the value.
+
+    Click's own ranges are called INTEGER RANGE in the help, and print their limits as x>=1.
     """
 
-    name = "seconds"
-
-    def _describe_range(self) -> str:
-        # A week is no news to who reads the help.
-        return ""
+    def __init__(self, name: str, low: float, high: float | None = None, unit: str = "") -> None:
+        self.name = name
+        self._low = low
+        self._high = high
+        self._unit = unit and f" {unit}"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        seconds = float(super().convert(value, param, ctx))
-        if math.isnan(seconds):
-            self.fail(f"'{value}' is no number of seconds", param, ctx)
-        return seconds
+        try:
+            number = self.parse(value)
+        except ValueError:
+            self.fail(f"must be {self._describe()}, not '{value}'", param, ctx)
+        # NaN compares false with everything.
+        if not self._low <= number <= (math.inf if self._high is None else self._high):
+            self.fail(f"must be {self._describe()}, not {value}", param, ctx)
+        return number
+
+    def parse(self, value: Any) -> float:
+        """Raises ValueError."""
+        return int(value)
+
+    def _describe(self) -> str:
+        if self._high is None:
+            return f"at least {self._low:.0f}{self._unit}"
+        return f"between {self._low:.0f} and {self._high:.0f}{self._unit}"
+
+
+class Seconds(Number):
+    """A number of seconds that a wait can have: not longer than poll(2) can count."""
+
+    def __init__(self) -> None:
+        super().__init__("seconds", 0, MAX_TIMEOUT_S, "seconds")
+
+    def parse(self, value: Any) -> float:
+        return float(value)
 
 
 def parse_gdb_port(text: str | None) -> int | None:
-    """The port of `--gdb=PORT`; None for `--gdb` alone, without it, and for a word that is no number."""
+    """Returns the port of `--gdb=PORT`; None for `--gdb` alone, without it, and for a word that is no number."""
     return int(text) if text and text.isascii() and text.isdecimal() else None
 
 
-SECONDS = Seconds(0, MAX_TIMEOUT_S)
+SECONDS = Seconds()
+COUNT = Number("count", 1)
+# linux/vm_sockets.h: VMADDR_PORT_ANY is the highest number, and no port.
+VSOCK_PORT = Number("port", 1, 2**32 - 2)
 
 
 def complete_machines(_context: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """The machines that run at this moment."""
+    """Returns the running machines."""
     from vsh.registry import read_machines  # noqa: PLC0415  (only a shell asks)
 
     return [machine.name for machine in read_machines() if machine.name.startswith(incomplete)]
 
 
+def complete_endpoints(context: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
+    """Returns the running machines as the start of a path on them. The shell completes a path of this host itself."""
+    from click.shell_completion import CompletionItem  # noqa: PLC0415  (only a shell asks)
+
+    machines = [] if "/" in incomplete else complete_machines(context, param, incomplete)
+    return [*(CompletionItem(f"{name}:") for name in machines), CompletionItem(incomplete, type="file")]
+
+
+def complete_snapshots(_context: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Returns the names of the snapshots."""
+    from vmkit.machine.restore import open_store  # noqa: PLC0415  (only a shell asks)
+
+    return [one.name for one in open_store().read_all() if one.name.startswith(incomplete)]
+
+
+def complete_pools(_context: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Returns the names of the running pools."""
+    from vmkit.pool.registry import read_pools  # noqa: PLC0415  (only a shell asks)
+
+    return [one.name for one in read_pools() if one.name.startswith(incomplete)]
+
+
 def complete_images(_context: click.Context, _param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
-    """The shipped images; a path is the shell's to complete."""
+    """Returns the shipped images. The shell completes a path itself."""
     from click.shell_completion import CompletionItem  # noqa: PLC0415  (only a shell asks)
 
     from vmkit.image.recipe.resources import find_images_dir  # noqa: PLC0415

@@ -1,7 +1,7 @@
 """The leash: runs a command inside a container for as long as the client holds the other end of stdin.
 
-`python3 -m vmkit.docker -- COMMAND ...`. The client never writes. The end of stdin means that the client
-is gone; then the command is ended. Exit status: the command's, 128+N for signal N, 126 and 127 as a shell has them.
+`python3 -m vmkit.docker -- COMMAND ...`. The client never writes. The end of stdin means that the client is gone; then
+the leash ends the command. Exit status: the command's, 128+N for signal N, 126 and 127 as in a shell.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ GRACE_S = 10.0
 
 
 def main(argv: list[str]) -> int:
-    """argv: `--` and the command."""
+    """Runs the command and returns the exit status. argv: `--` and the command."""
     settle_signals()
     hold_stdio()
     command = argv[1:] if argv[:1] == ["--"] else argv

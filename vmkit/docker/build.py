@@ -1,4 +1,4 @@
-"""Builds the project's Docker image: the engine's stream of lines becomes progress, and its failure an error."""
+"""Builds the project's Docker image. Turns the engine's stream of lines into progress, and a failure into an error."""
 
 import re
 import tempfile
@@ -31,7 +31,7 @@ Tell = Callable[[str, float | None], None]
 
 @dataclass(frozen=True, slots=True)
 class BuildSpec:
-    """What to build. Empty text is the Dockerfile's own choice, or the engine's."""
+    """The options of a build. Empty text leaves the choice to the Dockerfile or the engine."""
 
     context: Path
     target: str
@@ -43,12 +43,12 @@ class BuildSpec:
 
 
 def tag_of(target: str) -> str:
-    """The name a stage gets when none is asked for."""
+    """Returns the default name of a stage's image."""
     return f"{REPOSITORY}:latest" if target == "run" else f"{REPOSITORY}:{target}"
 
 
 def build_docker_image(engine: "APIClient", spec: BuildSpec, tell: Tell, log: Callable[[str], None]) -> str:
-    """Builds, and returns the image's id. log gets every line of the build's output."""
+    """Builds the image and returns its id. log gets every line of the build's output."""
     with tempfile.TemporaryFile(prefix="vmkit-context-") as archive:
         size = write_context(spec.context, find_files(spec.context), archive)
         tell(f"sending {size / 1e6:.1f} MB to the engine", None)
@@ -71,7 +71,7 @@ def build_docker_image(engine: "APIClient", spec: BuildSpec, tell: Tell, log: Ca
 
 
 def follow_build(stream: Iterable[Mapping[str, object]], tell: Tell, log: Callable[[str], None]) -> str:
-    """Reads the engine's messages to the end. Raises BuildError when one reports a failure, or none a success."""
+    """Reads the engine's messages to the end. Raises BuildError on a report of failure, or without one of success."""
     step, image = "", ""
     tail: list[str] = []
     for message in stream:
@@ -92,13 +92,13 @@ def follow_build(stream: Iterable[Mapping[str, object]], tell: Tell, log: Callab
         raise BuildError(
             "the engine ended the build without a message",
             details="\n".join(tail),
-            hint="does it still run? docker info",
+            hint="see whether it still runs: docker info",
         )
     return image
 
 
 def _explain_failure(text: str, step: str, tail: list[str]) -> ConfigError | BuildError:
-    """The Dockerfile's own words where it has some; else the step that failed and what it printed."""
+    """Returns an error with the Dockerfile's own message, if any; else with the failed step and its output."""
     own = {found[1]: found[2] for line in tail if (found := _OWN.match(line))}
     if "error" in own:
         kind = ConfigError if "base image" in own["error"] else BuildError
@@ -109,7 +109,7 @@ def _explain_failure(text: str, step: str, tail: list[str]) -> ConfigError | Bui
         return BuildError(
             f"the build has no network: {step}",
             details="\n".join([*tail, text]),
-            hint="let its steps have the host's: vmkit docker build --network host",
+            hint="use the host's network: vmkit docker build --network host",
         )
     refusal = explain_refusal(text)
     if step.startswith("Step") and " : FROM" in step and not refusal.hint.startswith("see the engine"):
@@ -119,5 +119,5 @@ def _explain_failure(text: str, step: str, tail: list[str]) -> ConfigError | Bui
     return BuildError(
         f"the build failed at {step or 'its start'}",
         details="\n".join([*tail, text]),
-        hint="build again when the cause is mended: the steps before it are kept",
+        hint="mend the cause and build again: the engine keeps the steps before it",
     )

@@ -1,7 +1,7 @@
-"""One container as a with-block: made, attached to, started, waited for, its results taken, and gone.
+"""Runs one container as a with-block: makes, attaches, starts, waits, takes the results, removes.
 
-However this process ends, the container does: by the block's end, by the leash (vmkit.docker.__main__) when there is no
-time for that, and at the latest by the sweep that the next command begins with.
+The container ends with this process in every case. The block's end removes it. The leash (vmkit.docker.__main__) ends
+it when this process has no time for that. At the latest, the sweep at the start of the next command removes it.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ INTERRUPT_S = 5
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """What to run. interactive: our stdin is the container's; tty: our terminal is. out: where /results go."""
+    """The options of a run. interactive: the container gets our stdin; tty: our terminal. out: folder for /results."""
 
     image: str
     command: tuple[str, ...]
@@ -45,7 +45,7 @@ class RunSpec:
 
 
 def plan_container(spec: RunSpec, client: str) -> dict[str, Any]:
-    """The body of the Engine API's ContainerCreate. No privileges, no added capabilities, whatever is asked for."""
+    """Returns the body of the Engine API's ContainerCreate. It never has privileges or added capabilities."""
     host: dict[str, Any] = {
         "NetworkMode": spec.network,
         "Devices": [
@@ -119,13 +119,13 @@ def _open_container(engine: "APIClient", config: Mapping[str, Any]) -> Iterator[
 
 
 def _close(stream: Any, connection: socket.socket) -> None:
-    """The response first, which the SDK ties to the stream: one that finds its stream closed complains on stderr."""
+    """Closes the response before its stream: the SDK prints a complaint when the response's stream is closed first."""
     getattr(stream, "_response", stream).close()
     connection.close()
 
 
 def _interrupt(engine: "APIClient", container: str) -> None:
-    """What Ctrl-C does in a terminal, to the command; it has INTERRUPT_S before the container is removed."""
+    """Sends the command SIGINT, as Ctrl-C does. It has INTERRUPT_S before the caller removes the container."""
     with contextlib.suppress(Exception):
         engine.kill(container, "SIGINT")
         engine.wait(container, timeout=INTERRUPT_S)
@@ -140,12 +140,12 @@ def _take_results(engine: "APIClient", container: str, spec: RunSpec, tell: Call
 
 
 def describe_client() -> str:
-    """A text that is unique to this process: the host's boot, our pid, and when we started."""
+    """Returns a text that is unique to this process: the host's boot, our pid, and our start time."""
     return f"{_read_boot()} {os.getpid()} {_read_start(os.getpid())}"
 
 
 def sweep(engine: "APIClient", tell: Callable[[str], None]) -> None:
-    """Removes the containers of clients of this host that are dead."""
+    """Removes the containers of this host's dead clients."""
     for container in engine.containers(all=True, filters={"label": LABEL}):
         boot, _, rest = str(container["Labels"].get(LABEL, "")).partition(" ")
         pid, _, start = rest.partition(" ")
@@ -156,7 +156,7 @@ def sweep(engine: "APIClient", tell: Callable[[str], None]) -> None:
 
 
 def check_terminal(*, asked: bool) -> bool:
-    """Whether the container gets our terminal. Raises ConfigError where one is asked for and is not there."""
+    """Whether the container gets our terminal. Raises ConfigError when one is asked for and there is none."""
     hint = "run a command instead: vmkit docker run -- CMD"
     there = sys.stdin.isatty() and sys.stdout.isatty()
     if asked and not there:

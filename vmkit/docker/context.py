@@ -1,6 +1,6 @@
-"""The build context: what .dockerignore lets through, as a tar that is the same for the same files.
+"""The build context: the files that .dockerignore allows, as a tar that is the same for the same files.
 
-Times and owners are not the files', so that the layers made of them are not either.
+The tar has fixed times and owners, so that the same files give the same layers.
 """
 
 import tarfile
@@ -17,7 +17,7 @@ MAX_CONTEXT_BYTES = 64 << 20
 
 
 def find_context(named: Path | None) -> Path:
-    """The folder to build: the named one, else where we are, else the checkout this program runs from."""
+    """Returns the folder to build: the named one, else the current one, else the checkout that this program is in."""
     if named is not None:
         if not (named / DOCKERFILE).is_file():
             raise ConfigError(f"{named} holds no {DOCKERFILE}", hint="name a checkout of the project")
@@ -26,13 +26,13 @@ def find_context(named: Path | None) -> Path:
         if (folder / DOCKERFILE).is_file() and (folder / "vmkit").is_dir():
             return folder
     raise ConfigError(
-        "the image is built from a checkout of the project, and this is none",
-        hint="clone the project and say: vmkit docker build CHECKOUT",
+        "vmkit builds the image from a checkout of the project, and this folder is not one",
+        hint="clone the project and run: vmkit docker build CHECKOUT",
     )
 
 
 def find_files(folder: Path) -> list[str]:
-    """The context's files and folders, relative and sorted."""
+    """Returns the context's files and folders, relative and sorted."""
     from docker.utils import exclude_paths  # noqa: PLC0415  (an extra, and slow to import)
 
     ignore = folder / IGNORE_FILE

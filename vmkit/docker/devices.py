@@ -1,6 +1,6 @@
-"""Which of the host's devices a container gets: those that are there and work, by doctor's verdict.
+"""Chooses the host's devices that a container gets: those that exist and work, by doctor's verdict.
 
-Pure but for the owners of device nodes. What is not passed is replaced inside: TCG for KVM, our own vsock device for
+Pure but for the owners of device nodes. The container replaces missing devices: TCG for KVM, our own vsock device for
 the kernel's.
 """
 
@@ -19,7 +19,7 @@ VHOST = ("/dev/vhost-vsock", "/dev/vsock")
 class Passed:
     """groups: numbers of the groups, never root's, that may open the devices. vsock: the container needs vsock sockets.
 
-    lines tell a person what was passed, and what was not and why.
+    lines: for a person, the passed devices, and the reasons for those that were not.
     """
 
     devices: tuple[str, ...]
@@ -28,12 +28,12 @@ class Passed:
     lines: tuple[str, ...]
 
     def environment(self) -> dict[str, str]:
-        """Without vhost no vsock socket is of use inside, and on a host that is a guest itself it would lead astray."""
+        """Denies vsock sockets without vhost: on a host that is a guest, they would reach that host's own host."""
         return {} if self.vsock else {"VSH_AF_VSOCK": "deny"}
 
 
 def choose_devices(checks: Sequence[Check], *, local: bool, owners: Mapping[str, int] | None = None) -> Passed:
-    """owners: the group of each device node that exists; looked up when None. local: the engine is on this host."""
+    """Chooses the devices. owners: the group of each existing device node; None: found here. local: engine is here."""
     if not local:
         return Passed((), (), False, ("no devices: the engine is on another host",))
     groups = find_owners() if owners is None else owners
@@ -57,7 +57,7 @@ def choose_devices(checks: Sequence[Check], *, local: bool, owners: Mapping[str,
 
 
 def find_owners() -> dict[str, int]:
-    """The group of each of the devices that exists here; 0 where none but root may open it."""
+    """Returns the group of each device that exists here; 0 when only root may open it."""
     owners = {}
     for path in (KVM, *VHOST):
         with contextlib.suppress(OSError):

@@ -1,6 +1,6 @@
 """The Docker engine: finds it, checks that it answers, and explains its refusals with the next step.
 
-The SDK is imported here and when it is used: it is an extra, and slow to import.
+This module imports the SDK only when it is used: it is an extra, and slow to import.
 """
 
 import contextlib
@@ -24,18 +24,18 @@ _BASE_HINT = "check the name, or name a base the engine has: vmkit docker build 
 
 
 def find_host() -> str:
-    """$DOCKER_HOST, else the usual socket."""
+    """Returns $DOCKER_HOST, else the default socket."""
     return os.environ.get("DOCKER_HOST") or DEFAULT_HOST
 
 
 def is_local(host: str) -> bool:
-    """True when the engine runs on this host, so that its devices are those we see."""
+    """True when the engine runs on this host, so that it has the devices of this host."""
     return urlparse(host).scheme == "unix"
 
 
 @contextlib.contextmanager
 def open_engine() -> Iterator["APIClient"]:
-    """An engine that answers. In the block, too, every failure of the SDK becomes a VmkitError."""
+    """Yields an engine that answers. Every failure of the SDK, also in the block, becomes a VmkitError."""
     try:
         import docker  # noqa: PLC0415  (see above)
     except ImportError as error:
@@ -52,7 +52,7 @@ def open_engine() -> Iterator["APIClient"]:
 
 
 def _find_tls(host: str) -> dict[str, object]:
-    """The SDK's reading of DOCKER_TLS_VERIFY and DOCKER_CERT_PATH, for an engine that is not on this host."""
+    """Returns the SDK's reading of DOCKER_TLS_VERIFY and DOCKER_CERT_PATH, for an engine on another host."""
     if is_local(host):
         return {}
     from docker.utils import kwargs_from_env  # noqa: PLC0415  (see above)
@@ -77,7 +77,7 @@ def _explain(host: str) -> Iterator[None]:
 
 
 def explain_refusal(text: str) -> VmkitError:
-    """An error for a refusal of the engine, with what to do about it."""
+    """Returns the error for a refusal of the engine, with the remedy."""
     lower = text.lower()
     if FULL_DISK in lower:
         return BuildError("the engine's disk is full", details=text, hint="make room: docker system prune")
@@ -86,17 +86,17 @@ def explain_refusal(text: str) -> VmkitError:
     if "no such image" in lower:
         return ConfigError("the image is not built yet", details=text, hint="build it: vmkit docker build")
     if any(word in lower for word in _UNREACHABLE):
-        hint = "is there a network? without one, name a base the engine has: vmkit docker build --base IMAGE"
+        hint = "without a network, name a base that the engine has: vmkit docker build --base IMAGE"
         return BuildError("the engine cannot reach the registry", details=text, hint=hint)
     return HostError("the Docker engine refused", details=text, hint="see the engine's own log: journalctl -u docker")
 
 
 def _explain_silence(error: Exception, host: str) -> HostError:
-    """An error for an engine that does not answer: it does not run, or refuses this user."""
+    """Returns the error for an engine that does not answer: it does not run, or refuses this user."""
     cause = _find_os_error(error)
     if cause is not None and cause.errno in (errno.EACCES, errno.EPERM):
         return HostError(
-            f"this user may not speak to the Docker engine at {host}",
+            f"this user cannot open the socket of the Docker engine at {host}",
             hint="join the group docker: sudo usermod -aG docker $USER, then log in again",
         )
     if cause is not None and cause.errno in (errno.ENOENT, errno.ECONNREFUSED):
@@ -105,12 +105,12 @@ def _explain_silence(error: Exception, host: str) -> HostError:
             hint="install and start one (sudo apt-get install docker.io), or name another: DOCKER_HOST=unix:///PATH",
         )
     return HostError(
-        f"the Docker engine at {host} broke the connection", details=str(error), hint="does it run? see: docker info"
+        f"the Docker engine at {host} broke the connection", details=str(error), hint="see whether it runs: docker info"
     )
 
 
 def _find_os_error(error: BaseException | None) -> OSError | None:
-    """The system's own error, below the layers that wrapped it."""
+    """Finds the system's own error below the layers that wrapped it."""
     import requests  # noqa: PLC0415  (see above)
 
     seen: set[int] = set()

@@ -1,6 +1,6 @@
-"""Files out of a container: the engine's tar becomes files in a folder of the host's, and nowhere else.
+"""Copies files out of a container: writes the engine's tar into a folder of the host, and nowhere else.
 
-A container is not trusted with where they go: only plain files and folders are taken, and no name leads out.
+It does not trust the container's names: it takes only plain files and folders, and skips names that lead out.
 """
 
 import tarfile
@@ -15,11 +15,11 @@ MAX_RESULT_BYTES = 4 << 30
 
 
 def write_results(chunks: Iterable[bytes], folder: Path) -> list[Path]:
-    """Writes what is below the archive's top folder; returns the files. Raises HostError when they cannot be kept."""
+    """Writes the files below the archive's top folder and returns them. Raises HostError when it cannot write them."""
     written: list[Path] = []
     total = 0
     try:
-        with tarfile.open(fileobj=cast(IO[bytes], _Reader(chunks)), mode="r|") as archive:
+        with tarfile.open(fileobj=cast(IO[bytes], _ChunkReader(chunks)), mode="r|") as archive:
             for member in archive:
                 parts = PurePosixPath(member.name).parts[1:]
                 if not member.isfile() or not parts or ".." in parts:
@@ -46,8 +46,8 @@ def _write(path: Path, source: IO[bytes], *, executable: bool) -> Path:
     return path
 
 
-class _Reader:
-    """Chunks as a file to read from, for tarfile's stream mode."""
+class _ChunkReader:
+    """Presents chunks as a file to read from, for tarfile's stream mode."""
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)

@@ -1,8 +1,8 @@
-"""The seccomp profile of a container that is given vsock: what Docker's default allows, and AF_VSOCK sockets with it.
+"""The seccomp profile of a container that gets vsock: Docker's default, with AF_VSOCK sockets allowed.
 
-Docker's default refuses socket(AF_VSOCK, ...), because vsock knows no namespaces. With /dev/vhost-vsock passed on
-purpose, that socket is what the container is for; every other refusal stays. Docker's documentation ("Seccomp security
-profiles for Docker") lists what its default refuses; the names of x86-64's system calls are asm/unistd_64.h's.
+Docker's default refuses socket(AF_VSOCK, ...), because vsock has no namespaces. A container that gets /dev/vhost-vsock
+needs that socket. Every other refusal stays. Docker's documentation ("Seccomp security profiles for Docker") lists the
+refusals of its default. The names of x86-64's system calls are those of asm/unistd_64.h.
 """
 
 import json
@@ -49,7 +49,7 @@ EPERM, ENOSYS = 1, 38
 
 
 def render_profile() -> str:
-    """The profile as the JSON that the Engine API takes in SecurityOpt."""
+    """Returns the profile as the JSON that the Engine API takes in SecurityOpt."""
     return json.dumps(
         {
             "defaultAction": "SCMP_ACT_ERRNO",

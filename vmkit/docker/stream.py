@@ -1,7 +1,7 @@
-"""A container's standard streams on one connection: the engine's framing taken apart, and the terminal's raw bytes.
+"""A container's standard streams on one connection: reads the engine's framing, or the terminal's raw bytes.
 
-The framing is the Engine API's (ContainerAttach): without a tty, each piece has a header of 8 bytes: the
-stream's number, three zeroes, the length (32 bits, big-endian).
+The framing is the Engine API's (ContainerAttach). Without a tty, each piece has a header of 8 bytes: the stream's
+number, three zeroes, the length (32 bits, big-endian).
 """
 
 import os
@@ -22,7 +22,7 @@ STDERR = 2
 
 
 class Demux:
-    """Pieces of the connection in, (stream number, data) out. Holds at most a header, never the data."""
+    """Splits pieces of the connection into (stream number, data). Holds at most a header, never the data."""
 
     def __init__(self) -> None:
         self._header = b""
@@ -44,7 +44,7 @@ class Demux:
 
 
 def write_here(stream: int, data: bytes) -> None:
-    """To our own stdout or stderr, at once."""
+    """Writes to our own stdout or stderr at once."""
     target = sys.stderr if stream == STDERR else sys.stdout
     target.flush()
     target.buffer.write(data)
@@ -52,7 +52,7 @@ def write_here(stream: int, data: bytes) -> None:
 
 
 class Terminal:
-    """Our terminal, given to a container for a block: raw, its size sent at the start and at each change."""
+    """Gives our terminal to a container for a block: raw, with its size sent at the start and at each change."""
 
     def __init__(self, tell_size: Callable[[int, int], None]) -> None:
         self._raw = RawTerminal(0)
@@ -69,7 +69,7 @@ class Terminal:
         self._raw.leave()
 
     def take(self) -> bool:
-        """Raw from now on; False while another job has it. Call this before each read, and after `look_s`."""
+        """Makes the terminal raw; False while another job has it. Call this before each read, and after `look_s`."""
         return self._raw.enter()
 
     @property
@@ -85,7 +85,7 @@ class Terminal:
 def pump(
     connection: socket.socket, *, terminal: Terminal | None, stdin: int | None, write: Callable[[int, bytes], None]
 ) -> None:
-    """Copies until the container's output ends. stdin: a descriptor to read what is sent, or None to send nothing.
+    """Copies until the container's output ends. stdin: a descriptor whose bytes it sends, or None to send nothing.
 
     Without stdin the sending half stays open. Its end would make the container end its command.
     """
@@ -111,5 +111,5 @@ def pump(
 
 
 def _is_held(stdin: int, terminal: Terminal | None) -> bool:
-    """A terminal that belongs to another job must not be read."""
+    """Whether stdin is a terminal that belongs to another job, and so must not be read."""
     return is_background(stdin) if terminal is None else not terminal.take()

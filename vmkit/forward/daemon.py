@@ -1,7 +1,7 @@
 """The process that keeps a forward: `python -m vmkit.forward.daemon FD`, started by vmkit.forward.start.
 
-What to forward comes as JSON over the socket FD; one line of JSON goes back when it listens, or why it cannot. Then it
-serves until SIGTERM, whatever becomes of the machine meanwhile.
+It reads its forwards as JSON from the socket FD. It sends back one line of JSON when it listens, or the reason why it
+cannot. Then it serves until SIGTERM, also while the machine is gone.
 """
 
 import json
@@ -11,11 +11,11 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from vmkit.forward.registry import LOG, make_entry
+from vmkit.forward.registry import LOG, keep
 from vsh.address import Address, find_by_name
 from vsh.errors import VshError
-from vsh.forward.service import Service
-from vsh.forward.spec import Forward
+from vsh.forward.forwarder import Forwarder
+from vsh.forward.spec import ForwardSpec
 from vsh.signals import SIGINT, SIGTERM, Wakeup
 from vshd.carry.inherited import settle_signals
 
@@ -30,10 +30,10 @@ def main() -> int:
     reports = socket.socket(fileno=int(sys.argv[1]))
     request = json.loads(reports.makefile("rb").readline(MAX_REQUEST_BYTES))
     wakeup = Wakeup((SIGTERM, SIGINT))
-    forwards = [Forward(*words) for words in request["forwards"]]
+    forwards = [ForwardSpec(*words) for words in request["forwards"]]
     machine, user = str(request["machine"]), str(request["user"])
     try:
-        with make_entry(machine, tuple(map(str, forwards))) as entry:
+        with keep(machine, tuple(map(str, forwards))) as entry:
 
             def tell(text: str) -> None:
                 _log(entry.directory / LOG, text)
@@ -41,11 +41,11 @@ def main() -> int:
             def find() -> Address:
                 return find_by_name(machine)
 
-            with Service(find, forwards, user=user, tell=tell, is_lasting=True) as service:
-                kept = entry.publish(tuple(service.listening))
+            with Forwarder(find, forwards, user=user, tell=tell, is_lasting=True) as forwarder:
+                kept = entry.publish(tuple(forwarder.listening))
                 reports.sendall(json.dumps(asdict(kept)).encode() + b"\n")
                 reports.close()
-                service.run(wakeup.fd)
+                forwarder.run(wakeup.fd)
     except VshError as error:
         if reports.fileno() < 0:
             return 1
@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def _log(path: Path, text: str) -> None:
-    """Appends a line; over the ceiling it begins anew."""
+    """Appends a line to the log. A log over the ceiling begins anew."""
     try:
         is_full = path.exists() and path.stat().st_size > MAX_LOG_BYTES
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_TRUNC if is_full else os.O_APPEND), 0o600)

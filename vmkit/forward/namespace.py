@@ -1,8 +1,8 @@
-"""The IPv6 mapping of vsock on this host: in a network namespace of a command's own, or, asked for, for the whole host.
+"""The IPv6 mapping of vsock on this host: in a network namespace of a command's own, or on request for the whole host.
 
-In the namespace every [PREFIX::CID]:PORT is that guest's vsock port; the namespace has nothing else but loopback, needs
-no privilege, and is gone with the command. Runs twice: plan and entry here, and `python -m vmkit.forward.namespace` in
-the namespace, which sets it up, starts the command and serves.
+In the namespace every [PREFIX::CID]:PORT is that guest's vsock port. The namespace otherwise has only loopback, needs
+no privilege, and is gone with the command. This module runs twice. Here it plans the mapping and enters the namespace.
+There, as `python -m vmkit.forward.namespace`, it sets the mapping up, starts the command and serves.
 """
 
 import contextlib
@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NoReturn
 
+from vmkit.entries.folder import open_runtime_directory
 from vmkit.errors import CommandError, ConfigError, HostError
 from vmkit.machine.handover import render_environment
-from vmkit.machine.registry import open_runtime_directory
 from vmkit.run import run
 from vsh.errors import VshError
-from vsh.forward.service import Service
-from vsh.forward.spec import MAPPED, Forward
+from vsh.forward.forwarder import Forwarder
+from vsh.forward.spec import MAPPED, ForwardSpec
 from vsh.signals import SIGHUP, SIGINT, SIGTERM, Wakeup
 from vshd.carry.inherited import OF_PEOPLE, OF_PYTHON, hold_stdio, settle_signals
 from vshd.carry.mapping import (
@@ -48,7 +48,7 @@ Handlers = dict[signal.Signals, Callable[[int, FrameType | None], Any] | int | N
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
-    """What to set up: the prefix's 8 bytes; the command to run, none: until a signal; as which user and group."""
+    """The mapping to set up: the prefix's 8 bytes; the command, or none to serve until a signal; its user and group."""
 
     prefix: bytes
     command: tuple[str, ...]
@@ -58,7 +58,7 @@ class Mapping:
 
 
 def choose_prefix(text: str | None) -> bytes:
-    """The prefix asked for, else this user's own: random, and the same until the runtime directory goes."""
+    """Returns the requested prefix, else this user's own: random, and as long-lived as the runtime directory."""
     if text is not None:
         try:
             return parse_prefix(text)
@@ -78,7 +78,7 @@ def run_mapped(mapping: Mapping) -> int:
 
 
 def _enter(mapping: Mapping) -> NoReturn:
-    """Goes on as main() in a namespace of its own. Raises HostError when there can be none."""
+    """Continues as main() in a namespace of its own. Raises HostError when it cannot make one."""
     try:
         run([*ENTER, "true"], timeout_s=COMMAND_TIMEOUT_S, package="util-linux")
     except CommandError as error:
@@ -94,41 +94,41 @@ def _enter(mapping: Mapping) -> NoReturn:
 
 
 def render_entry_environment() -> dict[str, str]:
-    """The environment in which a program of ours behind ENTER finds this vmkit and its machines."""
+    """Returns the environment in which a program of ours behind ENTER finds this vmkit and its machines."""
     # In the namespace we are root, whose runtime directory is another one.
     return {**render_environment(os.environ), "VMKIT_RUNTIME_DIR": str(open_runtime_directory())}
 
 
 def _serve(mapping: Mapping) -> int:
-    with _set_up(mapping) as service:
+    with _set_up(mapping) as forwarder:
         if not mapping.command:
             wakeup = Wakeup((SIGHUP, SIGINT, SIGTERM))
-            service.run(wakeup.fd)
+            forwarder.run(wakeup.fd)
             return SIGNALLED + next(iter(wakeup.take()), SIGTERM)
-        return _run_command(mapping, service)
+        return _run_command(mapping, forwarder)
 
 
 @contextlib.contextmanager
-def _set_up(mapping: Mapping) -> Iterator[Service]:
-    """The kernel's tables and a service behind them, both gone at the end."""
-    forward = Forward(MAPPED, "tcp:[::1]:0", render_prefix(mapping.prefix))
+def _set_up(mapping: Mapping) -> Iterator[Forwarder]:
+    """Sets up the kernel's tables and a forwarder behind them. Removes both at the end."""
+    forward = ForwardSpec(MAPPED, "tcp:[::1]:0", render_prefix(mapping.prefix))
     set_up, take_down = plan_commands(mapping.prefix)
     with contextlib.ExitStack() as stack:
         if not mapping.is_host_wide:
             run_tool(["ip", "link", "set", "lo", "up"])
-        service = stack.enter_context(Service(_find_nobody, [forward], tell=_tell))
-        port = int(service.listening[0].rpartition(":")[2])
+        forwarder = stack.enter_context(Forwarder(_find_nobody, [forward], tell=_tell))
+        port = int(forwarder.listening[0].rpartition(":")[2])
         if mapping.is_host_wide:
             for argv in take_down:
                 stack.callback(_run_quietly, argv)
         for argv in set_up:
             run_tool(argv)
         run_tool(["nft", "-f", "-"], render_rules(mapping.prefix, port))
-        yield service
+        yield forwarder
 
 
-def _run_command(mapping: Mapping, service: Service) -> int:
-    """The command beside the service; its exit status, as a shell gives it."""
+def _run_command(mapping: Mapping, forwarder: Forwarder) -> int:
+    """Runs the command beside the forwarder; returns its exit status in a shell's form."""
     words = list(mapping.command)
     if mapping.uid and not mapping.is_host_wide:
         # It is its user again, in a user namespace below this one, and has no power over the network.
@@ -144,7 +144,7 @@ def _run_command(mapping: Mapping, service: Service) -> int:
         raise VshError(f"{words[0]}: {error.strerror}", status=NOT_EXECUTABLE) from error
     fd = os.pidfd_open(process.pid)
     try:
-        service.run(fd)
+        forwarder.run(fd)
         status = process.wait()
     finally:
         os.close(fd)
@@ -157,9 +157,9 @@ def _run_command(mapping: Mapping, service: Service) -> int:
 
 
 def _give_back(before: Handlers) -> Callable[[], None]:
-    """A preexec hook: the signals that we ignore are the command's again, as they came to us.
+    """Returns a preexec hook that restores the signals that we ignore: the command gets them as they came to us.
 
-    before: what we had for those that we ignore ourselves.
+    before: our earlier handlers of those signals.
     """
     numbers = (*OF_PYTHON, *(number for number, handler in before.items() if handler is not signal.SIG_IGN))
 
@@ -177,7 +177,7 @@ def run_tool(argv: Sequence[str], text: str = "") -> None:
 
 
 def render_tools_environment() -> dict[str, str]:
-    """The environment in which these are found: administrators' tools, whose folder a user's PATH may not have."""
+    """Returns the environment to find ip and nft, administrators' tools whose folder a user's PATH may lack."""
     return {**os.environ, "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"}
 
 
@@ -196,7 +196,7 @@ def _tell(text: str) -> None:
 
 
 def main() -> int:
-    """In the namespace: PREFIX UID GID command..."""
+    """Runs in the namespace, with the arguments PREFIX UID GID command..."""
     settle_signals(OF_PEOPLE)
     hold_stdio()
     prefix, uid, gid, *command = sys.argv[1:]

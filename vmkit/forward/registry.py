@@ -1,37 +1,32 @@
-"""The registry of lasting forwards: one directory per forward below the runtime directory, one lock in it.
+"""The registry of lasting forwards: one entry each (vmkit.entries), with the lowest free number as its name.
 
-As with machines (vmkit.machine.registry), the process that keeps the forward holds the lock for life. A process that
-gets the lock knows that the entry is stale. Names that begin with a dot are entries being made.
+The process that keeps the forward holds the lock of its entry for life.
 """
 
 import contextlib
-import fcntl
-import json
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from vmkit.entries.entry import NewEntry, discard, make_entry, read_entries, sweep_all, write_record
+from vmkit.entries.folder import explain_errors, hold_registry, open_runtime_directory
 from vmkit.errors import HostError
-from vmkit.machine.registry import open_runtime_directory
-from vsh.registry import find_runtime_directory, is_held
+from vsh.registry import find_runtime_directory
 
 FORWARDS = "forwards"
 RECORD = "forward.json"
-LOCK = "lock"
 LOG = "log"
-NEW_PREFIX = ".new."
-MAX_RECORD_BYTES = 64 * 1024
 # More forwards than anybody has.
 MAX_NUMBER = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A forward that is kept: `machine` is the name it is for; `forwards` what was asked for, as `-L listen:target`;
-    `listening` where each listens, in the same order.
+    """A lasting forward: `machine` is its machine's name; `forwards` are the requested ones, as `-L listen:target`;
+    `listening` are their addresses, in the same order.
     """
 
     number: int
@@ -43,102 +38,72 @@ class Kept:
 
 
 @contextlib.contextmanager
-def make_entry(machine: str, forwards: tuple[str, ...]) -> Iterator["Entry"]:
-    """An entry of this process, not to be seen by others before Entry.publish(), and gone at the end of the block."""
-    root = _open_folder()
-    _sweep(root)
-    temporary = root / f"{NEW_PREFIX}{os.getpid()}"
-    try:
-        temporary.mkdir(mode=0o700)
-        lock_fd = os.open(temporary / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise HostError(f"cannot write to {root}: {error.strerror}") from error
-    fcntl.flock(lock_fd, fcntl.LOCK_EX)
-    entry = Entry(root, temporary, machine, forwards)
-    try:
-        yield entry
-    finally:
-        shutil.rmtree(entry.directory, ignore_errors=True)
-        os.close(lock_fd)
+def keep(machine: str, forwards: tuple[str, ...]) -> Iterator["OwnForward"]:
+    """Makes an entry of this process. Others do not see it before publish(). The end of the block removes it."""
+    root = open_runtime_directory()
+    folder = root / FORWARDS
+    with explain_errors(root):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        with hold_registry(root):
+            sweep_all(folder)
+            made = contextlib.ExitStack()
+            entry = made.enter_context(make_entry(folder, str(os.getpid())))
+    with made:
+        try:
+            yield OwnForward(entry, machine, forwards)
+        finally:
+            discard(entry.directory)
 
 
-class Entry:
-    """Our own entry. Invariant: `directory` is where it is now."""
+class OwnForward:
+    """Our own entry."""
 
-    def __init__(self, root: Path, directory: Path, machine: str, forwards: tuple[str, ...]) -> None:
-        self._root = root
-        self.directory = directory
+    def __init__(self, entry: NewEntry, machine: str, forwards: tuple[str, ...]) -> None:
+        self._entry = entry
         self._machine = machine
         self._forwards = forwards
 
+    @property
+    def directory(self) -> Path:
+        """Its present path."""
+        return self._entry.directory
+
     def publish(self, listening: tuple[str, ...]) -> Kept:
-        """Gives it the lowest free number, and shows it to others."""
-        for number in range(1, MAX_NUMBER):
+        """Gives the forward the lowest free number, and shows it to others. Raises HostError."""
+        folder = self.directory.parent
+        # Held: a sweep that has looked at a number's entry must not find ours there when it removes that entry.
+        with explain_errors(folder.parent), hold_registry(folder.parent):
+            taken = set(os.listdir(folder))
+            number = next((number for number in range(1, MAX_NUMBER) if str(number) not in taken), MAX_NUMBER)
+            if number == MAX_NUMBER:
+                raise HostError(f"all {MAX_NUMBER - 1} numbers of forwards are taken in {folder}")
             kept = Kept(number, self._machine, self._forwards, listening, os.getpid(), time.time())
-            (self.directory / RECORD).write_text(json.dumps(asdict(kept)))
-            target = self._root / str(number)
-            try:
-                # A directory that is there and not empty is in the way.
-                self.directory.rename(target)
-            except OSError:
-                continue
-            self.directory = target
-            return kept
-        raise HostError(f"there are {MAX_NUMBER} forwards in {self._root}")
+            write_record(self.directory / RECORD, asdict(kept))
+            self._entry.publish(str(number))
+        return kept
 
 
 def read_kept() -> list[Kept]:
-    """Every forward that is kept, by number."""
+    """Returns every lasting forward, by number."""
     folder = Path(find_runtime_directory()) / FORWARDS
-    try:
-        names = sorted((name for name in os.listdir(folder) if name.isdecimal()), key=int)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise HostError(f"cannot read {folder}: {error.strerror}") from error
-    found = (_read(folder / name) for name in names)
-    return [kept for kept in found if kept is not None]
+    return sorted(read_entries(folder, RECORD, _parse), key=lambda kept: kept.number)
 
 
 def read_log(number: int) -> str:
-    """What went wrong with its connections, the last lines."""
+    """Returns the last lines of a forward's log, which has the errors of its connections."""
     try:
         return (Path(find_runtime_directory()) / FORWARDS / str(number) / LOG).read_text(errors="replace")
     except OSError:
         return ""
 
 
-def _read(directory: Path) -> Kept | None:
-    try:
-        if not is_held(directory / LOCK):
-            return None
-        with (directory / RECORD).open("rb") as file:
-            record = json.loads(file.read(MAX_RECORD_BYTES))
-        kept = Kept(
-            number=int(record["number"]),
-            machine=str(record["machine"]),
-            forwards=tuple(map(str, record["forwards"])),
-            listening=tuple(map(str, record["listening"])),
-            pid=int(record["pid"]),
-            started=float(record["started"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return kept if str(kept.number) == directory.name else None
-
-
-def _open_folder() -> Path:
-    root = open_runtime_directory() / FORWARDS
-    try:
-        root.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise HostError(f"cannot make {root}: {error.strerror}") from error
-    return root
-
-
-def _sweep(root: Path) -> None:
-    """Removes what processes that were killed have left."""
-    for path in root.iterdir():
-        # One that is being made has no lock for a moment.
-        if (path / LOCK).exists() and not is_held(path / LOCK):
-            shutil.rmtree(path, ignore_errors=True)
+def _parse(record: Any, _directory: Path) -> tuple[str, Kept]:
+    kept = Kept(
+        number=int(record["number"]),
+        machine=str(record["machine"]),
+        forwards=tuple(map(str, record["forwards"])),
+        listening=tuple(map(str, record["listening"])),
+        pid=int(record["pid"]),
+        started=float(record["started"]),
+    )
+    return str(kept.number), kept

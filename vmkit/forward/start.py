@@ -14,7 +14,7 @@ from vmkit.errors import HostError, MachineError
 from vmkit.forward.registry import Kept, read_kept
 from vmkit.machine.handover import start_program
 from vsh.errors import VshError
-from vsh.forward.spec import LOCAL, Forward
+from vsh.forward.spec import LOCAL, ForwardSpec
 
 # It listens as soon as its interpreter is up; a listener in the guest takes a session.
 START_DEADLINE_S = 60.0
@@ -23,10 +23,10 @@ END_DEADLINE_S = 10.0
 MAX_ANSWER_BYTES = 1 << 20
 
 
-def keep_forwards(machine: str, forwards: Sequence[Forward], *, user: str = "") -> Kept:
+def keep_forwards(machine: str, forwards: Sequence[ForwardSpec], *, user: str = "") -> Kept:
     """Starts a process that forwards for the machine of that name, until remove(). Raises VshError kinds.
 
-    It outlives the machine: who connects while there is none is closed; the machine's next start finds it there.
+    The forward outlives the machine. It closes connections while no such machine runs, and serves the next one.
     """
     ours, theirs = socket.socketpair()
     with ours:
@@ -41,8 +41,8 @@ def keep_forwards(machine: str, forwards: Sequence[Forward], *, user: str = "") 
 
 
 @contextlib.contextmanager
-def open_forwards(machine: str, forwards: Sequence[Forward], *, user: str = "") -> Iterator[Kept]:
-    """Forwards for as long as the block lasts."""
+def open_forwards(machine: str, forwards: Sequence[ForwardSpec], *, user: str = "") -> Iterator[Kept]:
+    """Keeps forwards for as long as the block lasts."""
     kept = keep_forwards(machine, forwards, user=user)
     try:
         yield kept
@@ -69,7 +69,7 @@ def remove(kept: Kept) -> None:
     raise MachineError(f"the process {kept.pid} of forward {kept.number} does not end")
 
 
-def _meet(ours: socket.socket, machine: str, forwards: Sequence[Forward], user: str) -> Kept:
+def _meet(ours: socket.socket, machine: str, forwards: Sequence[ForwardSpec], user: str) -> Kept:
     request = {
         "machine": machine,
         "user": user,
@@ -90,8 +90,8 @@ def _meet(ours: socket.socket, machine: str, forwards: Sequence[Forward], user: 
     return Kept(**{**answer, "forwards": tuple(answer["forwards"]), "listening": tuple(answer["listening"])})
 
 
-def _find_places(forward: Forward) -> tuple[str, str]:
-    """Where it listens and connects. The keeper's working directory is another: this host's paths become absolute."""
+def _find_places(forward: ForwardSpec) -> tuple[str, str]:
+    """Returns where it listens and connects. Makes this host's paths absolute: the daemon has another directory."""
     if forward.kind == LOCAL:
         return _make_absolute(forward.listen), forward.target
     return forward.listen, _make_absolute(forward.target)

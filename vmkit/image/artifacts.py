@@ -22,7 +22,7 @@ def describe_artifacts(folder: Path) -> dict[str, dict[str, object]]:
     for path in sorted(folder.iterdir()):
         size = path.stat().st_size
         if not size:
-            raise BuildError(f"the build made an empty file: {path.name}", hint="nothing was kept; build it again")
+            raise BuildError(f"the build made an empty file: {path.name}", hint="vmkit kept nothing; build it again")
         described[path.name] = {"sha256": hash_file(path), "size_bytes": size}
     return described
 
@@ -30,8 +30,8 @@ def describe_artifacts(folder: Path) -> dict[str, dict[str, object]]:
 def are_whole(folder: Path, artifacts: Mapping[str, Any], note: Path) -> bool:
     """Whether the files of `folder` are those of the manifest's `artifacts`.
 
-    note: where is kept what was found the last time. Raises OSError for a file that is not there, KeyError, TypeError
-    for a manifest that is none.
+    note: the file that keeps the result of the last comparison. Raises OSError for a missing file, and KeyError or
+    TypeError for a malformed manifest.
     """
     known = _read_note(note)
     found: dict[str, object] = {}
@@ -44,7 +44,7 @@ def are_whole(folder: Path, artifacts: Mapping[str, Any], note: Path) -> bool:
         if known.get(name) != found[name] and hash_file(path) != entry["sha256"]:
             return False
     if found != known:
-        # Where it cannot be written, the next start looks again.
+        # If the note cannot be written, the next start compares the files again.
         with suppress(OSError):
             write_atomically(note, json.dumps(found).encode())
     return True

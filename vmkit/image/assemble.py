@@ -15,10 +15,11 @@ from vmkit.image.debian.bootstrap import bootstrap
 from vmkit.image.debian.deb import extract_deb, extract_patterns
 from vmkit.image.debian.packages import python_packages
 from vmkit.image.formats.elf import is_elf, read_needed
-from vmkit.image.formats.tree import COMPLETE_PATH, Kind, Node, Tree, directory_node, file_node, symlink_node
+from vmkit.image.formats.tree import COMPLETE_PATH, FileKind, Node, Tree, directory_node, file_node, symlink_node
 from vmkit.image.formats.vmlinux import find_btf
 from vmkit.image.interpreter import find_release
 from vmkit.image.kernel import Kernel, take_kernel
+from vmkit.image.modules import UnknownModuleError
 from vmkit.image.needs import find_needs
 from vmkit.image.plan import (
     Install,
@@ -36,9 +37,9 @@ from vmkit.image.plan import (
     WriteRoot,
 )
 from vmkit.image.python import GuestPython
-from vmkit.image.recipe.config import ImageSpec
+from vmkit.image.recipe.config import ImageSpec, find_mention
 from vmkit.image.recipe.inputs import Inputs
-from vmkit.image.recipe.settings import HOOK_PATH, Source
+from vmkit.image.recipe.settings import HOOK_PATH, ContentKind
 from vmkit.image.recipe.template import render_templates
 from vmkit.image.wall.btf import BtfError
 from vmkit.image.wall.layer import LOADER_PATH, find_vshd_port, make_loader
@@ -47,9 +48,9 @@ from vmkit.run import run
 
 _BUSYBOX = "usr/bin/busybox"
 _BUSYBOX_TIMEOUT_S = 10.0
-# Documentation/admin-guide/devices.txt: what the kernel opens for pid 1 before anything is mounted.
+# Documentation/admin-guide/devices.txt: the devices that the kernel opens for pid 1 before anything is mounted.
 _CONSOLE, _NULL = (5, 1), (1, 3)
-# What a disk root needs before it is there; most kernels have most of these built in.
+# The modules that mount a root on a disk. Most kernels have most of these built in.
 _DISK_MODULES = ("virtio_pci", "virtio_blk", "ext4", "overlay")
 _DISK_APPLETS = ("cat", "mkdir", "modprobe", "mount", "umount", "uname")
 _GUEST_CACHE = "root/.cache/vmkit"
@@ -60,7 +61,7 @@ _DISK_INIT = "disk/init.j2"
 class Assembled:
     """A guest's initramfs, its kernel and, where its root is a disk, the tree of that, ready to be written.
 
-    wall_trouble: why the kernel layer is not in it, if so.
+    wall_trouble: why the kernel layer is missing; empty when it is there.
     """
 
     initramfs: Tree
@@ -109,10 +110,7 @@ class _Assembly:
             case Unpack():
                 self._unpack(step)
             case TakeKernel():
-                deb = self._debs[step.package]
-                self._kernel = take_kernel(
-                    deb, self._tree, step.modules, step.kernel_format, step.available, self._bar_loopback()
-                )
+                self._take_kernel(step)
             case Install():
                 self._install()
             case TakePython():
@@ -137,13 +135,13 @@ class _Assembly:
                 assert_never(step)
 
     def _check_libraries(self) -> None:
-        """Every program's libraries are there: a missing one would only be found by booting.
+        """Checks that every program's libraries are in the tree. Otherwise only a boot would show a missing one.
 
-        Files of packages unpacked whole are not asked: apt has seen to what they need, their plug-ins may need more.
+        Packages that are unpacked whole are left out: apt resolved their needs, and their plug-ins may need more.
         """
         present = {posixpath.basename(path) for path, _ in self._tree.walk() if ".so" in path}
         for path, node in self._tree.walk():
-            if node.kind is not Kind.FILE or self._whole.get(path) is node or not is_elf(node.data):
+            if node.kind is not FileKind.FILE or self._whole.get(path) is node or not is_elf(node.data):
                 continue
             for soname in read_needed(node.data):
                 if soname not in present:
@@ -159,6 +157,19 @@ class _Assembly:
         else:
             extract_deb(deb, self._tree)
             self._whole = dict(self._tree.walk())
+
+    def _take_kernel(self, step: TakeKernel) -> None:
+        barred = self._bar_loopback()
+        try:
+            self._kernel = take_kernel(
+                self._debs[step.package], self._tree, step.modules, step.kernel_format, step.available, barred
+            )
+        except UnknownModuleError as error:
+            key = "modules" if error.wanted in step.modules else "modules_available"
+            where = find_mention(self._spec, error.wanted, error.wanted.replace("_", "-"), key=key)
+            raise ConfigError(
+                f"{where}: {key}: {error.brief}", hint="remove it from the recipe, or choose another `kernel`"
+            ) from error
 
     def _install(self) -> None:
         lock = self._plan.lock
@@ -197,18 +208,19 @@ class _Assembly:
         python.compile()
 
     def _ship_images(self) -> None:
-        """Images, and the locks by which a build finds them, in the cache of the guest's root."""
+        """Puts images, and the locks by which a build finds them, into the cache of the guest's root."""
         for image in self._inputs.prebuilt:
             for path in sorted(image.folder.iterdir()):
                 self._tree.add(f"{_GUEST_CACHE}/images/{image.digest}/{path.name}", file_node(path.read_bytes()))
             self._tree.add(f"{_GUEST_CACHE}/resolved/{image.lock.name}", file_node(image.lock.read_bytes()))
 
     def _make_disk_initramfs(self) -> Tree:
-        """What finds the root's disk, mounts it below an overlay, and goes there: busybox, four modules, a script."""
+        """Makes the initramfs that mounts the root's disk below an overlay: busybox, four modules, a script."""
         busybox = self._tree.find(_BUSYBOX)
         if busybox is None:
             raise ConfigError(
-                f"{self._spec.origin}: packages: a disk root is mounted by busybox", hint='add "busybox-static"'
+                f"{self._spec.origin}: packages: busybox mounts the disk root, and this recipe lacks it",
+                hint='add "busybox-static"',
             )
         tree = Tree()
         _add_kernel_folders(tree)
@@ -217,7 +229,13 @@ class _Assembly:
             tree.add(f"bin/{applet}", symlink_node("busybox"))
         assert self._kernel is not None
         assert self._plan.lock is not None
-        kernel = take_kernel(self._debs[self._plan.lock.kernel], tree, _DISK_MODULES, "vmlinuz")
+        try:
+            kernel = take_kernel(self._debs[self._plan.lock.kernel], tree, _DISK_MODULES, "vmlinuz")
+        except UnknownModuleError as error:
+            raise ConfigError(
+                f"{find_mention(self._spec, 'disk', key='root')}: root: {error.brief}",
+                hint="choose another `kernel`: the guest mounts its disk with this module",
+            ) from error
         variables = self._variables() | {"disk_modules": (*kernel.soft_modules, *kernel.modules)}
         texts = render_templates(self._inputs.templates, [_DISK_INIT], variables)
         tree.add("init", file_node(texts[_DISK_INIT].encode(), 0o755))
@@ -235,7 +253,7 @@ class _Assembly:
         self._python = python
 
     def _bar_loopback(self) -> tuple[str, ...]:
-        """The wall's transport layer, for both modprobes: the rule is kmod's, busybox goes by modules.dep alone."""
+        """Raises the wall's transport layer for both modprobes. kmod reads the rule, busybox only modules.dep."""
         if not self._spec.wall.transport:
             return ()
         self._tree.add(MODPROBE_RULE_PATH, file_node(MODPROBE_RULE.encode()))
@@ -252,7 +270,7 @@ class _Assembly:
         except BtfError as error:
             if wall.kernel is KernelLayer.REQUIRED:
                 raise BuildError(
-                    f"the wall's kernel layer cannot be made for the kernel {kernel.version}: {error.brief}",
+                    f"cannot make the wall's kernel layer for the kernel {kernel.version}: {error.brief}",
                     hint="`[wall] kernel = true` builds the image without it",
                 ) from error
             self._wall_trouble = error.brief
@@ -275,30 +293,30 @@ class _Assembly:
     def _put_file(self, step: PutFile) -> None:
         file = step.file
         match file.source:
-            case Source.DIRECTORY:
-                node = Node(Kind.DIRECTORY, file.mode, uid=file.uid, gid=file.gid)
-            case Source.SYMLINK:
-                node = Node(Kind.SYMLINK, 0o777, file.value.encode(), file.uid, file.gid)
-            case Source.CONTENT:
-                node = Node(Kind.FILE, file.mode, file.value.encode(), file.uid, file.gid)
-            case Source.SOURCE:
-                node = Node(Kind.FILE, file.mode, self._inputs.sources[file.path], file.uid, file.gid)
-            case Source.TEMPLATE:
-                node = Node(Kind.FILE, file.mode, self._render(file.value).encode(), file.uid, file.gid)
+            case ContentKind.DIRECTORY:
+                node = Node(FileKind.DIRECTORY, file.mode, uid=file.uid, gid=file.gid)
+            case ContentKind.SYMLINK:
+                node = Node(FileKind.SYMLINK, 0o777, file.value.encode(), file.uid, file.gid)
+            case ContentKind.CONTENT:
+                node = Node(FileKind.FILE, file.mode, file.value.encode(), file.uid, file.gid)
+            case ContentKind.SOURCE:
+                node = Node(FileKind.FILE, file.mode, self._inputs.sources[file.path], file.uid, file.gid)
+            case ContentKind.TEMPLATE:
+                node = Node(FileKind.FILE, file.mode, self._render(file.value).encode(), file.uid, file.gid)
         self._tree.add(file.path, node)
         if self._python is not None:
             self._python.forget_compiled(file.path)
 
     def _render(self, template: str) -> str:
-        """The text of a file's template. All of them are rendered at once: each time takes a process."""
+        """Returns the text of a file's template. Renders all at once: each rendering takes a process."""
         if self._texts is None:
             files = [step.file for step in self._plan.steps if isinstance(step, PutFile)]
-            names = [file.value for file in files if file.source is Source.TEMPLATE]
+            names = [file.value for file in files if file.source is ContentKind.TEMPLATE]
             self._texts = render_templates(self._inputs.templates, names, self._variables())
         return self._texts[template]
 
     def _variables(self) -> dict[str, object]:
-        """What every template knows (docs/reference/recipes.md lists them), and the recipe's own."""
+        """Returns the variables of every template (docs/reference/recipes.md lists them), and the recipe's own."""
         assert self._kernel is not None
         known: dict[str, object] = {
             "image": self._spec.name,
@@ -317,7 +335,7 @@ class _Assembly:
 
 def _add_kernel_folders(tree: Tree) -> None:
     for path, device, mode in (("dev/console", _CONSOLE, 0o600), ("dev/null", _NULL, 0o666)):
-        tree.add(path, Node(Kind.CHARACTER, mode, device=device))
+        tree.add(path, Node(FileKind.CHARACTER, mode, device=device))
     for path in ("proc", "sys"):
         tree.add(path, directory_node(0o555))
 
@@ -328,5 +346,5 @@ def _check_user(spec: ImageSpec, tree: Tree) -> None:
     if spec.default_user not in users:
         raise ConfigError(
             f"{spec.origin}: default_user: the image has no user '{spec.default_user}'",
-            hint=f"its /etc/passwd knows: {', '.join(users) or 'nobody at all'}",
+            hint=f"the users in its /etc/passwd: {', '.join(users) or 'none'}",
         )

@@ -59,7 +59,7 @@ class BuiltImage:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What every verb of a build needs of a recipe, found once.
+    """The facts of a recipe that every verb of a build needs, found once.
 
     request: the recipe's question to the archive. images: those that are shipped in this one, prepared too. shipped:
     what these became, where this call built them.
@@ -73,9 +73,9 @@ class Prepared:
 
     @cached_property
     def inputs(self) -> Inputs | None:
-        """What goes into the image; None where an image of `images` is not built, so that its digest is not known.
+        """The files that go into the image. None when an image of `images` is not built, so that its digest is unknown.
 
-        A verb that needs only the packages does not ask for it: no file of the recipe is read then.
+        A verb that needs only the packages does not use this property, and so reads no file of the recipe.
         """
         built = self.shipped
         if built is None:
@@ -100,7 +100,7 @@ class Prepared:
 
 
 def prepare(image: ImageSpec | Prepared) -> Prepared:
-    """Raises ConfigError for what the recipe has wrong; the files that it names are read by the first use of inputs."""
+    """Reads a recipe. The first use of `inputs` reads its files. Raises ConfigError for a wrong recipe."""
     if isinstance(image, Prepared):
         return image
     images = tuple(map(prepare, _load_prebuilt(image)))
@@ -133,10 +133,10 @@ def build_image(
 ) -> BuiltImage:
     """The image of a recipe, from the cache or built now.
 
-    progress is called with what is being done and, where it is known, the fraction done (0 to 1). refresh resolves
-    package versions anew; lock_file holds the only versions to take, and those of later builds on this host, too.
+    progress is called with the current step and, where it is known, the fraction done (0 to 1). refresh resolves
+    package versions anew. lock_file: takes only its versions, also in later builds on this host.
     trust: trust the recipe's keyring and lock_file from now on. Raises TrustError where they vouch for packages and are
-    not trusted, ConfigError for what the recipe says, BuildError and HostError for what went wrong.
+    not trusted, ConfigError for a wrong recipe, BuildError and HostError for a failed build.
     """
     tell = progress or (lambda _text, _fraction: None)
     prepared = prepare(image)
@@ -168,9 +168,9 @@ def build_image(
 
 
 def fetch_packages(image: ImageSpec | Prepared, progress: Progress, lock_file: Path | None = None) -> None:
-    """Puts the packages of a recipe into the cache and builds nothing: for a later build without a network.
+    """Puts the packages of a recipe into the cache and builds nothing. A later build then needs no network.
 
-    Raises what build_image raises.
+    Raises the errors of build_image.
     """
     prepared = prepare(image)
     _require_trust(prepared.spec, lock_file)
@@ -188,14 +188,14 @@ def _require_trust(spec: ImageSpec, lock_file: Path | None) -> None:
 
 
 def _adopt_lock(prepared: Prepared, lock_file: Path, tell: Progress) -> None:
-    """Makes a lock file's versions this host's; its packages are fetched first, so that a failure changes nothing."""
+    """Makes a lock file's versions this host's. Fetches its packages first, so that a failure changes nothing."""
     lock = read_lock_file(lock_file, prepared.request)
     fetch_locked(prepared.cache, prepared.request, lock, tell)
     keep_lock(prepared.cache, prepared.request, lock)
 
 
 def update_lock_file(image: ImageSpec | Prepared, path: Path) -> list[str]:
-    """Writes what the last build resolved as the recipe's lock file; the lines name what differs from before."""
+    """Writes the versions of the last build as the recipe's lock file. Returns a line for each change."""
     prepared = prepare(image)
     lock = _require_lock(prepared)
     try:
@@ -206,45 +206,45 @@ def update_lock_file(image: ImageSpec | Prepared, path: Path) -> list[str]:
     from vmkit.image.trust import make_lock_voucher, remember  # noqa: PLC0415 - a build in the cache needs none
 
     with suppress(HostError):
-        # This host has made it. Without a folder to remember that in, --locked asks for it.
+        # This host made the file, so it trusts it. Without a folder to remember that in, --locked asks the user.
         remember([make_lock_voucher(path)])
     return lines
 
 
 def find_drift(image: ImageSpec | Prepared, path: Path) -> list[str]:
-    """Where the versions that the last build resolved differ from the lock file."""
+    """Returns a line for each version of the last build that differs from the lock file."""
     return compare_locks(read_lock_file(path), _require_lock(prepare(image)))
 
 
 def _require_lock(prepared: Prepared) -> Lock:
     lock = prepared.read_lock()
     if lock is None:
-        raise BuildError("the recipe's packages are not resolved yet", hint="build it first: vmkit build")
+        raise BuildError("vmkit has not resolved the recipe's packages yet", hint="build it first: vmkit build")
     return lock
 
 
 def plan_image(image: ImageSpec | Prepared) -> Plan:
-    """What build_image would do, without doing it: `plan_image(spec).render()` is for a person."""
+    """Returns the steps of build_image without doing them. `plan_image(spec).render()` prints them for a person."""
     prepared = prepare(image)
-    # The digest covers those of the images that are shipped in this one: without them it is not known.
+    # The digest covers the digests of the shipped images. Without those it is unknown.
     lock = None if prepared.inputs is None else prepared.read_lock()
     return make_plan(prepared.spec, prepared.request, prepared.inputs or read_inputs(prepared.spec), lock)
 
 
 def find_built_image(image: ImageSpec | Prepared) -> BuiltImage | None:
-    """The image of a recipe if it is in the cache; nothing is built, nothing fetched."""
+    """Returns the image of a recipe if it is in the cache. Builds and fetches nothing."""
     return prepare(image).find_built()
 
 
 def _read_built(cache: Cache, spec: ImageSpec, digest: str, *, cached: bool) -> BuiltImage | None:
-    """The image in the cache, if all its files are there, and what their manifest says."""
+    """Returns the image in the cache if all its files are there and match its manifest."""
     folder = cache.image_dir(digest)
     try:
         artifacts = json.loads((folder / "manifest.json").read_bytes())["artifacts"]
         if not are_whole(folder, artifacts, cache.note_path(digest)):
             return None
         if cached:
-            # The folder's time says when the image was last used; Cache.sweep goes by it.
+            # The folder's time records when the image was last used. Cache.sweep goes by it.
             os.utime(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -276,7 +276,7 @@ def _build(prepared: Prepared, inputs: Inputs, tell: Progress, refresh: bool) ->
         _write_image(spec, plan, inputs, debs, folder, tell)
         final = cache.image_dir(plan.digest)
         if final.exists():
-            # Not whole, or _read_built would have taken it.
+            # A folder here is not whole: _read_built would have returned it.
             tell(f"the image {spec.name} was damaged in the cache, and is replaced", None)
             cache.discard(final)
         cache.adopt(folder / "image", final)

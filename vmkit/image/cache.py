@@ -1,7 +1,7 @@
 """The user's cache folder: where finished images, packages and apt's state are kept, safely for many processes at once.
 
-What is under its final name is whole: it was written elsewhere, synced and renamed. Locks are flocks, so the kernel
-lets go of them when a process dies, however it dies; what a dead process left under tmp/ is swept by the next. Removing
+Every file under its final name is whole: it was written elsewhere, synced and renamed. Locks are flocks, so the kernel
+releases them when a process dies, however it dies. The next process sweeps what a dead one left under tmp/. Removing
 the whole folder is always safe.
 """
 
@@ -21,7 +21,7 @@ from vmkit.state import check_own_folder
 
 # A build with everything to fetch on a slow line. A build that waits for another prints that it waits.
 LOCK_TIMEOUT_S = 1800.0
-# How often a waiting process looks: a person does not notice, a processor neither.
+# How often a waiting process tries again: too short for a person to notice, and it costs almost no processor time.
 _LOCK_POLL_S = 0.1
 # An image that was not used for this long is removed by the next build.
 IMAGE_IDLE_LIMIT_S = 30 * 24 * 3600
@@ -67,7 +67,7 @@ class Cache:
         return self._folder / "images" / digest
 
     def note_path(self, digest: str) -> Path:
-        """What was found when the files of an image were compared with its manifest (vmkit.image.artifacts)."""
+        """Returns the file that keeps the last comparison of an image with its manifest (vmkit.image.artifacts)."""
         return self._folder / "compared" / f"{digest}.json"
 
     @contextmanager
@@ -98,7 +98,7 @@ class Cache:
 
     @contextmanager
     def temporary_dir(self) -> Iterator[Path]:
-        """A folder on the cache's own filesystem, gone afterwards; after a kill, gone with the next sweep()."""
+        """Yields a folder on the cache's filesystem and removes it at the end. After a kill, sweep() does."""
         descriptor, path = self._make_temporary()
         try:
             yield path
@@ -112,8 +112,11 @@ class Cache:
         while True:
             path = root / secrets.token_hex(8)
             path.mkdir()
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            # A sweep in another process may have taken the folder between mkdir and flock: then make another.
+            # A sweep in another process may have removed the folder between mkdir and flock. Then make another.
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
             if _try_flock(descriptor) and path.is_dir():
                 return descriptor, path
             os.close(descriptor)
@@ -153,7 +156,7 @@ class Cache:
 
     @contextmanager
     def open_apt(self, archive: Archive) -> Iterator[Apt]:
-        """The archive's private apt state, for this process alone."""
+        """Yields the archive's private apt state, locked for this process alone."""
         key = archive_key(archive)
         folder = self._folder / "apt" / key
         with self.locked(f"apt-{key}"):
@@ -162,30 +165,34 @@ class Cache:
 
 
 @contextmanager
-def open_cache(folder: Path) -> Iterator[Cache]:
+def open_cache(folder: Path, kind: str = "cache", variable: str = "VMKIT_CACHE_DIR") -> Iterator[Cache]:
     """The cache in `folder`, made when missing. Raises HostError for one that others can write to.
+
+    kind, variable: what errors call the folder, and the variable with which a user names another one.
 
     Turns every OSError inside the block into a BuildError a person can act on.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        check_own_folder(folder, "cache", "VMKIT_CACHE_DIR")
+        check_own_folder(folder, kind, variable)
         yield Cache(folder)
     except VmkitError:
         raise
     except OSError as error:
-        raise _explain(error, folder) from error
+        raise _explain(error, folder, kind, variable) from error
 
 
-def _explain(error: OSError, folder: Path) -> BuildError:
+def _explain(error: OSError, folder: Path, kind: str, variable: str) -> BuildError:
     where = error.filename or folder
     if error.errno in _FULL:
         return BuildError(
             f"{_FULL[error.errno]} while writing to {where}",
-            hint=f"make room, or name another cache folder: VMKIT_CACHE_DIR=DIR (now {folder})",
+            hint=f"make room, or name another {kind} folder: {variable}=DIR (now {folder})",
         )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return BuildError(f"the cache folder cannot be used: {error}", hint="name one of your own: VMKIT_CACHE_DIR=DIR")
+    # A missing parent that the system does not let us make, as below /proc.
+    is_folder = error.errno == errno.ENOENT and Path(where) in (folder, *folder.parents)
+    if is_folder or error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return BuildError(f"cannot use the {kind} folder: {error}", hint=f"name one of your own: {variable}=DIR")
     return BuildError(f"the build failed: {error}", details=str(where))
 
 

@@ -1,8 +1,8 @@
 """Whether a guest's Python has what it will import. Reads sources alone and runs nothing of the guest.
 
-Followed are the imports that a module makes when it is imported itself, from the listed modules on. One that may fail,
-or that depends on the system, is not looked at. What only a run shows, such as a module that an extension imports, is
-not found here.
+It follows the imports that a module makes when it is imported itself, from the listed modules on. It skips an import
+that may fail, or that depends on the system. It cannot find the imports that only a run shows, such as those of an
+extension.
 
 As a script it reads a job in JSON from stdin and writes the answer: sources are parsed by an interpreter of their own
 version. So it imports nothing of vmkit.
@@ -41,7 +41,7 @@ def find_built_in(program: bytes) -> frozenset[str]:
 
 
 def find_missing(library: Library, listed: Sequence[str], codecs: Mapping[str, str]) -> list[str]:
-    """A line for each module that is missing. listed: names, with a `?` for one that may be.
+    """Returns a line for each missing module. listed: names, with a `?` for an optional one.
 
     codecs: the module of each codec that must be there.
     """
@@ -84,7 +84,7 @@ def _find_imports(library: Library, module: str) -> Iterator[str]:
             name = ".".join([*base, *([statement.module] if statement.module else [])])
             yield from _with_packages(name)
             inner = [f"{name}.{alias.name}" for alias in statement.names]
-            # Mostly these are not modules; those that are must be there.
+            # Most of these names are no modules. Those that are must be there.
             yield from (found for found in inner if found in library.packaged or found in library.modules)
 
 

@@ -21,7 +21,7 @@ _TIMEOUT_S = 120.0
 _QUERY_TIMEOUT_S = 20.0
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 LOADER = f"{_LIBRARIES}/ld-linux-x86-64.so.2"
-# Where a distribution has its own, whatever Python runs vmkit.
+# A distribution's own Python is here, also when another Python runs vmkit.
 _SYSTEM = "/usr/bin/python{}.{}"
 # vmkit.image.imports is written for it.
 _OLDEST_MINOR = 11

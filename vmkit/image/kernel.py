@@ -1,7 +1,7 @@
-"""A Debian kernel package into a boot image and the few modules an image lists, with what modprobe needs to load them.
+"""Turns a Debian kernel package into a boot image and an image's modules, with the lists that modprobe needs.
 
-Knows how Debian packs kernels (boot/vmlinuz-VERSION, modules perhaps compressed). Which modules an image wants is the
-recipe's business, what they need is that of vmkit.image.modules.
+Knows how Debian packs kernels (boot/vmlinuz-VERSION, modules perhaps compressed). The recipe chooses the modules.
+vmkit.image.modules finds what they need.
 """
 
 import posixpath
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vmkit.errors import BuildError
 from vmkit.image.debian.deb import read_deb
-from vmkit.image.formats.tree import Kind, Node, Tree
+from vmkit.image.formats.tree import FileKind, Node, Tree
 from vmkit.image.formats.vmlinux import extract_vmlinux, find_vmlinux
 from vmkit.image.modules import ModuleSet, find_module_name
 
@@ -19,7 +19,7 @@ from vmkit.image.modules import ModuleSet, find_module_name
 class Kernel:
     """A kernel's boot image, its version, and the chosen modules in the order they load.
 
-    soft_modules: to be tried before them; a guest comes up without them.
+    soft_modules: the guest tries to load these first, and boots without them.
     """
 
     version: str
@@ -42,8 +42,8 @@ def take_kernel(
     `auto` the latter where it can be unpacked (see vmkit.image.formats.vmlinux).
 
     Only the wanted ones are the Kernel's `modules`, which load at boot. A barred one is a file that is not in
-    modprobe's lists. A module that is built into this kernel needs nothing. Raises BuildError naming one that does not
-    exist.
+    modprobe's lists. A module that is built into this kernel needs nothing. Raises UnknownModuleError for one that does
+    not exist.
     """
     images: dict[str, bytes] = {}
     files: dict[str, tuple[str, Node]] = {}
@@ -55,10 +55,10 @@ def take_kernel(
             images[base.removeprefix("vmlinuz-")] = node.data
         elif base == "modules.builtin":
             builtin = node.data
-        elif module and node.kind is Kind.FILE:
+        elif module and node.kind is FileKind.FILE:
             files[module] = (path, node)
     if len(images) != 1:
-        raise BuildError(f"the package {deb.stem} holds {len(images)} kernels, and one is needed")
+        raise BuildError(f"the package {deb.stem} holds {len(images)} kernels, and vmkit needs one")
     version, image = next(iter(images.items()))
     if kernel_format == "vmlinux":
         image = extract_vmlinux(image)

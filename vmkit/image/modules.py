@@ -1,4 +1,4 @@
-"""The kernel modules of an image: which files they need, the order in which they load, what modprobe must know.
+"""The kernel modules of an image: the files they need, the order in which they load, and the lists for modprobe.
 
 A module names what it needs in its .modinfo section: `depends` are modules without which it does not load, `softdep`
 are modules or aliases that it asks the kernel for at work (MODULE_SOFTDEP in linux/module.h; ext4 asks for
@@ -22,8 +22,8 @@ _UNPACKERS: dict[str, Callable[[bytes, int], bytes]] = {
     ".ko.gz": unpack_gzip,
     ".ko.zst": unpack_zstd,
 }
-# Soft dependencies that are aliases and not modules are ciphers and checksums. All modules of a kernel take 20 s to
-# unpack, those of these folders a third of a second.
+# Soft dependencies that are aliases and not modules are ciphers and checksums. A kernel's modules take 20 s to unpack
+# altogether, those of these folders a third of a second.
 _CIPHERS = ("/kernel/crypto/", "/crypto/")
 _SOFT_ORDERS = ("pre:", "post:")
 # A cipher's alias in the modules that have it (MODULE_ALIAS_CRYPTO), and a platform driver's name.
@@ -34,6 +34,14 @@ def find_module_name(path: str) -> str:
     """The module's name of a path in a kernel package, empty for another file."""
     stem, dot, extension = posixpath.basename(path).partition(".ko")
     return stem.replace("-", "_") if dot + extension in _UNPACKERS else ""
+
+
+class UnknownModuleError(BuildError):
+    """The kernel lacks a module. `wanted` is the one that was to be chosen: that module, or one that depends on it."""
+
+    def __init__(self, brief: str, wanted: str) -> None:
+        super().__init__(brief)
+        self.wanted = wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +75,11 @@ class ModuleSet:
         """Adds modules and all they depend on. Returns what must load, in order, and what to try before that.
 
         The second are the soft dependencies: a guest's processor or hardware may lack what they are for. A module that
-        is built into the kernel needs nothing. Raises BuildError naming a module that does not exist.
+        is built into the kernel needs nothing. Raises UnknownModuleError for one that does not exist.
         """
         before = set(self._chosen)
         for name in names:
-            self._add(name)
+            self._add(name, name)
         loaded = tuple(name for name in self._chosen if name not in before)
         soft: list[str] = []
         for name in loaded:
@@ -100,14 +108,13 @@ class ModuleSet:
             # The kernel itself asks for these, by running /sbin/modprobe.
             tree.add(f"{self._root}/modules.alias", file_node("".join(aliases).encode()))
 
-    def _add(self, name: str, wanted_by: str = "") -> None:
+    def _add(self, name: str, wanted: str, needed_by: str = "") -> None:
+        """wanted: the module for whose sake this is one."""
         if name in self._chosen or name in self._builtin:
             return
         if name not in self._files:
-            reason = f", which {wanted_by} depends on" if wanted_by else ""
-            raise BuildError(
-                f"the kernel {self._version} has no module '{name}'{reason}", hint="see the recipe's `modules`"
-            )
+            reason = f", which {needed_by} depends on" if needed_by else ""
+            raise UnknownModuleError(f"the kernel {self._version} has no module '{name}'{reason}", wanted)
         if name in self._open:
             raise BuildError(f"the module {name} of the kernel {self._version} depends on itself")
         path, node = self._files[name]
@@ -116,7 +123,7 @@ class ModuleSet:
         depends = [word.replace("-", "_") for line in info.get("depends", ()) for word in line.split(",") if word]
         self._open.add(name)
         for dependency in depends:
-            self._add(dependency, name)
+            self._add(dependency, wanted, name)
         self._open.remove(name)
         plain = path[: path.rindex(".ko")] + ".ko"
         needed = tuple(word for word in depends if word in self._chosen)
@@ -129,7 +136,7 @@ class ModuleSet:
         for word in self._chosen[name].soft:
             for found in self._find_soft(word):
                 if found not in self._chosen:
-                    self._add(found)
+                    self._add(found, name)
                     added += self._add_soft(found)
                 added.append(found)
         return added
@@ -181,4 +188,4 @@ def _unpack(path: str, data: bytes) -> bytes:
     try:
         return _UNPACKERS[extension](data, _MODULE_LIMIT_BYTES)
     except BuildError as error:
-        raise BuildError(f"the kernel module {path} cannot be decompressed: {error.brief}") from error
+        raise BuildError(f"cannot decompress the kernel module {path}: {error.brief}") from error

@@ -1,4 +1,4 @@
-"""What vshd asks of the guest's Python, read from its sources: modules that are imported late, and codecs.
+"""The parts of the guest's Python that vshd needs, read from its sources: modules that it imports late, and codecs.
 
 A build that starts every program once does not find these: vshd imports some modules only when a session needs them,
 and Python imports a codec when a text is first encoded with it. Pure; knows nothing of images.

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from vmkit.image.debian.packages import Lock, Request
 from vmkit.image.recipe.config import ImageSpec
 from vmkit.image.recipe.inputs import Inputs
-from vmkit.image.recipe.settings import FileSpec, Source
+from vmkit.image.recipe.settings import ContentKind, FileSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class PutFile:
 
     def __str__(self) -> str:
         file = self.file
-        shown = repr(file.value[:40]) if file.source is Source.CONTENT else file.value
+        shown = repr(file.value[:40]) if file.source is ContentKind.CONTENT else file.value
         return f"put {file.path} ({file.mode:#o} {file.uid}:{file.gid}) from {file.source} {shown}".rstrip()
 
 
@@ -219,5 +219,5 @@ def _digest(spec: ImageSpec, inputs: Inputs, lock: Lock) -> str:
 
 
 def _describe(file: FileSpec) -> dict[str, object]:
-    """A file as the digest sees it: where on the host it came from does not matter, its content is among the inputs."""
-    return asdict(file) | ({"value": ""} if file.source is Source.SOURCE else {})
+    """Returns the digest's view of a file: without its path on the host, as its content is among the inputs."""
+    return asdict(file) | ({"value": ""} if file.source is ContentKind.SOURCE else {})

@@ -2,8 +2,8 @@
 
 Library modules are shipped as .pyc alone (smaller to unpack, one stat less per import), vshd with its sources, so that
 its tracebacks show lines. Every .pyc is hash-based and unchecked (PEP 552): the guest trusts it without looking at the
-source's time. Which interpreter compiles is vmkit.image.interpreter's business. Knows Debian's layout of Python
-packages, nothing of recipes.
+source's time. vmkit.image.interpreter chooses the interpreter that compiles. Knows Debian's layout of Python packages,
+nothing of recipes.
 """
 
 import encodings
@@ -16,7 +16,7 @@ from pathlib import Path
 from vmkit.errors import BuildError, CommandError
 from vmkit.image import imports
 from vmkit.image.debian.deb import read_deb
-from vmkit.image.formats.tree import Kind, Node, Tree, file_node, symlink_node
+from vmkit.image.formats.tree import FileKind, Node, Tree, file_node, symlink_node
 from vmkit.image.interpreter import (
     LOADER,
     Interpreter,
@@ -103,7 +103,7 @@ class GuestPython:
         names = [module.removesuffix("?") for module in modules]
         for deb in debs:
             for path, node in read_deb(deb):
-                if node.kind is not Kind.FILE or not path.startswith(prefix):
+                if node.kind is not FileKind.FILE or not path.startswith(prefix):
                     continue
                 name = _module_name(path.removeprefix(prefix))
                 self._packaged.add(name)
@@ -138,7 +138,7 @@ class GuestPython:
             self._tree.add(self._pyc_path(guest_path), file_node(output.read_bytes()))
 
     def forget_compiled(self, path: str) -> None:
-        """Takes away the .pyc of a file that a recipe replaces: it would be trusted instead of the file."""
+        """Removes the .pyc of a file that a recipe replaces. Python would trust it instead of the file."""
         if path.endswith(".py"):
             self._tree.remove(path + "c")
             self._tree.remove(self._cached_path(path))
@@ -181,7 +181,7 @@ class GuestPython:
 
     def _add_module(self, path: str, node: Node) -> None:
         if not path.endswith(".py"):
-            self._tree.add(path, Node(Kind.FILE, 0o644, node.data))
+            self._tree.add(path, Node(FileKind.FILE, 0o644, node.data))
             return
         self._sources[path] = node.data
 
@@ -211,13 +211,13 @@ class GuestPython:
         return make_guest_interpreter(self._root, self.program)
 
     def _write_root(self) -> None:
-        """What the guest's interpreter needs to run here: itself, the libraries, the modules as sources."""
+        """Writes what the guest's interpreter needs to run here: itself, its libraries, its modules as sources."""
         for path, node in self._tree.walk():
-            if node.kind is Kind.FILE and path.startswith((_LIBRARIES + "/", self.library + "/", self.program)):
+            if node.kind is FileKind.FILE and path.startswith((_LIBRARIES + "/", self.library + "/", self.program)):
                 self._write(path, node.data)
-            elif node.kind is Kind.SYMLINK and path.startswith(_LIBRARIES + "/"):
+            elif node.kind is FileKind.SYMLINK and path.startswith(_LIBRARIES + "/"):
                 library = self._tree.resolve(path)
-                if library is not None and library.kind is Kind.FILE:
+                if library is not None and library.kind is FileKind.FILE:
                     self._write(path, library.data)
         for path, text in self._sources.items():
             self._write(path, text)
@@ -230,7 +230,7 @@ class GuestPython:
 
 
 def _find_codec_module(name: str) -> str:
-    """Where Python looks for a codec (encodings.search_function)."""
+    """Returns the module in which Python looks for a codec (encodings.search_function)."""
     normal = encodings.normalize_encoding(name).lower()
     return f"encodings.{aliases.get(normal, normal)}"
 

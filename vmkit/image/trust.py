@@ -42,7 +42,7 @@ class Voucher:
 
 
 def require_trust(spec: ImageSpec, lock_file: Path | None) -> None:
-    """Raises TrustError naming what vouches for packages of this recipe and is not trusted yet.
+    """Raises TrustError naming each file that vouches for packages of this recipe and is not trusted yet.
 
     lock_file: the one that the build takes its packages from.
     """
@@ -59,7 +59,7 @@ def require_trust(spec: ImageSpec, lock_file: Path | None) -> None:
 
 
 def find_untrusted(spec: ImageSpec, lock_file: Path | None) -> list[Voucher]:
-    """What vouches for packages of this recipe, and is neither Debian's, nor vmkit's, nor remembered."""
+    """Returns the files that vouch for packages of this recipe and are not Debian's, vmkit's or remembered."""
     vouchers = list(_find_vouchers(spec, lock_file))
     if not vouchers:
         return []
@@ -137,9 +137,7 @@ def _read_trusted() -> set[str]:
     except OSError:
         return set()
     if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise HostError(
-            f"{path} can be written by other users, so its content is not trusted", hint=f"look at it: rm {path}"
-        )
+        raise HostError(f"other users can write {path}, so vmkit does not trust it", hint=f"look at it: rm {path}")
     try:
         lines = read_host_file(path, _TRUSTED_LIMIT_BYTES).decode(errors="replace").splitlines()
     except HostFileError as error:

@@ -11,7 +11,9 @@ from vmkit.machine.parts.part import Fitting, QmpCommand, ServedSocket
 CONSOLE_CHARDEV = "{console}"
 QMP_CHARDEV = "{qmp}"
 READY_PORT_MARK = "{ready_port}"
-# Tells the guest that there is a token: one that cannot find it must not serve without.
+# Of the guest's memory: a file that the monitor makes, so that it is still there when QEMU is gone.
+MEMORY_MARK = "{memory}"
+# Announces the token to the guest. A guest that cannot find it must not serve without.
 TOKEN_WORD = "vmkit.token=smbios"  # noqa: S105  (a word, not a secret)
 QMP_MONITOR = "chardev=qmp,mode=control"
 NO_SOCKETS: Mapping[str, int] = MappingProxyType({})
@@ -36,15 +38,17 @@ class QemuPlan:
         return tuple(socket for fitting in self.fittings for socket in fitting.sockets)
 
     def render_argv(
-        self, *, console_fd: int, qmp_fd: int, ready_port: int, served: Mapping[str, int] = NO_SOCKETS
+        self, *, console_fd: int, qmp_fd: int, memory_fd: int, ready_port: int, served: Mapping[str, int] = NO_SOCKETS
     ) -> list[str]:
         """The argv with the descriptors and the port filled in. served: a listening socket for each chardev."""
+        memory = f"file,mem-path=/proc/self/fd/{memory_fd}"
         numbers = {
             CONSOLE_CHARDEV: f"socket,id=console,fd={console_fd}",
             QMP_CHARDEV: f"socket,id=qmp,fd={qmp_fd}",
             **{socket.mark: socket.render(served[socket.chardev]) for socket in self.sockets},
         }
-        return [numbers.get(word, word).replace(READY_PORT_MARK, str(ready_port)) for word in self.argv]
+        words = [numbers.get(word, word) for word in self.argv]
+        return [word.replace(READY_PORT_MARK, str(ready_port)).replace(MEMORY_MARK, memory) for word in words]
 
     def render_by_hand(self) -> list[str]:
         """The argv for a person's shell: not paused, the console in the terminal, nothing that needs vmkit."""
@@ -60,4 +64,5 @@ class QemuPlan:
         for socket in self.sockets:
             words[words.index(socket.mark)] = socket.render_by_hand()
         words[words.index(CONSOLE_CHARDEV)] = "stdio,id=console,mux=on,signal=off"
-        return [word.replace(READY_PORT_MARK, str(USER_READY_PORT)).replace(f" {TOKEN_WORD}", "") for word in words]
+        words = [word.replace(READY_PORT_MARK, str(USER_READY_PORT)).replace(MEMORY_MARK, "memfd") for word in words]
+        return [word.replace(f" {TOKEN_WORD}", "") for word in words]

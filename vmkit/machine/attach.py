@@ -16,7 +16,7 @@ READ_BYTES = 65536
 # Ctrl-], as virsh and telnet have it: a byte that no guest needs from a console.
 DETACH_BYTE = b"\x1d"
 # What is typed into a guest that takes nothing: more is not read from a pipe, and dropped from a keyboard, so that
-# Ctrl-] is always heard.
+# Ctrl-] always works.
 MAX_TYPED_BYTES = 64 * 1024
 
 
@@ -48,7 +48,7 @@ class Attachment:
                     self._typed = self._typed[self._sock.send(self._typed) :]
             except (BrokenPipeError, ConnectionResetError) as error:
                 raise MachineError(
-                    "the console was closed: it had not been read for too long, or typed into"
+                    "the monitor closed the console: this program read nothing for too long, or the guest took no input"
                 ) from error
             if self._stdin in readable and not self._is_held() and not self._type():
                 # What was typed before Ctrl-] still goes, if it can.

@@ -1,4 +1,4 @@
-"""`vmkit doctor`: every need of `up` looked at, told with what will be used instead and what to do.
+"""`vmkit doctor`: checks every need of `up`, and prints the fallback and what to do.
 
 The one thing it starts is the proof of KVM, and only when an image with a kernel has been built; the one thing it makes
 is the runtime directory, as the way to know whether that can be made.
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from vmkit.entries.folder import open_runtime_directory
 from vmkit.errors import HostError
 from vmkit.image.build import find_built_image
 from vmkit.image.cache import find_cache_dir
 from vmkit.image.debian.origin import find_keyring
 from vmkit.image.recipe.config import load_image
 from vmkit.machine import probe
-from vmkit.machine.registry import open_runtime_directory
 from vmkit.machine.spec import DEFAULT_MEMORY_MIB
 from vmkit.machine.vhost import KernelVhostDoor, VhostDoor
 from vmkit.run import run
@@ -101,19 +101,19 @@ def _check_qemu() -> Iterator[Check]:
 def _check_kvm(image: str) -> Iterator[Check]:
     refusal = probe.check_kvm_device()
     if refusal is not None:
-        hint = "join the group kvm" if "opened" in refusal.reason else ""
+        hint = "join the group kvm" if "cannot open" in refusal.reason else ""
         yield Check("kvm", Level.FALLBACK, f"{refusal.reason}: {SLOWER}", hint)
         return
     built = find_built_image(load_image(image))
     if built is None:
-        yield Check("kvm", Level.OK, f"{probe.KVM_DEVICE} is there; whether it works is proven at the first `vmkit up`")
+        yield Check("kvm", Level.OK, f"{probe.KVM_DEVICE} opens; the first `vmkit up` tests whether it works")
         return
     runtime = open_runtime_directory()
     verdict = probe.probe_kvm(probe.find_qemu(runtime), built.kernel, runtime)
     if verdict.works:
         yield Check("kvm", Level.OK, f"{probe.KVM_DEVICE} works: {verdict.reason}")
     else:
-        again = f"it is proven once per boot of this host; to prove it again: rm {runtime / probe.VERDICT_FILE}"
+        again = f"vmkit tests KVM once per boot of this host; to test it again: rm {runtime / probe.VERDICT_FILE}"
         yield Check("kvm", Level.FALLBACK, f"{verdict.reason}: {SLOWER}", again)
 
 
@@ -122,7 +122,7 @@ def _check_vhost(door: VhostDoor) -> Iterator[Check]:
     if verdict.works:
         yield Check("vhost-vsock", Level.OK, verdict.reason)
     else:
-        yield Check("vhost-vsock", Level.FALLBACK, f"{verdict.reason}: our own device will be used (backend user)")
+        yield Check("vhost-vsock", Level.FALLBACK, f"{verdict.reason}: vmkit's own device will be used (backend user)")
 
 
 def _check_vsock() -> Iterator[Check]:
@@ -155,7 +155,7 @@ def _check_disk() -> Iterator[Check]:
         "disk",
         Level.OK if enough else Level.BROKEN,
         f"{free_mib} MiB free for the image cache {folder}",
-        "" if enough else f"{NEEDED_DISK_MIB} MiB are needed; set VMKIT_CACHE_DIR to a larger disk",
+        "" if enough else f"an image needs {NEEDED_DISK_MIB} MiB; set VMKIT_CACHE_DIR to a larger disk",
     )
 
 

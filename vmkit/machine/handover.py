@@ -1,8 +1,8 @@
-"""How `up` and a machine's monitor meet: one socketpair, the plan one way, reports the other.
+"""Connects `up` with a machine's monitor by one socketpair: `up` sends the plan, the monitor sends reports.
 
 The monitor is started first of all, so that its interpreter loads while `up` still chooses and builds; it waits for a
 plan and ends without a trace when none comes. The plan travels as a length and JSON, with the descriptors the monitor
-shall have (the machine's lock, the vhost device, a pidfd of the owner) attached to its first byte (SCM_RIGHTS).
+gets (the machine's lock, the vhost device, a pidfd of the owner) attached to its first byte (SCM_RIGHTS).
 """
 
 import contextlib
@@ -31,6 +31,8 @@ LENGTH_BYTES = 4
 FIRST_FREE_FD = 3
 MAX_FDS = 3
 MAX_LOG_TAIL_BYTES = 4096
+# Programs that may run: a Popen that is dropped before its process ends is a ResourceWarning, which may be an error.
+_STARTED: "list[subprocess.Popen[bytes]]" = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class MonitorHandle:
             raise
 
     def read_log(self, plan: LaunchPlan) -> str:
-        """The last it said, before it had a plan and after. (The evidence may be an earlier machine's.)"""
+        """The last lines it printed, before it had a plan and after. (The evidence may be an earlier machine's.)"""
         text = _read_tail(self.early_log.fileno())
         with contextlib.suppress(OSError), (plan.directory / Layout.MONITOR_LOG).open("rb") as file:
             text += _read_tail(file.fileno())
@@ -129,7 +131,7 @@ def start_program(module: str, sock: socket.socket, output: BinaryIO | int) -> "
         # 0 to 2 become the child's standard streams; in a daemon that has closed its own, `sock` can be one of these.
         fd = fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE_FD)
         try:
-            return subprocess.Popen(
+            program = subprocess.Popen(
                 [sys.executable, "-P", "-m", module, str(fd)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -144,6 +146,20 @@ def start_program(module: str, sock: socket.socket, output: BinaryIO | int) -> "
             os.close(fd)
     except OSError as error:
         raise HostError(f"cannot start python -m {module}: {error.strerror}") from error
+    _share_priority(program.pid)
+    _STARTED[:] = [*(started for started in _STARTED if started.poll() is None), program]
+    return program
+
+
+def _share_priority(pid: int) -> None:
+    """Gives the new session of a program our low priority, where we have one.
+
+    A process inherits its nice value. But with autogroups the scheduler compares sessions, and a new one is as any.
+    """
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    if nice > 0:
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{pid}/autogroup").write_text(str(nice))
 
 
 @dataclass(frozen=True, slots=True)

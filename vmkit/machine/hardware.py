@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vmkit.machine.spec import Accelerator, Backend, MachineSpec
 
-# The port of the host that hears READY on the `user` backend, where every machine has ports of its own
+# The port of the host that receives READY on the `user` backend, where every machine has ports of its own
 # (the number is that of ChromeOS's startup listener).
 USER_READY_PORT = 7777
 
@@ -32,3 +32,4 @@ class Hardware:
     token: Path | None = None
     root: Path | None = None
     nested: bool = False
+    is_restored: bool = False

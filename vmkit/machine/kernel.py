@@ -1,6 +1,6 @@
-"""What a file given as a kernel is: one that QEMU boots on x86-64, or something else, called by its name.
+"""Checks that a file given as a kernel is one that QEMU boots on x86-64, and names what it is otherwise.
 
-QEMU says of most files that are no kernel that they are a kernel too old for an initramfs. The formats are those that
+QEMU reports most files that are no kernel as a kernel too old for an initramfs. The formats are those that
 QEMU's own loader tells apart (hw/i386/x86.c): a bzImage, an ELF file with a PVH entry, a multiboot image.
 """
 
@@ -63,11 +63,13 @@ def check_kernel(path: Path) -> None:
     except OSError as error:
         raise HostError(
             f"cannot read the kernel {path}: {error.strerror}",
-            hint="kernels in /boot are often readable by root only: copy it, or change its mode",
+            hint="copy the file, or change its mode: many kernels in /boot are for root only"
+            if isinstance(error, PermissionError)
+            else "",
         ) from error
     if trouble is not None:
         what, hint = trouble
-        raise ConfigError(f"{path} is no kernel that QEMU can boot: it is {what}", hint=hint or f"give {_WANTED}")
+        raise ConfigError(f"{path} is not a kernel that QEMU can boot: it is {what}", hint=hint or f"give {_WANTED}")
 
 
 def _is_folder(descriptor: int) -> bool:
@@ -86,7 +88,7 @@ def _find_trouble(descriptor: int, head: bytes) -> tuple[str, str] | None:
     for at, magic, name, hint in _OTHERS:
         if head[at : at + len(magic)] == magic:
             return name, hint
-    return "of no format known here", ""
+    return "of an unknown format", ""
 
 
 def _find_elf_trouble(descriptor: int, head: bytes) -> tuple[str, str] | None:

@@ -1,14 +1,14 @@
-"""What `up` hands to the monitor, and what the monitor tells back until the machine is ready: values and their JSON,
-no I/O.
+"""The plan that `up` sends to the monitor, and the reports that come back until the machine is ready. No I/O.
 
-The report is a stream of JSON lines on a socket. `up` closing it, or dying, before the machine is ready means: undo
-everything.
+Each value has its JSON. Reports are JSON lines on a socket. When `up` closes it or dies before the machine is ready,
+the monitor undoes everything.
 """
 
 import json
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from vmkit.machine.argv import QemuPlan
 from vmkit.machine.parts.part import parse_fitting
@@ -29,6 +29,7 @@ class Layout:
     RECORD = "machine.json"
     LOCK = "lock"
     VSOCK = "vsock.sock"
+    VSOCK_CONTROL = "device.sock"
     # Never one of LOGS: those are kept, and shown.
     TOKEN = "token"  # noqa: S105  (a file's name)
     CONTROL = "monitor.sock"
@@ -37,11 +38,12 @@ class Layout:
     CONSOLE_LOG = "console.log"
     QMP_LOG = "qmp.log"
     QEMU_LOG = "qemu.log"
-    DEVICE_LOG = "vsock.log"
     MONITOR_LOG = "monitor.log"
+    KERNEL_LOG = "kernel.log"
     EVENTS = "events.jsonl"
     ARGV = "argv.txt"
-    LOGS = (CONSOLE_LOG, QMP_LOG, QEMU_LOG, DEVICE_LOG, MONITOR_LOG, EVENTS, ARGV)
+    # Those of every machine. Parts add the logs of their companions.
+    LOGS = (CONSOLE_LOG, QMP_LOG, QEMU_LOG, MONITOR_LOG, KERNEL_LOG, EVENTS, ARGV)
 
 
 class Stage(StrEnum):
@@ -54,8 +56,24 @@ class Stage(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotPlan:
+    """The machine starts from the snapshot in `folder`.
+
+    token: the file with the token of the guest's clients; "": they need none.
+    """
+
+    folder: Path
+    memory_mib: int
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class LaunchPlan:
-    """Everything the monitor needs to know."""
+    """Everything that the monitor needs for one machine.
+
+    companion_logs: of every part, also of those that this machine lacks: a log of an earlier machine must not stay.
+    is_owned: the machine lives no longer than the process that starts it.
+    """
 
     directory: Path
     evidence: Path
@@ -64,8 +82,9 @@ class LaunchPlan:
     timeout_s: float
     qemu: QemuPlan
     record: dict[str, object]
-    # The machine lives no longer than the process that starts it.
+    companion_logs: tuple[str, ...] = ()
     is_owned: bool = False
+    snapshot: SnapshotPlan | None = None
 
     @property
     def ready_socket(self) -> str:
@@ -77,6 +96,8 @@ class LaunchPlan:
         value = asdict(self)
         value["directory"] = str(self.directory)
         value["evidence"] = str(self.evidence)
+        if self.snapshot is not None:
+            value["snapshot"]["folder"] = str(self.snapshot.folder)
         return json.dumps(value)
 
 
@@ -95,18 +116,25 @@ def parse_launch_plan(text: str) -> LaunchPlan:
             fittings=tuple(parse_fitting(fitting) for fitting in qemu["fittings"]),
         ),
         record=value["record"],
+        companion_logs=tuple(value["companion_logs"]),
         is_owned=value["is_owned"],
+        snapshot=_parse_snapshot(value["snapshot"]),
     )
+
+
+def _parse_snapshot(value: dict[str, Any] | None) -> SnapshotPlan | None:
+    return None if value is None else SnapshotPlan(**{**value, "folder": Path(value["folder"])})
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One line from the monitor. For FAILED: what a VmkitError needs."""
+    """One line from the monitor. For FAILED: what a VmkitError needs, and whether the end was asked for."""
 
     stage: Stage
     brief: str = ""
     details: str = ""
     hint: str = ""
+    is_expected: bool = False
 
     def render(self) -> bytes:
         """As one JSON line; of long details the end stays."""
@@ -115,6 +143,7 @@ class Report:
             "brief": self.brief[:MAX_BRIEF_CHARACTERS],
             "details": self.details[-MAX_DETAILS_CHARACTERS:],
             "hint": self.hint[:MAX_BRIEF_CHARACTERS],
+            "expected": self.is_expected,
         }
         return json.dumps(value).encode() + b"\n"
 
@@ -122,4 +151,4 @@ class Report:
 def parse_report(line: bytes) -> Report:
     """A report from its line."""
     value = json.loads(line)
-    return Report(Stage(value["stage"]), value["brief"], value["details"], value["hint"])
+    return Report(Stage(value["stage"]), value["brief"], value["details"], value["hint"], value["expected"])

@@ -34,7 +34,9 @@ class Machine(MachineHandle):
     root: an ext4 instead of the image's disk. disks: files the guest has as disks and may read; rwdisks: may write,
     after those. gdb: serve gdb's remote protocol on the socket `gdb.sock` in the machine's directory. gdb_port: on this
     port of the host's loopback, where every user of the host can take the guest over. cpu: as QEMU's -cpu.
-    netdev: a network device, by QEMU's -netdev without an id (otherwise there is none).
+    netdev: a network device, by QEMU's -netdev without an id (otherwise there is none). boot: boot it, although there
+    is a snapshot of it. snapshot: start it from the one that `vmkit snapshot save NAME` made, with its image and
+    options.
     """
 
     def __init__(  # noqa: PLR0913  (a machine is its options)
@@ -58,6 +60,8 @@ class Machine(MachineHandle):
         gdb_port: int | None = None,
         cpu: str | None = None,
         netdev: str | None = None,
+        boot: bool = False,
+        snapshot: str | None = None,
     ) -> None:
         # The signature is the table's, so its names are the options'.
         options = {key: value for key, value in locals().items() if key not in ("self", "image")}

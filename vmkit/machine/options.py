@@ -7,9 +7,11 @@ it; tests/vmkit/machine/test_options.py compares it with this table.
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
+from os import PathLike
 from typing import Any
 
-from vmkit.machine.parts.part import Kind, Option
+from vmkit.errors import ConfigError
+from vmkit.machine.parts.part import Option, OptionKind
 from vmkit.machine.parts.table import PARTS
 from vmkit.machine.spec import (
     DEFAULT_CPUS,
@@ -27,7 +29,7 @@ from vmkit.machine.spec import (
 OPTIONS: tuple[Option, ...] = (
     Option(
         "name",
-        Kind.TEXT,
+        OptionKind.TEXT,
         flag="--name",
         metavar="NAME",
         help="Name of the machine: letters, digits, dots, dashes and underscores [default: the image's name].",
@@ -35,15 +37,15 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "cid",
-        Kind.INTEGER,
+        OptionKind.INTEGER,
         flag="--cid",
-        metavar="N",
+        metavar="CID",
         help="CID, the machine's address on vsock: 3 or higher [default: the lowest free one].",
         is_python=True,
     ),
     Option(
         "memory",
-        Kind.TEXT,
+        OptionKind.TEXT,
         DEFAULT_MEMORY_MIB,
         flag="--memory",
         metavar="SIZE",
@@ -56,10 +58,10 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "cpus",
-        Kind.INTEGER,
+        OptionKind.INTEGER,
         DEFAULT_CPUS,
         flag="--cpus",
-        metavar="N",
+        metavar="COUNT",
         help="Number of virtual CPUs.",
         shows_default=True,
         is_python=True,
@@ -67,7 +69,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "accelerator",
-        Kind.CHOICE,
+        OptionKind.CHOICE,
         flag="--accel",
         help="What runs the guest: KVM, or QEMU's slower emulator (tcg). auto takes KVM where it works.",
         words=("auto", "kvm", "tcg"),
@@ -77,7 +79,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "backend",
-        Kind.CHOICE,
+        OptionKind.CHOICE,
         flag="--backend",
         help="vsock device: the kernel's (vhost) or vmkit's own (user). auto takes vhost where it works.",
         words=("auto", "vhost", "user"),
@@ -87,7 +89,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "kernel",
-        Kind.PATH,
+        OptionKind.PATH,
         flag="--kernel",
         metavar="FILE",
         help="Boot this kernel, a bzImage or a vmlinux with a PVH entry, instead of the image's.",
@@ -96,9 +98,10 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "append",
-        Kind.TEXT,
+        OptionKind.TEXT,
         "",
         flag="--append",
+        metavar="WORDS",
         help="Add these words to the kernel command line, such as 'loglevel=7'.",
         is_python=True,
         is_matrix=True,
@@ -106,7 +109,7 @@ OPTIONS: tuple[Option, ...] = (
     *(option for part in PARTS for option in part.options),
     Option(
         "cpu",
-        Kind.TEXT,
+        OptionKind.TEXT,
         flag="--cpu",
         metavar="MODEL",
         help="CPU model and features, as for QEMU's -cpu [default: every feature that works].",
@@ -114,7 +117,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "timeout_s",
-        Kind.SECONDS,
+        OptionKind.SECONDS,
         DEFAULT_TIMEOUT_S,
         flag="--timeout",
         help="Seconds to wait until the guest is ready.",
@@ -123,14 +126,43 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "token",
-        Kind.SWITCH,
+        OptionKind.SWITCH,
         False,
         flag="--token",
         help="Demand a secret token from each client; vsh finds it by itself [always on with vhost].",
         is_python=True,
     ),
+    Option(
+        "boot",
+        OptionKind.SWITCH,
+        False,
+        flag="--boot",
+        help="Boot the guest, although there is a snapshot of it (see `vmkit snapshot --help`).",
+        is_python=True,
+    ),
+    Option(
+        "snapshot",
+        OptionKind.TEXT,
+        flag="--snapshot",
+        metavar="NAME",
+        help="Start from the snapshot that `vmkit snapshot save NAME` made, with its image and options.",
+        is_python=True,
+    ),
 )
 _FIELDS = frozenset(field.name for field in fields(MachineSpec))
+
+
+# What Python may give for an option of a kind, and what that is called. Its default's own type fits as well.
+_KINDS: dict[OptionKind, tuple[tuple[type, ...], str]] = {
+    OptionKind.TEXT: ((str,), "text"),
+    OptionKind.INTEGER: ((int,), "a whole number"),
+    OptionKind.SECONDS: ((int, float), "a number of seconds"),
+    OptionKind.PATH: ((str, PathLike), "a path"),
+    OptionKind.PATHS: ((list, tuple), "a list of paths"),
+    OptionKind.CHOICE: ((str,), "text"),
+    OptionKind.SWITCH: ((bool,), "True or False"),
+    OptionKind.VALUED_SWITCH: ((bool,), "True or False"),
+}
 
 
 def make_spec(image: str, values: Mapping[str, Any]) -> MachineSpec:
@@ -138,11 +170,34 @@ def make_spec(image: str, values: Mapping[str, Any]) -> MachineSpec:
 
     Options of one field are tuples, and follow each other there.
     """
+    unknown = values.keys() - {option.name for option in OPTIONS}
+    if unknown:
+        raise ConfigError(f"a machine has no option '{min(unknown)}'")
+    if not isinstance(image, str):
+        raise ConfigError(f"image must be text, not {image!r}")
     known: dict[str, Any] = {}
     more: dict[str, Any] = {}
     for option in OPTIONS:
         field = option.field or option.name
-        value = option.read(values.get(option.name, option.default))
+        value = values.get(option.name, option.default)
+        _check_kind(option, value)
+        value = option.read(value)
         place = known if field in _FIELDS else more
         place[field] = (*place[field], *value) if field in place else value
     return MachineSpec(image=image, more=tuple(more.items()), **known)
+
+
+def _check_kind(option: Option, value: object) -> None:
+    """Raises ConfigError for a value that Python gave, of another kind than the option's."""
+    kinds, words = _KINDS[option.kind]
+    is_default = type(value) is type(option.default)
+    # True is an int of Python's, and no number of anything.
+    is_odd = isinstance(value, bool) and bool not in kinds
+    if option.reads_text:
+        words = "text or a whole number"
+    if not is_default and (is_odd or not isinstance(value, kinds)):
+        raise ConfigError(f"{option.name} must be {words}, not {value!r}")
+    if option.kind is OptionKind.PATHS and isinstance(value, list | tuple):
+        for path in value:
+            if not isinstance(path, str | PathLike):
+                raise ConfigError(f"{option.name} must be {words}, and {path!r} is not a path")

@@ -1,6 +1,6 @@
 """What this host can do, proven and not guessed: QEMU, KVM, vhost-vsock, memory.
 
-That /dev/kvm is there says nothing: a nested hypervisor may create a VM and then die on the first instructions of a
+That /dev/kvm exists proves nothing: a nested hypervisor may create a VM and then die on the first instructions of a
 stock kernel. So KVM is proven by booting a kernel under it until it panics for want of a root, and the verdict is
 kept for this boot of the host and this QEMU.
 """
@@ -58,14 +58,14 @@ class Qemu:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether something works here, and why that is said."""
+    """Whether something works here, and the reason for that finding."""
 
     works: bool
     reason: str
 
 
 def find_qemu(cache_dir: Path | None = None, name: str = QEMU) -> Qemu:
-    """The QEMU on PATH; what the very same file said of its version is remembered in cache_dir.
+    """The QEMU on PATH; what the very same file printed as its version is remembered in cache_dir.
 
     Raises HostError when there is none, or one too old.
     """
@@ -78,7 +78,7 @@ def find_qemu(cache_dir: Path | None = None, name: str = QEMU) -> Qemu:
         raise HostError(f"cannot tell the version of {path}", details=text)
     version = (int(match[1]), int(match[2]), int(match[3] or 0))
     if version < MIN_QEMU_VERSION:
-        raise HostError(f"QEMU {match[0].removeprefix('version ')} is too old", hint="6.0 or later is needed")
+        raise HostError(f"QEMU {match[0].removeprefix('version ')} is too old", hint="vmkit needs 6.0 or later")
     return Qemu(path, version)
 
 
@@ -109,7 +109,7 @@ def probe_kvm(qemu: Qemu, kernel: Path, cache_dir: Path, *, prove: bool = True) 
     if known is not None:
         return Verdict(bool(known.get("works")), str(known.get("reason", "")))
     if not prove:
-        return Verdict(False, "whether KVM works here is proven at the first start")
+        return Verdict(False, "vmkit tests KVM when it starts the first machine")
     verdict = prove_kvm(qemu, kernel, EMULATED_KVM_DEADLINE_S if is_emulated() else KVM_DEADLINE_S)
     _write_note(cache_dir / VERDICT_FILE, key, asdict(verdict))
     return verdict
@@ -122,7 +122,7 @@ def check_kvm_device() -> Verdict | None:
     try:
         os.close(os.open(KVM_DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
-        return Verdict(False, f"{KVM_DEVICE} cannot be opened: {os.strerror(error.errno or 0)}")
+        return Verdict(False, f"cannot open {KVM_DEVICE}: {os.strerror(error.errno or 0)}")
     return None
 
 
@@ -141,18 +141,18 @@ def prove_kvm(qemu: Qemu, kernel: Path, deadline_s: float = KVM_DEADLINE_S) -> V
             left_s = started_s + deadline_s - time.monotonic()
             readable, _, _ = select.select([stream], [], [], max(0.0, left_s))
             if not readable:
-                return Verdict(False, f"{KVM_DEVICE} is there, but a kernel did not boot under it in {deadline_s:g} s")
+                return Verdict(False, f"{KVM_DEVICE} opens, but a kernel did not boot under it in {deadline_s:g} s")
             data = os.read(stream.fileno(), 65536)
             output += data
             if b"Kernel panic - not syncing" in output:
                 return Verdict(True, "a kernel booted under it")
             if b"KVM internal error" in output or b"emulation failure" in output:
-                return Verdict(False, f"{KVM_DEVICE} is there, but kernels die under it (KVM internal error)")
+                return Verdict(False, f"{KVM_DEVICE} opens, but kernels die under it (KVM internal error)")
             if not data:
                 break
     last = (output.decode(errors="replace").strip().splitlines() or ["no output"])[-1]
     told = re.sub(r"^.*kvm\.c:\d+: ", "", last)
-    return Verdict(False, f"QEMU fails under KVM: {told[:MAX_REASON_CHARACTERS]}")
+    return Verdict(False, f"QEMU fails under KVM: {told[:MAX_REASON_CHARACTERS].rstrip('.')}")
 
 
 def probe_vhost(door: VhostDoor) -> Verdict:
@@ -163,7 +163,7 @@ def probe_vhost(door: VhostDoor) -> Verdict:
         os.close(door.open_device())
     except OSError as error:
         return Verdict(False, f"/dev/vhost-vsock: {os.strerror(error.errno or 0)}")
-    return Verdict(True, "/dev/vhost-vsock can be opened")
+    return Verdict(True, "vmkit can open /dev/vhost-vsock")
 
 
 def choose_accelerator(asked: Accelerator | None, kvm: Verdict | None) -> tuple[Accelerator, str]:
@@ -172,15 +172,16 @@ def choose_accelerator(asked: Accelerator | None, kvm: Verdict | None) -> tuple[
         return asked, ""
     if kvm is not None and kvm.works:
         return Accelerator.KVM, ""
-    return Accelerator.TCG, kvm.reason if kvm is not None else "KVM was not tried"
+    return Accelerator.TCG, kvm.reason if kvm is not None else "vmkit did not test KVM"
 
 
 def choose_backend(asked: Backend | None, vhost: Verdict) -> tuple[Backend, str]:
-    """The backend and why it is not vhost. Raises HostError when vhost was asked for and cannot be had."""
+    """The backend and why it is not vhost. Raises HostError when vhost was asked for and does not work here."""
     if asked is Backend.VHOST and not vhost.works:
+        remedy = "unset VSH_AF_VSOCK" if "VSH_AF_VSOCK" in vhost.reason else "sudo modprobe vhost_vsock"
         raise HostError(
-            f"the vhost backend cannot be used: {vhost.reason}",
-            hint="modprobe vhost_vsock, or let vmkit use its own device: --backend user",
+            f"this host cannot run the backend vhost: {vhost.reason}",
+            hint=f"{remedy}, or use vmkit's own device: --backend user",
         )
     if asked is not None:
         return asked, ""
@@ -188,7 +189,7 @@ def choose_backend(asked: Backend | None, vhost: Verdict) -> tuple[Backend, str]
 
 
 def is_emulated(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this host is itself run by QEMU's emulator: it says so in the name of its processor."""
+    """Whether this host is itself run by QEMU's emulator: its processor's name has QEMU in it."""
     try:
         with cpuinfo.open(errors="replace") as file:
             head = file.read(MAX_NOTE_BYTES)
@@ -211,7 +212,7 @@ def check_memory(memory_mib: int) -> None:
     if available_mib and memory_mib > available_mib:
         raise HostError(
             f"the machine asks for {memory_mib} MiB of memory, and {available_mib} MiB are available",
-            hint="ask for less with --memory, or end something (vmkit list)",
+            hint="give less with --memory, or stop another machine (vmkit list)",
         )
 
 
@@ -221,7 +222,7 @@ def check_open_files() -> None:
     if hard != resource.RLIM_INFINITY and hard < MIN_OPEN_FILES:
         raise HostError(
             f"this process may open {hard} files, and a machine needs {MIN_OPEN_FILES}",
-            hint="raise the limit: ulimit -n 1024 (in a new shell, where this one may not)",
+            hint="raise the limit: ulimit -n 1024; if this shell cannot, use a new one",
         )
 
 

@@ -1,13 +1,21 @@
-"""What a machine is made of becomes QEMU's argv and the devices to plug over QMP. Pure: opens nothing, starts nothing.
+"""Turns a machine's hardware into QEMU's argv and the devices to plug over QMP. Pure: opens nothing, starts nothing.
 
-Why each option is there is said beside it; what was measured to choose them is in docs/explanation/decisions.md.
+The reason for each option stands beside it. The measurements behind them are in docs/explanation/decisions.md.
 """
 
 import os
 from itertools import chain
 
 from vmkit.errors import ConfigError
-from vmkit.machine.argv import CONSOLE_CHARDEV, QMP_CHARDEV, QMP_MONITOR, READY_PORT_MARK, TOKEN_WORD, QemuPlan
+from vmkit.machine.argv import (
+    CONSOLE_CHARDEV,
+    MEMORY_MARK,
+    QMP_CHARDEV,
+    QMP_MONITOR,
+    READY_PORT_MARK,
+    TOKEN_WORD,
+    QemuPlan,
+)
 from vmkit.machine.hardware import Hardware
 from vmkit.machine.parts.part import render_options
 from vmkit.machine.parts.table import PARTS
@@ -17,6 +25,8 @@ from vmkit.machine.spec import MAX_KERNEL_COMMAND_LINE_BYTES, Accelerator
 # ends the machine (reboot=shutdown). cryptomgr.notests saves the self tests of the kernel's ciphers, a quarter of a
 # boot under TCG.
 BASE_KERNEL_ARGS = ("console=ttyS0", "quiet", "panic=-1", "cryptomgr.notests")
+# The guest takes its machine's name for its hostname.
+NAME_WORD = "vmkit.name="
 
 
 def render_kernel_command_line(hardware: Hardware) -> str:
@@ -26,6 +36,7 @@ def render_kernel_command_line(hardware: Hardware) -> str:
     """
     port = READY_PORT_MARK if hardware.ready_port is None else hardware.ready_port
     words = [*dict.fromkeys([*BASE_KERNEL_ARGS, *hardware.kernel_args]), f"vmkit.ready={port}"]
+    words.append(f"{NAME_WORD}{hardware.name}")
     if hardware.token is not None:
         words.append(TOKEN_WORD)
     for part in PARTS:
@@ -52,27 +63,23 @@ def plan_qemu(hardware: Hardware) -> QemuPlan:
             "-S", "-action", "reboot=shutdown",
             # A guest that breaks into QEMU finds no execve, no setuid and no resource control there.
             "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-            "-machine", _render_machine(hardware),
+            # Devices that no guest of ours uses cost boot time: SATA, SMBus, USB and the HPET are off.
+            "-machine", "q35,sata=off,smbus=off,usb=off,hpet=off,memory-backend=ram",
             *_plan_cpu(hardware),
             "-smp", str(hardware.spec.cpus),
             "-m", f"{hardware.spec.memory_mib}M",
-            *_plan_memory(hardware),
+            # Shared: the vsock device of `user` maps it, and the monitor reads the kernel's log there.
+            "-object", f"memory-backend-{MEMORY_MARK},id=ram,size={hardware.spec.memory_mib}M,share=on",
             *chain.from_iterable(part.plan_argv(hardware) for part in PARTS),
             "-chardev", CONSOLE_CHARDEV, "-serial", "chardev:console",
             "-chardev", QMP_CHARDEV, "-mon", QMP_MONITOR,
-            "-kernel", str(hardware.kernel),
-            "-initrd", str(hardware.initrd),
-            "-append", render_kernel_command_line(hardware),
+            # By it a kernel learns that it is a copy: new for each QEMU.
+            "-device", "vmgenid,guid=auto",
+            *_plan_kernel(hardware),
             *_plan_token(hardware),
         ),
         fittings=tuple(filter(None, (part.plan_fitting(hardware) for part in PARTS))),
     )  # fmt: skip
-
-
-def _render_machine(hardware: Hardware) -> str:
-    # Devices that no guest of ours uses cost boot time: SATA, SMBus, USB and the HPET are off.
-    machine = "q35,sata=off,smbus=off,usb=off,hpet=off"
-    return f"{machine},memory-backend=ram" if _needs_shared_memory(hardware) else machine
 
 
 def _plan_cpu(hardware: Hardware) -> tuple[str, ...]:
@@ -86,20 +93,20 @@ def _plan_cpu(hardware: Hardware) -> tuple[str, ...]:
     return ("-accel", "tcg", "-cpu", hardware.spec.cpu or "max,cx16=off")
 
 
-def _needs_shared_memory(hardware: Hardware) -> bool:
-    """A process beside QEMU maps the guest's memory."""
-    return any(part.needs_shared_memory(hardware) for part in PARTS)
-
-
-def _plan_memory(hardware: Hardware) -> tuple[str, ...]:
-    if _needs_shared_memory(hardware):
-        return ("-object", f"memory-backend-memfd,id=ram,size={hardware.spec.memory_mib}M,share=on")
-    return ()
+def _plan_kernel(hardware: Hardware) -> tuple[str, ...]:
+    """What QEMU loads before it starts the guest; a restored one has it in its memory."""
+    if hardware.is_restored:
+        return ("-incoming", "defer")
+    line = render_kernel_command_line(hardware)
+    return ("-kernel", str(hardware.kernel), "-initrd", str(hardware.initrd), "-append", line)
 
 
 def _plan_token(hardware: Hardware) -> tuple[str, ...]:
-    """An OEM string of the firmware's tables: root alone reads them in the guest, and every kernel shows them."""
-    if hardware.token is None:
+    """An OEM string of the firmware's tables: root alone reads them in the guest, and every kernel shows them.
+
+    A restored guest gets its token by the thaw: its firmware does not run again.
+    """
+    if hardware.token is None or hardware.is_restored:
         return ()
     # In QEMU's options a comma ends a value, and two are one.
     return ("-smbios", render_options({"type": "11", "path": str(hardware.token)}))

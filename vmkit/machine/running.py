@@ -1,4 +1,4 @@
-"""A machine that runs, whoever started it: found by name or CID, and everything that can be done with it from Python.
+"""A running machine, found by name or CID, and all that Python can do with it. Any process may have started it.
 
 Owns no process. Each call looks the machine up again, so that a later machine of the same name is never taken for it.
 """
@@ -14,14 +14,17 @@ from typing import Literal, Unpack, overload
 from vmkit.errors import ConfigError, MachineError
 from vmkit.machine import stop
 from vmkit.machine.launch import Layout
+from vmkit.machine.parts.table import list_companion_logs
+from vmkit.machine.pause import ClockOffset, Resumed, measure_clock, pause, resume
 from vmkit.machine.registry import find_state_directory, sweep
 from vmkit.machine.spec import check_name
-from vmkit.machine.words import Ended
+from vmkit.machine.words import Ended, TakeKernelLog
+from vmkit.memory.lines import KernelLine, parse_lines
 from vsh.address import address_of
 from vsh.client import Argv, Client, PopenOptions, Result, RunOptions
 from vsh.ending import Ending, await_ending, describe_last, read_ending
 from vsh.process import Process
-from vsh.registry import Entry
+from vsh.registry import Entry, is_for_users
 from vsh.registry import find_machine as find_entry
 from vsh.registry import read_machines as read_entries
 
@@ -29,6 +32,8 @@ from vsh.registry import read_machines as read_entries
 FOLLOW_POLL_S = 0.2
 READ_BYTES = 65536
 CONSOLE_CONNECT_TIMEOUT_S = 5.0
+# A guest that has touched tens of GiB takes seconds to search.
+KERNEL_LOG_DEADLINE_S = 60.0
 MAX_CID_DIGITS = 10
 
 # The logs of a machine by the names that `vmkit logs --kind` takes.
@@ -37,9 +42,10 @@ LOG_KINDS = {
     "events": Layout.EVENTS,
     "qmp": Layout.QMP_LOG,
     "qemu": Layout.QEMU_LOG,
-    "vsock": Layout.DEVICE_LOG,
     "monitor": Layout.MONITOR_LOG,
     "argv": Layout.ARGV,
+    "kernel": Layout.KERNEL_LOG,
+    **list_companion_logs(),
 }
 
 
@@ -52,7 +58,7 @@ class MachineHandle:
 
     @property
     def state(self) -> str:
-        """`starting`, `ready` or `stopping`. Raises MachineError once it has ended."""
+        """`starting`, `ready`, `paused` or `stopping`. Raises MachineError once it has ended."""
         return self.find_entry().state
 
     def connect(self) -> Client:
@@ -93,11 +99,17 @@ class MachineHandle:
         return self.connect().popen(argv, text=text, **options)
 
     def push(self, source: str, destination: str, *, user: str = "") -> None:
-        """Copies a file or a directory of the host into the guest; see Client.push."""
+        """Copies a file or a directory of the host to the guest's path `destination`, whose directory must exist.
+
+        `destination` is the path of the copy itself. It uses the guest's tar; see Client.push. Raises VshError kinds.
+        """
         self.connect().push(source, destination, user=user)
 
     def pull(self, source: str, destination: str, *, user: str = "") -> None:
-        """Copies a file or a directory of the guest to the host; see Client.pull."""
+        """Copies a file or a directory of the guest to the host's path `destination`, where the copy appears whole.
+
+        `destination` is the path of the copy itself. It uses the guest's tar; see Client.pull. Raises VshError kinds.
+        """
         self.connect().pull(source, destination, user=user)
 
     def exists(self, path: str, *, user: str = "") -> bool:
@@ -115,6 +127,22 @@ class MachineHandle:
     def follow_log(self, kind: str = "console") -> Iterator[bytes]:
         """A log as it is now, and then what is added, until the machine ends. Raises ConfigError, MachineError."""
         return follow_log(Path(self.find_entry().directory), kind)
+
+    def dmesg(self) -> list[KernelLine]:
+        """The kernel's log, read from the guest's memory without its help: it may run, or hang. Raises MachineError."""
+        return list(parse_lines(take_kernel_log(self.find_entry())))
+
+    def pause(self) -> None:
+        """Stops the guest's processors; sessions and forwards wait. Raises MachineError."""
+        pause(self.find_entry())
+
+    def resume(self) -> Resumed:
+        """Lets a paused guest run, with the right time. Raises MachineError."""
+        return resume(self.find_entry())
+
+    def measure_clock(self) -> ClockOffset:
+        """How far the guest's clock is ahead of the host's. Raises MachineError."""
+        return measure_clock(self.find_entry())
 
     def open_console(self) -> socket.socket:
         """A connection to the guest's serial console: it receives what the guest prints, and sends what is typed.
@@ -199,10 +227,20 @@ def logs(name: str, kind: str = "console") -> bytes:
     return b"".join(read_log(find_logs(name), kind))
 
 
+def dmesg(name: str | int | None = None) -> list[KernelLine]:
+    """The kernel's log of a running machine, from its memory, or of the last one of that name that ended badly.
+
+    None: of the only running machine. Raises MachineError, ConfigError.
+    """
+    return list(parse_lines(read_kernel_log(None if name is None else str(name))))
+
+
 def pick_entry(name: str | None) -> Entry:
     """The entry of that name or CID, or the only one there is. Raises MachineError, ConfigError."""
     entries = read_entries()
     if name is None:
+        # Any other is meant only when it is named, or when no machine of the user runs.
+        entries = [entry for entry in entries if is_for_users(entry)] or entries
         if len(entries) == 1:
             return entries[0]
         if not entries:
@@ -239,10 +277,30 @@ def find_logs(name: str | None) -> Path:
     kept = find_state_directory() / name
     if not kept.is_dir():
         raise MachineError(
-            f"there are no logs of '{name}': it is not running, and it did not end badly",
-            hint="logs of machines that end as asked go with them",
+            f"there are no logs of '{name}'",
+            hint="vmkit keeps the logs of running machines, and of machines that ended badly",
         )
     return kept
+
+
+def read_kernel_log(name: str | None) -> bytes:
+    """The kernel's log of a running machine as it is now, or the kept one, as lines. Raises MachineError, ConfigError.
+
+    vmkit.memory.lines describes the lines.
+    """
+    running = pick_entry(None) if name is None else find_named(check_name(name))
+    if running is not None:
+        return take_kernel_log(running)
+    return b"".join(read_log(find_logs(name), "kernel"))
+
+
+def take_kernel_log(entry: Entry) -> bytes:
+    """Lets a machine's monitor read the kernel's log in the guest's memory. Raises MachineError."""
+    with stop.open_control(entry) as control:
+        answer = control.ask(TakeKernelLog(), KERNEL_LOG_DEADLINE_S)
+    if not answer.ok:
+        raise MachineError(f"cannot read the kernel's log of '{entry.name}': {answer.error}", hint=answer.hint)
+    return b"".join(read_log(Path(entry.directory), "kernel"))
 
 
 def read_log(folder: Path, kind: str) -> Iterator[bytes]:
@@ -270,7 +328,8 @@ def _open_log(folder: Path, kind: str) -> Iterator[int]:
     try:
         fd = os.open(folder / LOG_KINDS[kind], os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:
-        raise MachineError(f"there is no {kind} log in {folder}") from error
+        hint = f"see why: vmkit logs {folder.name} --kind events" if kind == "kernel" else ""
+        raise MachineError(f"there is no {kind} log in {folder}", hint=hint) from error
     try:
         yield fd
     finally:

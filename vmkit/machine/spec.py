@@ -1,4 +1,4 @@
-"""What a machine shall be, as the user said it: frozen, checked once at the edge, and nothing else.
+"""The machine that the user asked for: frozen values, checked once at the edge, and nothing else.
 
 Defaults are crosvm's where its users will expect them: 256 MiB, one vCPU, no disk, no network.
 """
@@ -31,7 +31,7 @@ MAX_PORT = 2**16 - 1
 MAX_DISKS = 20
 # A week: longer than any boot, and less than the milliseconds that poll(2) counts in an int.
 MAX_TIMEOUT_S = 7 * 24 * 3600.0
-# COMMAND_LINE_SIZE of x86 (arch/x86/include/asm/setup.h): the kernel cuts what is longer, without a word.
+# COMMAND_LINE_SIZE of x86 (arch/x86/include/asm/setup.h): the kernel cuts a longer one silently.
 MAX_KERNEL_COMMAND_LINE_BYTES = 2048 - 1
 
 
@@ -72,7 +72,7 @@ class DiskSpec:
 
 @dataclass(frozen=True, slots=True)
 class MachineSpec:
-    """One machine as asked for; None means: let vmkit choose, and say what it chose.
+    """One machine as asked for; None means: vmkit chooses, and prints its choice.
 
     root replaces the disk of an image whose root is one. disks are the guest's disks after that, in their order.
     gdb: serve gdb's protocol on a UNIX socket in the machine's directory; gdb_port: on this port of the loopback, which
@@ -99,6 +99,9 @@ class MachineSpec:
     gdb_port: int | None = None
     cpu: str | None = None
     netdev: str | None = None
+    # Start it by a boot, although it has a snapshot; or from the snapshot that the user gave this name.
+    boot: bool = False
+    snapshot: str | None = None
     more: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
@@ -113,9 +116,7 @@ class MachineSpec:
                 hint="0 to 2 and 2^32-1 are reserved",
             )
         if self.memory_mib < MIN_MEMORY_MIB:
-            raise ConfigError(
-                f"{self.memory_mib} MiB of memory is too little to boot", hint=f"at least {MIN_MEMORY_MIB}"
-            )
+            raise ConfigError(f"--memory must be at least {MIN_MEMORY_MIB} MiB, not {self.memory_mib}")
         if not 1 <= self.cpus <= MAX_CPUS:
             raise ConfigError(f"--cpus must be between 1 and {MAX_CPUS}, not {self.cpus}")
         if not 0 < self.timeout_s <= MAX_TIMEOUT_S:
@@ -129,7 +130,7 @@ class MachineSpec:
             part.check(self)
         if self.cpu is not None and not re.fullmatch(r"[A-Za-z0-9][\w.+,=-]*", self.cpu, re.ASCII):
             raise ConfigError(
-                f"'{self.cpu}' is not a CPU model", hint="as for QEMU's -cpu: max, or qemu64,-cx16 (see -cpu help)"
+                f"'{self.cpu}' is not a CPU model", hint="give one as for QEMU's -cpu: max, or qemu64,-cx16"
             )
         if "\0" in self.append or "\n" in self.append:
             raise ConfigError("--append must not contain a NUL or a newline")
@@ -144,7 +145,7 @@ def check_name(name: str) -> str:
     if not NAME_PATTERN.fullmatch(name):
         raise ConfigError(
             f"'{name}' cannot be a machine's name",
-            hint="1 to 32 letters, digits, '.', '_' or '-', the first a letter or digit",
+            hint="use 1 to 32 letters, digits, '.', '_' or '-', and begin with a letter or digit",
         )
     return name
 
@@ -175,5 +176,5 @@ def parse_memory(text: str) -> int:
     """`512`, `512M` or `2G` to MiB."""
     match = re.fullmatch(r"(\d{1,9})([MmGg]?)(?:[Ii]?[Bb])?", text)
     if not match:
-        raise ConfigError(f"'{text}' is not an amount of memory", hint="MiB as a number, or 512M, 2G")
+        raise ConfigError(f"'{text}' is not an amount of memory", hint="give MiB, or a number with a unit: 512M, 2G")
     return int(match[1]) * (1024 if match[2] in ("G", "g") else 1)

@@ -6,61 +6,43 @@ socket close and cleans up.
 """
 
 import contextlib
+import logging
 import subprocess
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from vmkit.errors import MachineError
-from vmkit.image.build import BuiltImage, build_image
-from vmkit.image.recipe.config import load_image
-from vmkit.machine import probe
+from vmkit.machine.choose import Build, Choices, Tell, build_named_image, choose, plan_hardware
 from vmkit.machine.handover import MonitorHandle, start_monitor
-from vmkit.machine.hardware import USER_READY_PORT, Hardware
-from vmkit.machine.kernel import check_kernel
-from vmkit.machine.launch import MAX_REPORT_LINE_BYTES, LaunchPlan, Report, Stage, parse_report
-from vmkit.machine.memory import check_guest_memory
-from vmkit.machine.parts.table import PARTS
+from vmkit.machine.launch import MAX_REPORT_LINE_BYTES, LaunchPlan, Report, SnapshotPlan, Stage, parse_report
+from vmkit.machine.parts.table import PARTS, list_companion_logs
 from vmkit.machine.qemu import plan_qemu
-from vmkit.machine.registry import (
-    MACHINES,
-    Reservation,
-    check_path_length,
-    find_state_directory,
-    open_runtime_directory,
-    reserve,
-)
-from vmkit.machine.spec import MAX_NAME_CHARACTERS, Accelerator, Backend, MachineSpec
+from vmkit.machine.registry import Reservation, check_free, find_state_directory, reserve
+from vmkit.machine.restore import SnapshotSource, drop_source, find_source, take_options
+from vmkit.machine.spec import Backend, MachineSpec
 from vmkit.machine.token import DEMANDED, find_token_path, make_token, needs_token
 from vmkit.machine.vhost import KernelVhostDoor, VhostClaim, VhostDoor
+
+log = logging.getLogger("vmkit")
 
 # The monitor itself keeps the deadline of the start; this is for a monitor that hangs.
 MONITOR_GRACE_S = 30.0
 
-Tell = Callable[[str, float | None], None]
-Build = Callable[[str, Tell], BuiltImage]
+
+# A restore takes less than a second on a quiet host; one that takes this long has failed, and the machine boots.
+RESTORE_DEADLINE_S = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class Choices:
-    """What was chosen for a machine, and why where it is the slower way."""
-
-    built: BuiltImage
-    qemu: probe.Qemu
-    kernel: Path
-    accelerator: Accelerator
-    accelerator_reason: str
-    backend: Backend
-    backend_reason: str
-    root: Path | None = None
-    nested: bool = False
+class RestoreError(MachineError):
+    """A machine did not start from its snapshot; a boot may help."""
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A machine that said READY."""
+    """A machine that sent READY. started_by: `boot`, or `snapshot`."""
 
     name: str
     cid: int
@@ -70,6 +52,9 @@ class Started:
     monitor: "subprocess.Popen[bytes]"
     # What gdb's `target remote` takes.
     gdb: str | None = None
+    started_by: str = "boot"
+    # Of the snapshot it was started from.
+    snapshot: str | None = None
 
 
 def start_machine(
@@ -82,7 +67,9 @@ def start_machine(
     monitor: MonitorHandle | None = None,
     is_owned: bool = False,
 ) -> Started:
-    """Builds if needed, starts, waits until ready. on_directory is told where the console log will grow.
+    """Builds if needed, starts, waits until ready. Calls on_directory with the console log's directory.
+
+    A machine that has a snapshot starts from it, and by a boot where that fails.
 
     is_owned: the machine ends when this process does, however that ends.
 
@@ -92,105 +79,77 @@ def start_machine(
     say = tell or (lambda _text, _fraction: None)
     started_s = time.monotonic()
     vhost_door = door or KernelVhostDoor()
+    # Before a build, which may take minutes.
+    check_free(spec.name, spec.cid)
     with contextlib.ExitStack() as stack:
         monitor = monitor or stack.enter_context(start_monitor())
+        spec = take_options(spec)
         choices = choose(spec, say, vhost_door, build or build_named_image)
-        # Whoever wants to end this machine must find its monitor from the first moment on.
-        record = {**plan_record(spec, choices), "pid": monitor.process.pid}
-        say("starting QEMU", None)
-        # On `vhost` the kernel knows which CIDs are free on the whole host, so it is asked, too.
-        claim = VhostClaim(vhost_door)
-        stack.callback(claim.close)
-        asks = {"claim": claim.take} if choices.backend is Backend.VHOST else {}
-        reservation = stack.enter_context(reserve(spec.name, spec.cid, choices.built.name, record, **asks))
-        if on_directory is not None:
-            on_directory(reservation.directory)
-        if needs_token(choices.backend, asked=spec.token):
-            make_token(reservation.directory)
-        plan = plan_launch(spec, choices, reservation, record, is_owned=is_owned)
-        # Should this be interrupted, the monitor must be gone before the reservation is: it holds the lock as well.
-        with monitor.ended_on_error():
-            monitor.launch(plan, reservation.lock_fd, claim.fd)
-            _await_ready(plan, monitor, say)
-    seconds = time.monotonic() - started_s
-    return Started(
-        reservation.name,
-        reservation.cid,
-        choices,
-        seconds,
-        reservation.directory,
-        monitor.process,
-        None if plan.record["gdb"] is None else str(plan.record["gdb"]),
-    )
+        start = _Start(spec, choices, say, on_directory, vhost_door, started_s, is_owned=is_owned)
+        source = find_source(spec, choices)
+        if source is None:
+            return start.run(monitor, None)
+        try:
+            return start.run(monitor, SnapshotPlan(source.folder, spec.memory_mib), source)
+        except RestoreError as error:
+            if source.is_named:
+                raise
+            drop_source(source)
+            log.warning("%s; the machine boots instead", error.brief)
+            return start.run(stack.enter_context(start_monitor()), None)
 
 
-def build_named_image(image: str, tell: Tell) -> BuiltImage:
-    """The image of a shipped name or of a recipe's path, from the cache or built now."""
-    return build_image(load_image(image), progress=tell)
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """One machine to start, by a boot or from a snapshot."""
 
+    spec: MachineSpec
+    choices: Choices
+    say: Tell
+    on_directory: Callable[[Path], None] | None
+    door: VhostDoor
+    started_s: float
+    is_owned: bool
 
-def choose(
-    spec: MachineSpec, tell: Tell, door: VhostDoor, build: Build = build_named_image, *, prove: bool = True
-) -> Choices:
-    """The image, QEMU, accelerator and backend a spec leads to on this host.
-
-    prove: whether KVM may be proven by booting a kernel under it, where that has not been done yet.
-    """
-    if spec.kernel is not None:
-        check_kernel(spec.kernel)
-    for part in PARTS:
-        part.check_host(spec)
-    runtime = open_runtime_directory()
-    # What cannot work is refused before anything that takes its time: a build, the proof of KVM.
-    check_path_length(runtime / MACHINES / (spec.name or Path(spec.image).stem[:MAX_NAME_CHARACTERS]))
-    probe.check_open_files()
-    qemu = probe.find_qemu(runtime)
-    backend, backend_reason = probe.choose_backend(spec.backend, probe.probe_vhost(door))
-    probe.check_memory(spec.memory_mib)
-    built = build(spec.image, tell)
-    for part in PARTS:
-        part.check_image(spec, built)
-    kernel = spec.kernel or built.kernel
-    check_guest_memory(spec.memory_mib, kernel, built.initrd)
-    kvm = None
-    if spec.accelerator is None:
-        kvm = probe.probe_kvm(qemu, built.kernel, runtime, prove=prove)
-    accelerator, accelerator_reason = probe.choose_accelerator(spec.accelerator, kvm)
-    return Choices(
-        built,
-        qemu,
-        kernel,
-        accelerator,
-        accelerator_reason,
-        backend,
-        backend_reason,
-        root=spec.root or built.root,
-        nested=probe.is_emulated(),
-    )
-
-
-def plan_hardware(spec: MachineSpec, choices: Choices, name: str, cid: int, directory: Path) -> Hardware:
-    """Everything that decides QEMU's argv. directory: the machine's."""
-    return Hardware(
-        spec=spec,
-        name=name,
-        cid=cid,
-        directory=directory,
-        accelerator=choices.accelerator,
-        backend=choices.backend,
-        qemu=choices.qemu.path,
-        kernel=choices.kernel,
-        initrd=choices.built.initrd,
-        kernel_args=choices.built.kernel_args,
-        ready_port=USER_READY_PORT if choices.backend is Backend.USER else None,
-        token=find_token_path(directory) if needs_token(choices.backend, asked=spec.token) else None,
-        root=choices.root,
-        nested=choices.nested,
-    )
+    def run(
+        self, monitor: MonitorHandle, snapshot: SnapshotPlan | None, source: SnapshotSource | None = None
+    ) -> Started:
+        """Reserves, launches, waits. Raises RestoreError where a source was given and is of no use."""
+        spec, choices = self.spec, self.choices
+        started_by = "boot" if source is None else "snapshot"
+        # Another verb that ends this machine must find its monitor from the first moment on.
+        record = {**plan_record(spec, choices), "pid": monitor.process.pid, "started_by": started_by}
+        with contextlib.ExitStack() as stack:
+            # On `vhost` the kernel knows which CIDs are free on the whole host, so the start asks it, too.
+            claim = VhostClaim(self.door)
+            stack.callback(claim.close)
+            asks = {"claim": claim.take} if choices.backend is Backend.VHOST else {}
+            reservation = stack.enter_context(reserve(spec.name, spec.cid, choices.built.name, record, **asks))
+            self.say("starting QEMU", None)
+            if self.on_directory is not None:
+                self.on_directory(reservation.directory)
+            if needs_token(choices.backend, asked=spec.token):
+                make_token(reservation.directory)
+            plan = plan_launch(spec, choices, reservation, record, is_owned=self.is_owned, snapshot=snapshot)
+            # Should this be interrupted, the monitor must be gone before the reservation is: it holds the lock as well.
+            with monitor.ended_on_error():
+                monitor.launch(plan, reservation.lock_fd, claim.fd)
+                _await_ready(plan, monitor, self.say)
+        return Started(
+            reservation.name,
+            reservation.cid,
+            choices,
+            time.monotonic() - self.started_s,
+            reservation.directory,
+            monitor.process,
+            None if plan.record["gdb"] is None else str(plan.record["gdb"]),
+            started_by,
+            None if source is None else source.name,
+        )
 
 
 def plan_record(spec: MachineSpec, choices: Choices) -> dict[str, object]:
-    """What machine.json says beyond name, cid and state."""
+    """Returns the fields of machine.json beyond name, cid and state."""
     return {
         "image": choices.built.name,
         "digest": choices.built.digest,
@@ -207,16 +166,28 @@ def plan_record(spec: MachineSpec, choices: Choices) -> dict[str, object]:
 
 
 def plan_launch(
-    spec: MachineSpec, choices: Choices, reservation: Reservation, record: dict[str, object], *, is_owned: bool = False
+    spec: MachineSpec,
+    choices: Choices,
+    reservation: Reservation,
+    record: dict[str, object],
+    *,
+    is_owned: bool = False,
+    snapshot: SnapshotPlan | None = None,
 ) -> LaunchPlan:
-    """What the monitor is told."""
-    hardware = plan_hardware(spec, choices, reservation.name, reservation.cid, reservation.directory)
+    """Returns the plan that the monitor gets."""
+    timeout_s = spec.timeout_s
+    if snapshot is not None:
+        timeout_s = min(timeout_s, RESTORE_DEADLINE_S)
+        if needs_token(choices.backend, asked=spec.token):
+            snapshot = replace(snapshot, token=str(find_token_path(reservation.directory)))
+    place = (reservation.name, reservation.cid, reservation.directory)
+    hardware = plan_hardware(spec, choices, *place, is_restored=snapshot is not None)
     return LaunchPlan(
         directory=reservation.directory,
         evidence=find_state_directory() / reservation.name,
         name=reservation.name,
         cid=reservation.cid,
-        timeout_s=spec.timeout_s,
+        timeout_s=timeout_s,
         qemu=plan_qemu(hardware),
         record={
             **record,
@@ -224,7 +195,9 @@ def plan_launch(
             "cid": reservation.cid,
             **_merge(part.plan_addresses(hardware) for part in PARTS),
         },
+        companion_logs=tuple(list_companion_logs().values()),
         is_owned=is_owned,
+        snapshot=snapshot,
     )
 
 
@@ -243,7 +216,7 @@ def _await_ready(plan: LaunchPlan, monitor: MonitorHandle, tell: Tell) -> None:
                 case Stage.FAILED:
                     raise _explain_failure(plan, report)
                 case Stage.RUNNING:
-                    tell("booting", None)
+                    tell("booting" if plan.snapshot is None else "thawing", None)
                 case Stage.STARTED:
                     tell("plugging the vsock device", None)
     raise MachineError("the monitor of the machine ended without a report", details=monitor.read_log(plan))
@@ -253,7 +226,10 @@ def _read_report(stream: BinaryIO, plan: LaunchPlan) -> Report | None:
     try:
         line = stream.readline(MAX_REPORT_LINE_BYTES)
     except TimeoutError as error:
-        raise MachineError(f"the monitor of '{plan.name}' does not answer any more", hint="is it stopped?") from error
+        raise MachineError(
+            f"the monitor of '{plan.name}' does not answer any more",
+            hint="if a signal stopped it, let it go on: kill -CONT PID",
+        ) from error
     except OSError:
         # It was killed before it had read all that we sent.
         return None
@@ -261,5 +237,10 @@ def _read_report(stream: BinaryIO, plan: LaunchPlan) -> Report | None:
 
 
 def _explain_failure(plan: LaunchPlan, report: Report) -> MachineError:
+    # `vmkit kill` of a machine that starts is no reason to start it again.
+    if plan.snapshot is not None and not report.is_expected:
+        hint = report.hint or "vmkit up --boot starts it by a boot"
+        brief = f"'{plan.name}' did not start from its snapshot: {report.brief}"
+        return RestoreError(brief, details=report.details, hint=hint)
     hint = report.hint or f"the logs are kept: vmkit logs {plan.name}"
     return MachineError(f"'{plan.name}' did not start: {report.brief}", details=report.details, hint=hint)

@@ -19,6 +19,7 @@ from vmkit.machine.words import (
     ExpectEnd,
     Quit,
     Request,
+    Resume,
     Watch,
     parse_answer,
     render_request,
@@ -33,7 +34,7 @@ POWER_OFF_DEADLINE_S = 20.0
 ASK_DEADLINE_S = 5.0
 QUIT_DEADLINE_S = 10.0
 KILL_DEADLINE_S = 10.0
-# A monitor that has told its end still removes the machine's directory.
+# A monitor that has sent its end still removes the machine's directory.
 MONITOR_GRACE_S = 5.0
 # One that does not answer is ending on its own, or has not begun to listen, or hangs.
 NO_ANSWER_GRACE_S = 1.0
@@ -90,7 +91,7 @@ class Control:
 
 @contextlib.contextmanager
 def open_control(entry: Entry) -> Iterator[Control]:
-    """A connection to the monitor of a machine. Raises MachineError when nobody answers there."""
+    """A connection to the monitor of a machine. Raises MachineError when the monitor does not answer."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with sock:
         try:
@@ -114,11 +115,12 @@ def wait_for_end(entry: Entry, timeout_s: float | None) -> Ended | None:
 def power_off(
     entry: Entry, *, timeout_s: float = POWER_OFF_DEADLINE_S, tell: Callable[[str], None] | None = None
 ) -> None:
-    """`down`: the guest is asked to power off; when it does not within timeout_s seconds, QEMU is ended.
+    """Asks the guest to power off, as `down` does. Ends QEMU when the guest still runs after timeout_s seconds.
 
-    A guest that is not ready has nobody who could be asked: its start is called off.
+    A guest that is not ready cannot be asked: the monitor cancels its start. One that waits in a pool has nothing to
+    save.
     """
-    if entry.state == "starting":
+    if entry.state in ("starting", "pooled"):
         kill(entry)
         return
     say = tell or (lambda _text: None)
@@ -149,6 +151,9 @@ def kill(entry: Entry) -> None:
 def _power_off_guest(entry: Entry, control: Control, timeout_s: float, say: Callable[[str], None]) -> bool:
     """True when the machine has ended in time. Another `down` may have asked the guest already."""
     end_s = time.monotonic() + timeout_s
+    if entry.state == "paused":
+        control.ask(Resume(), timeout_s)
+        entry = find_machine(name=entry.name) or entry
     address = _find_address(entry)
     control.ask(ExpectEnd())
     if address is not None:
@@ -222,5 +227,5 @@ def _await_gone(entry: Entry) -> None:
             return
         if time.monotonic() > deadline_s:
             raise MachineError(f"'{entry.name}' does not end", hint=f"its monitor is process {entry.pid}")
-        # There is no descriptor to wait on for another process's lock; the end itself has been heard already.
+        # There is no descriptor to wait on for another process's lock; the end itself has arrived already.
         time.sleep(0.01)

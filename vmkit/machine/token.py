@@ -1,6 +1,6 @@
 """A machine's token: made with the machine, kept in its directory, gone with it (docs/reference/protocol.md 2.9).
 
-Nothing here returns it: who needs it (vsh, and QEMU for the guest's firmware) reads the file.
+Nothing here returns it: vsh, and QEMU for the guest's firmware, read the file.
 """
 
 import os
@@ -11,7 +11,7 @@ from vmkit.machine.launch import Layout
 from vmkit.machine.spec import Backend
 from vsh.token import make_token_text
 
-# What machine.json and `vmkit status` say.
+# The word in machine.json and in `vmkit status`.
 DEMANDED = "demanded"
 
 

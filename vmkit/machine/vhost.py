@@ -24,7 +24,7 @@ class VhostDoor(Protocol):
         """A new descriptor of the device; OSError when there is none or it may not be opened."""
 
     def set_guest_cid(self, fd: int, cid: int) -> None:
-        """Claims cid for the guest behind fd; OSError EADDRINUSE when somebody has it."""
+        """Claims cid for the guest behind fd; OSError EADDRINUSE when it is taken."""
 
 
 class KernelVhostDoor:
@@ -73,7 +73,7 @@ class VhostClaim:
         self.fd = claim_cid(self._door, cid)
 
     def close(self) -> None:
-        """Lets go of our descriptor; the CID stays with whoever has a copy."""
+        """Lets go of our descriptor; a process with a copy keeps the CID."""
         if self.fd is not None:
             os.close(self.fd)
             self.fd = None

@@ -22,7 +22,7 @@ MAX_ANSWER_LINE_BYTES = 65536
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Only listen: the asker wants the last line."""
+    """Only waits for the last line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,71 @@ class Quit:
     by: str = ""
 
 
-Request = Watch | ExpectEnd | Quit
+@dataclass(frozen=True, slots=True)
+class TakeKernelLog:
+    """Read the kernel's log in the guest's memory, and write it to Layout.KERNEL_LOG."""
 
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Save the machine into a folder, and end it: its end is then `saved`."""
+
+    folder: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Stop the guest's processors until a Resume. A paused machine can be paused again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Let a paused guest run, and set its clock. The answer has `late_ms`, or `why` the clock could not be set."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureClock:
+    """Compare the guest's clock with the host's. The answer has `ahead_ms`, right to `error_ms`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """Pause the machine for a pool: nothing but a Take lets it run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """Let a parked machine run, as the asker's own. owner: the process id that it ends with; 0: none.
+
+    From then on the machine does not end with the process that started it.
+    """
+
+    owner: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Disown:
+    """The machine goes on when the process that it belongs to ends."""
+
+
+Request = Watch | ExpectEnd | Quit | TakeKernelLog | Save | Pause | Resume | MeasureClock | Park | Take | Disown
+
+# The reason of the end that a Save asks for.
+SAVED = "saved"
 # The words on the wire, one each.
-REQUESTS: dict[str, type[Request]] = {"watch": Watch, "expect-end": ExpectEnd, "quit": Quit}
+REQUESTS: dict[str, type[Request]] = {
+    "watch": Watch,
+    "expect-end": ExpectEnd,
+    "quit": Quit,
+    "take-kernel-log": TakeKernelLog,
+    "save": Save,
+    "pause": Pause,
+    "resume": Resume,
+    "measure-clock": MeasureClock,
+    "park": Park,
+    "take": Take,
+    "disown": Disown,
+}
 _NAMES = {kind: name for name, kind in REQUESTS.items()}
 _KINDS = {"str": str, "int": int, "bool": bool, "float": float}
 
@@ -116,7 +177,7 @@ def render_end(ended: Ended) -> bytes:
 
 
 def parse_answer(line: bytes) -> Answer | Ended | None:
-    """What a monitor's line says; None for a line that is neither."""
+    """Returns the answer or the end in a monitor's line; None for a line that is neither."""
     value = _parse(line)
     if value is None:
         return None

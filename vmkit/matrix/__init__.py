@@ -1,1 +1,1 @@
-"""The matrix room: one file of images, kernels, backends and commands becomes machines, results and a report."""
+"""vmkit.matrix: runs a file of images, kernels, backends and commands in machines, and reports the results."""

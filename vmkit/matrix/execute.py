@@ -1,4 +1,4 @@
-"""Runs cells side by side, as many as fit into the host's memory; every machine is gone at the end in any case."""
+"""Runs cells side by side, as many as fit into the host's memory. Every machine is gone at the end in any case."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from vmkit.errors import HostError
 from vmkit.machine import stop
 from vmkit.machine.machine import Machine
 from vmkit.machine.probe import read_available_memory_mib
-from vmkit.matrix.plan import Cell, Command, Matrix
+from vmkit.matrix.plan import Cell, GuestCommand, Matrix
 from vsh.errors import VshError
 from vsh.registry import find_machine
 from vsh.text import clean_line, clean_text
@@ -38,12 +38,12 @@ class CellVerdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CellResult:
-    """What became of one command of one cell. text: its output, or why there is none; brief and text are fit for a
-    terminal.
+    """The result of one command of one cell. text: its output, or why there is none. brief and text have no control
+    characters that change a terminal.
     """
 
     cell: Cell
-    command: Command
+    command: GuestCommand
     verdict: CellVerdict
     seconds: float
     brief: str
@@ -54,7 +54,7 @@ Tell = Callable[[str, float | None], None]
 
 
 def find_jobs(matrix: Matrix, asked: int | None) -> int:
-    """How many machines run at once: what was asked for, else one per CPU; never more than fit into memory."""
+    """Returns how many machines run at once: `asked`, else one per CPU; never more than fit into memory."""
     fit = int(read_available_memory_mib() * MEMORY_SHARE) // (matrix.memory_mib + OVERHEAD_MIB)
     if fit < 1:
         raise HostError(
@@ -64,7 +64,7 @@ def find_jobs(matrix: Matrix, asked: int | None) -> int:
 
 
 def run_cells(matrix: Matrix, cells: Sequence[Cell], jobs: int, tell: Tell) -> list[CellResult]:
-    """Runs the cells and returns an outcome for every command, in the order of the cells."""
+    """Runs the cells and returns a result for every command, in the order of the cells."""
     run = MatrixRun(matrix)
     outcomes: dict[str, list[CellResult]] = {}
     with ThreadPoolExecutor(jobs, thread_name_prefix="cell") as pool:
@@ -97,7 +97,7 @@ class MatrixRun:
         self._count = 0
 
     def end_all(self) -> None:
-        """Ends every machine, and returns when there is none; each can be ended once it is in the registry."""
+        """Ends every machine, and returns when none is left. A machine can be ended once it is in the registry."""
         self._ended.set()
         while names := self._read_names():
             for name in names:
@@ -146,10 +146,12 @@ class MatrixRun:
             name=name,
             backend=cell.backend,
             kernel=cell.kernel,
+            # A matrix is there to see kernels and images boot.
+            boot=True,
             **self._matrix.options,
         )
 
-    def _run_command(self, cell: Cell, machine: Machine, command: Command) -> CellResult:
+    def _run_command(self, cell: Cell, machine: Machine, command: GuestCommand) -> CellResult:
         started_s = time.monotonic()
         try:
             result = machine.run(command.argv, timeout=self._matrix.timeout_s)

@@ -1,4 +1,4 @@
-"""A matrix file becomes cells: pure. A cell is one machine to be, and the commands to run in it, one after another.
+"""Turns a matrix file into cells. Pure. A cell is one planned machine and its commands, which run one after another.
 
 images x kernels x backends x commands; docs/howto/matrix.md explains every key.
 """
@@ -26,8 +26,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
-    """One command of every cell. argv: as it is, or a line for the guest's shell as `sh -c LINE`."""
+class GuestCommand:
+    """One command of every cell. argv: the words themselves; `sh -c LINE` for a line for the guest's shell."""
 
     name: str
     argv: tuple[str, ...]
@@ -35,23 +35,26 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One machine and its commands. kernel: None for the image's own. The name is unique in the plan."""
+    """One machine and its commands. kernel: None for the image's own. is_fresh: the machine has one command alone,
+    which the name names, too. The name is unique in the plan."""
 
     image: str
     kernel: Path | None
     backend: str
-    commands: tuple[Command, ...]
+    commands: tuple[GuestCommand, ...]
+
+    is_fresh: bool = False
 
     @property
     def name(self) -> str:
         kernel = "own" if self.kernel is None else self.kernel.name
         words = (Path(self.image).stem, kernel, self.backend)
-        return "/".join((*words, self.commands[0].name) if len(self.commands) == 1 else words)
+        return "/".join((*words, self.commands[0].name) if self.is_fresh else words)
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """Every cell, and what they have in common. timeout_s: for each command; options: for each machine, by name."""
+    """Every cell, and their common settings. timeout_s: for each command; options: for each machine, by name."""
 
     cells: tuple[Cell, ...]
     options: Mapping[str, Any]
@@ -64,7 +67,7 @@ class Matrix:
 
 
 def read_matrix(path: Path) -> Matrix:
-    """The matrix of a file. Raises ConfigError naming the file and the key."""
+    """Reads the matrix of a file. Raises ConfigError naming the file and the key."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
@@ -80,7 +83,7 @@ def read_matrix(path: Path) -> Matrix:
 
 
 def plan_matrix(raw: Mapping[str, Any], path: Path) -> Matrix:
-    """Relative recipes and kernels start at the file's own folder."""
+    """Plans the matrix of a parsed file. Relative paths of recipes and kernels start at the file's own folder."""
     unknown = sorted(set(raw) - set(KEYS))
     if unknown:
         raise ConfigError(f"{path}: unknown key '{unknown[0]}'", hint=f"the keys are: {', '.join(KEYS)}")
@@ -89,11 +92,12 @@ def plan_matrix(raw: Mapping[str, Any], path: Path) -> Matrix:
     backends = _texts(raw, "backends", path, ["auto"])
     for backend in backends:
         if backend not in BACKENDS:
-            raise ConfigError(f"{path}: backends: '{backend}' is none", hint=f"they are: {', '.join(BACKENDS)}")
+            raise ConfigError(f"{path}: backends: must be one of {', '.join(BACKENDS)}, not '{backend}'")
     commands = _commands(raw.get("commands"), path)
-    groups = [(command,) for command in commands] if _value(raw, "fresh", bool, False, path) else [tuple(commands)]
+    is_fresh = _value(raw, "fresh", bool, False, path)
+    groups = [(command,) for command in commands] if is_fresh else [tuple(commands)]
     cells = tuple(
-        Cell(image, kernel, backend, group)
+        Cell(image, kernel, backend, group, is_fresh)
         for image in images
         for kernel in kernels
         for backend in backends
@@ -113,7 +117,7 @@ def plan_matrix(raw: Mapping[str, Any], path: Path) -> Matrix:
 
 
 def pick_cells(matrix: Matrix, names: Sequence[str]) -> tuple[Cell, ...]:
-    """The named cells, or all where none is named. Raises ConfigError for a name that is none."""
+    """Returns the named cells, or all without names. Raises ConfigError for an unknown name."""
     known = {cell.name: cell for cell in matrix.cells}
     for name in names:
         if name not in known:
@@ -128,27 +132,32 @@ def _locate(image: str, path: Path) -> str:
 def _texts(raw: Mapping[str, Any], key: str, path: Path, default: list[str]) -> list[str]:
     value = raw.get(key, default)
     if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
-        raise ConfigError(f"{path}: {key}: must be a list of texts, and not empty")
+        raise ConfigError(f"{path}: {key}: must be a list with at least one string")
     return value
 
 
 def _value(raw: Mapping[str, Any], key: str, kind: Any, default: Any, path: Path) -> Any:
     value = raw.get(key, default)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(f"{path}: {key}: '{value}' is not of the kind of its default, {default!r}")
+        raise ConfigError(f"{path}: {key}: must be a value such as {_render(default)}, not {_render(value)}")
     if not isinstance(value, str | bool) and value <= 0:
         raise ConfigError(f"{path}: {key}: must be more than 0")
     return value
 
 
+def _render(value: object) -> str:
+    """As TOML writes it."""
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
 def _option(raw: Mapping[str, Any], option: Option, path: Path) -> Any:
-    """A machine option as vmkit.Machine takes it. What is read from text may be a number, too: memory = 512."""
+    """Returns a machine option as vmkit.Machine takes it. An option of text may be a number, too: memory = 512."""
     if option.reads_text:
         return option.read(str(raw.get(option.name, option.default)))
     return option.read(_value(raw, option.name, type(option.default), option.default, path))
 
 
-def _commands(value: object, path: Path) -> list[Command]:
+def _commands(value: object, path: Path) -> list[GuestCommand]:
     if not isinstance(value, dict) or not value:
         raise ConfigError(f"{path}: [commands] is missing", hint='such as: [commands] and below it: uname = "uname -a"')
     commands = []
@@ -156,9 +165,9 @@ def _commands(value: object, path: Path) -> list[Command]:
         if not _NAME.fullmatch(name):
             raise ConfigError(f"{path}: commands: '{name}' cannot be a name", hint="use letters, digits, '.', '_', '-'")
         if isinstance(given, str) and given:
-            commands.append(Command(name, ("sh", "-c", given)))
+            commands.append(GuestCommand(name, ("sh", "-c", given)))
         elif isinstance(given, list) and given and all(isinstance(word, str) for word in given):
-            commands.append(Command(name, tuple(given)))
+            commands.append(GuestCommand(name, tuple(given)))
         else:
             raise ConfigError(f"{path}: commands.{name}: must be a line for the shell, or a list of words")
     return commands

@@ -1,4 +1,4 @@
-"""Outcomes as others read them: JUnit's XML for CI, rows for a table, and the cells for GitHub Actions. Pure."""
+"""Renders results: JUnit's XML for CI, rows for a table, and the cells for GitHub Actions. Pure."""
 
 import json
 import re
@@ -9,13 +9,13 @@ from vmkit.matrix.execute import CellResult, CellVerdict
 from vmkit.matrix.plan import Cell
 
 COLUMNS = ("IMAGE", "KERNEL", "BACKEND", "COMMAND", "RESULT", "SECONDS")
-# What XML 1.0 has no way to say (section 2.2, Char).
+# Characters that XML 1.0 cannot hold (section 2.2, Char).
 _NO_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _ELEMENTS = {CellVerdict.FAILED: "failure", CellVerdict.ERROR: "error", CellVerdict.SKIPPED: "skipped"}
 
 
 def render_junit(outcomes: Sequence[CellResult]) -> bytes:
-    """One suite; a case for each command of each cell, classname the cell."""
+    """Returns one suite with a case for each command of each cell. Its classname is the cell."""
     counts = {f"{name}s" if name != "skipped" else name: 0 for name in _ELEMENTS.values()}
     suite = Xml.Element("testsuite", name="vmkit matrix", tests=str(len(outcomes)))
     for outcome in outcomes:
@@ -41,7 +41,7 @@ def render_junit(outcomes: Sequence[CellResult]) -> bytes:
 
 
 def render_rows(outcomes: Sequence[CellResult]) -> list[tuple[str, ...]]:
-    """A row for each outcome, for COLUMNS."""
+    """Returns a row for each result, for COLUMNS."""
     return [
         (
             outcome.cell.image,
@@ -56,7 +56,7 @@ def render_rows(outcomes: Sequence[CellResult]) -> list[tuple[str, ...]]:
 
 
 def render_github(cells: Sequence[Cell]) -> str:
-    """A line for $GITHUB_OUTPUT: the value of a job's strategy.matrix, an entry for each cell."""
+    """Returns a line for $GITHUB_OUTPUT: the value of a job's strategy.matrix, with an entry for each cell."""
     return "matrix=" + json.dumps({"include": [{"cell": cell.name} for cell in cells]})
 
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 from vmkit.errors import MachineError, VmkitError
-from vmkit.machine.parts.part import FRONTEND_MARK, LISTENER_MARK, Companion
+from vmkit.machine.parts.part import CONTROL_MARK, FRONTEND_MARK, LISTENER_MARK, Companion
 from vmkit.monitor.child import Child, start_child
 from vmkit.monitor.end import End
 from vmkit.monitor.life import Life
@@ -50,13 +50,16 @@ class Restarts:
 
 
 class CompanionProcess:
-    """A companion's processes, one after another. Invariant: `listener` outlives them all."""
+    """A companion's processes, one after another. Invariant: `listener` and `control` outlive them all."""
 
-    def __init__(self, plan: Companion, listener: socket.socket | None, log: CappedLog) -> None:
+    def __init__(
+        self, plan: Companion, listener: socket.socket | None, log: CappedLog, control: socket.socket | None = None
+    ) -> None:
         self._plan = plan
-        self._listener = listener
+        self._listeners = {LISTENER_MARK: listener, CONTROL_MARK: control}
         self._log = log
         self._child: Child | None = None
+        self._is_dismissed = False
 
     async def start(self) -> socket.socket:
         """Starts a process; the answer is QEMU's end of the connection to it, to be closed by the caller."""
@@ -64,8 +67,7 @@ class CompanionProcess:
         try:
             with own_sock:
                 marks = {FRONTEND_MARK: own_sock.fileno()}
-                if self._listener is not None:
-                    marks[LISTENER_MARK] = self._listener.fileno()
+                marks |= {mark: sock.fileno() for mark, sock in self._listeners.items() if sock is not None}
                 argv = [str(marks.get(word, word)) for word in self._plan.argv]
                 fds = tuple(marks.values())
                 self._child = await start_child(self._plan.title, argv, log=self._log, pass_fds=fds)
@@ -82,7 +84,7 @@ class CompanionProcess:
             await child.wait()
             events.add(f"{kind}-ended", {"how": child.render_end(), "last": child.render_tail().rpartition("\n")[2]})
             await asyncio.wait({life.end}, timeout=QEMU_END_DEADLINE_S)
-            if life.end.done():
+            if life.end.done() or self._is_dismissed:
                 return
             if not life.is_ready:
                 life.finish(self._explain_end(child))
@@ -112,6 +114,10 @@ class CompanionProcess:
         if child.returncode is not None:
             end = self._explain_end(child)
             raise MachineError(end.brief, details=end.details)
+
+    def dismiss(self) -> None:
+        """Its device is about to be taken out: the end of the process is wanted then."""
+        self._is_dismissed = True
 
     async def stop(self) -> None:
         """Sees the process gone."""

@@ -1,8 +1,7 @@
-"""The guest's serial console as the monitor sees it: logged, searched for the words of a failing boot, shown to
-whoever attaches.
+"""The guest's serial console in the monitor: logs it, finds the words of a failing boot, and shows it to terminals.
 
-The monitor is the console's one reader, so a console nobody looks at never blocks the guest. Knows nothing of QEMU or
-machines.
+The monitor is the console's one reader, so a console without a terminal never blocks the guest. Knows nothing of QEMU
+or machines.
 """
 
 import asyncio
@@ -23,7 +22,7 @@ MAX_LINE_BYTES = 4096
 # An attached terminal that does not read is dropped before its backlog costs real memory.
 MAX_BACKLOG_BYTES = 1024 * 1024
 MAX_ATTACHED = 16
-# A guest that takes no input keeps what is typed in the socket; who types on after that is let go.
+# A guest that takes no input keeps what is typed in the socket; a terminal that types on after that is dropped.
 TYPE_DEADLINE_S = 30.0
 
 _PANIC = re.compile(rb"Kernel panic - not syncing: ?(.*)")
@@ -46,7 +45,7 @@ class ConsoleTrouble:
 
 
 def find_trouble(line: bytes) -> ConsoleTrouble | None:
-    """What a line of console output says is wrong, if it does."""
+    """Returns the trouble that a line of console output reports, if any."""
     for kind, pattern in ((Trouble.PANIC, _PANIC), (Trouble.INIT_ERROR, _INIT_ERROR)):
         match = pattern.search(line)
         if match:

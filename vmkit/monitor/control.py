@@ -6,7 +6,7 @@ Owns the connections. Knows nothing of what a request does: the monitor is calle
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from vmkit.machine.words import (
     MAX_REQUEST_LINE_BYTES,
@@ -27,7 +27,7 @@ LAST_WORDS_DEADLINE_S = 1.0
 class ControlServer:
     """Serves the control socket of one machine."""
 
-    def __init__(self, on_request: Callable[[Request], Answer]) -> None:
+    def __init__(self, on_request: Callable[[Request], Awaitable[Answer]]) -> None:
         self._on_request = on_request
         self._askers: set[asyncio.StreamWriter] = set()
 
@@ -61,19 +61,19 @@ class ControlServer:
         self._askers.add(writer)
         try:
             while line := await reader.readline():
-                writer.write(render_answer(self._answer(line)))
-                # Who asks without reading waits here.
+                writer.write(render_answer(await self._answer(line)))
+                # A client that asks without reading waits here.
                 await writer.drain()
         except (OSError, ValueError):
-            # A line over the limit is a ValueError of readline: whoever sends that is not a client of ours.
+            # A line over the limit is a ValueError of readline: its sender is not a client of ours.
             pass
         finally:
             self._askers.discard(writer)
             writer.close()
 
-    def _answer(self, line: bytes) -> Answer:
+    async def _answer(self, line: bytes) -> Answer:
         try:
             request = parse_request(line)
         except WordError as error:
             return Answer(False, str(error))
-        return self._on_request(request)
+        return await self._on_request(request)

@@ -1,17 +1,34 @@
-"""Why a machine ended, told from what was seen: QEMU's SHUTDOWN reason, its exit, the console. Pure."""
+"""Finds why a machine ended, from what the monitor saw: QEMU's SHUTDOWN reason, its exit, the console. Pure."""
 
 import re
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vmkit.machine.launch import MAX_DETAILS_CHARACTERS
 from vmkit.machine.parts.part import KnownEnd
 from vmkit.monitor.console import ConsoleTrouble, Trouble
+
+# Beside those of the parts: what a machine's own options can cause.
+_KNOWN = (
+    KnownEnd(
+        r"unable to find CPU model '(.*)'",
+        "qemu-exit",
+        r"QEMU has no CPU model '\1'",
+        "list them: qemu-system-x86_64 -cpu help",
+    ),
+    KnownEnd(
+        r"failed to set MSR|kvm\.c:\d+: \w+: Assertion",
+        "qemu-exit",
+        "KVM of this host opens but does not work",
+        "use --accel tcg",
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a machine's life ended; expected means that somebody asked for it."""
+    """How a machine's life ended; expected means that a verb asked for it."""
 
     reason: str
     brief: str
@@ -47,7 +64,7 @@ def explain_exit(
     init_error: ConsoleTrouble | None = None,
     known: Sequence[KnownEnd] = (),
 ) -> End:
-    """Why QEMU is gone. asked: `down` or `kill` was under way. ready: the guest had said READY.
+    """Why QEMU is gone. asked: `down` or `kill` was under way. ready: the guest had sent READY.
 
     trouble: the first on the console, init_error: init's last. A guest that was ready and powers off has met no panic,
     whatever its console shows; init powers it off after an error, too. known: what the parts of the machine know of
@@ -62,7 +79,7 @@ def explain_exit(
 
 
 def _explain_reason(exit_: QemuExit, *, ready: bool, asked: bool, known: Sequence[KnownEnd]) -> End:
-    """From what QEMU said, where the console tells nothing."""
+    """Returns the end by QEMU's reason, when the console shows no trouble."""
     match exit_.shutdown_reason:
         case "guest-shutdown":
             if ready or asked:
@@ -77,7 +94,7 @@ def _explain_reason(exit_: QemuExit, *, ready: bool, asked: bool, known: Sequenc
         case "guest-panic":
             return End("panic", "the guest's kernel panicked")
         case "host-qmp-quit":
-            return End("quit", "QEMU was asked to quit", expected=True)
+            return End("quit", "a QMP command ended QEMU", expected=True)
     if asked:
         return End("killed", f"QEMU ended with {exit_.how}", expected=True)
     return _explain_output(exit_, known)
@@ -89,7 +106,35 @@ def _explain_output(exit_: QemuExit, known: Sequence[KnownEnd]) -> End:
         brief = f"QEMU ended with {exit_.how}: a file of its grew past the limit"
         hint = "the guest's memory is a file, too; raise the limit: ulimit -f unlimited"
         return End("limit", brief, details=exit_.output, hint=hint)
-    for end in known:
+    for end in (*known, *_KNOWN):
         if words := re.search(end.pattern, exit_.output):
             return End(end.reason, words.expand(end.brief), details=exit_.output, hint=end.hint)
     return End("qemu-exit", f"QEMU ended with {exit_.how}", details=exit_.output)
+
+
+def render_details(end: End, console: str, kernel: str) -> str:
+    """What a person needs beside the end's brief. console, kernel: the last lines of each.
+
+    The kernel's are left out where the console has shown them.
+    """
+    parts = [end.details] if end.details else []
+    if console and not end.expected:
+        parts.append("the console's last lines:\n" + console)
+    # A kernel that prints to the console puts its messages there, too.
+    last = kernel.rpartition("\n")[2].partition("] ")[2]
+    if kernel and not end.expected and not (last and last in console):
+        parts.append("the kernel's last lines, from the guest's memory:\n" + kernel)
+    return "\n".join(parts)
+
+
+def plan_ending(end: End, details: str, pid: int, at_s: float) -> dict[str, object]:
+    """The record of an end, which outlives the machine. pid: the monitor's. at_s: seconds since 1970."""
+    return {
+        "pid": pid,
+        "at": round(at_s, 3),
+        "end": end.reason,
+        "brief": end.brief,
+        "expected": end.expected,
+        "details": details[-MAX_DETAILS_CHARACTERS:],
+        "hint": end.hint,
+    }

@@ -10,7 +10,7 @@ from vmkit.monitor.logs import OLDER_SUFFIX
 
 
 def keep_evidence(directory: Path, evidence: Path, logs: Iterable[str] = ()) -> None:
-    """Copies the logs of a machine's directory in place of the set that was kept before. logs: those of its parts.
+    """Copies the logs of a machine's directory in place of the set that was kept before. logs: those of the parts.
 
     Only files of ours are replaced, whatever folder VMKIT_STATE_DIR names. A full disk loses logs and nothing else.
     """

@@ -43,11 +43,6 @@ class Fittings:
         self._open_log = open_log
         self._qmp: Qmp | None = None
 
-    @property
-    def logs(self) -> list[str]:
-        """The files below the machine's directory that companions print to."""
-        return [plan.companion.log for plan in self._plans if plan.companion is not None]
-
     @contextlib.contextmanager
     def listen(self) -> Iterator[Mapping[str, int]]:
         """The sockets that QEMU serves, by chardev, until QEMU has them."""
@@ -69,7 +64,7 @@ class Fittings:
                 descriptors[plan.part] = stack.enter_context(await self._start(plan, plan.companion)).fileno()
             elif plan.fd_name:
                 if given_fd is None:
-                    raise VmkitError(f"the part '{plan.part}' needs a descriptor, and no descriptor of it was given")
+                    raise VmkitError(f"the part '{plan.part}' needs a descriptor, and vmkit up gave none")
                 stack.callback(os.close, given_fd)
                 # It is one part's alone.
                 descriptors[plan.part], given_fd = given_fd, None
@@ -86,6 +81,23 @@ class Fittings:
                     await self.companions[plan.part].raise_if_ended()
                 raise
 
+    async def unplug(self) -> None:
+        """Takes the devices out whose state is not saved: those with a process beside QEMU, and the kernel's vsock."""
+        qmp = self._qmp
+        assert qmp is not None
+        for plan in self._plans:
+            if plan.companion is not None:
+                self.companions[plan.part].dismiss()
+                await self._take_out(qmp, plan.companion)
+            elif plan.device:
+                await qmp.unplug(plan.device, UNPLUG_DEADLINE_S)
+        await self.stop()
+
+    async def _take_out(self, qmp: "Qmp", companion: Companion) -> None:
+        await qmp.unplug(companion.device, UNPLUG_DEADLINE_S)
+        for command in companion.removal:
+            await qmp.execute(command.name, command.arguments)
+
     async def stop(self) -> None:
         """Sees every companion gone."""
         for companion in self.companions.values():
@@ -95,15 +107,15 @@ class Fittings:
         """Takes a dead companion's device out of the running guest and puts the new one in."""
         qmp = self._qmp
         if qmp is None:
-            raise VmkitError("QEMU has not been taken over yet")
-        await qmp.unplug(companion.device, UNPLUG_DEADLINE_S)
-        for command in companion.removal:
-            await qmp.execute(command.name, command.arguments)
+            raise VmkitError("the monitor has not connected to QEMU yet")
+        await self._take_out(qmp, companion)
         await qmp.plug(plan, connection.fileno())
 
     async def _start(self, plan: Fitting, companion: Companion) -> socket.socket:
         listener = self._listen(companion.listen) if companion.listen else None
-        process = self.companions[plan.part] = CompanionProcess(companion, listener, self._open_log(companion.log))
+        control = self._listen(companion.control) if companion.control else None
+        log = self._open_log(companion.log)
+        process = self.companions[plan.part] = CompanionProcess(companion, listener, log, control)
         connection = await process.start()
 
         async def replug(new: socket.socket) -> None:

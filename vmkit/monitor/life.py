@@ -24,7 +24,7 @@ class RefusedError(MachineError):
 
 
 class EndedError(VmkitError):
-    """A step was given up because the machine's end came first; `end` says which."""
+    """A step was given up because the machine's end came first; `end` is that end."""
 
     def __init__(self, end: End) -> None:
         super().__init__(end.brief, details=end.details, hint=end.hint)
@@ -34,7 +34,7 @@ class EndedError(VmkitError):
 class Life:
     """Invariant: `end` is set at most once; every task is in `_tasks` until it is done.
 
-    is_ready: the guest has said READY. is_asked: somebody on the host has asked for the end.
+    is_ready: the guest has sent READY. is_asked: a verb on the host has asked for the end.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class Life:
 
 
 def explain_failure(error: BaseException) -> End:
-    """The end that an exception in the monitor is; one that nobody foresaw leaves its traceback in monitor.log."""
+    """Turns an exception in the monitor into an end. An unforeseen one leaves its traceback in monitor.log."""
     match error:
         case EndedError():
             return error.end

@@ -16,28 +16,58 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
-from vmkit.errors import VmkitError
+from vmkit.entries.entry import discard
+from vmkit.errors import MachineError, VmkitError
 from vmkit.machine.argv import BY_HAND_NOTE
-from vmkit.machine.launch import MAX_DETAILS_CHARACTERS, LaunchPlan, Layout, Report, Stage
-from vmkit.machine.registry import discard, write_ending, write_record
-from vmkit.machine.words import Answer, Ended, ExpectEnd, Quit, Request, Watch, name_of
+from vmkit.machine.launch import LaunchPlan, Layout, Report, Stage
+from vmkit.machine.registry import write_ending, write_record
+from vmkit.machine.words import (
+    SAVED,
+    Answer,
+    Disown,
+    Ended,
+    ExpectEnd,
+    MeasureClock,
+    Park,
+    Pause,
+    Quit,
+    Request,
+    Resume,
+    Save,
+    Take,
+    TakeKernelLog,
+    Watch,
+    name_of,
+)
 from vmkit.monitor.child import Child, start_child
+from vmkit.monitor.clock import DEADLINE_S as CLOCK_DEADLINE_S
+from vmkit.monitor.clock import ClockKeeper
 from vmkit.monitor.console import Console, ConsoleTrouble
 from vmkit.monitor.control import ControlServer
-from vmkit.monitor.end import End, QemuExit, explain_exit, explain_trouble
+from vmkit.monitor.end import End, QemuExit, explain_exit, explain_trouble, plan_ending, render_details
 from vmkit.monitor.evidence import keep_evidence
 from vmkit.monitor.fittings import Fittings
 from vmkit.monitor.life import Life, explain_failure
 from vmkit.monitor.logs import CappedLog, EventLog
-from vmkit.monitor.ready import ReadyListener, open_ready_listener, parse_wall
+from vmkit.monitor.memory import GuestMemory
+from vmkit.monitor.pausing import Pausing
+from vmkit.monitor.ready import ReadyListener, open_ready_listener, parse_wall, parse_wall_text
 from vmkit.run import render_command
+from vsh.limits import find_remedy
+from vsh.registry import Entry
 
 if TYPE_CHECKING:
     from vmkit.monitor.qmp import Qmp
+    from vmkit.monitor.snapshots import Restore
+    from vsh.address import Address
+    from vsh.clock import GuestClock
 
 CONSOLE_LINES = 15
+KERNEL_LINES = 15
 # A panicking kernel prints its trace after the first line, then resets; what has not come by then is not waited for.
 TROUBLE_GRACE_S = 1.5
 CONSOLE_DRAIN_S = 1.0
@@ -74,15 +104,21 @@ class Monitor:
         self._console: Console | None = None
         self._console_task: asyncio.Task[None] | None = None
         self._fittings = Fittings(plan.qemu.fittings, self._life, self._events, self._listen_unix, self._open_log)
+        self._memory = GuestMemory(plan.directory / Layout.KERNEL_LOG)
+        self._stack.push_async_callback(self._memory.close)
         self._qemu: Child | None = None
         self._qmp: Qmp | None = None
+        self._restore: Restore | None = None
+        self._is_saving = False
+        self._clock = ClockKeeper(self._open_clock, self._events)
+        self._pausing = Pausing(plan.name, self._clock, partial(self._write_record, must=True), self._adopt)
 
     # ---- the life -------------------------------------------------------------------------------------------------
 
     async def run(self) -> int:
         """From nothing to cleaned up; the exit status is 0 when the end was expected."""
         loop = asyncio.get_running_loop()
-        told = End("killed", "the monitor was told to stop", expected=True)
+        told = End("killed", "a signal ended the monitor", expected=True)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._life.finish, told)
         if self._owner_fd is not None:
@@ -107,6 +143,7 @@ class Monitor:
         ready = self._open_ready(self._plan)
         self._stack.callback(ready.close)
         console_sock = self._open_console()
+        restore = self._restore = self._begin_restore()
         qmp_sock, qmp_fd = socket.socketpair()
         # All children start side by side; what the parts will be plugged with is ready when QEMU is.
         with contextlib.ExitStack() as stack:
@@ -114,16 +151,24 @@ class Monitor:
             with console_sock, qmp_fd:
                 self._qemu = await self._start_qemu(console_sock.fileno(), qmp_fd.fileno(), ready.port)
             self._life.spawn(self._watch_qemu(self._qemu))
-            self._report(Stage.STARTED)
+            self._report(Report(Stage.STARTED))
             qmp = self._qmp = self._make_qmp()
             await self._life.or_end(qmp.connect(qmp_sock))
             self._life.spawn(qmp.listen(self._on_qmp_event))
+            if restore is None:
+                self._memory.seal()
+            else:
+                await self._life.or_end(restore.load(qmp))
+                self._events.add("loaded")
             await self._fittings.plug(qmp, descriptors)
-        self._life.spawn(self._watch_ready(ready))
-        # Told before it is done: the guest may say READY before QEMU has answered.
+        if restore is None:
+            self._life.spawn(self._watch_ready(ready))
+        # Reported before it is done: the guest may send READY before QEMU has answered.
         self._write_record("starting")
-        self._report(Stage.RUNNING)
+        self._report(Report(Stage.RUNNING))
         await self._life.or_end(qmp.execute("cont"))
+        if restore is not None:
+            await self._life.or_end(self._thaw(restore))
 
     async def _tear_down(self, end: End) -> None:
         self._write_record("stopping")
@@ -132,21 +177,36 @@ class Monitor:
                 # The rest of the trace explains more than its first line.
                 await asyncio.wait([asyncio.ensure_future(self._qemu.wait())], timeout=TROUBLE_GRACE_S)
             await self._qemu.stop()
+            if self._qmp is not None:
+                await self._qmp.close()
             await self._drain_console()
         await self._fittings.stop()
-        self._events.add("end", {"reason": end.reason, "brief": end.brief, "expected": end.expected})
         has_init_error = self._console is not None and self._console.init_error is not None
-        if not end.expected or has_init_error:
-            keep_evidence(self._plan.directory, self._plan.evidence, self._fittings.logs)
-        details = self._render_details(end)
+        is_kept = not end.expected or has_init_error
+        kernel = await self._take_kernel_log() if is_kept else ""
+        self._events.add("end", {"reason": end.reason, "brief": end.brief, "expected": end.expected})
+        if is_kept:
+            keep_evidence(self._plan.directory, self._plan.evidence, self._plan.companion_logs)
+        console = self._console.tail(CONSOLE_LINES) if self._console is not None else ""
+        details = render_details(end, console, kernel)
         if not self._life.is_ready:
-            self._report(Stage.FAILED, end.brief, details, end.hint)
-        # First left, then told: who hears it, or finds that there is nobody to hear it from, finds it there.
-        write_ending(self._plan.directory, self._plan_ending(end, details))
+            self._report(Report(Stage.FAILED, end.brief, details, end.hint, end.expected))
+        # Written before it is announced: a client finds the record, also when the monitor no longer answers.
+        write_ending(self._plan.directory, plan_ending(end, details, os.getpid(), time.time()))
         self._control.announce_end(Ended(end.reason, end.brief, end.expected))
         await self._life.cancel_all()
         self._events.close()
         discard(self._plan.directory)
+
+    async def _take_kernel_log(self) -> str:
+        """Puts the kernel's log beside the other logs, from the memory that QEMU has left; returns its last lines."""
+        if self._qemu is None:
+            return ""
+        try:
+            return await self._memory.take_tail(KERNEL_LINES)
+        except (MachineError, OSError) as error:
+            self._events.add("no-kernel-log", {"why": str(error)})
+            return ""
 
     # ---- starting -------------------------------------------------------------------------------------------------
 
@@ -176,14 +236,20 @@ class Monitor:
     async def _start_qemu(self, console_fd: int, qmp_fd: int, ready_port: int) -> Child:
         with self._fittings.listen() as served:
             argv = self._plan.qemu.render_argv(
-                console_fd=console_fd, qmp_fd=qmp_fd, ready_port=ready_port, served=served
+                console_fd=console_fd,
+                qmp_fd=qmp_fd,
+                memory_fd=self._memory.fd,
+                ready_port=ready_port,
+                served=served,
             )
-            by_hand = render_command(self._plan.qemu.render_by_hand())
+            lines = [render_command(argv), ""]
+            if self._plan.snapshot is None:
+                lines[1:1] = [BY_HAND_NOTE, render_command(self._plan.qemu.render_by_hand())]
             with contextlib.suppress(OSError):
-                text = "\n".join((render_command(argv), BY_HAND_NOTE, by_hand, ""))
+                text = "\n".join(lines)
                 (self._plan.directory / Layout.ARGV).write_bytes(os.fsencode(text))
             log = self._open_log(Layout.QEMU_LOG)
-            fds = (console_fd, qmp_fd, *served.values())
+            fds = (console_fd, qmp_fd, self._memory.fd, *served.values())
             qemu = await start_child("qemu", argv, log=log, pass_fds=fds, package="qemu-system-x86")
         self._events.add("qemu-started", {"pid": qemu.pid})
         return qemu
@@ -197,12 +263,12 @@ class Monitor:
     # ---- watching -------------------------------------------------------------------------------------------------
 
     async def _watch_parent(self) -> None:
-        """`up` gone, or saying anything, before READY means that nobody wants this machine any more."""
+        """Ends the machine when `up` closes its socket, or sends anything, before READY."""
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError):
             await loop.sock_recv(self._report_sock, 1)
         if not self._life.is_ready:
-            self._life.finish(End("aborted", "the start was interrupted", expected=True))
+            self._life.finish(End("aborted", "vmkit up ended before the guest was ready", expected=True))
 
     async def _watch_qemu(self, qemu: Child) -> None:
         status = await qemu.wait()
@@ -221,16 +287,61 @@ class Monitor:
         )
 
     async def _watch_ready(self, listener: ReadyListener) -> None:
-        self._wall = parse_wall(await listener.wait())
+        wall = parse_wall(await listener.wait())
         listener.close()
+        self._become_ready(wall)
+
+    def _become_ready(self, wall: dict[str, str]) -> None:
         if self._life.end.done():
             # Too late: what is being torn down must not be called ready.
             return
+        self._wall = wall
         # Where this cannot be written, vsh would not find what `up` calls ready: that fails, then.
         self._write_record("ready", must=True)
         self._life.is_ready = True
         self._events.add("ready", {"wall": self._wall})
-        self._report(Stage.READY)
+        self._report(Report(Stage.READY))
+        if self._plan.snapshot is None or self._restore is not None:
+            # One that will be saved must have no session.
+            self._stack.push_async_callback(self._clock.close)
+            self._life.spawn(self._clock.keep())
+
+    def _begin_restore(self) -> "Restore | None":
+        if self._plan.snapshot is None:
+            return None
+        from vmkit.monitor.snapshots import Restore  # noqa: PLC0415 - few machines are saved or restored
+
+        restore = Restore(self._plan.snapshot, self._memory)
+        self._stack.push_async_callback(restore.close)
+        return restore
+
+    async def _thaw(self, restore: "Restore") -> None:
+        thawed = await restore.thaw(self._find_guest(), self._plan.name)
+        self._events.add("thawed", {"clock_error_ms": round(thawed.clock_error_ns / 1e6, 1)})
+        self._become_ready(parse_wall_text(thawed.wall))
+
+    async def _save(self, folder: Path) -> None:
+        from vmkit.monitor.snapshots import save  # noqa: PLC0415 - few machines are saved or restored
+
+        assert self._qmp is not None
+        try:
+            await save(folder, self._memory, self._qmp, self._fittings, self._find_guest(has_token=True))
+        except OSError as error:
+            text = f"cannot write the snapshot: {error.strerror or error}"
+            raise MachineError(text, hint=find_remedy(error)) from error
+        self._life.finish(End(SAVED, "the machine was saved", expected=True))
+
+    def _find_guest(self, *, has_token: bool = False) -> "Address":
+        """How to reach the guest, which need not be ready. has_token: it is told the machine's token, if any."""
+        from vsh.address import address_of  # noqa: PLC0415 - a machine that ends within seconds is not asked
+
+        token = self._plan.record.get("token") if has_token else None
+        return address_of(Entry(str(self._plan.directory), {**self._plan.record, "state": "ready", "token": token}))
+
+    def _open_clock(self) -> "GuestClock":
+        from vsh.clock import open_clock  # noqa: PLC0415 - a machine that ends within seconds is not asked
+
+        return open_clock(self._find_guest(has_token=True), timeout_s=CLOCK_DEADLINE_S)
 
     async def _drain_console(self) -> None:
         """What the guest printed last is read when QEMU's end of the console closes."""
@@ -272,7 +383,7 @@ class Monitor:
             hint = "if this is KVM inside another VM, try --accel tcg"
             self._life.finish(End("internal-error", brief, details=self._qemu.render_tail(), hint=hint))
 
-    def _on_control(self, request: Request) -> Answer:
+    async def _on_control(self, request: Request) -> Answer:
         self._events.add("control", {"request": name_of(request), **asdict(request)})
         match request:
             case Watch():
@@ -280,38 +391,51 @@ class Monitor:
             case ExpectEnd():
                 self._life.is_asked = True
                 self._write_record("stopping")
+            case Save():
+                # A save ends every session, so only a machine that its starter owns is saved.
+                is_new = self._plan.is_owned and self._restore is None and not self._is_saving
+                if not is_new or not self._life.is_ready:
+                    return Answer(False, "this machine cannot be saved")
+                self._is_saving = True
+                self._life.spawn(self._save(Path(request.folder)))
+            case Disown():
+                self._adopt(0)
             case Quit():
                 self._life.is_asked = True
                 self._life.finish(End("killed", "stopped by the host", expected=True))
+            case TakeKernelLog():
+                try:
+                    await self._memory.take_log()
+                except MachineError as error:
+                    return Answer(False, error.brief, error.hint)
+                except OSError as error:
+                    return Answer(False, f"cannot write the kernel's log: {error.strerror}", find_remedy(error))
+            case Pause() | Resume() | MeasureClock() | Park() | Take():
+                if not self._life.is_ready or self._qmp is None or self._life.is_asked or self._is_saving:
+                    return Answer(False, f"'{self._plan.name}' is not ready")
+                return await self._pausing.answer(request, self._qmp)
             case _:
                 assert_never(request)
         return Answer(True)
 
+    def _adopt(self, owner: int) -> None:
+        """The machine ends with this process from here on, or with none. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        new = os.pidfd_open(owner) if owner else None
+        if self._owner_fd is not None:
+            loop.remove_reader(self._owner_fd)
+            os.close(self._owner_fd)
+        self._owner_fd = new
+        if new is not None:
+            loop.add_reader(new, self._on_owner_gone, new)
+
     # ---- telling --------------------------------------------------------------------------------------------------
 
-    def _report(self, stage: Stage, brief: str = "", details: str = "", hint: str = "") -> None:
+    def _report(self, report: Report) -> None:
         with contextlib.suppress(OSError):
             self._report_sock.settimeout(REPORT_DEADLINE_S)
-            self._report_sock.sendall(Report(stage, brief, details, hint).render())
+            self._report_sock.sendall(report.render())
         self._report_sock.setblocking(False)
-
-    def _render_details(self, end: End) -> str:
-        parts = [end.details] if end.details else []
-        console = self._console.tail(CONSOLE_LINES) if self._console is not None else ""
-        if console and not end.expected:
-            parts.append("the console's last lines:\n" + console)
-        return "\n".join(parts)
-
-    def _plan_ending(self, end: End, details: str) -> dict[str, object]:
-        return {
-            "pid": os.getpid(),
-            "at": round(time.time(), 3),
-            "end": end.reason,
-            "brief": end.brief,
-            "expected": end.expected,
-            "details": details[-MAX_DETAILS_CHARACTERS:],
-            "hint": end.hint,
-        }
 
     def _write_record(self, state: str, *, must: bool = False) -> None:
         record = dict(self._plan.record, state="stopping" if self._life.is_asked else state, pid=os.getpid())

@@ -4,9 +4,10 @@ Only the monitor is async.
 """
 
 import asyncio
+import contextlib
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterable, Callable, Mapping
 
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 from qemu.qmp.message import Message
@@ -19,6 +20,10 @@ from vmkit.monitor.logs import CappedLog
 # QEMU answers in milliseconds; a host that swaps may take seconds.
 CONNECT_DEADLINE_S = 30.0
 COMMAND_DEADLINE_S = 30.0
+CLOSE_DEADLINE_S = 5.0
+# The state is a third of a megabyte.
+STATE_DEADLINE_S = 30.0
+STATE_FD = "state"
 
 
 class _WireLog(logging.Handler):
@@ -48,7 +53,16 @@ class Qmp:
         try:
             await asyncio.wait_for(self._client.connect(sock), CONNECT_DEADLINE_S)
         except (QMPError, OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+            await self.close()
             raise MachineError("QEMU does not answer on its monitor (QMP)", details=str(error)) from error
+
+    async def close(self) -> None:
+        """Ends the session. Does nothing when QEMU has closed it, or none was ever open.
+
+        Without it asyncio reports the end of the connection, at some later moment, as an error that no code has read.
+        """
+        with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
+            await asyncio.wait_for(self._client.disconnect(), CLOSE_DEADLINE_S)
 
     async def listen(self, handle: Callable[[str, Mapping[str, object]], None]) -> None:
         """Calls handle(name, data) for every event, until cancelled."""
@@ -69,13 +83,44 @@ class Qmp:
     async def plug(self, fitting: Fitting, fd: int | None) -> None:
         """Runs the commands that plug a part; before them QEMU gets the part's descriptor by name, where it has one."""
         if fd is not None:
-            try:
-                self._client.send_fd_scm(fd)
-            except (QMPError, OSError) as error:
-                raise MachineError("cannot pass a descriptor to QEMU", details=str(error)) from error
-            await self.execute("getfd", {"fdname": fitting.fd_name})
+            await self._pass(fd, fitting.fd_name)
         for command in fitting.plug:
             await self.execute(command.name, command.arguments)
+
+    async def save_state(self, fd: int) -> None:
+        """Writes the state of a stopped machine, all but its memory, to a file. Raises MachineError."""
+        await self._migrate(fd, "migrate")
+
+    async def load_state(self, fd: int) -> None:
+        """Loads what save_state wrote into a QEMU that waits for it (-incoming defer). Raises MachineError."""
+        await self._migrate(fd, "migrate-incoming")
+
+    async def _migrate(self, fd: int, command: str) -> None:
+        # The memory is a file that both sides share; QEMU is not to write it into the state.
+        wanted = [{"capability": name, "state": True} for name in ("events", "x-ignore-shared")]
+        await self.execute("migrate-set-capabilities", {"capabilities": wanted})
+        await self._pass(fd, STATE_FD)
+        with self._client.listener({"MIGRATION"}) as listener:
+            await self.execute(command, {"uri": f"fd:{STATE_FD}"})
+            try:
+                async with asyncio.timeout(STATE_DEADLINE_S):
+                    async for message in listener:
+                        data = message.get("data")
+                        status = data.get("status") if isinstance(data, dict) else None
+                        if status == "completed":
+                            return
+                        if status == "failed":
+                            raise MachineError(f"QEMU refused the state of the machine ({command} failed)")
+            except TimeoutError as error:
+                raise MachineError(f"QEMU did not end '{command}' within {STATE_DEADLINE_S:g} s") from error
+        raise MachineError(f"QEMU ended during '{command}'")
+
+    async def _pass(self, fd: int, name: str) -> None:
+        try:
+            self._client.send_fd_scm(fd)
+        except (QMPError, OSError) as error:
+            raise MachineError("cannot pass a descriptor to QEMU", details=str(error)) from error
+        await self.execute("getfd", {"fdname": name})
 
     async def unplug(self, device: str, deadline_s: float) -> None:
         """Takes a device out, unless the guest has ejected it, and waits until the guest has let go of it."""
@@ -95,9 +140,8 @@ class Qmp:
         return str(answer.get("status")) if isinstance(answer, dict) else "unknown"
 
 
-async def _wait_for_deletion(listener: "object", device: str) -> None:
-    message: Message
-    async for message in listener:  # type: ignore[attr-defined]
+async def _wait_for_deletion(listener: AsyncIterable[Message], device: str) -> None:
+    async for message in listener:
         data = message.get("data")
         if isinstance(data, dict) and data.get("device") == device:
             return

@@ -1,9 +1,11 @@
-"""The READY message: the guest says `READY=1` (sd_notify's words) once vshd listens, and before that, in the same
-message, how it has found each layer of the wall (`WALL_KERNEL=on`). Bound before QEMU starts; never polled for.
+"""Receives the READY message: the guest sends `READY=1` (sd_notify's words) once vshd listens.
 
-On `user` the device process admits only privileged source ports (below 1024) to it and lets nobody but the guest's
-CID through. On `vhost` every machine shares the host's ports, so the port is the machine's own, and the peer's CID
-and source port are checked here.
+The same message first gives the state of each layer of the wall (`WALL_KERNEL=on`). The monitor binds the port before
+QEMU starts, and never polls for the message.
+
+On `user` the device process admits only the guest's CID and privileged source ports (below 1024) to it. On `vhost`
+every machine shares the host's ports, so the port is the machine's own, and the peer's CID and source port are checked
+here.
 """
 
 import asyncio
@@ -19,11 +21,11 @@ from vsh.transport import listen_vsock
 READY_WORD = b"READY=1"
 WALL_WORD = b"WALL_"
 WALL_LAYERS = ("transport", "daemon", "kernel")
-# systemd's notify messages are short; a guest that sends more says something else.
+# systemd's notify messages are short; a guest that sends more sends something else.
 MAX_MESSAGE_BYTES = 4096
 MESSAGE_DEADLINE_S = 10.0
 PRIVILEGED_PORTS = 1024
-# A guest that says something else so often will not say READY; it ends the start with a clear cause.
+# A guest that sends so many other messages will not send READY; it ends the start with a clear cause.
 MAX_WRONG_MESSAGES = 64
 BACKLOG = 8
 
@@ -47,6 +49,11 @@ def parse_wall(message: bytes) -> dict[str, str]:
     return wall
 
 
+def parse_wall_text(text: str) -> dict[str, str]:
+    """The same of a thaw's answer, which has a space between the lines."""
+    return parse_wall(text.encode().replace(b" " + WALL_WORD, b"\n" + WALL_WORD))
+
+
 class ReadyListener:
     """A bound, listening socket that waits for one guest's READY."""
 
@@ -57,7 +64,7 @@ class ReadyListener:
         self.port = port
 
     async def wait(self) -> bytes:
-        """The message in which the guest said READY. Raises MachineError when it floods the port with others."""
+        """Returns the guest's message with READY. Raises MachineError when it floods the port with others."""
         for _ in range(MAX_WRONG_MESSAGES):
             with await self._accept_guest() as connection:
                 message = await _read_message(connection)
@@ -77,7 +84,7 @@ class ReadyListener:
             if self._is_guest(peer):
                 return connection
             connection.close()
-            # sock_accept does not wait while somebody knocks.
+            # sock_accept does not wait while a connection is pending.
             await asyncio.sleep(0)
 
     def _is_guest(self, peer: object) -> bool:
@@ -87,7 +94,7 @@ class ReadyListener:
 
 
 def open_ready_listener(plan: LaunchPlan) -> ReadyListener:
-    """Binds the port READY will come to."""
+    """Binds the port at which READY arrives."""
     if not plan.ready_socket:
         sock, port = listen_vsock(BACKLOG)
         return ReadyListener(socket.socket(fileno=sock.detach()), port, plan.cid)
@@ -104,7 +111,7 @@ def open_ready_listener(plan: LaunchPlan) -> ReadyListener:
 
 
 async def _read_message(connection: socket.socket) -> bytes:
-    """What the caller says until it closes or has said READY, within a limit and a deadline."""
+    """Returns what the guest sends until it closes or has sent READY, within a limit and a deadline."""
     connection.setblocking(False)
     loop = asyncio.get_running_loop()
     message = b""

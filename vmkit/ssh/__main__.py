@@ -1,7 +1,7 @@
 """ssh's ProxyCommand for a machine: with NAME PORT FOLDER USER it passes ssh a connection to the guest's sshd.
 
-A machine that started after the last connection gets the keys of its name first. On every other connection this costs
-a look at four files: nothing more is imported then.
+A machine that started after the last connection gets the keys of its name first. Every other connection only checks
+four files, and imports no more modules.
 """
 
 import os
@@ -14,7 +14,7 @@ from vshd.carry.inherited import OF_PEOPLE, settle_signals
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs to the end of the proxy; its exit status."""
+    """Runs to the end of the proxy; returns its exit status."""
     settle_signals(OF_PEOPLE)
     name, port, folder, user = sys.argv[1:] if argv is None else argv
     try:
@@ -39,7 +39,7 @@ def _prepare(name: str, folder: str, user: str) -> None:
 
 
 def _report(error: Exception) -> int:
-    """ssh shows stderr; stdout is its socket."""
+    """Prints an error to stderr, which ssh shows. stdout is ssh's socket."""
     from vsh.errors import VshError  # noqa: PLC0415
 
     shown = error if isinstance(error, VshError) else VshError(f"{type(error).__name__}: {error}")

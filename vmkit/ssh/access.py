@@ -1,6 +1,6 @@
 """ssh access to a machine with the keys of its name (vmkit.ssh.keys), which it exchanges with the guest through vsh.
 
-Nothing is trusted on first use: keys travel over vsh, which knows that it speaks to the machine. The keys outlive the
+It trusts no key on first use: keys travel over vsh, which is connected to the right machine. The keys outlive the
 machine, so a block of ssh_config stays valid for the next machine of the name. A mark in the machine's directory
 (vmkit.ssh.mark) records that its guest has them.
 """
@@ -51,7 +51,7 @@ READ_HOST_KEYS = "cat /etc/ssh/ssh_host_*_key.pub"
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Where the files for ssh are. user: whose authorized_keys has the key; directory: the machine's."""
+    """The paths of the files for ssh. user: its authorized_keys has the key; directory: the machine's."""
 
     machine: str
     user: str
@@ -77,14 +77,14 @@ class Access:
 
 
 def plan_access(entry: Entry, *, user: str = "root", port: int = DEFAULT_PORT, folder: Path | None = None) -> Access:
-    """Where the files of that machine and user are. folder: for the keys, instead of the name's own."""
+    """Returns the paths of that machine's and user's files. folder: for the keys, instead of the name's own."""
     if not _USER.fullmatch(user):
         raise ConfigError(f"'{clean_text(user)}' cannot be the name of a user")
     return Access(entry.name, user, folder or find_folder(entry.name), Path(entry.directory), port)
 
 
 def prepare_access(entry: Entry, *, user: str = "root", port: int = DEFAULT_PORT, folder: Path | None = None) -> Access:
-    """Makes sure that `user` of the machine can be logged in to with the key of its name, and writes the block for ssh.
+    """Makes sure that the key of the machine's name can log in as `user`, and writes the block for ssh.
 
     Quick when that has been done for this very machine and user. Raises VshError kinds.
     """
@@ -112,7 +112,7 @@ def exchange_keys(entry: Entry, access: Access) -> None:
 
 
 def render_config(access: Access, *, runtime: str | None = None) -> str:
-    """The block for ssh_config(5) of every machine of that name. runtime: the runtime directory, if not the usual one.
+    """Returns the block for ssh_config(5) for machines of that name. runtime: a runtime directory other than usual.
 
     ssh gets the connection itself (ProxyUseFdpass): no program copies bytes between it and the guest.
     """
@@ -140,7 +140,7 @@ def render_config(access: Access, *, runtime: str | None = None) -> str:
 
 
 def become_ssh(access: Access, words: Sequence[str]) -> NoReturn:
-    """This process goes on as ssh. Raises HostError."""
+    """Replaces this process by ssh. Raises HostError."""
     for number in OF_PYTHON:
         signal.signal(number, signal.SIG_DFL)
     try:
@@ -151,7 +151,7 @@ def become_ssh(access: Access, words: Sequence[str]) -> NoReturn:
 
 
 def _exchange(entry: Entry, access: Access) -> None:
-    """The guest gets the name's host key, if its image takes one, and the user's key. This host gets its host keys."""
+    """Gives the guest the name's host key, if its image takes one, and the user's key; fetches its host keys."""
     client = Client(address_of(entry))
     private, public = ((access.folder / name).read_bytes() for name in (HOST_KEY, PUBLIC_KEY))
     done = client.run(

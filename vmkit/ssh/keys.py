@@ -6,8 +6,11 @@ time makes, renews or removes them.
 
 import contextlib
 import fcntl
+import glob
 import os
+import shutil
 import stat
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,36 +19,39 @@ from vmkit.errors import CommandError, HostError
 from vmkit.machine.registry import find_state_directory
 from vmkit.machine.spec import check_name
 from vmkit.run import run
-from vmkit.ssh.mark import KEY, KNOWN_HOSTS, PUBLIC_KEY
+from vmkit.ssh.mark import KEY
 
 # Below the state folder. No machine's name begins with a dot, and the folders beside it are machines' logs.
 KEYS = ".ssh"
 HOST_KEY, LOCK = "host_key", "lock"
-_FILES = (KEY, PUBLIC_KEY, HOST_KEY, f"{HOST_KEY}.pub", KNOWN_HOSTS)
 _KEYGEN_TIMEOUT_S = 30.0
 # Another ssh may be exchanging keys with the same guest.
 LOCK_DEADLINE_S = 120.0
+# Of a folder that several processes remove at once.
+REMOVAL_DEADLINE_S, REMOVAL_POLL_S = 2.0, 0.005
 _LOCK_POLL_S = 0.02
 
 
 def find_folder(name: str) -> Path:
-    """Where the keys of that name are, or would be. Raises ConfigError for what cannot be a machine's name."""
+    """Returns the folder for the keys of that name, even when it is missing. Raises ConfigError for a wrong name."""
     return find_state_directory() / KEYS / check_name(name)
 
 
 @contextlib.contextmanager
 def hold_folder(folder: Path, *, deadline_s: float = LOCK_DEADLINE_S) -> Iterator[None]:
-    """The folder, made if needed, for this process alone.
+    """Makes the folder if needed, and locks it for this process alone.
 
     Raises HostError at the deadline, and for a folder that is open to others.
     """
     end_s = time.monotonic() + deadline_s
     while True:
-        _make_folder(folder)
         try:
+            _make_folder(folder)
             fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
             # The keys were removed in between.
+            if time.monotonic() > end_s:
+                raise HostError(f"cannot make the folder {folder}: {error.strerror}") from error
             continue
         except OSError as error:
             raise HostError(f"cannot write to {folder}: {error.strerror}") from error
@@ -59,7 +65,7 @@ def hold_folder(folder: Path, *, deadline_s: float = LOCK_DEADLINE_S) -> Iterato
 
 
 def make_keys(folder: Path, name: str) -> None:
-    """The keys that are missing or damaged, made anew. The caller holds the folder. Raises HostError, CommandError."""
+    """Makes the missing and damaged keys anew. The caller holds the folder. Raises HostError, CommandError."""
     try:
         for key in (KEY, HOST_KEY):
             if not _is_sound(folder / key):
@@ -73,21 +79,20 @@ def make_keys(folder: Path, name: str) -> None:
 def remove_keys(folder: Path) -> bool:
     """Removes all keys of a name. False: there were none. Raises HostError."""
     if not os.path.lexists(folder):
+        _remove_set_aside(folder)
         return False
     with hold_folder(folder):
         try:
-            for file in _FILES:
-                for path in (folder / file, folder / f".{file}"):
-                    path.unlink(missing_ok=True)
-            (folder / LOCK).unlink()
-            folder.rmdir()
+            # At once: another process may make a lock in the folder while its files are removed one by one.
+            folder.rename(folder.with_name(f".{folder.name}.{os.getpid()}.{threading.get_ident()}"))
         except OSError as error:
             raise HostError(f"cannot remove the keys in {folder}: {error.strerror}") from error
+    _remove_set_aside(folder)
     return True
 
 
 def write_file(path: Path, text: str) -> None:
-    """The text in a file of 0600: a reader sees the old file or the new one. An equal file stays as it is."""
+    """Writes the text to a file of mode 0600. A reader sees the old file or the new one. An equal file stays."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if path.read_text() == text and stat.S_IMODE(path.stat().st_mode) == 0o600:
             return
@@ -103,8 +108,25 @@ def write_file(path: Path, text: str) -> None:
         raise HostError(f"cannot write {path}: {error.strerror}") from error
 
 
+def _remove_set_aside(folder: Path) -> None:
+    """Removes what remove_keys() has set aside, also that of a process that was killed. Raises HostError."""
+    for path in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
+        end_s = time.monotonic() + REMOVAL_DEADLINE_S
+        while True:
+            shutil.rmtree(path, ignore_errors=True)
+            if not path.exists():
+                break
+            # Another process may be removing the same folder: then its last file goes in a moment.
+            if time.monotonic() > end_s:
+                raise HostError(f"cannot remove the keys in {path}")
+            time.sleep(REMOVAL_POLL_S)
+
+
 def _make_folder(folder: Path) -> None:
-    """Raises HostError unless the folder is the caller's own and closed to others: its keys open guests."""
+    """Makes the folder. Raises FileNotFoundError when another process removes it meanwhile.
+
+    Raises HostError unless it is the caller's own and closed to others: its keys open guests.
+    """
     folders = (folder.parent, folder) if folder.parent.name == KEYS else (folder,)
     try:
         folders[0].parent.mkdir(parents=True, exist_ok=True)
@@ -115,6 +137,9 @@ def _make_folder(folder: Path) -> None:
             if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
                 hint = f"chmod 700 {path}, or remove it"
                 raise HostError(f"{path} must be a folder of your own with mode 0700: it holds ssh keys", hint=hint)
+    except FileNotFoundError:
+        # Another process has removed it.
+        raise
     except OSError as error:
         raise HostError(f"cannot make the folder {folder}: {error.strerror}") from error
 
@@ -126,7 +151,7 @@ def _lock(fd: int, path: Path, end_s: float) -> None:
         except BlockingIOError:
             if time.monotonic() > end_s:
                 brief = f"another vmkit still holds {path}"
-                raise HostError(brief, hint=f"find it, and end it if it was stopped: fuser -v {path}") from None
+                raise HostError(brief, hint=f"find it, and end it if it hangs: fuser -v {path}") from None
         # flock(2) has no deadline of its own.
         time.sleep(_LOCK_POLL_S)
 
@@ -140,7 +165,7 @@ def _is_same(fd: int, path: Path) -> bool:
 
 
 def _is_sound(path: Path) -> bool:
-    """Whether the private key can be read without a passphrase, and is that of the public key beside it."""
+    """Whether the private key opens without a passphrase, and matches the public key beside it."""
     public = path.with_suffix(".pub")
     try:
         # ssh refuses a private key that others can read.

@@ -1,7 +1,7 @@
 """The mark of a machine whose guest has its name's keys. It records the inode, size and ctime of each key file.
 
-Before every connection ssh's ProxyCommand compares it, so this module imports next to nothing. A key file that was
-changed, damaged, replaced or removed since makes the mark stale.
+ssh's ProxyCommand compares it before every connection, so this module imports very little. A key file that was changed,
+damaged, replaced or removed since then makes the mark stale.
 """
 
 import os
@@ -14,12 +14,12 @@ _MAX_CHARACTERS = 1000
 
 
 def find_mark(directory: str, user: str) -> str:
-    """The path of the mark for `user` in a machine's directory."""
+    """Returns the path of the mark for `user` in a machine's directory."""
     return os.path.join(directory, MARKS, f"mark.{user}")  # noqa: PTH118  (pathlib is slow to import)
 
 
 def describe_keys(folder: str) -> str:
-    """The key files as they are now; empty when one is missing. A change of content or of mode changes the text."""
+    """Returns a text for the present key files; empty when one is missing. A new content or mode changes the text."""
     words = []
     for name in (KEY, PUBLIC_KEY, KNOWN_HOSTS):
         try:

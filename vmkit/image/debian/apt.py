@@ -63,7 +63,7 @@ class Archive:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class PackageRecord:
     """The signed index's entry of one package."""
 
     name: str
@@ -95,7 +95,7 @@ class Apt:
     def has_index(self) -> bool:
         return any((self._folder / "state/lists").glob("*Packages*"))
 
-    def show(self, names: Sequence[str]) -> dict[str, Record]:
+    def show(self, names: Sequence[str]) -> dict[str, PackageRecord]:
         """The newest version of each named package. Raises UnknownPackageError for the first that is not there."""
         if not names:
             return {}
@@ -132,7 +132,7 @@ class Apt:
             raise BuildError(f"apt cannot install {', '.join(names)} together", details=error.details) from error
         return tuple(sorted({name for name, _ in _INSTALL_LINE.findall(output)}))
 
-    def download(self, records: Iterable[Record], folder: Path) -> None:
+    def download(self, records: Iterable[PackageRecord], folder: Path) -> None:
         """Fetches packages into a folder, as apt names them; apt checks each against the signed index."""
         words = [f"{record.name}={record.version}" for record in records]
         try:
@@ -144,7 +144,7 @@ class Apt:
                 hint="if the mirror has moved on to newer versions: vmkit build --update",
             ) from error
 
-    def download_from_pool(self, record: Record, path: Path) -> bool:
+    def download_from_pool(self, record: PackageRecord, path: Path) -> bool:
         """Fetches one file of the archive's pool, which no index need name any more; False when it is not there.
 
         Only a file of the record's hash is kept.
@@ -180,7 +180,7 @@ class Apt:
             return UntrustedError(
                 f"the package index of {self._archive} is not signed by a key of {self._archive.keyring}",
                 details=error.details,
-                hint="nothing unverified is used; a newer debian-archive-keyring may know the key",
+                hint="vmkit uses nothing unverified; a newer debian-archive-keyring may know the key",
             )
         if _NO_RELEASE.search(error.details):
             return MissingSuiteError(
@@ -243,11 +243,11 @@ def _render_config(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _parse_records(text: str) -> Iterable[Record]:
+def _parse_records(text: str) -> Iterable[PackageRecord]:
     for stanza in re.split(r"\n\s*\n", text):
         fields = parse_stanza(stanza)
         if {"package", "version", "filename", "sha256", "size"} <= fields.keys():
-            yield Record(
+            yield PackageRecord(
                 name=fields["package"],
                 version=fields["version"],
                 architecture=fields.get("architecture", ""),

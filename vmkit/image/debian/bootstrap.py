@@ -46,7 +46,7 @@ def bootstrap(tree: Tree, lock: Lock, debs: dict[str, Path], work: Path) -> None
     """
     if shutil.which("mmdebstrap", path=PATH) is None:
         raise HostError(
-            "cannot find the program 'mmdebstrap', with which Debian is installed into an image",
+            "cannot find the program 'mmdebstrap', which installs Debian into an image",
             hint="install it: sudo apt-get install mmdebstrap",
         )
     with _open_workplace(work) as place:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vmkit.errors import BuildError
 from vmkit.image.formats.tar import read_tar
-from vmkit.image.formats.tree import Kind, Node, Tree, normalise_path
+from vmkit.image.formats.tree import FileKind, Node, Tree, normalise_path
 from vmkit.run import open_output
 
 # Unpacking the largest kernel package takes about one second; a hundred times that is a hung disk.
@@ -55,7 +55,9 @@ def read_deb(deb: Path) -> Iterator[tuple[str, Node]]:
 def extract_deb(deb: Path, tree: Tree, wanted: Chooser = everything_but_documentation) -> None:
     """Adds the wanted files of a package to the tree."""
     for path, node in read_deb(deb):
-        if (node.kind is not Kind.DIRECTORY and wanted(path)) or (node.kind is Kind.DIRECTORY and wanted(path + "/")):
+        if (node.kind is not FileKind.DIRECTORY and wanted(path)) or (
+            node.kind is FileKind.DIRECTORY and wanted(path + "/")
+        ):
             tree.add(path, node)
 
 
@@ -64,7 +66,7 @@ def extract_patterns(deb: Path, tree: Tree, patterns: Sequence[str]) -> None:
     normal = {pattern: normalise_path(pattern) for pattern in patterns}
     unmatched = set(patterns)
     for path, node in read_deb(deb):
-        if node.kind is Kind.DIRECTORY:
+        if node.kind is FileKind.DIRECTORY:
             continue
         hits = [pattern for pattern in patterns if fnmatch.fnmatchcase(path, normal[pattern])]
         if hits:

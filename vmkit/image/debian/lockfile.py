@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vmkit.errors import BuildError, ConfigError
 from vmkit.image.cache import Cache, write_atomically
-from vmkit.image.debian.apt import Archive, Record
+from vmkit.image.debian.apt import Archive, PackageRecord
 from vmkit.image.debian.origin import find_keyring
 from vmkit.image.debian.packages import Lock, Request, hash_file, is_cached
 from vmkit.image.recipe.config import ImageSpec
@@ -44,7 +44,7 @@ def write_lock_file(path: Path, request: Request, lock: Lock) -> None:
 def read_lock_file(path: Path, request: Request | None = None) -> Lock:
     """The lock in a file. Raises ConfigError when there is none, when it is damaged, or is not that of `request`."""
     if not path.exists():
-        raise ConfigError(f"there is no lock {path}", hint="make one: vmkit build --update-lock")
+        raise ConfigError(f"there is no lock file {path}", hint="make one: vmkit build --update-lock")
     try:
         data = read_host_file(path, MAX_LOCK_BYTES)
     except HostFileError as error:
@@ -66,7 +66,7 @@ def _parse_lock(raw: Mapping[str, object]) -> Lock:
     given = raw["records"]
     if not isinstance(given, list):
         raise ValueError("records must be a list")
-    records = tuple(Record(**record) for record in given)
+    records = tuple(PackageRecord(**record) for record in given)
     # They become parts of paths and words of commands.
     for record in records:
         for value, pattern in ((record.name, _NAME), (record.version, _VERSION), (record.architecture, _NAME)):
@@ -144,7 +144,7 @@ def find_snapshot() -> str:
     return named.rstrip("/")
 
 
-def _explain_gone(gone: list[Record], mirrors: list[str]) -> BuildError:
+def _explain_gone(gone: list[PackageRecord], mirrors: list[str]) -> BuildError:
     names = "\n".join(f"{record.name} {record.version}" for record in gone)
     snapshot = f"{SNAPSHOT_VARIABLE}=http://snapshot.debian.org/archive/debian/DATE"
     return BuildError(

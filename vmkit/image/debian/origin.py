@@ -27,7 +27,7 @@ def find_keyring(folder: Path = Path("/usr/share/keyrings")) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise HostError(
-        "Debian's archive keyring is not installed, so no package could be verified",
+        "this host lacks Debian's archive keyring, so vmkit cannot verify packages",
         details=f"looked for {' and '.join(_KEYRINGS)} in {folder}",
         hint="install it: sudo apt-get install debian-archive-keyring",
     )

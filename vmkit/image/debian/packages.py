@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vmkit.errors import BuildError
 from vmkit.image.cache import Cache, write_atomically
-from vmkit.image.debian.apt import Apt, Archive, MissingSuiteError, Record, UntrustedError
+from vmkit.image.debian.apt import Apt, Archive, MissingSuiteError, PackageRecord, UntrustedError
 from vmkit.image.debian.origin import choose_mirror, choose_suites, find_keyring
 from vmkit.image.recipe.config import ImageSpec
 
@@ -70,13 +70,13 @@ class Lock:
     kernel_suite: str
     python: str
     closure: tuple[str, ...]
-    records: tuple[Record, ...]
+    records: tuple[PackageRecord, ...]
 
-    def suite_of(self, record: Record) -> str:
+    def suite_of(self, record: PackageRecord) -> str:
         """The suite a package is from."""
         return self.kernel_suite if record.name == self.kernel else self.suite
 
-    def find(self, name: str) -> Record:
+    def find(self, name: str) -> PackageRecord:
         for record in self.records:
             if record.name == name:
                 return record
@@ -105,7 +105,7 @@ def read_lock(cache: Cache, request: Request) -> Lock | None:
     """The lock of an earlier build, or None. One that cannot be read is as none: it will be made again."""
     try:
         raw = json.loads(cache.lock_path(request.key()).read_bytes())
-        records = tuple(Record(**record) for record in raw["records"])
+        records = tuple(PackageRecord(**record) for record in raw["records"])
         return Lock(raw["suite"], raw["kernel"], raw["kernel_suite"], raw["python"], tuple(raw["closure"]), records)
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -200,20 +200,20 @@ def python_packages(python: str) -> tuple[str, str, str]:
     return (f"python{python}-minimal", f"libpython{python}-minimal", f"libpython{python}-stdlib")
 
 
-def _kernel_behind(record: Record) -> str:
+def _kernel_behind(record: PackageRecord) -> str:
     """A meta package (linux-image-cloud-amd64) depends on the kernel of the day; a kernel is itself."""
     found = _KERNEL_DEPENDENCY.search(record.depends)
     return found[1] if found else record.name
 
 
-def _python_behind(record: Record) -> str:
+def _python_behind(record: PackageRecord) -> str:
     found = _PYTHON_DEPENDENCY.search(record.depends)
     if not found:
         raise BuildError(f"cannot tell the Python version of this suite from {record.name} {record.version}")
     return found[1]
 
 
-def is_cached(cache: Cache, record: Record) -> bool:
+def is_cached(cache: Cache, record: PackageRecord) -> bool:
     """Whether the cache has the package with the content that the lock names.
 
     It was verified on its way in, but a disk or a person may have changed it since. Only a build that is not in the
@@ -226,13 +226,13 @@ def is_cached(cache: Cache, record: Record) -> bool:
         return False
 
 
-def _keep(cache: Cache, records: list[Record], folder: Path) -> None:
+def _keep(cache: Cache, records: list[PackageRecord], folder: Path) -> None:
     by_hash = {hash_file(path): path for path in folder.glob("*.deb")}
     for record in records:
         path = by_hash.get(record.sha256)
         if path is None:
             raise BuildError(
-                f"the package {record.name} {record.version} that was fetched is not the one that was resolved",
+                f"vmkit resolved {record.name} {record.version}, and apt fetched another package",
                 details=f"no file with sha256 {record.sha256} arrived",
                 hint="renew the package lock: vmkit build --update",
             )

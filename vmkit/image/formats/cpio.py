@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vmkit.errors import BuildError
-from vmkit.image.formats.tree import Kind, Node, Tree
+from vmkit.image.formats.tree import FileKind, Node, Tree
 
 _MAGIC = b"070701"
 _HEADER_BYTES = 110
@@ -18,13 +18,18 @@ _TRAILER = "TRAILER!!!"
 _FIELD_LIMIT = 1 << 32
 # GNU cpio pads to 512; the kernel ignores zeros after the trailer.
 _BLOCK_BYTES = 512
-_TYPE_BITS = {Kind.FILE: 0o100000, Kind.DIRECTORY: 0o040000, Kind.SYMLINK: 0o120000, Kind.CHARACTER: 0o020000}
+_TYPE_BITS = {
+    FileKind.FILE: 0o100000,
+    FileKind.DIRECTORY: 0o040000,
+    FileKind.SYMLINK: 0o120000,
+    FileKind.CHARACTER: 0o020000,
+}
 _KINDS = {bits: kind for kind, bits in _TYPE_BITS.items()}
 
 
 # The kernel's own root is open to every user, like /tmp: the archive sets its owner and mode.
 ROOT_PATH = "."
-_ROOT = Node(Kind.DIRECTORY, 0o755)
+_ROOT = Node(FileKind.DIRECTORY, 0o755)
 
 
 def render_cpio(tree: Tree) -> bytes:
@@ -32,7 +37,7 @@ def render_cpio(tree: Tree) -> bytes:
     out = bytearray()
     for inode, (path, node) in enumerate([(ROOT_PATH, _ROOT), *tree.walk()], start=1):
         _append(out, path, node, inode)
-    _append(out, _TRAILER, Node(Kind.FILE, 0, mtime_s=0), 0, links=1, mode=0)
+    _append(out, _TRAILER, Node(FileKind.FILE, 0, mtime_s=0), 0, links=1, mode=0)
     _pad(out, _BLOCK_BYTES)
     return bytes(out)
 
@@ -54,7 +59,7 @@ def _append(
         (_TYPE_BITS[node.kind] | node.mode) if mode is None else mode,
         node.uid,
         node.gid,
-        (2 if node.kind is Kind.DIRECTORY else 1) if links is None else links,
+        (2 if node.kind is FileKind.DIRECTORY else 1) if links is None else links,
         node.mtime_s,
         len(node.data),
         0,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vmkit.errors import BuildError, CommandError
-from vmkit.image.formats.tree import Kind, Node, Tree
+from vmkit.image.formats.tree import FileKind, Node, Tree
 from vmkit.run import run
 
 BLOCK_BYTES = 4096
@@ -19,7 +19,7 @@ _INODE_BYTES = 256
 _OWN_INODES = 11
 # 300 MB take ten seconds.
 _TIMEOUT_S = 900.0
-_TYPE_BITS = {Kind.FILE: 0o100000, Kind.DIRECTORY: 0o040000}
+_TYPE_BITS = {FileKind.FILE: 0o100000, FileKind.DIRECTORY: 0o040000}
 # A name that debugfs's command line cannot hold between two quotes.
 _UNQUOTABLE = re.compile(r'["\n\0]')
 # The program's version, each command, and what `write` prints.
@@ -35,7 +35,7 @@ def write_ext4(tree: Tree, path: Path, work: Path, label: str) -> None:
     label: what the file system's UUID is made from; equal trees and labels give equal bytes. Device nodes are left
     out: a guest mounts its own /dev.
     """
-    nodes = [(name, node) for name, node in tree.walk() if node.kind is not Kind.CHARACTER]
+    nodes = [(name, node) for name, node in tree.walk() if node.kind is not FileKind.CHARACTER]
     size_bytes = _measure(nodes)
     with path.open("wb") as file:
         file.truncate(size_bytes)
@@ -66,9 +66,9 @@ def _measure(nodes: list[tuple[str, Node]]) -> int:
         folder, _, base = name.rpartition("/")
         # ext4_dir_entry_2: 8 bytes and the name, rounded up to 4; a block is never full to its last byte.
         children[folder] = children.get(folder, 0) + 12 + len(base.encode())
-        if node.kind is Kind.FILE or (node.kind is Kind.SYMLINK and len(node.data) > _INLINE_LINK_BYTES):
+        if node.kind is FileKind.FILE or (node.kind is FileKind.SYMLINK and len(node.data) > _INLINE_LINK_BYTES):
             blocks += -(-len(node.data) // BLOCK_BYTES)
-        elif node.kind is Kind.DIRECTORY:
+        elif node.kind is FileKind.DIRECTORY:
             blocks += 1
     blocks += sum(size * 5 // 4 // BLOCK_BYTES for size in children.values())
     inode_blocks = (len(nodes) + _OWN_INODES + 1) * _INODE_BYTES // BLOCK_BYTES + 1
@@ -82,21 +82,21 @@ def _render_commands(nodes: list[tuple[str, Node]], work: Path) -> Iterator[str]
     here = ""
     for number, (name, node) in enumerate(nodes):
         folder, _, base = name.rpartition("/")
-        if _UNQUOTABLE.search(name) or (node.kind is Kind.SYMLINK and _UNQUOTABLE.search(_target(node))):
-            raise BuildError(f"'/{name}' cannot be put on a disk: a quote or a newline is in its name or target")
+        if _UNQUOTABLE.search(name) or (node.kind is FileKind.SYMLINK and _UNQUOTABLE.search(_target(node))):
+            raise BuildError(f"cannot put '/{name}' on a disk: its name or target has a quote or a newline")
         if folder != here:
             yield f'cd "/{folder}"'
             here = folder
         match node.kind:
-            case Kind.DIRECTORY:
+            case FileKind.DIRECTORY:
                 yield f'mkdir "{base}"'
-            case Kind.SYMLINK:
+            case FileKind.SYMLINK:
                 yield f'symlink "{base}" "{_target(node)}"'
             case _:
                 content = work / str(number)
                 content.write_bytes(node.data)
                 yield f'write "{content}" "{base}"'
-        if node.kind is not Kind.SYMLINK:
+        if node.kind is not FileKind.SYMLINK:
             yield f'sif "{base}" mode 0{_TYPE_BITS[node.kind] | node.mode:o}'
         for field, value in (("uid", node.uid), ("gid", node.gid)):
             if value:
@@ -111,11 +111,11 @@ def _target(node: Node) -> str:
 def _check_answers(told: str) -> None:
     for line in told.splitlines():
         if not line.startswith(_EXPECTED_ANSWERS):
-            raise BuildError(f"the root file system cannot be written: {line}", details=told[-_TOLD_CHARACTERS:])
+            raise BuildError(f"debugfs cannot write the root file system: {line}", details=told[-_TOLD_CHARACTERS:])
 
 
 def _check(path: Path, environ: dict[str, str]) -> None:
     try:
         run(["e2fsck", "-f", "-n", path], timeout_s=_TIMEOUT_S, env=environ, package="e2fsprogs")
     except CommandError as error:
-        raise BuildError("the file system that was written is not whole", details=error.details) from error
+        raise BuildError("e2fsck found faults in the file system that vmkit wrote", details=error.details) from error

@@ -41,5 +41,5 @@ def _explain(program: str, what: str) -> BuildError:
     return BuildError(
         f"'{program}' ended with success, and did not pack the initramfs",
         details=what,
-        hint=f"is this the real one? type -a {program}",
+        hint=f"see which programs have that name: type -a {program}",
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, Self, TypeVar
 
 from vmkit.errors import BuildError
-from vmkit.image.formats.tree import MTIME_S, PATH_LIMIT_BYTES, TREE_LIMIT_BYTES, Kind, Node, normalise_path
+from vmkit.image.formats.tree import MTIME_S, PATH_LIMIT_BYTES, TREE_LIMIT_BYTES, FileKind, Node, normalise_path
 
 # tarfile copies what is left of a block for each header it reads.
 _BLOCK_BYTES = 32 << 10
@@ -38,13 +38,13 @@ class _Member(tarfile.TarInfo):
     @classmethod
     def _frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str, **options: bool) -> Self:
         """What tarfile calls instead since its security update of 2026 (Debian 13's 3.13.5, among others)."""
-        return cls._check(lambda: super(_Member, cls)._frombuf(buf, encoding, errors, **options))  # type: ignore[misc,no-any-return]
+        return cls._check(lambda: super(_Member, cls)._frombuf(buf, encoding, errors, **options))  # type: ignore[misc,no-any-return]  # typeshed lacks it
 
     @staticmethod
     def _check(read: Callable[[], _AnyMember]) -> _AnyMember:
         try:
             member = read()
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]  # typeshed lacks both
             raise tarfile.ReadError(str(error)) from error
         if member.type in _EXTENSIONS and not 0 <= member.size <= _EXTENSION_LIMIT_BYTES:
             raise tarfile.ReadError(f"a header claims {member.size} bytes")
@@ -58,12 +58,12 @@ def read_tar(stream: BinaryIO, *, keep_time: bool = False) -> Iterator[tuple[str
     """
     try:
         with tarfile.open(fileobj=stream, mode="r|", bufsize=_BLOCK_BYTES, tarinfo=_Member) as tar:
-            yield from _Reader(tar, keep_time=keep_time).read()
+            yield from _TarReader(tar, keep_time=keep_time).read()
     except (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError) as error:
         raise BuildError(f"the tar archive is damaged: {error}") from error
 
 
-class _Reader:
+class _TarReader:
     def __init__(self, tar: tarfile.TarFile, *, keep_time: bool) -> None:
         self._tar = tar
         self._keep_time = keep_time
@@ -80,7 +80,7 @@ class _Reader:
             node = self._read_node(member)
             if node is None:
                 continue
-            if node.kind is Kind.FILE:
+            if node.kind is FileKind.FILE:
                 self._files[path] = node
             yield path, node
 
@@ -94,19 +94,19 @@ class _Reader:
         if not (0 <= uid < _OWNER_LIMIT and 0 <= gid < _OWNER_LIMIT and 0 <= mtime_s < _TIME_LIMIT_S):
             raise BuildError(f"'{member.name}' has an owner or a time that no file has: {uid}, {gid}, {mtime_s}")
         if member.isdir():
-            return Node(Kind.DIRECTORY, mode, uid=uid, gid=gid, mtime_s=mtime_s)
+            return Node(FileKind.DIRECTORY, mode, uid=uid, gid=gid, mtime_s=mtime_s)
         if member.issym():
             target = member.linkname.encode()
             if not 0 < len(target) <= PATH_LIMIT_BYTES:
                 raise BuildError(f"the symlink '{member.name}' has a target of {len(target)} bytes")
-            return Node(Kind.SYMLINK, 0o777, target, uid, gid, mtime_s=mtime_s)
+            return Node(FileKind.SYMLINK, 0o777, target, uid, gid, mtime_s=mtime_s)
         if member.isreg():
-            return Node(Kind.FILE, mode, self._read_data(member), uid, gid, mtime_s=mtime_s)
+            return Node(FileKind.FILE, mode, self._read_data(member), uid, gid, mtime_s=mtime_s)
         if member.islnk():
             known = self._files.get(normalise_path(member.linkname))
             if known is None:
                 raise BuildError(f"'{member.name}' is a hard link to '{member.linkname}', which is not before it")
-            return Node(Kind.FILE, mode, known.data, uid, gid, mtime_s=mtime_s)
+            return Node(FileKind.FILE, mode, known.data, uid, gid, mtime_s=mtime_s)
         return None
 
     def _read_data(self, member: tarfile.TarInfo) -> bytes:

@@ -29,7 +29,7 @@ MTIME_S = 1
 _MERGED = ("bin", "sbin", "lib", "lib64")
 
 
-class Kind(StrEnum):
+class FileKind(StrEnum):
     FILE = "file"
     DIRECTORY = "directory"
     SYMLINK = "symlink"
@@ -43,7 +43,7 @@ class Node:
     mtime_s is MTIME_S but for files of an installed Debian, whose compiled Python goes by it.
     """
 
-    kind: Kind
+    kind: FileKind
     mode: int
     data: bytes = b""
     uid: int = 0
@@ -53,15 +53,15 @@ class Node:
 
 
 def file_node(data: bytes, mode: int = 0o644) -> Node:
-    return Node(Kind.FILE, mode, data)
+    return Node(FileKind.FILE, mode, data)
 
 
 def directory_node(mode: int = 0o755) -> Node:
-    return Node(Kind.DIRECTORY, mode)
+    return Node(FileKind.DIRECTORY, mode)
 
 
 def symlink_node(target: str) -> Node:
-    return Node(Kind.SYMLINK, 0o777, target.encode())
+    return Node(FileKind.SYMLINK, 0o777, target.encode())
 
 
 def normalise_path(path: str) -> str:
@@ -102,11 +102,11 @@ class Tree:
             return
         self._add_parents(normal)
         known = self._nodes.get(normal)
-        if known is not None and (known.kind is Kind.DIRECTORY) != (node.kind is Kind.DIRECTORY):
-            if known.kind is Kind.SYMLINK:
+        if known is not None and (known.kind is FileKind.DIRECTORY) != (node.kind is FileKind.DIRECTORY):
+            if known.kind is FileKind.SYMLINK:
                 return
-            if node.kind is not Kind.SYMLINK or self._has_children(normal):
-                raise BuildError(f"'/{normal}' is wanted both as a {known.kind} and as a {node.kind}")
+            if node.kind is not FileKind.SYMLINK or self._has_children(normal):
+                raise BuildError(f"the recipe wants '/{normal}' both as a {known.kind} and as a {node.kind}")
         self._size_bytes += len(node.data) - (len(known.data) if known else 0)
         if self._size_bytes > TREE_LIMIT_BYTES:
             raise BuildError(
@@ -128,7 +128,7 @@ class Tree:
         normal = self._follow(normalise_path(path))
         for _ in range(_LINK_LIMIT):
             node = self._nodes.get(normal)
-            if node is None or node.kind is not Kind.SYMLINK:
+            if node is None or node.kind is not FileKind.SYMLINK:
                 return node
             normal = self._follow(_join_link(normal, node))
         return None
@@ -149,7 +149,7 @@ class Tree:
             for depth in range(1, len(parts)):
                 parent = "/".join(parts[:depth])
                 node = self._nodes.get(parent)
-                if node is not None and node.kind is Kind.SYMLINK:
+                if node is not None and node.kind is FileKind.SYMLINK:
                     normal = "/".join([_join_link(parent, node), *parts[depth:]])
                     break
             else:
@@ -161,8 +161,8 @@ class Tree:
         for depth in range(1, len(parts) + 1):
             parent = "/".join(parts[:depth])
             node = self._nodes.setdefault(parent, directory_node())
-            if node.kind is not Kind.DIRECTORY:
-                raise BuildError(f"'/{normal}' cannot be put there: '/{parent}' is a {node.kind}, not a directory")
+            if node.kind is not FileKind.DIRECTORY:
+                raise BuildError(f"cannot put '/{normal}' there: '/{parent}' is a {node.kind}, not a directory")
 
     def _has_children(self, normal: str) -> bool:
         return any(path.startswith(normal + "/") for path in self._nodes)

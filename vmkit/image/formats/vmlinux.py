@@ -33,7 +33,7 @@ def extract_vmlinux(image: bytes) -> bytes:
     """The ELF kernel of a bzImage. Raises BuildError for one that is packed in an unknown way or has no PVH entry."""
     vmlinux = _unpack(image)
     if not has_pvh_entry(vmlinux):
-        raise UnsuitableKernelError("the kernel has no PVH entry, so it cannot be started uncompressed", hint=_HINT)
+        raise UnsuitableKernelError("the kernel has no PVH entry, so QEMU cannot start it uncompressed", hint=_HINT)
     return vmlinux
 
 
@@ -50,7 +50,7 @@ def _unpack(image: bytes) -> bytes:
     for magic, unpack in _UNPACKERS.items():
         if payload.startswith(magic):
             return unpack(payload)
-    raise UnsuitableKernelError(f"the kernel is packed in a way not known here ({payload[:4].hex()})", hint=_HINT)
+    raise UnsuitableKernelError(f"vmkit does not know how this kernel is packed ({payload[:4].hex()})", hint=_HINT)
 
 
 def find_vmlinux(image: bytes) -> bytes | None:
@@ -113,7 +113,7 @@ def _checked(unpack: Callable[[], bytes], sized: bytes | None) -> bytes:
     try:
         data = unpack()
     except BuildError as error:
-        raise BuildError(f"the kernel cannot be unpacked: {error.brief}") from error
+        raise BuildError(f"cannot unpack the kernel: {error.brief}") from error
     if expected is not None and len(data) != expected:
         raise BuildError(f"the kernel unpacks to {len(data)} bytes instead of {expected}")
     return data

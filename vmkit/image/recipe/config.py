@@ -77,7 +77,7 @@ def load_image(name_or_path: str) -> ImageSpec:
         name = path.stem
         if not IMAGE_NAME.fullmatch(name):
             raise ConfigError(
-                f"a recipe's file name is its image's name, and '{name}' is none",
+                f"'{name}' cannot be an image's name, and the recipe's file name is that name",
                 hint="use lower-case letters, digits, '-', '_' and '.', and begin with a letter or digit",
             )
         return _load(path, name)
@@ -85,12 +85,18 @@ def load_image(name_or_path: str) -> ImageSpec:
     return _load(path, path.stem)
 
 
-def find_mention(spec: ImageSpec, *spellings: str) -> str:
-    """`file:line` of the recipe that names a word, for an error found long after the recipe was read."""
-    for path in _find_layer_paths(spec.origin):
+def find_mention(spec: ImageSpec, *spellings: str, key: str = "") -> str:
+    """`file:line` of the recipe that names a word, for an error found long after the recipe was read.
+
+    key: where it stands; the search begins there.
+    """
+    for path, layer in _read_layers(spec.origin):
+        if key and key not in layer:
+            continue
         text = _read_text(path)
+        start = len("".join(text.splitlines(keepends=True)[: find_line(text, (key,)) - 1])) if key else 0
         for word in (*(f'"{spelling}"' for spelling in spellings), *spellings):
-            at = text.find(word)
+            at = text.find(word, start)
             if at >= 0:
                 return f"{path}:{text.count(chr(10), 0, at) + 1}"
     return str(spec.origin)
@@ -105,7 +111,7 @@ def _find_shipped(name: str) -> Path:
         return path
     known = sorted(found.stem for found in resources.find_images_dir().glob("*.toml"))
     close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean '{close[0]}'?" if close else f"for a recipe of your own give its path: ./{name}.toml"
+    hint = f"did you mean '{close[0]}'?" if close else f"for a recipe of your own, give its path: ./{name}.toml"
     raise ConfigError(f"there is no image '{name}'; the images are: {', '.join(known)}", hint=hint)
 
 
@@ -153,16 +159,12 @@ def _load(path: Path, name: str) -> ImageSpec:
 
 def _check_wall(spec: ImageSpec) -> None:
     if spec.wall.transport and LOOPBACK_MODULE in spec.modules:
-        where = find_mention(spec, LOOPBACK_MODULE, LOOPBACK_MODULE.replace("_", "-"))
+        where = find_mention(spec, LOOPBACK_MODULE, LOOPBACK_MODULE.replace("_", "-"), key="modules")
         raise ConfigError(
-            f"{where}: modules: {LOOPBACK_MODULE} is not loaded while the wall's transport layer is on",
+            f"{where}: modules: the guest does not load {LOOPBACK_MODULE} while the wall's transport layer is on",
             hint="with it any user of the guest could speak to vshd as if it were the host; "
             "`modules_available` ships it without loading it, `[wall] transport = false` allows it",
         )
-
-
-def _find_layer_paths(path: Path) -> list[Path]:
-    return [layer_path for layer_path, _ in _read_layers(path)]
 
 
 def _read_layers(path: Path) -> list[tuple[Path, dict[str, object]]]:
@@ -177,7 +179,20 @@ def _read_layers(path: Path) -> list[tuple[Path, dict[str, object]]]:
         if not base:
             return layers
         assert isinstance(base, str)
-        path = path.parent / base if "/" in base or base.endswith(".toml") else _find_shipped(base)
+        path = _find_base(path, base)
+
+
+def _find_base(path: Path, base: str) -> Path:
+    """The recipe that `path` extends. Raises ConfigError, naming `path`."""
+    try:
+        if "/" not in base and not base.endswith(".toml"):
+            return _find_shipped(base)
+        found = path.parent / base
+        if not found.exists():
+            raise ConfigError(f"there is no recipe {found}", hint="a relative path starts at the recipe's own folder")
+    except ConfigError as error:
+        raise ConfigError(f"{path}: extends: {error.brief}", hint=error.hint) from error
+    return found
 
 
 def _read_layer(path: Path) -> dict[str, object]:

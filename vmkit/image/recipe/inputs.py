@@ -15,7 +15,7 @@ from vmkit.errors import ConfigError
 from vmkit.image.recipe import resources
 from vmkit.image.recipe.config import ImageSpec
 from vmkit.image.recipe.hostfile import HostFileError, read_host_file
-from vmkit.image.recipe.settings import FileSpec, Source
+from vmkit.image.recipe.settings import ContentKind, FileSpec
 from vmkit.image.recipe.template import Template, read_templates
 
 # A kernel module or a test binary is megabytes; more than this belongs on a disk.
@@ -80,7 +80,7 @@ def find_outsiders(spec: ImageSpec) -> list[str]:
 
 def _host_files(spec: ImageSpec) -> Iterator[FileSpec]:
     for file in (*spec.files, *((spec.hook,) if spec.hook else ())):
-        if file.source is Source.SOURCE:
+        if file.source is ContentKind.SOURCE:
             yield file
 
 

@@ -34,7 +34,7 @@ KERNEL_ARGS_LIMIT_BYTES = 1024
 Variable = str | int | bool | tuple[str | int | bool, ...]
 
 
-class Source(StrEnum):
+class ContentKind(StrEnum):
     """Where a guest file's content comes from; each value is its key in a recipe."""
 
     TEMPLATE = "template"
@@ -49,7 +49,7 @@ class FileSpec:
     """One file of the guest. value is the template's name, the text, the host's path or the symlink's target."""
 
     path: str
-    source: Source
+    source: ContentKind
     value: str
     mode: int
     uid: int
@@ -218,38 +218,38 @@ def _files(place: KeyPlace, value: Any) -> dict[str, FileSpec]:
         if parts[0] or len(parts) < 2 or {"", ".", ".."} & set(parts[1:]) or "\0" in guest_path:
             here.fail("a guest path begins with '/', names something below it, and has no empty part, '.' or '..'")
         if parts[1] in ("proc", "sys", "dev"):
-            here.fail(f"/{parts[1]} is the kernel's: nothing put there would be seen")
+            here.fail(f"/{parts[1]} is the kernel's: the guest would not see the file")
         if len(guest_path.encode()) > PATH_LIMIT_BYTES:
             here.fail("longer than Linux allows")
         files[guest_path] = _file(here, guest_path, _table(here, table))
     return files
 
 
-_FILE_KEYS = (*Source, "mode", "uid", "gid")
+_FILE_KEYS = (*ContentKind, "mode", "uid", "gid")
 
 
 def _file(place: KeyPlace, guest_path: str, table: Mapping[str, Any]) -> FileSpec:
     for key in table:
         if key not in _FILE_KEYS:
             raise place.at(key).unknown_key(_FILE_KEYS)
-    named = [source for source in Source if source.value in table]
+    named = [source for source in ContentKind if source.value in table]
     if len(named) != 1:
-        place.fail(f"needs exactly one of: {', '.join(Source)}")
+        place.fail(f"needs exactly one of: {', '.join(ContentKind)}")
     source = named[0]
     here = place.at(source.value)
     value = table[source.value]
     match source:
-        case Source.SOURCE:
+        case ContentKind.SOURCE:
             text = str(_host_path(here, value))
-        case Source.DIRECTORY:
+        case ContentKind.DIRECTORY:
             if value is not True:
                 here.fail("is written `directory = true`")
             text = ""
-        case Source.TEMPLATE:
+        case ContentKind.TEMPLATE:
             text = _word(re.compile(r"(?!/)(?!.*\.\.)[^\0\n]+"), "a template's name")(here, value)
-        case Source.CONTENT | Source.SYMLINK:
+        case ContentKind.CONTENT | ContentKind.SYMLINK:
             text = _text(here, value)
-    default_mode = 0o755 if source is Source.DIRECTORY else 0o644
+    default_mode = 0o755 if source is ContentKind.DIRECTORY else 0o644
     return FileSpec(
         path=guest_path,
         source=source,
@@ -316,7 +316,7 @@ def _hook(place: KeyPlace, value: Any) -> FileSpec:
     table: dict[str, Any] = {"source": value} if isinstance(value, str) else dict(_table(place, value))
     table.setdefault("mode", 0o755)
     spec = _file(place, HOOK_PATH, table)
-    if spec.source in (Source.SYMLINK, Source.DIRECTORY):
+    if spec.source in (ContentKind.SYMLINK, ContentKind.DIRECTORY):
         place.fail("a hook is a script: a host path, or a table with source, content or template")
     return spec
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmkit.errors import ConfigError, HostError
-from vmkit.machine.parts.part import Fitting, Kind, KnownEnd, Option, Part, render_options
+from vmkit.machine.parts.part import Fitting, KnownEnd, Option, OptionKind, Part, render_options
 from vmkit.machine.spec import MAX_DISKS, DiskMode, DiskSpec, make_disks, read_path
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ IN_USE = KnownEnd(
     r"Failed to get .* lock\s+Is another process using the image \[(.*)\]\?",
     "disk-in-use",
     r"the disk \1 is in use by another machine or program",
-    "a writable disk can be attached to one machine only: stop the other machine, or use a copy",
+    "only one machine can have a writable disk: stop the other machine, or use a copy",
 )
 
 
@@ -44,7 +44,7 @@ class DiskPart(Part):
     options = (
         Option(
             "root",
-            Kind.PATH,
+            OptionKind.PATH,
             flag="--root",
             metavar="FILE",
             help="Boot this ext4 file system instead of the image's disk.",
@@ -53,7 +53,7 @@ class DiskPart(Part):
         ),
         Option(
             "disks",
-            Kind.PATHS,
+            OptionKind.PATHS,
             (),
             flag="--disk",
             metavar="FILE",
@@ -63,7 +63,7 @@ class DiskPart(Part):
         ),
         Option(
             "rwdisks",
-            Kind.PATHS,
+            OptionKind.PATHS,
             (),
             flag="--rwdisk",
             metavar="FILE",
@@ -87,7 +87,7 @@ class DiskPart(Part):
     def check_image(self, spec: "MachineSpec", built: "BuiltImage") -> None:
         if spec.root is not None and built.root is None:
             raise ConfigError(
-                f"the image {built.name} has its root in memory: there is no disk that {spec.root} could replace",
+                f"the image {built.name} has its root in memory, and no disk that {spec.root} can replace",
                 hint="give it as a disk beside (--disk), or use an image with a disk root, such as debian",
             )
 
@@ -125,8 +125,12 @@ def check_disk(disk: DiskSpec) -> None:
     head = _read_head(disk.path, "the disk", write=disk.mode is DiskMode.READ_WRITE)
     is_named_qcow2, is_qcow2 = disk.path.suffix == ".qcow2", head.startswith(_QCOW2_MAGIC)
     if is_qcow2 != is_named_qcow2:
-        seen = "holds a qcow2 image and is not named so" if is_qcow2 else "is named .qcow2 and is none"
-        raise HostError(f"the disk {disk.path} {seen}", hint="a disk is raw, unless its name ends in .qcow2")
+        seen = (
+            "is a qcow2 image, and its name does not end in .qcow2"
+            if is_qcow2
+            else "is named .qcow2, but is not a qcow2 image"
+        )
+        raise HostError(f"the disk {disk.path} {seen}", hint="rename it: a disk is raw, unless its name ends in .qcow2")
 
 
 def check_root(root: Path) -> None:

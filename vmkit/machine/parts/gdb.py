@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vmkit.errors import ConfigError, HostError
 from vmkit.machine.launch import Layout
-from vmkit.machine.parts.part import Fitting, Kind, Option, Part, ServedSocket
+from vmkit.machine.parts.part import Fitting, Option, OptionKind, Part, ServedSocket
 from vmkit.machine.spec import MAX_PORT
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class GdbPart(Part):
     options = (
         Option(
             "gdb",
-            Kind.VALUED_SWITCH,
+            OptionKind.VALUED_SWITCH,
             False,
             flag="--gdb",
             metavar="[=PORT]",
@@ -32,12 +32,12 @@ class GdbPart(Part):
             is_python=True,
         ),
         # The value of the command line's --gdb.
-        Option("gdb_port", Kind.INTEGER, is_python=True),
+        Option("gdb_port", OptionKind.INTEGER, is_python=True),
     )
 
     def check(self, spec: "MachineSpec") -> None:
         if spec.gdb and spec.gdb_port is not None:
-            raise ConfigError("gdb is served on a socket or on a port, not on both")
+            raise ConfigError("QEMU serves gdb on a socket or on a port, not on both")
         if spec.gdb_port is not None and not 1 <= spec.gdb_port <= MAX_PORT:
             raise ConfigError(f"--gdb must be a port between 1 and {MAX_PORT}, not {spec.gdb_port}")
 
@@ -73,6 +73,6 @@ def check_gdb_port(port: int) -> None:
             probe.listen(1)
         except OSError as error:
             raise HostError(
-                f"gdb's port {port} cannot be used: {os.strerror(error.errno or 0)}",
+                f"QEMU cannot serve gdb on port {port}: {os.strerror(error.errno or 0)}",
                 hint="choose another, or take a socket: --gdb alone",
             ) from error

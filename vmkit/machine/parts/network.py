@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from vmkit.machine.parts.part import Kind, Option, Part
+from vmkit.machine.parts.part import Option, OptionKind, Part
 
 if TYPE_CHECKING:
     from vmkit.machine.hardware import Hardware
@@ -12,7 +12,7 @@ class NetworkPart(Part):
     """`netdev`: what is behind the device, as QEMU's -netdev has it, without an id."""
 
     name = "network"
-    options = (Option("netdev", Kind.TEXT, is_python=True),)
+    options = (Option("netdev", OptionKind.TEXT, is_python=True),)
 
     def plan_argv(self, hardware: "Hardware") -> tuple[str, ...]:
         if hardware.spec.netdev is None:

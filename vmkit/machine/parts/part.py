@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Words of a companion's argv that stand for descriptors, which the monitor alone knows.
 FRONTEND_MARK = "{frontend}"
 LISTENER_MARK = "{listener}"
+CONTROL_MARK = "{control}"
 
 JsonValue = None | bool | int | str | Mapping[str, "JsonValue"]
 JsonObject = Mapping[str, JsonValue]
@@ -58,9 +59,11 @@ class ServedSocket:
 class Companion:
     """A process beside QEMU, which the monitor starts, watches, replaces when it dies, and stops.
 
-    argv: the whole command, with FRONTEND_MARK for its connection to QEMU, LISTENER_MARK for `listen`.
+    argv: the whole command, with FRONTEND_MARK for its connection to QEMU, LISTENER_MARK for `listen`, CONTROL_MARK
+    for `control`.
     title: its name in errors. kind: the word that its events begin with. log: the file for its output.
     listen: a socket in the machine's directory that the monitor makes, and that outlives each process; "": none.
+    control: another one, at which the owner's programs ask the process.
     device: what QEMU takes out before it gets a new process. removal: the commands after that.
     """
 
@@ -71,6 +74,7 @@ class Companion:
     device: str
     removal: tuple[QmpCommand, ...] = ()
     listen: str = ""
+    control: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,7 @@ class Fitting:
     plug: the commands before the guest runs. fd_name: under this name QEMU gets a descriptor first: the connection to
     the companion, or, without one, the descriptor that came with the plan. "": it gets none. ready_socket: the socket
     in the machine's directory at which the guest's READY arrives, where the part brings it. ends: what explains an end.
+    device: what QEMU takes out before the machine is saved, of a part without a companion. "": its state is saved.
     """
 
     part: str
@@ -102,9 +107,10 @@ class Fitting:
     companion: Companion | None = None
     ready_socket: str = ""
     ends: tuple[KnownEnd, ...] = ()
+    device: str = ""
 
 
-class Kind(StrEnum):
+class OptionKind(StrEnum):
     """How an option is written on the command line."""
 
     TEXT = "text"
@@ -135,7 +141,7 @@ class Option:
     """
 
     name: str
-    kind: Kind
+    kind: OptionKind
     default: Any = None
     flag: str = ""
     help: str = ""
@@ -150,14 +156,18 @@ class Option:
     @property
     def reads_text(self) -> bool:
         """Whether it is text that stands for another value."""
-        return self.kind is Kind.TEXT and not isinstance(self.default, str | None)
+        return self.kind is OptionKind.TEXT and not isinstance(self.default, str | None)
 
 
 class Part:
-    """One thing that a machine can have. Each method answers for its own part, and by default with nothing."""
+    """One thing that a machine can have. Each method answers for its own part, and by default with nothing.
+
+    log: the file in the machine's directory that its companion prints to; "": it has no companion.
+    """
 
     name = ""
     options: tuple[Option, ...] = ()
+    log = ""
 
     def check(self, spec: "MachineSpec") -> None:
         """Raises ConfigError for options that cannot be."""
@@ -175,10 +185,6 @@ class Part:
     def plan_addresses(self, hardware: "Hardware") -> dict[str, object]:
         """Keys of machine.json that are known once the machine has its directory."""
         return {}
-
-    def needs_shared_memory(self, hardware: "Hardware") -> bool:
-        """Whether another process maps the guest's memory."""
-        return False
 
     def plan_argv(self, hardware: "Hardware") -> tuple[str, ...]:
         """Words of QEMU's argv."""
@@ -205,13 +211,13 @@ def parse_fitting(value: Mapping[str, Any]) -> Fitting:
         removal = _parse_commands(companion["removal"])
         companion = Companion(**{**companion, "argv": tuple(companion["argv"]), "removal": removal})
     return Fitting(
-        part=value["part"],
-        sockets=tuple(ServedSocket(**socket) for socket in value["sockets"]),
-        plug=_parse_commands(value["plug"]),
-        fd_name=value["fd_name"],
-        companion=companion,
-        ready_socket=value["ready_socket"],
-        ends=tuple(KnownEnd(**end) for end in value["ends"]),
+        **{
+            **value,
+            "sockets": tuple(ServedSocket(**socket) for socket in value["sockets"]),
+            "plug": _parse_commands(value["plug"]),
+            "companion": companion,
+            "ends": tuple(KnownEnd(**end) for end in value["ends"]),
+        }
     )
 
 

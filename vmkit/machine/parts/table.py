@@ -13,3 +13,8 @@ PARTS: tuple[Part, ...] = (
     NetworkPart(),
     GdbPart(),
 )
+
+
+def list_companion_logs() -> dict[str, str]:
+    """The logs of the parts' companions: the file, by the part's name."""
+    return {part.name: part.log for part in PARTS if part.log}

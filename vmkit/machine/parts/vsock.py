@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 
 from vmkit.machine.hardware import USER_READY_PORT
 from vmkit.machine.launch import Layout
-from vmkit.machine.parts.part import FRONTEND_MARK, LISTENER_MARK, Companion, Fitting, JsonObject, Part, QmpCommand
+from vmkit.machine.parts.part import (
+    CONTROL_MARK,
+    FRONTEND_MARK,
+    LISTENER_MARK,
+    Companion,
+    Fitting,
+    JsonObject,
+    Part,
+    QmpCommand,
+)
 from vmkit.machine.spec import Backend
 
 if TYPE_CHECKING:
@@ -22,13 +31,11 @@ class VsockPart(Part):
     """Every machine has it. It is plugged over QMP, because QEMU gets its descriptor there."""
 
     name = "vsock"
+    log = "vsock.log"
 
     def plan_addresses(self, hardware: "Hardware") -> dict[str, object]:
         is_ours = hardware.backend is Backend.USER
         return {"vsock": str(hardware.directory / Layout.VSOCK) if is_ours else None}
-
-    def needs_shared_memory(self, hardware: "Hardware") -> bool:
-        return hardware.backend is Backend.USER
 
     def plan_argv(self, hardware: "Hardware") -> tuple[str, ...]:
         return ("-device", f"pcie-root-port,id={ROOT_PORT_ID},slot=1")
@@ -42,7 +49,8 @@ class VsockPart(Part):
                 "guest-cid": hardware.cid,
                 "vhostfd": FD_NAME,
             }
-            return Fitting(self.name, plug=(QmpCommand("device_add", device),), fd_name=FD_NAME)
+            # The next machine of a snapshot gets a descriptor and a CID of its own.
+            return Fitting(self.name, plug=(QmpCommand("device_add", device),), fd_name=FD_NAME, device=DEVICE_ID)
         address: JsonObject = {"addr": {"type": "fd", "data": {"str": FD_NAME}}, "server": False}
         chardev: JsonObject = {"id": CHARDEV_ID, "backend": {"type": "socket", "data": address}}
         device = {"driver": "vhost-user-vsock-pci", "id": DEVICE_ID, "bus": ROOT_PORT_ID, "chardev": CHARDEV_ID}
@@ -63,6 +71,7 @@ def plan_companion(hardware: "Hardware") -> Companion:
         "--uds-path", str(hardware.directory / Layout.VSOCK),
         "--vhost-user-fd", FRONTEND_MARK,
         "--listen-fd", LISTENER_MARK,
+        "--control-fd", CONTROL_MARK,
         "--privileged-port", str(USER_READY_PORT),
         *(("--no-sandbox",) if os.environ.get("VMKIT_NO_SANDBOX") == "1" else ()),
     )  # fmt: skip
@@ -70,8 +79,9 @@ def plan_companion(hardware: "Hardware") -> Companion:
         argv,
         title="vsock device",
         kind="device",
-        log=Layout.DEVICE_LOG,
+        log=VsockPart.log,
         device=DEVICE_ID,
         removal=(QmpCommand("chardev-remove", {"id": CHARDEV_ID}),),
         listen=Layout.VSOCK,
+        control=Layout.VSOCK_CONTROL,
     )

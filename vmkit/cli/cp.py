@@ -1,0 +1,75 @@
+"""The verb `vmkit cp`: copies files and directories in and out of machines."""
+
+import sys
+from dataclasses import asdict
+
+import click
+
+from vmkit.cli.show import open_transfer, print_json
+from vmkit.cli.values import complete_endpoints
+from vmkit.copy.copying import Copied, CopyError, SftpPeer, copy
+from vmkit.copy.endpoints import plan_copy
+from vmkit.copy.items import Keep
+from vmkit.errors import ConfigError, MachineError
+from vmkit.machine.running import pick_entry
+from vsh.address import address_of
+from vsh.errors import ExecError
+from vsh.subsystem import open_subsystem
+from vsh.text import clean_line
+
+SUBSYSTEM = "sftp"
+
+
+@click.command("cp")
+@click.argument("paths", nargs=-1, required=True, metavar="SRC... DST", shell_complete=complete_endpoints)
+@click.option("-r", "-R", "--recursive", is_flag=True, help="Accepted, as in cp; vmkit always copies directories.")
+@click.option("--user", default="root", show_default=True, metavar="USER", help="Read and write as this guest user.")
+@click.option("--owners", is_flag=True, help="Keep the numbers of user and group.")
+@click.option("--fsync", is_flag=True, help="Write each file to the disk before it gets its name.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+def cp(
+    *, paths: tuple[str, ...], recursive: bool, user: str, owners: bool, fsync: bool, as_json: bool, quiet: bool
+) -> None:
+    """Copy files and directories in and out of machines.
+
+    NAME:PATH is a path on a machine. NAME is its name or CID; with one machine running, :PATH is enough.
+    A relative PATH begins at the user's home. Both sides may be machines.
+    `-` is standard input or output. Write a local path with a colon as ./a:b.
+
+    A copy keeps modes, times, symbolic links and holes, and hard links of this host.
+    A file gets its name when it is whole, so an error leaves the old file unchanged.
+    """
+    sources, destination = plan_copy(paths)
+    if as_json and destination.is_stream:
+        raise ConfigError("--json does not go with `-` as the destination")
+    keep = Keep(owners, fsync)
+    # Progress and the content would share the terminal.
+    is_shown = destination.is_stream and sys.stdout.isatty()
+    with open_transfer(quiet=quiet or is_shown) as show:
+        try:
+            copied = copy(sources, destination, lambda machine: _connect(machine, user), keep=keep, show=show)
+        except CopyError as error:
+            failure: CopyError | None = error
+            copied = error.copied
+        else:
+            failure = None
+    for path in copied.skipped:
+        print(f"vmkit: warning: skipped {clean_line(path)}: it is a device, a socket or a FIFO", file=sys.stderr)
+    if as_json:
+        print_json(_render(copied, failure.failed if failure else 0))
+    if failure is not None:
+        raise failure
+
+
+def _connect(machine: str, user: str) -> SftpPeer:
+    entry = pick_entry(machine or None)
+    try:
+        return SftpPeer(entry.name, open_subsystem(address_of(entry), SUBSYSTEM, user=user))
+    except ExecError as error:
+        # Its status is that of a command, and this is none.
+        raise MachineError(error.brief) from error
+
+
+def _render(copied: Copied, failed: int) -> dict[str, object]:
+    return {**asdict(copied), "seconds": round(copied.seconds, 3), "failed": failed}

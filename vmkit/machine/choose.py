@@ -1,0 +1,108 @@
+"""What a spec leads to on this host: image, QEMU, accelerator and backend, each with its reason; and then the hardware.
+
+Builds the image where that is needed, and proves KVM where that was not done. Reserves and starts nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmkit.entries.folder import open_runtime_directory
+from vmkit.image.build import BuiltImage, build_image
+from vmkit.image.recipe.config import load_image
+from vmkit.machine import probe
+from vmkit.machine.hardware import USER_READY_PORT, Hardware
+from vmkit.machine.kernel import check_kernel
+from vmkit.machine.memory import check_guest_memory
+from vmkit.machine.parts.table import PARTS
+from vmkit.machine.registry import check_path_length
+from vmkit.machine.spec import MAX_NAME_CHARACTERS, Accelerator, Backend, MachineSpec
+from vmkit.machine.token import find_token_path, needs_token
+from vmkit.machine.vhost import VhostDoor
+from vsh.registry import MACHINES
+
+Tell = Callable[[str, float | None], None]
+Build = Callable[[str, Tell], BuiltImage]
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What was chosen for a machine, and why where it is the slower way."""
+
+    built: BuiltImage
+    qemu: probe.Qemu
+    kernel: Path
+    accelerator: Accelerator
+    accelerator_reason: str
+    backend: Backend
+    backend_reason: str
+    root: Path | None = None
+    nested: bool = False
+
+
+def build_named_image(image: str, tell: Tell) -> BuiltImage:
+    """The image of a shipped name or of a recipe's path, from the cache or built now."""
+    return build_image(load_image(image), progress=tell)
+
+
+def choose(
+    spec: MachineSpec, tell: Tell, door: VhostDoor, build: Build = build_named_image, *, prove: bool = True
+) -> Choices:
+    """The image, QEMU, accelerator and backend a spec leads to on this host.
+
+    prove: whether KVM may be proven by booting a kernel under it, where that has not been done yet.
+    """
+    if spec.kernel is not None:
+        check_kernel(spec.kernel)
+    for part in PARTS:
+        part.check_host(spec)
+    runtime = open_runtime_directory()
+    # What cannot work is refused before anything that takes its time: a build, the proof of KVM.
+    check_path_length(runtime / MACHINES / (spec.name or Path(spec.image).stem[:MAX_NAME_CHARACTERS]))
+    probe.check_open_files()
+    qemu = probe.find_qemu(runtime)
+    backend, backend_reason = probe.choose_backend(spec.backend, probe.probe_vhost(door))
+    probe.check_memory(spec.memory_mib)
+    built = build(spec.image, tell)
+    for part in PARTS:
+        part.check_image(spec, built)
+    kernel = spec.kernel or built.kernel
+    check_guest_memory(spec.memory_mib, kernel, built.initrd)
+    kvm = None
+    if spec.accelerator is None:
+        kvm = probe.probe_kvm(qemu, built.kernel, runtime, prove=prove)
+    accelerator, accelerator_reason = probe.choose_accelerator(spec.accelerator, kvm)
+    return Choices(
+        built,
+        qemu,
+        kernel,
+        accelerator,
+        accelerator_reason,
+        backend,
+        backend_reason,
+        root=spec.root or built.root,
+        nested=probe.is_emulated(),
+    )
+
+
+def plan_hardware(
+    spec: MachineSpec, choices: Choices, name: str, cid: int, directory: Path, *, is_restored: bool = False
+) -> Hardware:
+    """Everything that decides QEMU's argv. directory: the machine's. is_restored: it starts from a snapshot."""
+    return Hardware(
+        spec=spec,
+        name=name,
+        cid=cid,
+        directory=directory,
+        accelerator=choices.accelerator,
+        backend=choices.backend,
+        qemu=choices.qemu.path,
+        kernel=choices.kernel,
+        initrd=choices.built.initrd,
+        kernel_args=choices.built.kernel_args,
+        ready_port=USER_READY_PORT if choices.backend is Backend.USER else None,
+        token=find_token_path(directory) if needs_token(choices.backend, asked=spec.token) else None,
+        root=choices.root,
+        nested=choices.nested,
+        is_restored=is_restored,
+    )
