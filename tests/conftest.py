@@ -6,6 +6,7 @@ On a machine that is itself a guest it leads to somebody else's host.
 import contextlib
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,8 @@ with contextlib.suppress(ImportError):
     hypothesis.settings.load_profile("repeatable")
 
 os.environ["VSH_AF_VSOCK"] = "deny"
+# A test that wants one sets it on. No other is held up by a builder, or gets a restore where it expects a boot.
+os.environ["VMKIT_BACKGROUND_SNAPSHOTS"] = "off"
 # A shell starts what runs in its background with these ignored, and every program below would inherit that: those that
 # the tests interrupt would never hear of it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -49,6 +52,20 @@ PROCESS_MODULES = (
     "tests/vshd/test_imports.py", "tests/vshd/test_inetd.py", "tests/vshd/test_init.py", "tests/vshd/test_mapping.py",
     "tests/vshd/test_server.py", "tests/vshd/test_services.py", "tests/vshd/test_strangers.py",
 )  # fmt: skip
+# These carry much data or many connections through one process: half of the time of all that start no programs.
+LOAD_MODULES = (
+    "tests/vmkit/vsock/test_ceilings.py", "tests/vmkit/vsock/test_hostile_guest.py",
+    "tests/vmkit/vsock/test_refused_messages.py", "tests/vmkit/vsock/test_traffic.py",
+    "tests/vmkit/vsock/test_two_peers.py",
+)  # fmt: skip
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves modules unread that the expression of -m leaves out whole: reading them takes seconds of `make quick`."""
+    expression = config.getoption("markexpr")
+    left_out = ("not process" in expression) * PROCESS_MODULES + ("not load" in expression) * LOAD_MODULES
+    name = str(collection_path.relative_to(config.rootpath)) if collection_path.is_relative_to(config.rootpath) else ""
+    return True if collection_path.is_file() and name.startswith(left_out) else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -60,3 +77,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="only root can become another user or give files to one"))
         if name.startswith(PROCESS_MODULES) or STARTS_PROCESSES & set(getattr(item, "fixturenames", ())):
             item.add_marker("process")
+        if name.startswith(LOAD_MODULES):
+            item.add_marker("load")

@@ -29,12 +29,39 @@ ARROWS = {
     "vsh": ("vsh.*", "vsh", "vshd.wire.*", "vshd.wire", "vshd.carry.*", "vshd.carry"),
     # By hand it binds its own sockets, with the care that all of ours take.
     "vmkit.vsock": ("vmkit.vsock.*", "vshd.carry.inherited", "vshd.carry.sockets"),
+    # What the device and its users both know is pure.
+    "vmkit.packets": (
+        *("vmkit.packets.*", "vmkit.errors"),
+        *("vmkit.vsock.packet", "vmkit.vsock.records", "vmkit.vsock.requests"),
+    ),
     "vmkit.errors": ("vsh.errors",),
     "vmkit.run": ("vmkit.errors",),
     "vmkit.state": ("vmkit.errors",),
+    "vmkit.entries": ("vmkit.entries.*", "vmkit.errors", "vsh.registry"),
+    "vmkit.snapshots": ("vmkit.snapshots.*", "vmkit.errors", "vshd.wire.version"),
     "vmkit.image": ("vmkit.image.*", "vmkit.errors", "vmkit.run", "vmkit.state", "vsh.errors", "vmkit", "vshd"),
-    "vmkit.machine": ("vmkit.machine.*", "vmkit.image.*", "vmkit.errors", "vmkit.run", "vmkit.state", "vsh.*", "vmkit"),
-    "vmkit.monitor": ("vmkit.monitor.*", "vmkit.machine.*", "vmkit.errors", "vmkit.run", "vsh.*", "vshd.carry.*"),
+    # What a guest has in its memory is read without I/O but for one file.
+    "vmkit.memory": ("vmkit.memory.*", "vmkit.errors"),
+    "vmkit.machine": (
+        *("vmkit.machine.*", "vmkit.entries.*", "vmkit.image.*", "vmkit.errors", "vmkit.run", "vmkit.state"),
+        *("vmkit.memory.lines", "vmkit.snapshots.*", "vsh.*", "vmkit"),
+    ),
+    "vmkit.monitor": (
+        *("vmkit.monitor.*", "vmkit.machine.*", "vmkit.memory.*", "vmkit.entries.*", "vmkit.snapshots.*"),
+        *("vmkit.errors", "vmkit.run"),
+        *("vsh.*", "vshd.carry.*"),
+    ),
+    # It gets its connections from its callers.
+    "vmkit.copy": ("vmkit.copy.*", "vmkit.errors", "vsh.text"),
+    "vmkit.pool": (
+        *("vmkit.pool.*", "vmkit.machine.*", "vmkit.entries.*", "vmkit.errors"),
+        *("vsh.*", "vshd.carry.inherited"),
+    ),
+    "vmkit.builder": (
+        *("vmkit.builder.*", "vmkit.machine.*", "vmkit.entries.*", "vmkit.snapshots.*", "vmkit.errors"),
+        *("vmkit.image.build", "vmkit.image.cache", "vsh.errors", "vsh.registry", "vshd.carry.inherited"),
+    ),
+    "vmkit.testing": ("vmkit.testing.*", "vmkit.pool.*", "vmkit.machine.*", "vmkit.packets.*", "vmkit.errors", "vsh.*"),
     "vmkit.matrix": ("vmkit.matrix.*", "vmkit.machine.*", "vmkit.errors", "vsh.*"),
     # A container's devices are what doctor found, its terminal is vsh's.
     "vmkit.docker": ("vmkit.docker.*", "vmkit.machine.doctor", "vmkit.errors", "vsh.*", "vshd.carry.*"),
@@ -50,6 +77,7 @@ THIRD_PARTY = {
     # The engine's failures are explained in one place; requests is what the SDK speaks HTTP with.
     "matplotlib": ("vmkit.bench.report",),
     "paramiko": ("vmkit.bench.guest",),
+    "pytest": ("vmkit.testing.plugin",),
     "docker": ("vmkit.docker.engine", "vmkit.docker.context", "vmkit.docker.build", "vmkit.docker.container"),
     "requests": ("vmkit.docker.engine",),
     "urllib3": ("vmkit.docker.engine",),
@@ -59,6 +87,8 @@ STARTS_PROGRAMS = {
     "vmkit/run.py",
     "vmkit/forward/namespace.py",
     "vmkit/ssh/access.py",
+    # It becomes the device.
+    "vmkit/cli/device.py",
     "vmkit/bench/programs.py",
     "vmkit/docker/__main__.py",
     "vmkit/monitor/child.py",
@@ -71,6 +101,9 @@ OPENS_AF_VSOCK = {"vsh/transport.py", "vshd/carry/vsock.py"}
 # These tell a socket's family when they see one.
 KNOWS_AF_VSOCK = OPENS_AF_VSOCK | {"vshd/listener.py", "vshd/carry/endpoints.py", "vsh/listener.py"}
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+# One idea in two programs, so one name: a program's options, the two ends of a session, the limit of a flood of lines
+# (on a terminal, in the kernel's log), and signals for poll(). vsh takes only vshd.wire and vshd.carry from vshd.
+TWINS = {"Options", "Session", "Throttle", "Wakeup"}
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc", "tools", "shared"}
 
 
@@ -199,6 +232,16 @@ def test_package_file_holds_no_logic(path: Path) -> None:
 def test_no_module_is_a_drawer() -> None:
     names = {part for path in SHIPPED for part in path.relative_to(CHECKOUT).with_suffix("").parts}
     assert not names & DRAWERS
+
+
+def test_name_of_a_class_stands_for_one_thing() -> None:
+    places: dict[str, set[str]] = {}
+    for path, name in zip(SHIPPED, IDS, strict=True):
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, set()).add(name)
+    assert {name: found for name, found in places.items() if len(found) > 1 and name not in TWINS} == {}
+    assert {name for name in TWINS if len(places[name]) < 2} == set()
 
 
 @pytest.mark.parametrize("name", ["vsh/errors.py", "vmkit/errors.py"])

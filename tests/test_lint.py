@@ -1,5 +1,6 @@
 """Lint, format and types over the whole project, so that one command checks all."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -58,6 +59,17 @@ def test_mypy_reads_every_program() -> None:
     assert settings["strict"] is True
     assert "exclude" not in settings
     assert {key for table in settings["overrides"] for key in table} == {"module", "ignore_missing_imports"}
+
+
+def test_check_that_is_off_has_its_reason_beside_it() -> None:
+    """The reason stands behind the kinds, as a comment of its own: what mypy cannot see."""
+    missing = [
+        f"{path}:{number}"
+        for path in find_programs()
+        for number, line in enumerate((CHECKOUT / path).read_text().splitlines(), 1)
+        if re.search(r"# *type: ignore(?!\[[a-z,-]+\]  # \w)\b", line)
+    ]
+    assert missing == []
 
 
 @pytest.mark.parametrize("head", ["def test_none():", "def test_one(tmp_path) -> None:", "def test_result(a: int):"])

@@ -146,4 +146,5 @@ def test_gitlab_job_of_the_example_runs_its_script(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     lines = called.read_text().splitlines()
-    assert lines[-2:] == [f"pipx install {job['variables']['VMKIT_SOURCE']}", "vm-test "]
+    source = "{VMKIT_SOURCE}@{VMKIT_VERSION}".format(**job["variables"])
+    assert lines[-2:] == [f"pipx install {source}", "vm-test "]

@@ -26,7 +26,7 @@ from pathlib import Path
 HERE = Path(__file__).parents[2]
 DEADLINE_S = 120.0
 VSHD = "import sys; sys.path.insert(0, {!r}); from vshd.__main__ import main; sys.exit(main())"
-START_COUNT, TRUE_COUNT, UP_COUNT = 25, 25, 7
+START_COUNT, TRUE_COUNT, UP_COUNT = 101, 101, 11
 KIB = 1024
 
 
@@ -38,6 +38,7 @@ class Checkout:
         self.root = root
         self.folder = folder / name
         self.env = {**os.environ, "VSH_AF_VSOCK": "deny", "PATH": f"{root / '.venv' / 'bin'}:{os.environ['PATH']}"}
+        self.env["VMKIT_BACKGROUND_SNAPSHOTS"] = "off"
         for kind in ("runtime", "state"):
             (self.folder / kind).mkdir(mode=0o700, parents=True)
             self.env[f"VMKIT_{kind.upper()}_DIR"] = str(self.folder / kind)
@@ -81,6 +82,11 @@ class Checkout:
                 ready.unlink()
 
 
+def take_turns(checkouts: list[Checkout], number: int) -> list[Checkout]:
+    """Which of them goes first in round `number`: each time the other one."""
+    return checkouts[:: 1 if number % 2 else -1]
+
+
 def read_rss(pid: int) -> float:
     """Resident memory in MiB."""
     return int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0]) / KIB
@@ -99,7 +105,7 @@ def bench_vshd(checkouts: list[Checkout]) -> None:
     times: dict[str, list[float]] = {"now": [], "before": []}
     sizes: dict[str, list[float]] = {"now": [], "before": []}
     for number in range(START_COUNT + 1):
-        for checkout in checkouts:
+        for checkout in take_turns(checkouts, number):
             with checkout.vshd() as (_, process, seconds):
                 # The first of each fills the page cache and writes what Python compiles.
                 if number:
@@ -115,7 +121,7 @@ def bench_vsh(checkouts: list[Checkout]) -> None:
     with contextlib.ExitStack() as stack:
         paths = {checkout.name: stack.enter_context(checkout.vshd())[0] for checkout in checkouts}
         for number in range(TRUE_COUNT + 2):
-            for checkout in checkouts:
+            for checkout in take_turns(checkouts, number):
                 started_s = time.monotonic()
                 checkout.run("vsh", f"--unix={paths[checkout.name]}", "--", "true")
                 if number > 1:
@@ -128,7 +134,7 @@ def bench_up(checkouts: list[Checkout]) -> None:
     times: dict[str, list[float]] = {"now": [], "before": []}
     sizes: dict[str, dict[str, list[float]]] = {kind: {"now": [], "before": []} for kind in ("monitor", "device")}
     for number in range(UP_COUNT + 1):
-        for checkout in checkouts:
+        for checkout in take_turns(checkouts, number):
             started_s = time.monotonic()
             checkout.run("vmkit", "up", "--accel", "tcg", "--backend", "user", "--name", "bench", "--quiet")
             seconds = time.monotonic() - started_s

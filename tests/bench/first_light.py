@@ -6,6 +6,7 @@ boot      `vmkit up` of a cached image to READY, beside the same QEMU and kernel
           powers off at once (same machine type, CPU, memory, devices, kernel arguments), from fork to exit
 build     a build that has nothing to do; a first build with the packages already fetched
 vsh       `vsh -- true` as a whole process, beside the same through the warm Python API
+dmesg     one read of the kernel's log from a guest's memory, and `vmkit dmesg` as a whole process
 memory    resident memory of vshd, of the monitor and of the device
 boots     COUNT boots in a row to READY, failures counted
 images    COUNT boots of tiny and of debian to READY, alternating
@@ -23,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -31,13 +33,17 @@ from vmkit.image.formats.cpio import render_cpio
 from vmkit.image.formats.tree import Tree, file_node
 from vmkit.image.recipe.config import load_image
 from vmkit.machine import stop
+from vmkit.machine.argv import MEMORY_MARK
+from vmkit.machine.choose import Choices, choose, plan_hardware
 from vmkit.machine.hardware import Hardware
 from vmkit.machine.machine import Machine
 from vmkit.machine.probe import find_qemu
 from vmkit.machine.qemu import plan_qemu
 from vmkit.machine.spec import Accelerator, Backend, MachineSpec
-from vmkit.machine.start import Choices, choose, plan_hardware, start_machine
+from vmkit.machine.start import start_machine
 from vmkit.machine.vhost import KernelVhostDoor
+from vmkit.memory.guest import MemoryFile
+from vmkit.memory.kernel_log import read_kernel_log
 from vsh.errors import VshError
 from vsh.registry import read_machines
 
@@ -86,7 +92,10 @@ def power_off_initrd() -> Iterator[Path]:
 
 def baseline_argv(hardware: Hardware, initrd: Path) -> list[str]:
     """The machine's own argv, but running at once, with the console and QMP nowhere and another initramfs."""
-    argv = plan_qemu(hardware).render_argv(console_fd=0, qmp_fd=0, ready_port=0)
+    plan = plan_qemu(hardware)
+    # There is no monitor that would make the file of the memory.
+    plan = replace(plan, argv=tuple(word.replace(MEMORY_MARK, "memfd") for word in plan.argv))
+    argv = plan.render_argv(console_fd=0, qmp_fd=0, memory_fd=0, ready_port=0)
     words: list[str] = []
     skip = 0
     for index, word in enumerate(argv):
@@ -111,7 +120,7 @@ def run_to_exit(argv: list[str]) -> None:
 
 
 def find_choices() -> tuple[MachineSpec, Choices]:
-    spec = MachineSpec(accelerator=Accelerator.TCG, backend=Backend.USER)
+    spec = MachineSpec(accelerator=Accelerator.TCG, backend=Backend.USER, boot=True)
     return spec, choose(spec, lambda _text, _fraction: None, KernelVhostDoor())
 
 
@@ -122,7 +131,7 @@ def bench_boot(count: int) -> None:
     hardware = plan_hardware(spec, choices, "baseline", 3, Path())
     ours: list[float] = []
     theirs: list[float] = []
-    words = [str(BIN / "vmkit"), "up", "--accel", "tcg", "--backend", "user", "--name", "bench", "--quiet"]
+    words = [str(BIN / "vmkit"), "up", "--boot", "--accel", "tcg", "--backend", "user", "--name", "bench", "--quiet"]
     with power_off_initrd() as initrd:
         argv = baseline_argv(hardware, initrd)
         run_to_exit(argv)
@@ -173,6 +182,24 @@ def bench_vsh(count: int) -> None:
         print(f"  median difference {difference:.1f} ms")
 
 
+def bench_dmesg(count: int) -> None:
+    """One read of a guest's kernel log from its memory: in this process, and as the whole program."""
+    with Machine("tiny", name="bench", accelerator="tcg") as machine:
+        pid = int(str(machine.find_entry().pid))
+        path = next(path for path in Path(f"/proc/{pid}/fd").iterdir() if "guest-memory" in str(path.readlink()))
+        fd = os.open(path, os.O_RDONLY)
+        memory = MemoryFile(fd, os.fstat(fd).st_size)
+        words = [str(BIN / "vmkit"), "dmesg", "bench"]
+        series: dict[str, list[float]] = {"one read": [], "vmkit dmesg": []}
+        for _ in range(count):
+            series["one read"].append(time_call(lambda: read_kernel_log(memory)))
+            series["vmkit dmesg"].append(time_call(lambda: subprocess.run(words, check=True, capture_output=True)))
+        print(f"{len(read_kernel_log(memory))} records, {count} times each, alternating:")
+        os.close(fd)
+        for name, values in series.items():
+            say_series(name, values, "ms", 1000)
+
+
 def bench_memory(_count: int) -> None:
     print("resident memory (VmRSS):")
     with Machine("tiny", accelerator="tcg", backend="user", name="bench") as machine:
@@ -195,7 +222,9 @@ def bench_boots(count: int) -> None:
     failures: list[str] = []
     for _ in range(count):
         try:
-            started = start_machine(MachineSpec(accelerator=Accelerator.TCG, backend=Backend.USER, name="bench"))
+            started = start_machine(
+                MachineSpec(accelerator=Accelerator.TCG, backend=Backend.USER, name="bench", boot=True)
+            )
         except VshError as error:
             failures.append(error.render("vmkit"))
             continue
@@ -215,7 +244,7 @@ def bench_images(count: int) -> None:
         build_image(load_image(name))
     for number in range(count + 1):
         for name, series in times.items():
-            spec = MachineSpec(image=name, accelerator=Accelerator.TCG, backend=Backend.USER, name="bench")
+            spec = MachineSpec(name, "bench", accelerator=Accelerator.TCG, backend=Backend.USER, boot=True)
             started = start_machine(spec)
             started.monitor.terminate()
             started.monitor.wait()
@@ -277,6 +306,7 @@ PARTS: dict[str, tuple[Callable[[int], None], int]] = {
     "boot": (bench_boot, 7),
     "build": (bench_build, 9),
     "vsh": (bench_vsh, 15),
+    "dmesg": (bench_dmesg, 15),
     "memory": (bench_memory, 1),
     "boots": (bench_boots, 50),
     "images": (bench_images, 7),
@@ -295,6 +325,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=0, help="runs of each [default: the part's own]")
     args = parser.parse_args()
     os.environ.setdefault("VSH_AF_VSOCK", "deny")
+    os.environ["VMKIT_BACKGROUND_SNAPSHOTS"] = "off"
     print_host(build_image(load_image("tiny")))
     for name, (work, count) in PARTS.items():
         if args.part in (name, "all") and (args.part != "all" or name not in ("boots", "machines")):

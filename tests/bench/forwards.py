@@ -7,14 +7,20 @@ in turn    COUNT connections, one after another (1,000)
 at once    CLIENTS clients at once, one connection each (50), in ROUNDS rounds
 
 Both go to an echo in the guest: at a vsock port, which a forward reaches directly, and at a TCP port, for which its
-vshd starts a session. The same from the guest to an echo here (-R), with the clients in one program of the guest.
+vshd serves a forward in one session. The same from the guest to an echo here (-R), with the clients in one program of
+the guest.
+
+bulk       MEGABYTES through one connection to a sink in the guest and from a source there, ROUNDS times, alternating:
+           a branch of the forward's session, and a session of its own as before there were branches
 """
 
 import argparse
 import contextlib
+import socket
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 from tests.vsh.forward.servers import Echo, serving
@@ -24,7 +30,7 @@ from vsh.address import find_by_name
 from vsh.client import Client
 from vsh.forward.spec import LOCAL, REMOTE, parse_forward
 
-VSOCK_PORT, TCP_PORT, BACK_PORT = 7011, 7012, 7013
+VSOCK_PORT, TCP_PORT, BACK_PORT, BULK_PORT = 7011, 7012, 7013, 7014
 # As patient as a person: a forward that serves later than this might as well not.
 PATIENCE_S = 600.0
 
@@ -38,13 +44,22 @@ def serve(connection):
     except OSError:
         pass
     connection.close()
-def listen(family, address):
+def listen(family, address, serve=serve):
     server = socket.socket(family)
     server.bind(address)
     server.listen(1024)
     while True:
         connection, _ = server.accept()
         threading.Thread(target=serve, args=(connection,), daemon=True).start()
+def move(connection):
+    block = memoryview(bytearray(1 << 18))
+    order = int.from_bytes(connection.recv(8, socket.MSG_WAITALL), "little")
+    for _ in range(order):
+        connection.sendall(block)
+    while not order and connection.recv_into(block):
+        pass
+    connection.close()
+threading.Thread(target=listen, args=(socket.AF_INET, ("127.0.0.1", {BULK_PORT}), move), daemon=True).start()
 threading.Thread(target=listen, args=(socket.AF_VSOCK, (0xFFFFFFFF, {VSOCK_PORT})), daemon=True).start()
 threading.Thread(target=listen, args=(socket.AF_INET, ("127.0.0.1", {TCP_PORT})), daemon=True).start()
 print("up", flush=True)
@@ -83,6 +98,16 @@ print(time.monotonic() - started, *took)
 """
 
 
+# A vsh that asks for a session for each connection, as it does with a vshd that knows no branches.
+WITHOUT_BRANCHES = """
+from vsh.forward import trunk
+trunk.open_trunk = lambda *_: None
+from vsh.__main__ import main
+main()
+"""
+BLOCK = 1 << 18
+
+
 def show(name: str, rounds: list[list[float]], seconds: list[float]) -> None:
     """One line: the time of all, of the middle and of the slowest connection, and how many were lost."""
     took = [one for round_ in rounds for one in round_]
@@ -105,6 +130,53 @@ def measure(name: str, argv: list[str], port: int, count: int, clients: int, rou
             seconds.append(all_s)
             results.append(took)
         show(f"{name}, {number} {label}", results, seconds)
+
+
+@contextlib.contextmanager
+def forwarding_bulk(machine: str, *words: str) -> Iterator[int]:
+    """A vsh that forwards to the guest's mover of bulk; its port."""
+    argv = [sys.executable, *words, f"--vm_name={machine}", "-v", "-N", "-L", f"0:127.0.0.1:{BULK_PORT}"]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            yield int(process.stderr.readline().split(" at ")[1].split(" for ")[0].rpartition(":")[2])
+        finally:
+            process.terminate()
+
+
+def move(port: int, megabytes: int, *, is_out: bool) -> float:
+    """Seconds for so much out of the guest, or into it."""
+    blocks, buffer = (megabytes << 20) // BLOCK, bytearray(BLOCK)
+    started_s = time.monotonic()
+    with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as client:
+        client.sendall((blocks if is_out else 0).to_bytes(8, "little"))
+        for _ in range(0 if is_out else blocks):
+            client.sendall(buffer)
+        client.shutdown(socket.SHUT_WR)
+        while client.recv_into(buffer):
+            pass
+    return time.monotonic() - started_s
+
+
+def measure_bulk(machine: str, megabytes: int, rounds: int) -> None:
+    """Branches against sessions, in turn."""
+    sides = {"a branch": ("-m", "vsh"), "a session": ("-c", WITHOUT_BRANCHES)}
+    took: dict[tuple[str, bool], list[float]] = {}
+    with contextlib.ExitStack() as stack:
+        ports = {name: stack.enter_context(forwarding_bulk(machine, *words)) for name, words in sides.items()}
+        for number in range(rounds + 1):
+            for name in sorted(ports, reverse=bool(number % 2)):
+                for is_out in (False, True):
+                    seconds = move(ports[name], megabytes if number else 1, is_out=is_out)
+                    if number:
+                        took.setdefault((name, is_out), []).append(seconds)
+    for (name, is_out), seconds_ in sorted(took.items()):
+        speeds = [megabytes * 1.048576 / seconds for seconds in seconds_]
+        print(
+            f"  bulk {'out' if is_out else 'in '} through {name:<10} median {statistics.median(speeds):6.1f} MB/s"
+            f"   {min(speeds):6.1f} to {max(speeds):6.1f}   n {len(speeds)}",
+            flush=True,
+        )
 
 
 @contextlib.contextmanager
@@ -131,6 +203,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--megabytes", type=int, default=256, help="0: no bulk")
     options = parser.parse_args()
     loads = (options.count, options.clients, options.rounds)
     here = [sys.executable, "-c", CLIENTS]
@@ -143,6 +216,8 @@ def main() -> None:
         ):
             with open_forwards(name, [forward]) as kept:
                 measure(label, argv, port or int(kept.listening[0].rpartition(":")[2]), *loads)
+        if options.megabytes:
+            measure_bulk(name, options.megabytes, options.rounds)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ def bench_boot(count: int) -> None:
                 words = [
                     BIN / "vmkit",
                     "up",
+                    "--boot",
                     "--accel",
                     "tcg",
                     "--backend",

@@ -62,7 +62,7 @@ def run_block(kinds: dict[str, Kind], size: int) -> dict[str, list[int]]:
             nanoseconds, error = connect_once(family, address)
             assert error == expected, error
             if listener is not None:
-                os.close(listener._accept()[0])  # type: ignore[attr-defined]  # typeshed leaves it out
+                os.close(listener._accept()[0])  # type: ignore[attr-defined]  # typeshed lacks it
             if number >= WARM_UP:
                 times[kind].append(nanoseconds)
     return times

@@ -91,6 +91,30 @@ def read_page(path: Path) -> Page:
     )
 
 
+# Requests of roff that begin a new paragraph, and those whose arguments are words of the text.
+_ROFF_BREAKS = re.compile(r"\.(TP|P|SH|SS|RS|RE|EX|EE|SY|YS|TS|TE|TH)\b")
+_ROFF_WORDS = re.compile(r"\.(?:B|I|BR|BI|IR|IB|RB|RI)\s+(.*)")
+
+
+def read_manual(path: Path) -> list[tuple[int, str]]:
+    """The sentences of a manual page, with the line that their paragraph begins at. Tags, headings, examples: none."""
+    paragraphs: list[tuple[int, list[str]]] = [(1, [])]
+    is_example = is_tag = False
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if _ROFF_BREAKS.match(line):
+            is_example = line.startswith((".EX", ".SY")) or (is_example and not line.startswith((".EE", ".YS")))
+            is_tag = line.startswith(".TP")
+            paragraphs.append((number + 1, []))
+        elif is_tag:
+            is_tag = False
+        elif not is_example and (words := _ROFF_WORDS.match(line)):
+            # As one word, or what stands for code.
+            paragraphs[-1][1].append(f"{CODE}{words[1][-1] if words[1][-1] in '.,;:)' else ''}")
+        elif not is_example and not line.startswith("."):
+            paragraphs[-1][1].append(re.sub(r"\\f[BIRP]|\\&", "", line).replace("\\-", "-"))
+    return [(line, text) for line, lines in paragraphs for text in split_sentences(" ".join(lines))]
+
+
 def split_sentences(text: str) -> list[str]:
     """Splits at the ends of sentences: a mark and white space behind it."""
     return [part.strip() for part in re.split(r"(?<=[.!?])[\"')]*\s+", text) if part.strip()]

@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,32 @@ def test_block_parses(block: Block) -> None:
         case "python":
             compile(block.text, "block", "exec")
     assert set(block.words) <= {"run", *(word for word in block.words if word.startswith("file="))}
+
+
+def find_cache_keys(node: object) -> Iterator[object]:
+    """The keys of GitLab's caches and of the steps that use actions/cache, anywhere in a YAML document."""
+    if isinstance(node, list):
+        for one in node:
+            yield from find_cache_keys(one)
+    elif isinstance(node, dict):
+        if str(node.get("uses", "")).startswith("actions/cache@"):
+            yield node["with"]["key"]
+        if isinstance(node.get("cache"), dict):
+            yield node["cache"]["key"]
+        for one in node.values():
+            yield from find_cache_keys(one)
+
+
+def test_cache_keys_of_ci_jobs_follow_the_version_and_the_recipe() -> None:
+    """GitHub stores nothing under a key that it has; a fixed key would keep the first image for ever."""
+    texts = {
+        f"{page.path}:{block.line}": block.text for page in PAGES for block in page.blocks if block.language == "yaml"
+    }
+    keys = {place: list(find_cache_keys(yaml.safe_load(text))) for place, text in texts.items()}
+    assert sum(map(len, keys.values())) >= 4
+    for place, found in keys.items():
+        for key in map(str, found):
+            assert all(word in key for word in ("VMKIT_VERSION", "vm.toml", "vm.lock")), f"{place}: {key}"
 
 
 def test_tutorial_shows_the_files_of_the_example() -> None:

@@ -9,12 +9,15 @@ import pytest
 import yaml
 
 from tests.docs.pages import CHECKOUT
+from tests.docs.test_prose import BANNED
 
 TEXT = (CHECKOUT / "CONTRIBUTING.md").read_text()
 MAKEFILE = (CHECKOUT / "Makefile").read_text()
 TEMPLATES = sorted((CHECKOUT / ".github/ISSUE_TEMPLATE").glob("*.yml"))
 # A person installs these once for all projects.
 NOT_LOCKED = {"pre-commit"}
+# What a summary of a line must not have, besides.
+RIDDLES = (*BANNED, r"\btells?\b", r"\bthere is\b", r"\bof (its|one's) own\b")
 # docs.github.com, "Syntax for GitHub's form schema".
 KINDS = {"markdown", "input", "textarea", "dropdown", "checkboxes"}
 
@@ -24,6 +27,15 @@ def test_make_targets_exist() -> None:
     assert {"up", "quick", "lint", "unit", "vm", "test"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:|^[\w -]*\b{target}\b[\w -]*:", MAKEFILE, re.MULTILINE), target
+
+
+def test_help_of_make_lists_every_target_in_plain_words() -> None:
+    targets = set(re.findall(r"^\.PHONY: (.+)$", MAKEFILE, re.MULTILINE)[0].split())
+    shown = re.findall(r"^\t@echo 'make ([\w-]+) +(.+)'$", MAKEFILE, re.MULTILINE)
+    # These are steps of other targets.
+    assert {target for target, _ in shown} == targets - {"help", "packages", "test-packages"}
+    for target, text in shown:
+        assert not [pattern for pattern in RIDDLES if re.search(pattern, text)], f"{target}: {text}"
 
 
 def test_shown_commands_are_of_programs_that_it_asks_for() -> None:

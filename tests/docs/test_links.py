@@ -78,6 +78,15 @@ def test_readme_leads_to_the_index() -> None:
     assert INDEX in links or INDEX.parent in links
 
 
+def test_comparison_links_each_tool_that_it_names() -> None:
+    text = (CHECKOUT / "docs/explanation/comparison.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| | vmkit |"))
+    names = [name.strip().replace("NixOS driver", "NixOS test driver") for name in row.strip("| ").split("|")[1:]]
+    assert len(names) >= 7
+    for name in names:
+        assert f"[{name}](https://" in text, name
+
+
 def test_anchors_are_those_of_github(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# What `up` may say: 1, 2 & 3\n\n## The wall\n\ntext\n\n## The wall\n")

@@ -3,24 +3,15 @@
 Longer than under pytest: python -m tests.fuzz.fuzz_btf --cases 1000000 --seed 1
 """
 
-import argparse
 import random
 import struct
 
+from tests.fuzz.seeded import run_program
 from tests.vmkit.image.wall.btf_maker import BtfMaker, make_kernel_btf
 from vmkit.image.wall.btf import BtfError, find_functions, parse_btf
 
 NAMES = ("bpf_lsm_socket_connect", "bpf_lsm_socket_bind")
 LENGTH_LIMIT = 400
-
-
-def run_cases(cases: int, seed: int) -> int:
-    """How many of the cases still held both functions. Raises whatever a case may not."""
-    found = 0
-    for number in range(cases):
-        rng = random.Random(seed * 1_000_003 + number)
-        found += run_case(make_case(rng))
-    return found
 
 
 def make_case(rng: random.Random) -> bytes:
@@ -46,6 +37,11 @@ def make_case(rng: random.Random) -> bytes:
     return bytes(data[: rng.randrange(len(data) + 1)]) if rng.random() < 0.2 else bytes(data)
 
 
+def run_seeded(rng: random.Random) -> bool:
+    """One case; whether it gave both functions. Raises whatever a case may not."""
+    return run_case(make_case(rng))
+
+
 def run_case(data: bytes) -> bool:
     try:
         functions = find_functions(parse_btf(data), NAMES)
@@ -59,14 +55,5 @@ def run_case(data: bytes) -> bool:
     return True
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
-    found = run_cases(options.cases, options.seed)
-    print(f"btf: {options.cases} cases, {found} of them whole")
-
-
 if __name__ == "__main__":
-    main()
+    run_program(__doc__, "btf", "whole", run_seeded)

@@ -14,12 +14,22 @@ import time
 from tests.fuzz.fuzz_vsh_wire import cut, damage, held, random_message
 from vshd.firmware import read_oem_strings
 from vshd.wire import messages
+from vshd.wire.branch import (
+    EARLY_MAX,
+    GO,
+    SECRET_SIZE,
+    TOKEN_SIZE,
+    ClientBranch,
+    ServerBranch,
+    encode_acceptance,
+    encode_refusal,
+)
 from vshd.wire.client import ClientConnection
 from vshd.wire.connection import Connection, default_limits
-from vshd.wire.errors import TokenError
+from vshd.wire.errors import RemoteProtocolError, TokenError
 from vshd.wire.events import Established, Event, RequestReceived
 from vshd.wire.frames import encode_frame
-from vshd.wire.messages import GuestMessage, HostMessage, SetupConnectionRequest, SetupConnectionResponse
+from vshd.wire.messages import Failure, GuestMessage, HostMessage, SetupConnectionRequest, SetupConnectionResponse
 from vshd.wire.proof import CLIENT, NONCE_BYTES, SERVER, TOKEN_BYTES, Proof, parse_token, render_token
 from vshd.wire.server import ServerConnection
 
@@ -121,6 +131,36 @@ def fuzz_strangers(rng: random.Random) -> None:
     assert not has_token or SECRET not in said
 
 
+def fuzz_branch(rng: random.Random) -> None:
+    """Both sides of a forward's branch, fed with what is damaged: only the right secret gets on, and little is kept."""
+    token = rng.randbytes(TOKEN_SIZE)
+    server, client = ServerBranch(token), ClientBranch(token)
+    said = rng.choice((token[:SECRET_SIZE], damage(rng, token[:SECRET_SIZE]), rng.randbytes(40))) + GO + b"early"
+    with contextlib.suppress(RemoteProtocolError):
+        for piece in cut(rng, said):
+            left = piece
+            while left and not server.is_asked:
+                taken = server.wanted
+                server.receive_data(left[:taken])
+                left = left[taken:]
+    assert not server.is_proven or said.startswith(token[:SECRET_SIZE])
+    assert len(server.rest) <= EARLY_MAX
+    proof = rng.choice((token[SECRET_SIZE:], damage(rng, token[SECRET_SIZE:]), token[:SECRET_SIZE]))[:SECRET_SIZE]
+    with contextlib.suppress(RemoteProtocolError):
+        is_proven = client.receive_proof(proof)
+        assert is_proven == (len(proof) == SECRET_SIZE)
+    assert not client.is_proven or proof == token[SECRET_SIZE:]
+    right = rng.choice((encode_acceptance(), encode_refusal(b"no", Failure(11, 111)))) + b"raw"
+    heard = rng.choice((right, damage(rng, right), encode_frame(random_message(rng, Failure).encode()[:4096], 4096)))
+    with contextlib.suppress(RemoteProtocolError):
+        fresh = ClientBranch(token)
+        response = None
+        for piece in cut(rng, heard):
+            response = response or fresh.receive_data(piece)
+            assert len(fresh.rest) <= len(heard)
+        assert response is not None or heard != right
+
+
 def fuzz_text(rng: random.Random) -> None:
     token = rng.randbytes(TOKEN_BYTES)
     text = damage(rng, render_token(token))
@@ -145,6 +185,7 @@ def fuzz_table(rng: random.Random) -> None:
 
 
 TARGETS = {
+    "branch": fuzz_branch,
     "table": fuzz_table,
     "server": fuzz_server,
     "client": fuzz_client,

@@ -24,7 +24,7 @@ from tests.fuzz.vsock_front_end import FrontEndTurns, SteppedFrontEnd, open_file
 from tests.vmkit.vsock import fake_driver as fd
 from vmkit.vsock import packet as pk
 from vmkit.vsock import vhost_user as vu
-from vmkit.vsock.backend import Backend
+from vmkit.vsock.backend import VhostUserBackend
 from vmkit.vsock.connection import State
 from vmkit.vsock.muxer import STRAY_RESETS_CEILING
 from vmkit.vsock.notices import Notices
@@ -55,7 +55,7 @@ class World(FrontEndTurns):
         self.listeners += [self._listen(f"{self.uds_path}_{port}") for port in HOST_PORTS[:2]]
         self.programs: list[socket.socket] = []
         front, back = socket.socketpair()
-        self.backend = Backend(
+        self.backend = VhostUserBackend(
             back,
             self.listeners.pop(0),
             self.uds_path,

@@ -8,13 +8,13 @@ import struct
 
 from tests.vmkit.vsock import fake_driver as fd
 from vmkit.vsock import vhost_user as vu
-from vmkit.vsock.backend import Backend
+from vmkit.vsock.backend import VhostUserBackend
 
 
 class SteppedFrontEnd(fd.FrontEnd):
     """A front-end whose device only moves when it waits for a reply."""
 
-    def __init__(self, sock: socket.socket, backend: Backend) -> None:
+    def __init__(self, sock: socket.socket, backend: VhostUserBackend) -> None:
         super().__init__(sock)
         self._backend = backend
         sock.setblocking(False)

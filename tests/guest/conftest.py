@@ -17,10 +17,12 @@ from typing import Protocol, TypedDict, Unpack
 
 import pytest
 
-from tests.guest.host_machine import CID, MEMORY, NAME, HostMachine, write_recipe
+from tests.guest.nested import CID, MEMORY, NAME, NestedHost, write_recipe
 from vmkit.machine import stop
-from vmkit.machine.launch import Layout
 from vmkit.machine.machine import Machine
+from vmkit.machine.running import LOG_KINDS
+from vmkit.pool.pool import PooledMachine, RunningPool
+from vmkit.pool.registry import read_pools
 from vsh.errors import VshError
 from vsh.registry import read_machines
 
@@ -30,10 +32,20 @@ BIN = Path(sys.executable).parent
 DEADLINE_S = 180
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # Tests share the machines of their modules: one that waits for the next module is enough.
+    config.option.vm_pool = config.option.vm_pool or 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests for `-m vm`, and gives the plugin's fixtures the machine that they start from."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.vm)
+    for module in {item.getparent(pytest.Module) for item in items if item.get_closest_marker("vm")}:
+        if module is not None:
+            # Memory that no other test asks for: the pool's snapshot is of no other machine.
+            module.add_marker(pytest.mark.vm(accelerator="tcg", backend="user", memory="257M"))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -41,13 +53,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     if report.when != "teardown" and report.failed:
         folder = find_evidence(item)
-        save_evidence(folder)
-        host = getattr(item, "funcargs", {}).get("host_machine")
+        sources = {"the machines": save_evidence}
+        host = getattr(item, "funcargs", {}).get("nested_host")
         if host is not None:
+            sources["the host VM"] = host.save_evidence
+        for title, save in sources.items():
             try:
-                host.save_evidence(folder)
+                save(folder)
             except (VshError, OSError, tarfile.TarError) as error:
-                report.sections.append(("evidence of the host VM", f"could not be had: {error}"))
+                report.sections.append((f"evidence of {title}", f"could not be had: {error}"))
     return report
 
 
@@ -65,20 +79,25 @@ def save_evidence(folder: Path) -> None:
     for label, source in sources.items():
         target = folder / label
         target.mkdir(parents=True, exist_ok=True)
-        for log in Layout.LOGS:
+        for log in LOG_KINDS.values():
             if (source / log).exists():
                 shutil.copyfile(source / log, target / log)
 
 
 @pytest.fixture(scope="session")
 def folders() -> Iterator[Path]:
-    """Runtime and state directories of this run; the image cache is the user's, for it is only ever added to."""
+    """Folders of this run, snapshots too, so that a machine boots unless its test made a snapshot.
+
+    The image cache is the user's: it is only ever added to.
+    """
     root = Path(tempfile.mkdtemp(prefix="vmkit-"))
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("runtime", "state"):
+        for name in ("runtime", "state", "snapshots"):
             (root / name).mkdir(mode=0o700)
             patch.setenv(f"VMKIT_{name.upper()}_DIR", str(root / name))
         yield root
+        for pool in read_pools():
+            RunningPool(pool).stop()
         for machine in read_machines():
             stop.kill(machine)
     shutil.rmtree(root)
@@ -147,15 +166,26 @@ def up(built: None, vmkit: Run) -> Iterator[Run]:
     known = {machine.name for machine in read_machines()}
     yield start
     for machine in read_machines():
-        if machine.name not in known:
+        if machine.name not in known and not is_pools(machine.name):
             stop.kill(machine)
+
+
+def is_pools(name: str) -> bool:
+    """Whether a machine is of the plugin's pool."""
+    return name.startswith("test-")
 
 
 @pytest.fixture
 def own_registry(built: None, folders: Path, vmkit: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A registry of the test's own, for what starts with CID 3, or leaves out the name of the only machine."""
+    """A registry of the test's own, for what starts with CID 3, or leaves out the name of the only machine.
+
+    Snapshots of its own, too: what a page or an example makes is no other test's.
+    """
     runtime = folders / "own"
     runtime.mkdir(mode=0o700, exist_ok=True)
+    snapshots = folders / "own snapshots"
+    snapshots.mkdir(mode=0o700, exist_ok=True)
+    monkeypatch.setenv("VMKIT_SNAPSHOTS_DIR", str(snapshots))
     # To prove a broken KVM takes ten seconds.
     for verdict in (folders / "runtime").glob("kvm-*.json"):
         shutil.copy(verdict, runtime)
@@ -164,23 +194,18 @@ def own_registry(built: None, folders: Path, vmkit: Run, monkeypatch: pytest.Mon
     vmkit("forward", "--remove", "all")
     for machine in read_machines():
         stop.kill(machine)
+    shutil.rmtree(snapshots)
 
 
 @pytest.fixture(scope="session")
-def host_machine(folders: Path) -> Iterator[HostMachine]:
+def nested_host(folders: Path) -> Iterator[NestedHost]:
     """A Linux host of our own with /dev/vhost-vsock and AF_VSOCK, and tiny built in it; for the whole run."""
     image = str(write_recipe(folders))
     with Machine(image, name=NAME, cid=CID, memory=MEMORY, accelerator="tcg", backend="user") as machine:
-        yield HostMachine(machine)
+        yield NestedHost(machine)
 
 
 @pytest.fixture(scope="module")
-def ready(built: None, vmkit: Run) -> Iterator[str]:
-    """The name of one ready machine, shared by the tests of a module that do it no harm."""
-    name = "shared"
-    done = vmkit("up", "--accel", "tcg", "--name", name, "--cid", "40")
-    assert done.returncode == 0, done.stderr.decode()
-    yield name
-    for machine in read_machines():
-        if machine.name == name:
-            stop.kill(machine)
+def ready(built: None, vm_module: PooledMachine) -> str:
+    """The name of one ready machine, shared by the tests of a module that do it no harm. It comes from a pool."""
+    return vm_module.name

@@ -133,4 +133,4 @@ def test_older_kernel_boots_from_a_disk(folders: Path, recipe: Callable[[str], s
 def test_tiny_can_have_its_root_on_a_disk(folders: Path, recipe: Callable[[str], str]) -> None:
     with vmkit.Machine(recipe('extends = "tiny"\nroot = "disk"\n'), accelerator="tcg", name="tinydisk") as machine:
         assert ask(machine, "cat /proc/mounts").startswith("overlay / ")
-        assert ask(machine, "cat /etc/hostname") == "tiny\n"
+        assert ask(machine, "cat /etc/hostname") == "tinydisk\n"

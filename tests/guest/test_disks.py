@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,8 +50,9 @@ cat /sys/block/vd?/serial
 
 def test_disk_that_may_be_written_is_one_machine_s_own(built: None, folders: Path, disk: Path) -> None:
     with vmkit_package.Machine(rwdisks=[disk], accelerator="tcg", name="owner"):
-        for options in ({"disks": [disk]}, {"rwdisks": [disk]}):
-            other = vmkit_package.Machine(accelerator="tcg", name="other", **options)  # type: ignore[arg-type]
+        wishes: tuple[dict[str, Any], ...] = ({"disks": [disk]}, {"rwdisks": [disk]})
+        for options in wishes:
+            other = vmkit_package.Machine(accelerator="tcg", name="other", **options)
             with pytest.raises(MachineError, match=r"the disk .*comma\.img is in use by another machine or program"):
                 other.start()
     with (

@@ -52,6 +52,13 @@ def test_ci_job_passes_and_its_status_is_that_of_the_tests(tmp_path: Path) -> No
     assert done.stdout.count("ok - ") == 3
 
 
+def test_suite_of_pytest_has_a_fresh_machine_for_each_test(tmp_path: Path) -> None:
+    project = shutil.copytree(EXAMPLES / "pytest-suite", tmp_path / "project")
+    done = run("pytest", "-q", "-p", "no:cacheprovider", folder=project)
+    assert done.returncode == 0, done.stdout
+    assert "4 passed" in done.stdout
+
+
 def test_stream_follows_the_server(tmp_path: Path) -> None:
     done = run(EXAMPLES / "stream/stream.py", folder=tmp_path)
     shown = (EXAMPLES / "stream/README.md").read_text().partition("$ ./stream.py\n")[2].partition("```")[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.conftest import Run
+from tests.guest.conftest import Run, is_pools
 from vmkit.machine import stop
 from vsh.registry import Entry, find_machine, read_machines
 
@@ -24,7 +24,7 @@ def entry(name: str) -> Entry:
 
 
 def left_over(folders: Path) -> list[str]:
-    return [path.name for path in (folders / "runtime" / "machines").iterdir() if path.name != "shared"]
+    return [path.name for path in (folders / "runtime" / "machines").iterdir() if not is_pools(path.name)]
 
 
 def start_session(name: str, *words: str, user: str = "root") -> "subprocess.Popen[bytes]":
@@ -88,8 +88,9 @@ def test_ready_from_an_unprivileged_guest_user_counts_for_nothing(up: Run, tmp_p
 
 def test_qemu_that_is_killed_while_booting_is_named(built: None, vmkit: Run, folders: Path) -> None:
     process = subprocess.Popen(
-        [str(BIN / "vmkit"), "up", "--accel", "tcg", "--name", "doomed"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+        [str(BIN / "vmkit"), "up", "--boot", "--accel", "tcg", "--name", "doomed"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
     deadline_s = time.monotonic() + 60
     pid = 0
     while not pid:
@@ -107,7 +108,7 @@ def test_qemu_that_is_killed_while_booting_is_named(built: None, vmkit: Run, fol
 @pytest.mark.parametrize("after_s", [0.3, 0.8, 1.5])
 def test_interrupt_while_booting_leaves_nothing(built: None, folders: Path, after_s: float) -> None:
     process = subprocess.Popen(
-        [str(BIN / "vmkit"), "up", "--accel", "tcg", "--name", "stopped"],
+        [str(BIN / "vmkit"), "up", "--boot", "--accel", "tcg", "--name", "stopped"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     time.sleep(after_s)

@@ -8,12 +8,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.guest.conftest import Run
 from tests.vsh.forward.servers import CountThenAnswer, Echo, connect, read_all, serving
+from tests.vsh.live import wait_until
 
 BIN = Path(sys.executable).parent
 DEADLINE_S = 60
@@ -122,6 +124,29 @@ def test_strangers_of_the_guest_are_turned_away(ready: str, vsh: Run, folders: P
         assert b"100" not in done.stdout
         assert process.stderr is not None
         assert b"it is not from the guest's vshd" in process.stderr.readline()
+
+
+def ask_for_size(port: int, size: int) -> bytes:
+    with connect(port) as client:
+        client.sendall(bytes(size))
+        client.shutdown(socket.SHUT_WR)
+        return read_all(client)
+
+
+def test_one_session_of_the_guest_serves_all_connections(ready: str, vsh: Run) -> None:
+    """In turn and 50 at once."""
+    machine = ("--vm_name", ready)
+    with running(*machine, "--", "python3", "-c", SERVER, "tcp", "7011", stream="stdout") as (_, line):
+        assert line == "up"
+        with running(*machine, "-v", "-N", "-L", "0:localhost:7011", stream="stderr") as (_, told):
+            port = port_of(told)
+            for size in range(30):
+                assert ask_for_size(port, size) == b"%d\n" % size
+            with ThreadPoolExecutor(50) as pool:
+                answers = list(pool.map(lambda size: ask_for_size(port, size), range(50)))
+            assert answers == [b"%d\n" % size for size in range(50)]
+    line_of_log = b"user root: forward to tcp:localhost:7011, with branches: closed, after 80 connections"
+    wait_until(lambda: line_of_log in vsh(*machine, "--", "dmesg").stdout, "one session has served all of them")
 
 
 def test_refused_by_the_guest_is_one_line(ready: str) -> None:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,8 +47,8 @@ def servers(vmkit: Run, vsh: Run) -> Iterator[str]:
         yield NAME
 
 
-def curl(*words: str, **options: object) -> bytes:
-    done = subprocess.run(["curl", "-sS", "-m", "60", *words], capture_output=True, check=False, **options)  # type: ignore[call-overload]
+def curl(*words: str, **options: Any) -> bytes:
+    done = subprocess.run(["curl", "-sS", "-m", "60", *words], capture_output=True, check=False, **options)
     assert done.returncode == 0, done.stderr
     return bytes(done.stdout)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 import vmkit
+from tests.guest.nested import NAME
 from vsh.address import Address, address_of
 from vsh.client import Client
 from vsh.errors import ExecError, VshError
@@ -31,8 +32,8 @@ TEXTS = [
 def address(request: pytest.FixtureRequest) -> Iterator[Address]:
     """How to reach a machine of each image."""
     if request.param == "nested":
-        request.getfixturevalue("host_machine")
-        yield find_address("host")
+        request.getfixturevalue("nested_host")
+        yield find_address(NAME)
         return
     request.getfixturevalue("folders")
     with vmkit.Machine(request.param, accelerator="tcg", backend="user", name=f"hostile-{request.param}") as machine:

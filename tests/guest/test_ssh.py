@@ -104,7 +104,7 @@ def test_config_outlives_the_machine(bench: str, vmkit: Run, tmp_path: Path) -> 
     assert vmkit("down", bench, timeout_s=120).returncode == 0
     gone = subprocess.run(ssh, capture_output=True, check=False, timeout=120)
     assert gone.returncode == 255
-    assert f"no machine is called '{bench}'".encode() in gone.stderr
+    assert f"no machine named '{bench}' is running".encode() in gone.stderr
     start(vmkit, bench)
     machine = find_machine(name=bench)
     assert machine is not None

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.guest.conftest import BIN, DEADLINE_S, Run, find_evidence, run_program
-from tests.guest.host_machine import CID, NAME, HostMachine
+from tests.guest.nested import CID, NAME, NestedHost
 from tests.guest.test_wall_layers import EPERM, attempt
 from vsh.registry import find_machine
 
@@ -36,17 +36,17 @@ faulthandler_exit_on_timeout = true
 
 
 @pytest.fixture(scope="module")
-def guest(host_machine: HostMachine) -> Iterator[HostMachine]:
+def guest(nested_host: NestedHost) -> Iterator[NestedHost]:
     """The host VM with a vsock loopback, our sources and the tests; afterwards it is as it was."""
-    with host_machine.loopback():
-        host_machine.check("mkdir", SUITE)
+    with nested_host.loopback():
+        nested_host.check("mkdir", SUITE)
         try:
-            result = host_machine.run("tar", "-x", "-C", SUITE, input=_pack())
+            result = nested_host.run("tar", "-x", "-C", SUITE, input=_pack())
             assert result.exit == 0, result.stderr.decode()
-            host_machine.check("touch", MARK)
-            yield host_machine
+            nested_host.check("touch", MARK)
+            yield nested_host
         finally:
-            host_machine.check("rm", "-rf", SUITE, MARK, LEFT)
+            nested_host.check("rm", "-rf", SUITE, MARK, LEFT)
 
 
 def _pack() -> bytes:
@@ -80,7 +80,7 @@ def _skip_bytecode(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
         "tests/vsh/test_terminal.py",
     ],
 )
-def test_suite_passes_over_af_vsock(guest: HostMachine, path: str, request: pytest.FixtureRequest) -> None:
+def test_suite_passes_over_af_vsock(guest: NestedHost, path: str, request: pytest.FixtureRequest) -> None:
     """The same tests that run over UNIX sockets elsewhere."""
     words = ("python3", "-m", "pytest", "-q", f"--basetemp={LEFT}", path)
     result = guest.run(*words, cwd=SUITE, timeout_s=SUITE_DEADLINE_S)
@@ -92,7 +92,7 @@ def test_suite_passes_over_af_vsock(guest: HostMachine, path: str, request: pyte
     assert b" passed" in result.stdout
 
 
-def test_own_vshd_of_the_host_vm_serves_its_host_alone(guest: HostMachine, vsh: Run) -> None:
+def test_own_vshd_of_the_host_vm_serves_its_host_alone(guest: NestedHost, vsh: Run) -> None:
     """With the loopback there, and its own CID open: its wall refuses every other CID, and its vshd hangs up."""
     assert attempt(vsh, NAME, "stream:1", "stream:13", f"stream:{CID}", user="user") == [EPERM, EPERM, 0]
     lines = [line for line in guest.check("dmesg").splitlines() if "vshd: vsock 1:" in line]
@@ -123,7 +123,7 @@ LAUNCH = [
 
 
 @pytest.mark.parametrize("mode", [[], ["--noextended"]], ids=["extended", "legacy"])
-def test_container_calls_back_over_vsock(guest: HostMachine, tmp_path: Path, mode: list[str]) -> None:
+def test_container_calls_back_over_vsock(guest: NestedHost, tmp_path: Path, mode: list[str]) -> None:
     script = "cat /proc/sys/kernel/hostname; echo $LANG $ONLY $PPID; wc -c; exit 6"
     with configured(tmp_path, LAUNCH, legacy=bool(mode)) as env:
         words = ["--vm_name", NAME, *mode, "--target_container=box", "--", "LANG=client", "sh", "-c", script]
@@ -132,14 +132,14 @@ def test_container_calls_back_over_vsock(guest: HostMachine, tmp_path: Path, mod
     _assert_nothing_is_left(guest)
 
 
-def test_container_on_a_port_that_was_asked_for(guest: HostMachine, tmp_path: Path) -> None:
+def test_container_on_a_port_that_was_asked_for(guest: NestedHost, tmp_path: Path) -> None:
     with configured(tmp_path, LAUNCH) as env:
         words = ["--vm_name", NAME, "--listen_port=49200", "--", "cat", "/proc/sys/kernel/hostname"]
         assert run_program("vsh", *words, env=env).stdout == b"penguin\n"
     _assert_nothing_is_left(guest)
 
 
-def test_client_of_a_container_that_is_killed_leaves_nothing(guest: HostMachine, tmp_path: Path) -> None:
+def test_client_of_a_container_that_is_killed_leaves_nothing(guest: NestedHost, tmp_path: Path) -> None:
     with configured(tmp_path, LAUNCH) as env:
         argv = [str(BIN / "vsh"), "--vm_name", NAME, "--target_container=box", "--", "sh", "-c", "echo up; sleep 317"]
         client = subprocess.Popen(argv, env={**os.environ, **env}, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
@@ -153,7 +153,7 @@ def test_client_of_a_container_that_is_killed_leaves_nothing(guest: HostMachine,
     _assert_nothing_is_left(guest)
 
 
-def _assert_nothing_is_left(guest: HostMachine) -> None:
+def _assert_nothing_is_left(guest: NestedHost) -> None:
     """No vshd of a container in the guest, no socket on the host."""
     script = "for i in $(seq 100); do pgrep -f forward_to_host_por[t] >/dev/null || exit 0; sleep 0.1; done; exit 1"
     guest.check("sh", "-c", script)
@@ -163,7 +163,7 @@ def _assert_nothing_is_left(guest: HostMachine) -> None:
     assert not [path for path in vsock.parent.glob(f"{vsock.name}_*") if int(path.name.rpartition("_")[2]) >= 49152]
 
 
-def test_every_session_leaves_its_line_in_the_kernels_log(guest: HostMachine) -> None:
+def test_every_session_leaves_its_line_in_the_kernels_log(guest: NestedHost) -> None:
     """The kernel lets one opening of /dev/kmsg write 10 lines in 5 s: each session has its own."""
     for number in range(25):
         assert guest.run("sh", "-c", f"exit {number}").exit == number

@@ -61,7 +61,6 @@ class RunOptions(TypedDict, total=False):
     env: Mapping[str, str]
     input: bytes
     stdin: Stream
-    preexec_fn: Callable[[], object]
 
 
 class StartOptions(TypedDict, total=False):
@@ -71,7 +70,6 @@ class StartOptions(TypedDict, total=False):
     stdin: Stream
     stdout: Stream
     stderr: Stream
-    preexec_fn: Callable[[], object]
     process_group: int
 
 
@@ -138,29 +136,33 @@ class Vshd:
     def log(self) -> str:
         return self.log_path.read_text()
 
-    def argv(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "vsh", *self.where, *words]
+    def argv(self, *words: str, limits: str = "") -> list[str]:
+        """limits: words of ulimit, as in "-n 64". A shell sets them: a test with threads must not run code of its own
+        between fork() and exec().
+        """
+        shell = ["sh", "-c", f'ulimit {limits} && exec "$@"', "sh"] if limits else []
+        return [*shell, sys.executable, "-m", "vsh", *self.where, *words]
 
-    def run(self, *words: str, **options: Unpack[RunOptions]) -> subprocess.CompletedProcess[bytes]:
+    def run(self, *words: str, limits: str = "", **options: Unpack[RunOptions]) -> "subprocess.CompletedProcess[bytes]":
         """Runs vsh to its end."""
         options.setdefault("env", ENVIRONMENT)
         if "stdin" not in options and "input" not in options:
             options["stdin"] = subprocess.DEVNULL
         return subprocess.run(
-            self.argv(*words),
+            self.argv(*words, limits=limits),
             capture_output=True,
             timeout=DEADLINE_S,
             check=False,
             **options,
         )
 
-    def start(self, *words: str, **options: Unpack[StartOptions]) -> Program:
+    def start(self, *words: str, limits: str = "", **options: Unpack[StartOptions]) -> Program:
         """A running vsh."""
         options.setdefault("env", ENVIRONMENT)
         options.setdefault("stdin", subprocess.DEVNULL)
         options.setdefault("stdout", subprocess.PIPE)
         options.setdefault("stderr", subprocess.PIPE)
-        return Program(self.argv(*words), **options)
+        return Program(self.argv(*words, limits=limits), **options)
 
     def connect(self) -> socket.socket:
         """A plain connection, for tests that speak frames themselves."""

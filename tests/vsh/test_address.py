@@ -75,9 +75,9 @@ def test_cid_outside_the_registry_is_the_kernels(registry: Register) -> None:
 
 @pytest.mark.parametrize("cid", [0, 1, 2, 2**32 - 1])
 def test_cids_that_are_no_guests_are_refused(registry: Register, cid: int) -> None:
-    with pytest.raises(VshError, match="is no guest's"):
+    with pytest.raises(VshError, match="the CID of a guest must be between 3 and"):
         address.find_by_cid(cid)
-    with pytest.raises(VshError, match="is no guest's"):
+    with pytest.raises(VshError, match="the CID of a guest must be between 3 and"):
         Address.vsock(cid)
 
 
@@ -94,7 +94,7 @@ def test_kernels_vsock_is_denied_here() -> None:
 def test_unknown_name_lists_the_known(registry: Register) -> None:
     registry("one", 3)
     registry("two", 4)
-    with pytest.raises(VshError, match="no machine is called 'three'") as caught:
+    with pytest.raises(VshError, match="no machine named 'three' is running") as caught:
         address.find_by_name("three")
     assert "one (--cid 3), two (--cid 4)" in caught.value.hint
 
@@ -111,6 +111,14 @@ def test_a_choice_is_the_users(registry: Register) -> None:
     with pytest.raises(VshError, match="several machines are running") as caught:
         address.find_only()
     assert "one (--cid 3)" in caught.value.hint
+
+
+def test_machine_that_waits_in_a_pool_is_no_choice(registry: Register) -> None:
+    registry("p-1", 3, state="pooled")
+    with pytest.raises(VshError, match="it is pooled"):
+        address.find_only()
+    registry("one", 4)
+    assert address.find_only().name == "machine 'one'"
 
 
 def test_stale_entry_is_no_machine(registry: Register) -> None:
@@ -131,7 +139,7 @@ def test_machine_that_is_not_ready(registry: Register, state: str) -> None:
 @pytest.mark.usefixtures("registry")
 def test_runtime_directory_open_to_others_is_refused(runtime: Path) -> None:
     runtime.chmod(0o755)
-    with pytest.raises(VshError, match="is open to others"):
+    with pytest.raises(VshError, match="other users have access"):
         address.find_only()
 
 

@@ -126,7 +126,7 @@ def test_mistakes_name_file_and_key(write: Write, text: str, message: str) -> No
 
 def test_file_that_others_may_write_is_refused(write: Write) -> None:
     write(HOSTS, mode=0o620)
-    with pytest.raises(VshError, match="can be written by others"):
+    with pytest.raises(VshError, match="other users can write"):
         parse("--vm_name=web")
 
 

@@ -171,7 +171,7 @@ def test_every_session_has_a_token_of_its_own(run: RunContainer) -> None:
 def test_no_launcher_is_configured(vshd: Vshd) -> None:
     done = vshd.run("--target_container=box")
     assert done.returncode == 1
-    assert b"do not know how to start a vshd in a container" in done.stderr
+    assert b"the configuration has no command that starts a vshd in a container" in done.stderr
 
 
 def test_daemon_that_reaches_nobody_says_so(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """vsh's command line: upstream's spellings, ours, and what is wrong."""
 
+import re
+
 import pytest
 
 from vsh.errors import VshError
-from vsh.flags import HELP, KINDS, parse_flags, split_command
+from vsh.flags import HELP, KINDS, SHORT, SHORT_WITH_VALUE, parse_flags, split_command
 
 
 @pytest.mark.parametrize(
@@ -101,8 +103,11 @@ def test_leading_assignments(words: list[str], environment: dict[bytes, bytes], 
 
 
 def test_help_names_every_flag() -> None:
-    short = {"tty": "-t", "notty": "-T", "quiet": "-q", "verbose": "-v", "extended": "--noextended"}
-    short |= {"local": "-L", "remote": "-R", "forward_only": "-N"}
-    hidden = {"list_hosts", "owner_id", "container_features", "vmodule", "target_container", "listen_port", "port"}
-    for name in set(KINDS) - hidden:
-        assert short.get(name, f"--{name}") in HELP
+    flags = set(re.findall(r"(?<!\S)--([a-z_]+)", HELP.replace("--noextended", "--extended")))
+    assert flags == set(KINDS)
+    letters = set(re.findall(r"^ +-([a-zA-Z])\b", HELP, re.MULTILINE))
+    assert letters == set(SHORT) | set(SHORT_WITH_VALUE)
+
+
+def test_help_fits_a_screen_of_120_columns() -> None:
+    assert [line for line in HELP.splitlines() if len(line) > 120] == []

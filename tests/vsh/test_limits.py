@@ -2,28 +2,18 @@
 
 import errno
 import resource
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.vsh.live import DEADLINE_S, Vshd
+from tests.vsh.live import DEADLINE_S, ENVIRONMENT, Vshd
 from vsh.errors import VshError
 from vsh.limits import add_remedy, find_remedy
 
 
-def with_limit(number: int, value: int) -> Callable[[], None]:
-    """Runs in the child before vsh does."""
-
-    def limit() -> None:
-        resource.setrlimit(number, (value, value))
-
-    return limit
-
-
 @pytest.mark.parametrize("count", range(5, 13))
 def test_few_descriptors_are_named_as_the_cause_or_are_enough(vshd: Vshd, count: int) -> None:
-    done = vshd.run("--", "echo", "hi", preexec_fn=with_limit(resource.RLIMIT_NOFILE, count))
+    done = vshd.run("--", "echo", "hi", limits=f"-n {count}")
     if done.returncode == 0:
         assert done.stdout == b"hi\n"
         return
@@ -36,7 +26,10 @@ def test_few_descriptors_are_named_as_the_cause_or_are_enough(vshd: Vshd, count:
 def test_limit_of_a_files_size_is_named(vshd: Vshd, tmp_path: Path) -> None:
     with (tmp_path / "out").open("wb") as file:
         words = ("--", "head", "-c", "100000", "/dev/zero")
-        process = vshd.start(*words, stdout=file, preexec_fn=with_limit(resource.RLIMIT_FSIZE, 4096))
+        # Where the limit cuts a .pyc file short, Python keeps it, and no later process can load that module.
+        env = {**ENVIRONMENT, "PYTHONDONTWRITEBYTECODE": "1"}
+        # In blocks of 512 bytes.
+        process = vshd.start(*words, stdout=file, env=env, limits="-f 8")
         _, text = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 1
     assert text.decode().splitlines() == [

@@ -138,7 +138,7 @@ def test_registry_that_is_a_file_is_told(runtime: Path) -> None:
 @pytest.mark.parametrize("mode", [0o755, 0o710, 0o701, 0o777])
 def test_runtime_directory_open_to_others_is_refused(runtime: Path, mode: int) -> None:
     runtime.chmod(mode)
-    with pytest.raises(VshError, match="is open to others") as caught:
+    with pytest.raises(VshError, match="other users have access to the runtime directory") as caught:
         find_runtime_directory()
     assert caught.value.hint == f"chmod 700 {runtime}"
 

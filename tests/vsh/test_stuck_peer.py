@@ -128,7 +128,7 @@ def test_word_that_a_legacy_server_cannot_take_is_the_cause(tmp_path: Path, word
             _, err = client.communicate(timeout=DEADLINE_S)
     assert client.returncode == 1
     assert b"closed the connection without an answer" in err
-    hint = f"hint: ChromeOS's vshd takes UTF-8 alone, and {what}\n" if what else "does it serve this host's CID?"
+    hint = f"hint: ChromeOS's vshd takes UTF-8 alone, and {what}\n" if what else "such as a CID that it does not serve"
     assert hint in err.decode()
 
 

@@ -1,6 +1,7 @@
 """Connections to a vshd: what each refusal looks like to a person."""
 
 import os
+import select
 import socket
 import threading
 import time
@@ -12,7 +13,7 @@ import pytest
 
 from vsh.address import Address
 from vsh.errors import VshError
-from vsh.transport import open_transport
+from vsh.transport import LOOK_MS, open_transport, wait_until
 
 
 def soon(seconds: float = 5.0) -> float:
@@ -92,6 +93,22 @@ def test_hybrid_vsock_that_is_none(hybrid: AnswerHybrid, reply: bytes) -> None:
 def test_hybrid_vsock_that_does_not_answer(hybrid: AnswerHybrid) -> None:
     with pytest.raises(VshError, match="does not answer"):
         open_transport(Address.hybrid(hybrid([b"OK 1"], closes=False)), soon(0.1))
+
+
+def test_no_single_wait_keeps_ctrl_c_from_its_effect() -> None:
+    """A signal that comes just before poll() does not end it, so a long wait is many short ones."""
+    waits: list[int] = []
+
+    def answer_the_third(timeout_ms: int) -> list[str]:
+        waits.append(timeout_ms)
+        return ["ready"] if len(waits) == 3 else []
+
+    assert wait_until(answer_the_third, soon(60)) == ["ready"]
+    assert waits == [LOOK_MS] * 3
+
+
+def test_wait_ends_at_its_deadline() -> None:
+    assert wait_until(select.poll().poll, soon(0.05)) == []
 
 
 def test_no_socket_there(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import errno
 import os
 import random
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from vshd.carry.conduit import (
     write_output,
 )
 from vshd.wire.output import Output
+
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -210,3 +214,22 @@ def test_without_pipes_bytes_are_copied() -> None:
         first.close()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_bulk_is_copied_where_no_descriptor_is_left_to_load_a_module() -> None:
+    """In many Pythons fcntl is a file of its own, which the first bulk of a command loads."""
+    script = (
+        "import os, resource, sys\n"
+        f"sys.path.insert(0, {str(CHECKOUT)!r})\n"
+        "from vshd.carry.conduit import enlarge_pipe, open_conduit\n"
+        "assert 'fcntl' not in sys.modules\n"
+        "_, end = os.pipe()\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (end + 1, end + 1))\n"
+        "enlarge_pipe(end)\n"
+        "os.close(end), os.close(end - 1)\n"
+        "conduit = open_conduit()\n"
+        "if conduit is not None: conduit.close()\n"
+        "assert os.pipe() == (end - 1, end)\n"
+    )
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr

@@ -13,16 +13,20 @@ from vsh.address import Address
 from vsh.errors import VshError
 from vsh.forward.guest import connect_guest
 from vshd.carry.endpoints import PlaceError, connect
+from vshd.flags import Options
 from vshd.services.forward import open_service
+from vshd.services.table import Surroundings
 from vshd.session.refusal import RefusalError
 from vshd.wire import messages, state
-from vshd.wire.client import STUB_ARGV, STUB_USER, make_forward_request
+from vshd.wire.client import STUB_ARGV, STUB_USER, make_service_request
 from vshd.wire.events import HandedOver
 from vshd.wire.messages import Failure, Forward, SetupConnectionRequest, SetupConnectionResponse
 
+SURROUNDINGS = Surroundings(Options(), is_frozen=False, facts=b"", renew=lambda: None)
+
 
 def ask(joined: Joined, **fields: Any) -> Joined:
-    joined.client.send_setup(make_forward_request(Forward(**fields)))
+    joined.client.send_setup(make_service_request(forward=Forward(**fields)))
     joined.pump()
     return joined
 
@@ -51,7 +55,7 @@ def test_bytes_behind_the_handshake_are_nobodys_frames() -> None:
 
 def test_request_is_one_that_others_refuse() -> None:
     """The user exists nowhere, nor does the program, whatever a server makes of the rest."""
-    request = make_forward_request(Forward(connect=b"tcp:localhost:80"))
+    request = make_service_request(forward=Forward(connect=b"tcp:localhost:80"))
     assert (request.target, request.user, request.argv) == (messages.VM_SHELL, STUB_USER, [STUB_ARGV])
     assert b":" in request.user
 
@@ -113,7 +117,7 @@ def test_vsh_tells_a_server_that_knows_no_forwards(tmp_path: Path) -> None:
 )
 def test_bad_requests_are_refused_and_leave_nothing(fields: dict[str, bytes], kind: int) -> None:
     with pytest.raises(RefusalError) as caught:
-        open_service(Forward(**fields))
+        open_service(Forward(**fields), -1, SURROUNDINGS)
     assert caught.value.failure.kind == kind
 
 

@@ -40,7 +40,7 @@ class Guest:
         program = (
             f"import sys; sys.path.insert(0, {str(CHECKOUT)!r})\n"
             f"import vshd.pid1.init as init\ninit.BUSYBOX = {str(busybox)!r}\n{script}\n"
-            f"init.main(['--listen=unix:{self.socket}', '--log_stderr', *{list(flags)!r}])"
+            f"init.main(['--listen=unix:{self.socket}', '--log_stderr', '--spare_time=0', *{list(flags)!r}])"
         )
         self.process = subprocess.Popen(
             [*NAMESPACE, sys.executable, "-I", "-S", "-B", "-c", program],
@@ -52,15 +52,19 @@ class Guest:
 
     def wait_until_ready(self) -> None:
         wait_until(self.socket.exists, "vshd listens")
+        # It listens before it tells pid 1 that it is ready, and serves after: a vshd that dies between ends the guest.
+        assert self.run("--", "true").returncode == 0
+        # A session that outlived its vshd would become pid 1's child, and look like another vshd.
+        wait_until(lambda: not any(map(list_children, self.vshd)), "the session has ended")
 
     @property
     def pid(self) -> int:
         """Its pid 1, as seen from here."""
-        return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()[0])
+        return list_children(self.process.pid)[0]
 
     @property
     def vshd(self) -> list[int]:
-        return [int(word) for word in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+        return list_children(self.pid)
 
     def run(self, *words: str) -> subprocess.CompletedProcess[bytes]:
         argv = [sys.executable, "-m", "vsh", f"--unix={self.socket}", *words]
@@ -74,6 +78,10 @@ class Guest:
     def finish_with_errors(self) -> list[str]:
         """The same, but the lines of init's errors alone."""
         return [line for line in self.finish().splitlines() if line.startswith("vmkit-init: error: ")]
+
+
+def list_children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 class StartGuest(Protocol):

@@ -21,7 +21,21 @@ def test_output_keeps_order_through_any_partial_writes() -> None:
             output.sent(size)
             if rng.random() < 0.3:
                 output.keep()
+            if rng.random() < 0.3:
+                output.join()
         assert written == expected
+
+
+def test_joined_bytes_leave_at_once() -> None:
+    output = Output()
+    for _ in range(1000):
+        output.append(b"ab")
+    output.join()
+    assert b"".join(output.buffers()) == b"ab" * 1000
+    output.append(memoryview(bytearray(b"c")))
+    output.join()
+    assert output.is_borrowing
+    assert output.size == 2001
 
 
 def test_kept_bytes_survive_their_buffer() -> None:

@@ -637,6 +637,8 @@ def test_spare_that_was_killed_is_no_loss(start_vshd: StartVshd) -> None:
         # A process that is only about to die may still be given a session, and lose it as any killed one does.
         wait_for_end(spare)
     assert vshd.run("--", "echo", "still").stdout == b"still\n"
+    wait_until(lambda: "vshd: a spare, without a client: the session's process ended with -9\n" in vshd.log, "a line")
+    assert "vshd: :" not in vshd.log
 
 
 def test_spare_ends_with_the_daemon(start_vshd: StartVshd) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from vshd.flags import OTHER_MODES, Options
+from vshd.log import Log
+from vshd.services.subsystem import SUBSYSTEMS, Row
 from vshd.services.table import MODES, SERVICES, Mode, Service, find_service, run_mode
 from vshd.wire.messages import Forward, SetupConnectionRequest
 
@@ -29,8 +31,8 @@ def modules_of(module: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("row", [*SERVICES, *MODES], ids=lambda row: row.name)
-def test_row_keeps_its_import_budget(row: Service | Mode) -> None:
+@pytest.mark.parametrize("row", [*SERVICES, *MODES, *SUBSYSTEMS], ids=lambda row: str(row.name))
+def test_row_keeps_its_import_budget(row: Service | Mode | Row) -> None:
     brought = modules_of(row.module)
     assert row.module in brought or row.module in sys.modules
     assert len(brought) <= row.budget, sorted(brought)
@@ -41,6 +43,15 @@ def test_service_has_what_a_row_needs(service: Service) -> None:
     module = importlib.import_module(service.module)
     assert all(callable(getattr(module, name)) for name in ("open_service", "user_of", "describe"))
     assert service.field in SetupConnectionRequest.__slots__
+
+
+@pytest.mark.parametrize("row", SUBSYSTEMS, ids=lambda row: row.name.decode())
+def test_subsystem_has_what_a_row_needs(row: Row) -> None:
+    assert callable(importlib.import_module(row.module).open_subsystem)
+
+
+def test_subsystem_that_is_not_asked_for_is_not_loaded() -> None:
+    assert not {row.module for row in SUBSYSTEMS} & modules_of("vshd.services.subsystem")
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda row: row.name)
@@ -54,7 +65,7 @@ def test_sessions_that_run_commands_load_no_service() -> None:
         f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); import vshd.__main__, vshd.server; print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True, check=True)
-    assert not {row.module for row in (*SERVICES, *MODES)} & set(done.stdout.split())
+    assert not {row.module for row in (*SERVICES, *MODES, *SUBSYSTEMS)} & set(done.stdout.split())
 
 
 def test_request_finds_its_service() -> None:
@@ -69,4 +80,4 @@ def test_flags_name_all_that_take_the_servers_place() -> None:
 
 
 def test_no_mode_means_the_server() -> None:
-    assert run_mode(Options(), None) is None  # type: ignore[arg-type]
+    assert run_mode(Options(), Log()) is None

@@ -144,7 +144,7 @@ def test_two_sockets_of_systemd_are_one_too_many() -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert b"2 sockets were passed by systemd" in done.stderr
+    assert b"systemd passed 2 sockets" in done.stderr
 
 
 # A session whose client's side of the socket is full before it begins; says how much of that there is.

@@ -7,6 +7,7 @@ names the layer or the part of the kernel that decides, in the order in which th
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from tests.guest.wall.inside import attacker
 from tests.guest.wall.scene import ALL, MATRIX, TOKEN, Layers, Outcome, Scene
@@ -210,11 +211,11 @@ COLUMNS = {"user": MATRIX, "vhost": (*MATRIX[:-1], TOKEN, ALL)}
 
 
 def _attempt(name: str, **fields: str | int) -> Outcome:
-    values: dict[str, str | int | float] = {
+    values: dict[str, Any] = {
         "attempt": name, "who": "user", "uid": attacker.USER_ID, "phase": "loopback", "type": "stream", "cid": "1",
         "port": attacker.VSHD_PORT, "source": "auto", "result": "", "seconds": 0.0,
     }  # fmt: skip
-    return Outcome(**(values | fields))  # type: ignore[arg-type]
+    return Outcome(**(values | fields))
 
 
 ROWS = (

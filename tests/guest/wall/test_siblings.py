@@ -13,7 +13,7 @@ SIBLING_CID = 4
 
 
 @pytest.mark.parametrize("layers", [NONE, ALL], ids=str)
-def test_sibling_is_out_of_reach(layers: Layers, folders: Path, tmp_path: Path) -> None:
+def test_sibling_is_out_of_reach(layers: Layers, own_registry: None, tmp_path: Path) -> None:
     scene = Scene(layers)
     open_to_all = Scene(NONE)
     with (

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.host_machine import INNER_TIMEOUT_S, NAME, HostMachine
+from tests.guest.nested import INNER_TIMEOUT_S, NAME, NestedHost
 from tests.guest.wall.ledger import LEDGER
 from tests.guest.wall.scene import (
     ALL,
@@ -44,7 +44,7 @@ OTHER_USER = 1000
 class Guest:
     """An inner guest, reached from the host VM over AF_VSOCK."""
 
-    host: HostMachine
+    host: NestedHost
     scene: Scene
     cid: int
 
@@ -55,16 +55,16 @@ class Guest:
 
 
 @pytest.fixture(scope="module")
-def host(host_machine: HostMachine) -> Iterator[HostMachine]:
+def host(nested_host: NestedHost) -> Iterator[NestedHost]:
     """The host VM, without machines at the end."""
-    host_machine.put(INSIDE, f"{FOLDER}/inside")
-    yield host_machine
-    host_machine.end_machines()
+    nested_host.put(INSIDE, f"{FOLDER}/inside")
+    yield nested_host
+    nested_host.end_machines()
 
 
 @pytest.fixture(scope="module", params=plan_scenes("vhost"), ids=str)
 def guest(
-    request: pytest.FixtureRequest, host: HostMachine, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, host: NestedHost, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Guest]:
     """A ready guest of a scene in the host VM. The first two stay for each other."""
     scene: Scene = request.param
@@ -82,7 +82,7 @@ def name_of(scene: Scene) -> str:
     return f"{scene.image}-{scene.layers}-{scene.kernel}"
 
 
-def start_guest(host: HostMachine, scene: Scene, cid: int, folder: Path) -> str:
+def start_guest(host: NestedHost, scene: Scene, cid: int, folder: Path) -> str:
     """The digest of its image."""
     recipe, digest = ship_image(host, scene, folder)
     words = ["vmkit", "up", recipe, "--backend", "vhost", "--cid", str(cid), "--name", name_of(scene)]
@@ -91,7 +91,7 @@ def start_guest(host: HostMachine, scene: Scene, cid: int, folder: Path) -> str:
     return digest
 
 
-def ship_image(host: HostMachine, scene: Scene, folder: Path) -> tuple[str, str]:
+def ship_image(host: NestedHost, scene: Scene, folder: Path) -> tuple[str, str]:
     """Builds here, and puts recipe, image and package lock where vmkit finds them there: the digest is the same.
 
     The recipe's path there, and the digest.
@@ -107,7 +107,7 @@ def ship_image(host: HostMachine, scene: Scene, folder: Path) -> tuple[str, str]
     return f"{FOLDER}/{recipe.name}", built.digest
 
 
-def test_host_vm_is_a_plain_host(host: HostMachine) -> None:
+def test_host_vm_is_a_plain_host(host: NestedHost) -> None:
     """Whatever other tests did there: its own layers are up, and nothing connects it to itself."""
     machine = find_machine(name=NAME)
     assert machine is not None

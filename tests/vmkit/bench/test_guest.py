@@ -10,7 +10,7 @@ from vmkit.bench.guest import SshGuest, VshGuest, time_command
 from vmkit.bench.sinks import SOURCE_BLOCK_BYTES
 from vmkit.errors import HostError
 from vsh.address import Address
-from vsh.errors import ConnectionLost
+from vsh.errors import ConnectionLost, Unanswered, VshError
 from vsh.executor import Executor
 
 
@@ -85,3 +85,35 @@ def test_ssh_that_cannot_connect_is_an_error_with_its_words(tmp_path: Path) -> N
     with pytest.raises(ConnectionLost, match="ssh failed") as caught:
         SshGuest([str(make_ssh(tmp_path)), "-q", "gone"]).run(["true"])
     assert "Connection refused" in caught.value.details
+
+
+@pytest.mark.parametrize("script", ["exec sleep 60", "exec >&- 2>&-; exec sleep 60", "while :; do echo more; done"])
+def test_ssh_command_that_does_not_end_is_ended(script: str, tmp_path: Path) -> None:
+    guest = SshGuest([str(make_ssh(tmp_path)), "-q", "box"], timeout_s=0.3)
+    with pytest.raises(Unanswered, match=r"ssh did not end within 0.3 s"):
+        guest.run(["sh", "-c", script])
+
+
+@pytest.mark.parametrize("stream", ["1", "2"])
+def test_ssh_output_has_a_ceiling(stream: str, tmp_path: Path) -> None:
+    guest = SshGuest([str(make_ssh(tmp_path)), "-q", "box"], output_limit_bytes=1000)
+    assert len(guest.run(["sh", "-c", f"head -c 1000 /dev/zero >&{stream}"]).stdout) == (1000 if stream == "1" else 0)
+    with pytest.raises(VshError, match="the command wrote more than 1000 bytes"):
+        guest.run(["sh", "-c", f"exec yes >&{stream}"])
+
+
+# In the place of ssh: a guest that takes nothing and sends nothing.
+MUTE_SSH = "#!/bin/sh\nexec sleep 60\n"
+
+
+def test_ssh_copy_that_does_not_end_is_ended_and_leaves_nothing(tmp_path: Path) -> None:
+    program = make_ssh(tmp_path)
+    program.write_text(MUTE_SSH)
+    source = tmp_path / "source"
+    source.write_bytes(bytes(1 << 20))
+    guest = SshGuest([str(program), "-q", "box"], copy_timeout_s=0.3)
+    with pytest.raises(Unanswered, match=r"ssh did not copy .*/source within 0.3 s"):
+        guest.push(str(source), "/inside")
+    with pytest.raises(Unanswered, match=r"ssh did not copy /inside within 0.3 s"):
+        guest.pull("/inside", str(tmp_path / "back"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "ssh"]

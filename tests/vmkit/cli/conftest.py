@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,10 +81,10 @@ def vmkit(folders: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.
 def program(folders: Path) -> Program:
     """program("list", stdout=...) is the real program."""
 
-    def run(*words: str, **options: object) -> "subprocess.CompletedProcess[bytes]":
-        settings: dict[str, object] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": DEADLINE_S}
+    def run(*words: str, **options: Any) -> "subprocess.CompletedProcess[bytes]":
+        settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": DEADLINE_S}
         argv = [sys.executable, "-m", "vmkit", *words]
-        return subprocess.run(argv, check=False, **(settings | options))  # type: ignore[call-overload,no-any-return]
+        return subprocess.run(argv, check=False, **(settings | options))
 
     return run
 

@@ -43,6 +43,9 @@ def test_verbs_and_options() -> None:
     assert complete("dow") == {"down"}
     assert "--memory" in complete("up", "--me")
     assert complete("docker", "b") == {"build", "bench"}
+    assert complete("vsock", "") == {"trace", "fault"}
+    assert complete("vsock", "fault", "tiny", "re") == {"reset", "refuse"}
+    assert "to-guest" in complete("vsock", "trace", "--direction", "")
 
 
 def test_images() -> None:
@@ -50,7 +53,7 @@ def test_images() -> None:
     assert complete("build", "ti") == {"tiny"}
 
 
-@pytest.mark.parametrize("verb", ["down", "status", "logs", "console", "wait", "kill"])
+@pytest.mark.parametrize("verb", ["down", "status", "logs", "dmesg", "console", "wait", "kill"])
 def test_machines_that_run(verb: str, tmp_path: Path) -> None:
     """An entry that nobody holds is of a machine that has ended."""
     tmp_path.chmod(0o700)

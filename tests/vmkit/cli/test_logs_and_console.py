@@ -311,7 +311,7 @@ def test_console_that_lets_go_of_a_slow_terminal_is_told(machine: Path) -> None:
     attached.guest.close()
     _, err = attached.process.communicate(timeout=DEADLINE_S)
     assert attached.process.returncode == 1
-    assert b"vmkit: the console was closed" in err
+    assert b"vmkit: the monitor closed the console" in err
     attached.listener.close()
 
 

@@ -57,13 +57,13 @@ def test_status_takes_a_name_or_a_cid(vmkit: Vmkit, registered: None, word: str)
     assert json.loads(vmkit("status", word, "--json").out)["name"] == "b"
 
 
-@pytest.mark.parametrize("verb", ["status", "down", "kill", "wait", "console", "logs"])
+@pytest.mark.parametrize("verb", ["status", "down", "kill", "wait", "console", "logs", "dmesg"])
 def test_choice_of_machines_is_the_users(vmkit: Vmkit, registered: None, verb: str) -> None:
     done = vmkit(verb)
     assert (done.status, done.err) == (64, "vmkit: several machines are running: name one\nhint: a, b\n")
 
 
-@pytest.mark.parametrize("verb", ["status", "down", "kill", "wait", "console", "logs"])
+@pytest.mark.parametrize("verb", ["status", "down", "kill", "wait", "console", "logs", "dmesg"])
 def test_no_machine_is_told_with_how_to_start_one(vmkit: Vmkit, verb: str) -> None:
     done = vmkit(verb)
     assert (done.status, done.err) == (1, "vmkit: no machine is running\nhint: start one: vmkit up\n")
@@ -142,7 +142,10 @@ def test_wait_in_json_is_for_programs(up: Vmkit, vmkit: Vmkit) -> None:
     up("ready-then-die", "-q", "--name", "m")
     done = vmkit("wait", "m", "--json")
     brief = "QEMU ended with signal 9 (SIGKILL)"
-    assert json.loads(done.out) == {"name": "m", "reason": "qemu-exit", "brief": brief, "expected": False}
+    assert json.loads(done.out) == {
+        **{"name": "m", "reason": "qemu-exit", "brief": brief, "expected": False},
+        "details": "",
+    }
     assert done.status == 1
 
 
@@ -159,7 +162,7 @@ def test_wait_hears_a_kill_and_calls_it_expected(up: Vmkit, vmkit: Vmkit) -> Non
     assert machine is not None
     threading.Timer(0.2, os.kill, (machine.pid, signal.SIGTERM)).start()
     done = vmkit("wait", "m", "--timeout", "20")
-    assert (done.status, done.out) == (0, "m: the monitor was told to stop\n")
+    assert (done.status, done.out) == (0, "m: a signal ended the monitor\n")
 
 
 def test_wait_tells_a_monitor_that_was_killed(up: Vmkit, vmkit: Vmkit) -> None:

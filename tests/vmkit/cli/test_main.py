@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 import vmkit.__main__ as program_module
 from tests.vmkit.cli.conftest import Program, Vmkit
 from vmkit.cli.main import TASKS, VERBS
+from vmkit.cli.main import vmkit as program_group
 from vmkit.errors import MachineError
 from vmkit.machine.registry import reserve
 from vshd.wire.version import __version__
@@ -49,6 +52,48 @@ def test_no_verb_is_bad_usage_and_shows_the_help(vmkit: Vmkit) -> None:
     done = vmkit()
     assert done.status == 64
     assert done.err.startswith("Usage: vmkit")
+
+
+def find_options(command: click.Command, path: str) -> Iterator[tuple[str, click.Option, str]]:
+    """Every option with a value, of a command and of those below it: where it is, and what the help calls its value."""
+    context = click.Context(command)
+    for param in command.params:
+        if isinstance(param, click.Option) and not param.is_flag and not param.count:
+            yield f"{path} {param.opts[-1]}", param, param.make_metavar(context)
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            yield from find_options(below, f"{path} {name}")
+
+
+# Click's names of types: they tell a reader nothing.
+GENERIC = {"TEXT", "INTEGER", "INTEGER RANGE", "FLOAT", "FLOAT RANGE", "PATH", "DIRECTORY", "FILENAME", "N"}
+
+
+def test_help_names_what_every_value_of_an_option_is() -> None:
+    found = list(find_options(program_group, "vmkit"))
+    assert {"vmkit up --cpus", "vmkit docker run --user", "vmkit bench report --to"} <= {place for place, _, _ in found}
+    generic = [f"{place} {metavar}" for place, _, metavar in found if metavar.strip("[]=") in GENERIC]
+    assert generic == []
+
+
+def test_help_shows_no_range_of_click(vmkit: Vmkit) -> None:
+    assert "x>=" not in vmkit("ssh", "--help").out + vmkit("matrix", "--help").out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("wait", "--timeout", "-1"), "'--timeout': must be between 0 and 604800 seconds, not -1"),
+        (("wait", "--timeout", "soon"), "'--timeout': must be between 0 and 604800 seconds, not 'soon'"),
+        (("matrix", "--jobs", "0", "lab.toml"), "'--jobs': must be at least 1, not 0"),
+        (("ssh", "--port", "4294967295"), "'--port': must be between 1 and 4294967294, not 4294967295"),
+    ],
+)
+def test_number_outside_its_limits_is_refused_with_them(vmkit: Vmkit, words: tuple[str, ...], said: str) -> None:
+    done = vmkit(*words)
+    assert (done.status, done.err.splitlines()[0]) == (64, f"vmkit: Invalid value for {said}")
 
 
 @pytest.mark.parametrize(
@@ -91,6 +136,8 @@ def test_error_has_a_brief_details_and_a_hint(vmkit: Vmkit, monkeypatch: pytest.
         (OSError("odd"), "vmkit: odd\n"),
         (KeyError("k"), "vmkit: internal error: KeyError('k')\nhint: this is a fault of vmkit; "),
         (RecursionError(), "vmkit: internal error: RecursionError()\n"),
+        # Python raises it for a damaged .pyc file, and click takes it for a person's Ctrl-D.
+        (EOFError("marshal"), "\nvmkit: internal error: EOFError('marshal')\n"),
     ],
 )
 def test_unforeseen_error_is_no_traceback(

@@ -46,6 +46,28 @@ def test_every_option_of_a_verb_is_in_its_section_and_no_other(verb: str) -> Non
     assert options_in(section(verb)) == options_of(command)
 
 
+def values_of(command: click.Command) -> set[tuple[str, str]]:
+    """Each option with a value of a verb, and of all verbs of a group, and the words of its value in the help."""
+    inner = command.commands.values() if isinstance(command, click.Group) and command is not vmkit else ()
+    context = click.Context(command)
+    options = [param for param in command.params if isinstance(param, click.Option) and not param.is_flag]
+    own = {(option.opts[-1], word) for option in options for word in re.findall(r"\w+", option.make_metavar(context))}
+    return own.union(*map(values_of, inner))
+
+
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_values_of_options_have_the_names_of_the_help(verb: str) -> None:
+    command = vmkit.get_command(click.Context(vmkit), verb)
+    assert command is not None
+    tags = re.findall(r"^\.TP\n(.*)$", section(verb), re.MULTILINE)
+    wrong = [
+        (option, word)
+        for option, word in values_of(command)
+        if not any(re.search(rf"(?<![\w-]){option}(?![\w-]).*\b(f[IRB])?{word}\b", tag) for tag in tags)
+    ]
+    assert wrong == []
+
+
 def test_options_of_all_verbs_are_there() -> None:
     assert options_in(section("OPTIONS")) == options_of(vmkit) | {"-h", "--help"}
 

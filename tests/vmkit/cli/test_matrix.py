@@ -35,7 +35,7 @@ def test_machines_that_do_not_start_are_errors_and_vhost_is_skipped(
     junit = tmp_path / "reports" / "junit.xml"
     done = vmkit("matrix", str(write_matrix("panic")), "--junit", str(junit), "--quiet")
     assert done.status == 1
-    assert done.out.count("error: ") == 2 and done.out.count("skipped: the vhost backend cannot be used") == 2
+    assert done.out.count("error: ") == 2 and done.out.count("skipped: this host cannot run the backend vhost") == 2
     suite = Xml.parse(junit).getroot()[0]
     assert (suite.get("errors"), suite.get("skipped"), suite.get("failures")) == ("2", "2", "0")
     assert read_machines() == []

@@ -40,7 +40,7 @@ def test_up_in_json_has_what_a_program_needs(up: Vmkit) -> None:
     answer = json.loads(up("ready", "--json", "--name", "m", "--cid", "77").out)
     assert set(answer) == {
         "name", "cid", "image", "accelerator", "accelerator_reason", "backend", "backend_reason", "seconds",
-        "directory", "shell", "wall", "gdb",
+        "directory", "shell", "wall", "gdb", "started_by", "snapshot",
     }  # fmt: skip
     assert (answer["name"], answer["cid"], answer["shell"]) == ("m", 77, ["vsh", "--cid", "77"])
     assert Path(answer["directory"]).is_dir()
@@ -115,6 +115,21 @@ def test_word_behind_gdb_is_a_port_or_the_image(vmkit: Vmkit, recipe: str, words
     assert answer["qemu"][answer["qemu"].index("-gdb") + 1] == gdb
 
 
+@pytest.mark.parametrize(
+    ("words", "brief", "hint"),
+    [
+        (["--name", "m"], "a machine named 'm' is running", "vmkit down m, or choose another --name"),
+        (["--cid", "77"], "CID 77 is in use by the machine 'm'", "vmkit down m, or choose another --cid"),
+    ],
+)
+def test_name_or_cid_in_use_is_refused_before_vmkit_builds_or_starts_anything(
+    up: Vmkit, words: list[str], brief: str, hint: str
+) -> None:
+    assert up("ready", "--name", "m", "--cid", "77").status == 0
+    done = up("ready", *words)
+    assert (done.status, done.out, done.err) == (1, "", f"vmkit: {brief}\nhint: {hint}\n")
+
+
 def test_reuse_takes_the_machine_that_is_ready(up: Vmkit) -> None:
     assert up("ready").status == 0
     done = up("ready", "--reuse")
@@ -152,10 +167,14 @@ def test_second_up_of_an_image_takes_the_next_name(up: Vmkit) -> None:
         (("--cid", "x"), "vmkit: Invalid value for '--cid'", 64),
         (("--name", "a/b"), "vmkit: 'a/b' cannot be a machine's name", 64),
         (("--memory", "much"), "vmkit: 'much' is not an amount of memory", 64),
-        (("--memory", "1M"), "vmkit: 1 MiB of memory is too little to boot", 64),
+        (("--memory", "1M"), "vmkit: --memory must be at least 64 MiB, not 1", 64),
         (("--memory", "900000G"), "vmkit: the machine asks for 921600000 MiB of memory", 1),
         (("--cpus", "0"), "vmkit: --cpus must be between 1 and 255, not 0", 64),
-        (("--timeout", "nan"), "vmkit: Invalid value for '--timeout': 'nan' is no number of seconds", 64),
+        (
+            ("--timeout", "nan"),
+            "vmkit: Invalid value for '--timeout': must be between 0 and 604800 seconds, not nan",
+            64,
+        ),
         (("--timeout", "-1"), "vmkit: Invalid value for '--timeout'", 64),
         (("--timeout", "1e300"), "vmkit: Invalid value for '--timeout'", 64),
         (("--timeout", "0"), "vmkit: --timeout must be above 0 and at most 604800 seconds, not 0", 64),
@@ -175,7 +194,7 @@ def test_second_up_of_an_image_takes_the_next_name(up: Vmkit) -> None:
         (("--append", "a\nb"), "vmkit: --append must not contain a NUL or a newline", 64),
         (("--append", "x" * 3000), "vmkit: the kernel command line is too long", 64),
         (("--accel", "fast"), "vmkit: Invalid value for '--accel'", 64),
-        (("--backend", "vhost"), "vmkit: the vhost backend cannot be used: VSH_AF_VSOCK=deny is set", 1),
+        (("--backend", "vhost"), "vmkit: this host cannot run the backend vhost: VSH_AF_VSOCK=deny is set", 1),
         (("--nope",), "vmkit: No such option", 64),
     ],
 )

@@ -95,7 +95,7 @@ def test_no_checkout(docker: Docker, tmp_path: Path) -> None:
             ],
             1,
             "the engine cannot reach the registry",
-            "is there a network?",
+            "without a network, name a base",
         ),
         (
             [

@@ -222,7 +222,7 @@ except VmkitError as error:
     print(error.render("vmkit"))
 """
     done = subprocess.run([command()[0], "-c", code], capture_output=True, check=False, timeout=DEADLINE_S)
-    assert b"this user may not speak to the Docker engine" in done.stdout, done.stderr
+    assert b"this user cannot open the socket of the Docker engine" in done.stdout, done.stderr
     assert b"usermod -aG docker" in done.stdout
 
 

@@ -27,7 +27,7 @@ from vmkit.image.build import (
 )
 from vmkit.image.debian.packages import hash_file, make_request
 from vmkit.image.formats.cpio import read_cpio
-from vmkit.image.formats.tree import Kind, Node
+from vmkit.image.formats.tree import FileKind, Node
 from vmkit.image.recipe.config import ImageSpec, load_image
 from vmkit.image.recipe.inputs import read_inputs
 
@@ -76,13 +76,13 @@ colour = "blue"
     )
     nodes = read_initrd(build_image(spec))
     assert nodes["init"].data.decode() == "#!/bin/sh\nfirst third_part second my blue\n/etc/vmkit/hook\n"
-    assert nodes["usr/bin/tool"] == Node(Kind.FILE, 0o4755, b"\0binary", 5, 6)
+    assert nodes["usr/bin/tool"] == Node(FileKind.FILE, 0o4755, b"\0binary", 5, 6)
     assert nodes["etc/link"].data == b"/etc/passwd"
-    assert nodes["srv/x"] == Node(Kind.DIRECTORY, 0o1777)
+    assert nodes["srv/x"] == Node(FileKind.DIRECTORY, 0o1777)
     assert nodes["etc/vmkit/hook"].mode == 0o755
-    assert nodes["usr/bin/ls"] == Node(Kind.SYMLINK, 0o777, b"/usr/bin/busybox")
-    assert nodes["usr/sbin/insmod"].kind is Kind.SYMLINK
-    assert nodes["dev/console"] == Node(Kind.CHARACTER, 0o600, device=(5, 1))
+    assert nodes["usr/bin/ls"] == Node(FileKind.SYMLINK, 0o777, b"/usr/bin/busybox")
+    assert nodes["usr/sbin/insmod"].kind is FileKind.SYMLINK
+    assert nodes["dev/console"] == Node(FileKind.CHARACTER, 0o600, device=(5, 1))
     assert {"proc", "sys", "bin", "lib64"} <= set(nodes)
     assert not [path for path in nodes if "unwanted" in path]
 
@@ -326,6 +326,25 @@ def test_user_that_the_image_lacks_is_named(cache_dir: Path, fake_spec: FakeSpec
     assert "root, user" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("base", "recipe", "message"),
+    [
+        ("", 'modules = [\n  "first",\n  "gone-too",\n]\n', r"over\.toml:4: modules: .* has no module 'gone_too'"),
+        ("", 'modules_available = ["gone"]\n', r"over\.toml:2: modules_available: .* has no module 'gone'"),
+        ("", 'root = "disk"\n', r"over\.toml:2: root: .* has no module 'virtio_blk'"),
+        # The first mention is not where the recipe asks for the module.
+        ('# No "gone".\nmodules_available = ["gone"]\n', "", r"my\.toml:4: modules_available: .* has no module 'gone'"),
+    ],
+)
+def test_module_that_the_kernel_lacks_is_named_with_its_recipe_and_key(
+    cache_dir: Path, fake_spec: FakeSpec, write_recipe: Callable[..., Path], base: str, recipe: str, message: str
+) -> None:
+    fake_spec(base, name="my")
+    with pytest.raises(ConfigError, match=message) as caught:
+        build_image(load_image(str(write_recipe('extends = "./my.toml"\n' + recipe, "over"))))
+    assert "`kernel`" in caught.value.hint
+
+
 def test_missing_library_is_named(
     cache_dir: Path, fake_spec: FakeSpec, tmp_path: Path, make_elf: Callable[..., bytes]
 ) -> None:
@@ -546,7 +565,7 @@ def test_full_disk_is_told_and_leaves_nothing(
     build_image(fake_spec())
     spec = fake_spec(tables=f'"/big" = {{ content = "{"x" * 300_000}" }}\n')
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))"
-    child = _start_child(spec, child_environ, before=limit)
+    child = _start_child(spec, {**child_environ, "PYTHONDONTWRITEBYTECODE": "1"}, before=limit)
     _, errors = child.communicate()
     assert child.returncode == 1
     assert errors.startswith("vmkit: a file would be too large while writing to ")
@@ -615,9 +634,11 @@ def test_build_needs_no_root(
 
 def test_unusable_cache_folder_is_told(nobody_dir: Path, fake_spec: FakeSpec, child_environ: dict[str, str]) -> None:
     done = _run_as_nobody(nobody_dir, fake_spec(), child_environ, Path("/root-only-nowhere/cache"))
-    assert done.stderr.startswith("vmkit: the cache folder cannot be used: ")
+    assert done.stderr.startswith("vmkit: cannot use the cache folder: ")
+    done = _run_as_nobody(nobody_dir, fake_spec(), child_environ, Path("/proc/nowhere/cache"))
+    assert done.stderr.startswith("vmkit: cannot use the cache folder: ")
     locked = nobody_dir / "cache"
     locked.mkdir(mode=0o500)
     os.chown(locked, NOBODY, NOBODY)
     done = _run_as_nobody(nobody_dir, fake_spec(), child_environ, locked)
-    assert done.stderr.startswith("vmkit: the cache folder cannot be used: ")
+    assert done.stderr.startswith("vmkit: cannot use the cache folder: ")

@@ -17,7 +17,7 @@ from vmkit.image.build import BuiltImage, build_image
 from vmkit.image.cache import find_cache_dir
 from vmkit.image.debian.packages import make_request
 from vmkit.image.formats.cpio import read_cpio
-from vmkit.image.formats.tree import Kind
+from vmkit.image.formats.tree import FileKind
 from vmkit.image.interpreter import Interpreter, make_guest_interpreter
 from vmkit.image.recipe.config import load_image
 from vmkit.image.recipe.resources import find_vshd_dir
@@ -132,14 +132,14 @@ def guest_root(tiny: BuiltImage, tmp_path_factory: pytest.TempPathFactory) -> Pa
     for entry in read_cpio(tiny.initrd.read_bytes()):
         path = root / entry.path
         match entry.node.kind:
-            case Kind.DIRECTORY:
+            case FileKind.DIRECTORY:
                 path.mkdir(exist_ok=True)
-            case Kind.SYMLINK:
+            case FileKind.SYMLINK:
                 path.symlink_to(entry.node.data.decode())
-            case Kind.FILE:
+            case FileKind.FILE:
                 path.write_bytes(entry.node.data)
                 path.chmod(entry.node.mode | 0o400)
-            case Kind.CHARACTER:
+            case FileKind.CHARACTER:
                 pass
     return root
 
@@ -237,7 +237,7 @@ def _check_guest(console: str) -> None:
     assert re.search(r"LS c.* /dev/vsock$", console, re.MULTILINE)
     assert "/dev/stdin -> /proc/self/fd/0" in console
     assert "VI BusyBox" in console
-    assert re.search(r"PROFILE /usr/local/sbin:.*:/bin tiny:", console)
+    assert re.search(r"PROFILE /usr/local/sbin:.*:/bin \\h:", console)
     assert "USER user 1000 /home/user" in console
     # What a user puts in root's way in /tmp is not opened by it.
     assert re.findall(r"^TRAP .*/tmp/(file|fifo): Permission denied$", console, re.MULTILINE) == ["file", "fifo"]

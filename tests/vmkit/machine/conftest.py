@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,7 @@ def folders(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in ("runtime", "state", "cache"):
         (root / name).mkdir(mode=0o700)
         monkeypatch.setenv(f"VMKIT_{name.upper()}_DIR", str(root / name))
+    monkeypatch.delenv("VMKIT_SNAPSHOTS_DIR", raising=False)
     yield root
     # Wherever the test has pointed it since.
     monkeypatch.setenv("VMKIT_RUNTIME_DIR", str(root / "runtime"))
@@ -74,13 +76,13 @@ def boot(image: BuiltImage) -> Iterator[Boot]:
     """boot(scenario, **spec) starts a machine whose QEMU plays that scenario."""
     started: list[Started] = []
 
-    def start(scenario: str, *, accelerator: Accelerator | None = Accelerator.TCG, **fields: object) -> Started:
+    def start(scenario: str, *, accelerator: Accelerator | None = Accelerator.TCG, **fields: Any) -> Started:
         spec = MachineSpec(
             append=f"fake={scenario}",
             accelerator=accelerator,
-            backend=fields.pop("backend", Backend.USER),  # type: ignore[arg-type]
-            timeout_s=fields.pop("timeout_s", 20.0),  # type: ignore[arg-type]
-            **fields,  # type: ignore[arg-type]
+            backend=fields.pop("backend", Backend.USER),
+            timeout_s=fields.pop("timeout_s", 20.0),
+            **fields,
         )
         machine = start_machine(spec, build=lambda _image, _tell: image)
         started.append(machine)

@@ -124,7 +124,7 @@ def test_qemu_is_told_with_its_version(tools: Path, image: list[BuiltImage | Non
 def test_old_qemu_is_broken(tools: Path, image: list[BuiltImage | None]) -> None:
     make_qemu(tools, version="5.2.0")
     check = find("qemu")
-    assert (check.level, check.text, check.hint) == (Level.BROKEN, "QEMU 5.2.0 is too old", "6.0 or later is needed")
+    assert (check.level, check.text, check.hint) == (Level.BROKEN, "QEMU 5.2.0 is too old", "vmkit needs 6.0 or later")
 
 
 def test_qemu_without_our_device_is_broken(tools: Path, image: list[BuiltImage | None]) -> None:
@@ -153,12 +153,21 @@ def test_missing_kvm_is_a_fallback(
     assert check.text == f"this host has no {tmp_path / 'nothing'}: TCG will be used, some ten times slower"
 
 
+def test_kvm_that_cannot_be_opened_comes_with_the_way_to_open_it(
+    tools: Path, image: list[BuiltImage | None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(probe, "KVM_DEVICE", str(tmp_path))
+    check = find("kvm")
+    assert (check.level, check.hint) == (Level.FALLBACK, "join the group kvm")
+    assert check.text.startswith(f"cannot open {tmp_path}: Is a directory")
+
+
 def test_kvm_is_not_proven_before_there_is_a_kernel(
     tools: Path, image: list[BuiltImage | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probe, "KVM_DEVICE", "/dev/null")
     check = find("kvm")
-    assert (check.level, "is proven at the first" in check.text) == (Level.OK, True)
+    assert (check.level, "tests whether it works" in check.text) == (Level.OK, True)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +193,7 @@ def test_kvm_is_proven_with_the_built_kernel(
     assert check.level is level
     assert said in check.text
     if level is Level.FALLBACK:
-        assert "to prove it again: rm " in check.hint
+        assert "to test it again: rm " in check.hint
         assert Path(check.hint.rpartition(" ")[2]).is_file()
 
 
@@ -196,7 +205,7 @@ def test_vhost_is_used_or_replaced(
     assert find("vhost-vsock", Door()).level is Level.OK
     check = find("vhost-vsock", Door(errno.EACCES))
     assert check.level is Level.FALLBACK
-    assert check.text == "/dev/vhost-vsock: Permission denied: our own device will be used (backend user)"
+    assert check.text == "/dev/vhost-vsock: Permission denied: vmkit's own device will be used (backend user)"
 
 
 def test_sockets_of_vsock_are_told_without_opening_one(tools: Path, image: list[BuiltImage | None]) -> None:

@@ -46,7 +46,7 @@ def test_vsh_names_the_panic_with_the_consoles_last_lines(boot: Boot) -> None:
     assert (first.returncode, PANIC in first.stderr) == (1, True)
     started.monitor.wait(10)
     again = run_vsh("--vm_name", "tiny", "--", "true").stderr.splitlines()
-    assert again[0] == "vsh: no machine is called 'tiny'"
+    assert again[0] == "vsh: no machine named 'tiny' is running"
     assert again[1].startswith("  the last machine of that name ended ")
     assert again[1].endswith(f" s ago: {PANIC}")
 

@@ -52,8 +52,8 @@ def test_what_qemu_boots_passes(kernel: Callable[[bytes], Path], content: bytes)
         (b"", "empty", "give a bzImage"),
         (gzip.compress(make_bzimage(), mtime=0), "gzip data", "unpack it first: zcat"),
         (lzma.compress(b"x"), "xz data", "xzcat"),
-        (b"\x93random" + b"\1" * 5000, "of no format known here", "give a bzImage"),
-        (b"x", "of no format known here", "give a bzImage"),
+        (b"\x93random" + b"\1" * 5000, "of an unknown format", "give a bzImage"),
+        (b"x", "of an unknown format", "give a bzImage"),
         (b"#!/bin/sh\n", "a script", "give a bzImage"),
         (b"!<arch>\ndebian-binary   0", "a Debian package", "dpkg-deb -x"),
         (b"070701" + b"0" * 200, r"an initramfs \(cpio\)", "give a bzImage"),
@@ -71,7 +71,7 @@ def test_what_qemu_boots_passes(kernel: Callable[[bytes], Path], content: bytes)
     ids=itertools.count(),
 )
 def test_what_is_no_kernel_is_named(kernel: Callable[[bytes], Path], content: bytes, what: str, hint: str) -> None:
-    with pytest.raises(ConfigError, match=f"kernel is no kernel that QEMU can boot: it is {what}") as caught:
+    with pytest.raises(ConfigError, match=f"kernel is not a kernel that QEMU can boot: it is {what}") as caught:
         check_kernel(kernel(content))
     assert hint in caught.value.hint
 
@@ -84,5 +84,6 @@ def test_fifo_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_file_that_cannot_be_read_is_an_error_of_the_host(tmp_path: Path) -> None:
     for path, reason in ((tmp_path / "gone", "No such file"), (tmp_path, "Is a directory")):
-        with pytest.raises(HostError, match=f"cannot read the kernel {path}: {reason}"):
+        with pytest.raises(HostError, match=f"cannot read the kernel {path}: {reason}") as caught:
             check_kernel(path)
+        assert caught.value.hint == ""

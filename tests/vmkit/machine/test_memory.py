@@ -86,9 +86,7 @@ def test_kernel_of_an_unknown_size_counts_for_nothing(write: Write, head: bytes)
 def test_too_little_memory_is_refused_with_the_least_that_is_enough(write: Write, tmp_path: Path) -> None:
     kernel, initrd = write(make_bzimage(32 * MIB), 8192), write(CPIO, 32 * MIB)
     check_guest_memory(132, kernel, initrd)
-    with pytest.raises(
-        ConfigError, match="131 MiB of memory is too little to boot this kernel and initramfs"
-    ) as caught:
+    with pytest.raises(ConfigError, match="for this kernel and initramfs, not 131") as caught:
         check_guest_memory(131, kernel, initrd)
     assert caught.value.hint == "at least 132"
     check_guest_memory(LITTLE_MIB, tmp_path / "nothing", initrd)

@@ -3,6 +3,7 @@
 import inspect
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -57,3 +58,31 @@ def test_values_are_read_by_their_rows() -> None:
     assert make_spec("my", {"accelerator": "auto", "memory": 512}).memory_mib == 512
     with pytest.raises(ConfigError, match="accelerator must be one of auto, kvm, tcg, not 'x'"):
         make_spec("my", {"accelerator": "x"})
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"cpus": "x"}, "cpus must be a whole number, not 'x'"),
+        ({"cpus": True}, "cpus must be a whole number, not True"),
+        ({"memory": None}, "memory must be text or a whole number, not None"),
+        ({"timeout_s": "a"}, "timeout_s must be a number of seconds, not 'a'"),
+        ({"append": 5}, "append must be text, not 5"),
+        ({"kernel": b"x"}, "kernel must be a path, not b'x'"),
+        ({"disks": "/a"}, "disks must be a list of paths, not '/a'"),
+        ({"disks": [5]}, "disks must be a list of paths, and 5 is not a path"),
+        ({"token": "x"}, "token must be True or False, not 'x'"),
+        ({"accelerator": 5}, "accelerator must be text, not 5"),
+        ({"memroy": 1}, "a machine has no option 'memroy'"),
+    ],
+)
+def test_value_of_another_kind_is_refused_by_name(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_spec("tiny", options)
+    assert caught.value.brief == reason
+
+
+def test_values_that_python_may_give_are_taken(tmp_path: Path) -> None:
+    options = {"memory": "1G", "timeout_s": 3, "kernel": tmp_path / "k", "disks": [str(tmp_path)], "cid": None}
+    spec = make_spec("tiny", options)
+    assert (spec.memory_mib, spec.timeout_s, spec.kernel) == (1024, 3, tmp_path / "k")

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.vmkit.machine.conftest import Boot
-from vmkit.machine import registry
-from vmkit.machine.registry import find_state_directory, open_runtime_directory
+from vmkit.entries import folder
+from vmkit.entries.folder import open_runtime_directory
+from vmkit.machine.registry import find_state_directory
 from vsh.errors import VshError
 from vsh.registry import find_runtime_directory
 
@@ -106,7 +107,7 @@ def test_link_that_comes_between_the_look_and_the_making_leads_nowhere(
             squat.symlink_to(precious)
         return path
 
-    monkeypatch.setattr(registry, "find_runtime_directory", look_too_early)
+    monkeypatch.setattr(folder, "find_runtime_directory", look_too_early)
     with pytest.raises(VshError, match="is not a directory"):
         open_runtime_directory()
     assert list(precious.iterdir()) == []

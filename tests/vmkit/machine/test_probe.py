@@ -70,7 +70,7 @@ def test_old_qemu_is_refused(make_qemu: MakeQemu, version: str) -> None:
     make_qemu(f"echo 'QEMU emulator version {version}'")
     with pytest.raises(HostError, match=f"QEMU {version} is too old") as caught:
         find_qemu()
-    assert caught.value.hint == "6.0 or later is needed"
+    assert caught.value.hint == "vmkit needs 6.0 or later"
 
 
 def test_qemu_that_tells_no_version_is_refused_with_its_words(make_qemu: MakeQemu) -> None:
@@ -213,7 +213,7 @@ def test_verdict_that_cannot_be_kept_is_still_given(make_qemu: MakeQemu, device:
 def test_nothing_is_started_where_it_may_not_be(make_qemu: MakeQemu, device: Path, tmp_path: Path) -> None:
     path = make_qemu(WORKS)
     verdict = probe_kvm(Qemu(str(path), (9, 0, 0)), KERNEL, tmp_path, prove=False)
-    assert verdict == Verdict(False, "whether KVM works here is proven at the first start")
+    assert verdict == Verdict(False, "vmkit tests KVM when it starts the first machine")
     assert starts(path) == 0
     assert probe_kvm(Qemu(str(path), (9, 0, 0)), KERNEL, tmp_path).works
     assert probe_kvm(Qemu(str(path), (9, 0, 0)), KERNEL, tmp_path, prove=False).works
@@ -238,7 +238,7 @@ def test_kvm_that_may_not_be_opened_is_told() -> None:
     # Imported before the rights go: the checkout may be readable by its owner only.
     words = [sys.executable, "-c", f"from vmkit.machine import probe\n{script}"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True)
-    assert done.stdout == "/proc/sys/kernel/version cannot be opened: Permission denied\n"
+    assert done.stdout == "cannot open /proc/sys/kernel/version: Permission denied\n"
 
 
 class Door:
@@ -259,7 +259,7 @@ class Door:
 def test_vhost_works_where_its_device_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VSH_AF_VSOCK")
     before = len(os.listdir("/proc/self/fd"))
-    assert probe.probe_vhost(Door()) == Verdict(True, "/dev/vhost-vsock can be opened")
+    assert probe.probe_vhost(Door()) == Verdict(True, "vmkit can open /dev/vhost-vsock")
     assert probe.probe_vhost(Door(13)) == Verdict(False, "/dev/vhost-vsock: Permission denied")
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -276,7 +276,7 @@ WORKING, BROKEN = Verdict(True, "fine"), Verdict(False, "broken")
     [
         (None, WORKING, (Accelerator.KVM, "")),
         (None, BROKEN, (Accelerator.TCG, "broken")),
-        (None, None, (Accelerator.TCG, "KVM was not tried")),
+        (None, None, (Accelerator.TCG, "vmkit did not test KVM")),
         (Accelerator.KVM, None, (Accelerator.KVM, "")),
         (Accelerator.KVM, BROKEN, (Accelerator.KVM, "")),
         (Accelerator.TCG, WORKING, (Accelerator.TCG, "")),
@@ -304,8 +304,12 @@ def test_backend_is_the_asked_one_else_the_fast_one(
 
 
 def test_vhost_that_was_asked_for_and_does_not_work_is_refused() -> None:
-    with pytest.raises(HostError, match="the vhost backend cannot be used: broken"):
+    with pytest.raises(HostError, match="this host cannot run the backend vhost: broken") as caught:
         probe.choose_backend(Backend.VHOST, BROKEN)
+    assert "modprobe vhost_vsock" in caught.value.hint
+    with pytest.raises(HostError) as caught:
+        probe.choose_backend(Backend.VHOST, Verdict(False, "VSH_AF_VSOCK=deny is set"))
+    assert caught.value.hint.startswith("unset VSH_AF_VSOCK")
 
 
 def test_memory_the_host_has_not_is_refused() -> None:

@@ -29,21 +29,22 @@ GOLDEN_USER = """\
 /usr/bin/qemu-system-x86_64 -name guest=tiny,process=vmkit-tiny -nodefaults -no-user-config -display none
 -S -action reboot=shutdown -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
 -machine q35,sata=off,smbus=off,usb=off,hpet=off,memory-backend=ram -accel tcg -cpu max,cx16=off -smp 1 -m 256M
--object memory-backend-memfd,id=ram,size=256M,share=on -device pcie-root-port,id=vsock-port,slot=1
+-object memory-backend-file,mem-path=/proc/self/fd/13,id=ram,size=256M,share=on
+-device pcie-root-port,id=vsock-port,slot=1
 -chardev socket,id=console,fd=11 -serial chardev:console -chardev socket,id=qmp,fd=12 -mon chardev=qmp,mode=control
--kernel /k -initrd /i -append console=ttyS0 quiet panic=-1 cryptomgr.notests lsm=bpf vmkit.ready=7777"""
+-device vmgenid,guid=auto -kernel /k -initrd /i
+-append console=ttyS0 quiet panic=-1 cryptomgr.notests lsm=bpf vmkit.ready=7777 vmkit.name=tiny"""
 
 
 def test_argv_for_the_user_backend_is_golden() -> None:
-    argv = plan_qemu(HARDWARE).render_argv(console_fd=11, qmp_fd=12, ready_port=7777)
+    argv = plan_qemu(HARDWARE).render_argv(console_fd=11, qmp_fd=12, memory_fd=13, ready_port=7777)
     assert " ".join(argv) == " ".join(GOLDEN_USER.splitlines())
 
 
-def test_vhost_backend_needs_no_shared_memory_and_plugs_one_device() -> None:
+def test_vhost_backend_plugs_one_device() -> None:
     plan = plan_qemu(replace(HARDWARE, backend=Backend.VHOST, ready_port=None))
-    argv = plan.render_argv(console_fd=11, qmp_fd=12, ready_port=40123)
-    assert "memory-backend" not in " ".join(argv)
-    assert argv[-1].endswith("vmkit.ready=40123")
+    argv = plan.render_argv(console_fd=11, qmp_fd=12, memory_fd=13, ready_port=40123)
+    assert argv[-1].endswith("vmkit.ready=40123 vmkit.name=tiny")
     (command,) = plan.plug
     assert command.name == "device_add"
     assert command.arguments == {
@@ -76,7 +77,7 @@ def test_kvm_uses_the_hosts_processor() -> None:
 
 def test_users_kernel_arguments_come_last_and_win() -> None:
     line = render_kernel_command_line(replace(HARDWARE, spec=MachineSpec(append="panic=0 loglevel=7")))
-    assert line.endswith("vmkit.ready=7777 panic=0 loglevel=7")
+    assert line.endswith("vmkit.ready=7777 vmkit.name=tiny panic=0 loglevel=7")
 
 
 def test_kernel_command_line_over_the_kernels_limit_is_refused() -> None:
@@ -104,7 +105,7 @@ def test_disks_are_read_only_unless_asked_and_in_order() -> None:
 def test_gdb_is_served_on_a_socket_that_the_monitor_makes() -> None:
     plan = plan_qemu(replace(HARDWARE, spec=MachineSpec(gdb=True)))
     assert [socket.file for socket in plan.sockets] == ["gdb.sock"]
-    argv = plan.render_argv(console_fd=3, qmp_fd=4, ready_port=5, served={"gdb": 6})
+    argv = plan.render_argv(console_fd=3, qmp_fd=4, memory_fd=7, ready_port=5, served={"gdb": 6})
     assert argv[argv.index("-gdb") + 1] == "chardev:gdb"
     assert argv[argv.index("-gdb") - 1] == "socket,id=gdb,fd=6,server=on,wait=off"
     assert "socket,id=gdb,path=gdb.sock,server=on,wait=off" in plan.render_by_hand()
@@ -138,3 +139,9 @@ def test_gdb_is_served_on_loopback_alone() -> None:
 def test_cpu_fits_the_host(accelerator: Accelerator, nested: bool, asked: str | None, accel: str, cpu: str) -> None:
     argv = plan_qemu(replace(HARDWARE, accelerator=accelerator, nested=nested, spec=MachineSpec(cpu=asked))).argv
     assert (argv[argv.index("-accel") + 1], argv[argv.index("-cpu") + 1]) == (accel, cpu)
+
+
+def test_restored_machine_has_the_same_hardware_and_no_kernel() -> None:
+    booted = plan_qemu(HARDWARE).argv
+    restored = plan_qemu(replace(HARDWARE, is_restored=True, token=Path("/t"))).argv
+    assert restored == (*booted[: booted.index("-kernel")], "-incoming", "defer")

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from vmkit.entries import folder as entries_folder
+from vmkit.entries.entry import discard
+from vmkit.entries.folder import open_runtime_directory
 from vmkit.errors import ConfigError, HostError, MachineError
-from vmkit.machine import registry
-from vmkit.machine.registry import discard, find_state_directory, open_runtime_directory, reserve, sweep, write_record
+from vmkit.machine.registry import find_state_directory, reserve, sweep, write_record
 from vmkit.machine.vhost import VhostClaim
 from vsh.errors import VshError
 from vsh.registry import find_machine, read_machines
@@ -251,14 +253,14 @@ def test_full_disk_is_told_and_leaves_nothing(machines: Path) -> None:
         "    with reserve(None, None, 'tiny', {}): pass\n"
         "except HostError as error: print(error.brief)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run([sys.executable, "-B", "-c", script], capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout.startswith("cannot write to the runtime directory")
     assert os.strerror(errno.EFBIG) in done.stdout
     assert names(machines) == []
 
 
 def test_registry_held_for_too_long_is_told(machines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "REGISTRY_DEADLINE_S", 0.05)
+    monkeypatch.setattr(entries_folder, "REGISTRY_DEADLINE_S", 0.05)
     started_s = time.monotonic()
     with hold(machines.parent / "registry.lock"), pytest.raises(HostError, match="another vmkit has held") as caught:
         sweep()

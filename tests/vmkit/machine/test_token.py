@@ -91,9 +91,9 @@ def test_logs_that_are_kept_are_never_the_token() -> None:
 
 def test_qemu_gets_a_path_and_the_guest_a_word() -> None:
     plan = plan_qemu(replace(HARDWARE, token=Path("/run/m,x/token")))
-    argv = plan.render_argv(console_fd=11, qmp_fd=12, ready_port=7777)
+    argv = plan.render_argv(console_fd=11, qmp_fd=12, memory_fd=13, ready_port=7777)
     assert argv[argv.index("-smbios") + 1] == "type=11,path=/run/m,,x/token"
-    assert argv[argv.index("-append") + 1].endswith("vmkit.ready=7777 vmkit.token=smbios")
+    assert argv[argv.index("-append") + 1].endswith("vmkit.ready=7777 vmkit.name=tiny vmkit.token=smbios")
 
 
 def test_machine_without_a_token_has_no_word_of_it() -> None:

@@ -36,20 +36,25 @@ def test_fresh_gives_each_command_a_machine() -> None:
     assert [cell.name for cell in plan(fresh=True).cells] == ["tiny/own/auto/uname", "tiny/own/auto/words"]
 
 
+def test_name_of_a_cell_does_not_depend_on_the_number_of_commands() -> None:
+    assert [cell.name for cell in plan(commands={"uname": "uname -a"}).cells] == ["tiny/own/auto"]
+    assert [cell.name for cell in plan(commands={"a": "true"}, fresh=True).cells] == ["tiny/own/auto/a"]
+
+
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
         ({"image": ["tiny"]}, "unknown key 'image'"),
         ({"images": []}, "images: must be a list"),
         ({"images": "tiny"}, "images: must be a list"),
-        ({"backends": ["kernel"]}, "'kernel' is none"),
+        ({"backends": ["kernel"]}, "backends: must be one of auto, user, vhost, not 'kernel'"),
         ({"commands": {}}, r"\[commands\] is missing"),
         ({"commands": {"a b": "x"}}, "cannot be a name"),
         ({"commands": {"a": ""}}, "commands.a: must be a line"),
         ({"commands": {"a": [1]}}, "commands.a: must be a line"),
         ({"cpus": 0}, "cpus: must be more than 0"),
-        ({"cpus": True}, "cpus: 'True' is not of the kind"),
-        ({"timeout": "long"}, "timeout: 'long' is not of the kind"),
+        ({"cpus": True}, "cpus: must be a value such as 1, not true"),
+        ({"timeout": "long"}, "timeout: must be a value such as 600.0, not 'long'"),
         ({"memory": "much"}, "memory|much"),
         ({"images": ["a/my.toml", "b/my.toml"]}, "two cells are called my/own/auto"),
         ({"kernels": [f"k{n}" for n in range(1001)]}, "1001 machines are more than"),

@@ -31,7 +31,7 @@ class Room:
         self.requests: list[Request] = []
         self.control = ControlServer(self.answer)
 
-    def answer(self, request: Request) -> Answer:
+    async def answer(self, request: Request) -> Answer:
         self.requests.append(request)
         return Answer(True)
 

@@ -57,6 +57,19 @@ def test_error_of_init_decides_what_a_power_off_was(
     assert ("vshd ended 11 times" in told.brief) == (not asked)
 
 
+@pytest.mark.parametrize(
+    ("output", "brief", "hint"),
+    [
+        ("qemu-system-x86_64: unable to find CPU model 'x y'", "QEMU has no CPU model 'x y'", "-cpu help"),
+        ("qemu: ../kvm.c:3183: kvm_buf_set_msrs: Assertion `ret' failed.", "KVM of this host", "--accel tcg"),
+        ("qemu: error: failed to set MSR 0x10a to 0x69", "KVM of this host", "--accel tcg"),
+    ],
+)
+def test_known_error_of_qemu_has_a_hint(output: str, brief: str, hint: str) -> None:
+    told = explain_exit(QemuExit("signal 6", -6, "", output), None, ready=False, asked=False)
+    assert (brief in told.brief, hint in told.hint, told.details) == (True, True, output)
+
+
 def test_panic_in_the_console_of_a_guest_that_powers_off_changes_nothing() -> None:
     """Everybody in the guest whose words reach its console can write such a line."""
     told = explain_exit(QemuExit("status 0", 0, "guest-shutdown", ""), PANIC, ready=True, asked=False)

@@ -10,18 +10,21 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.vmkit.memory.kernel_maker import BANNER_TEXT, KernelMaker
 from tests.vmkit.monitor.test_ready import VsockLike
 from vmkit.errors import MachineError
 from vmkit.image.build import BuiltImage
 from vmkit.machine import probe
+from vmkit.machine.choose import Choices, choose
 from vmkit.machine.launch import LaunchPlan, Layout, Report, Stage, parse_report
 from vmkit.machine.parts.part import Companion, Fitting
 from vmkit.machine.registry import find_state_directory, reserve
 from vmkit.machine.spec import Accelerator, Backend, MachineSpec
-from vmkit.machine.start import choose, plan_launch, plan_record, start_machine
+from vmkit.machine.start import plan_launch, plan_record, start_machine
 from vmkit.machine.vhost import VhostClaim
 from vmkit.machine.words import Quit
 from vmkit.monitor.fittings import Fittings
@@ -96,7 +99,10 @@ def live(
                 seen.entry = find_machine(name=plan.name)
                 seen.qmp = (plan.directory / Layout.QMP_LOG).read_text()
                 seen.argv = (plan.directory / Layout.ARGV).read_text()
-                (at_ready or (lambda one: one._on_control(Quit())))(monitor)
+                if at_ready is None:
+                    await monitor._on_control(Quit())
+                else:
+                    at_ready(monitor)
         writer.close()
 
     async def main() -> None:
@@ -116,8 +122,8 @@ def live(
 def vhost(image: BuiltImage, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Seen]:
     """vhost(scenario, peers) starts a machine of the vhost backend through a fake door, and ends it at READY."""
 
-    def run(scenario: str, peers: list[object], door: Door | None = None, **fields: object) -> Seen:
-        spec = MachineSpec(append=f"fake={scenario}", accelerator=Accelerator.TCG, **fields)  # type: ignore[arg-type]
+    def run(scenario: str, peers: list[object], door: Door | None = None, **fields: Any) -> Seen:
+        spec = MachineSpec(append=f"fake={scenario}", accelerator=Accelerator.TCG, **fields)
         a_door = door or Door()
         with monkeypatch.context() as patch:
             # Nothing is opened but the fake door: the word keeps vmkit from trying, and there is nothing to try.
@@ -143,9 +149,8 @@ def test_vhost_start_is_whole_but_for_the_device(vhost: Callable[..., Seen]) -> 
     assert "vmkit.token=smbios" in seen.argv
     assert seen.entry is not None
     assert (seen.entry.cid, seen.entry.backend, seen.entry.vsock, seen.entry.state) == (5, "vhost", None, "ready")
-    # The port that only the monitor knew, in the guest's kernel command line; no shared memory, no device process.
+    # The port that only the monitor knew, in the guest's kernel command line; no device process.
     assert f"vmkit.ready={READY_PORT}" in seen.argv
-    assert "memory-backend" not in seen.argv
     text = seen.qmp.replace("\n", " ")
     assert '"execute": "getfd"' in text
     assert '"vhost-vsock-pci"' in text
@@ -176,17 +181,17 @@ def test_vhost_without_vsock_sockets_is_told_by_up(image: BuiltImage, monkeypatc
     assert read_machines() == []
 
 
-def user_plan(image: BuiltImage, scenario: str) -> tuple[MachineSpec, object]:
+def user_plan(image: BuiltImage, scenario: str) -> tuple[MachineSpec, Choices]:
     spec = MachineSpec(append=f"fake={scenario}", accelerator=Accelerator.TCG, backend=Backend.USER)
     return spec, choose(spec, lambda _text, _fraction: None, Door(), lambda _image, _tell: image)
 
 
-def run_user(image: BuiltImage, scenario: str, before: Callable[[LaunchPlan], None], **options: object) -> Seen:
+def run_user(image: BuiltImage, scenario: str, before: Callable[[LaunchPlan], None], **options: Any) -> Seen:
     spec, choices = user_plan(image, scenario)
     with reserve("m", None, "tiny", {}) as reservation:
-        plan = plan_launch(spec, choices, reservation, {"backend": "user"})  # type: ignore[arg-type]
+        plan = plan_launch(spec, choices, reservation, {"backend": "user"})
         before(plan)
-        return live(plan, None, **{"open_ready": open_ready_listener, **options})  # type: ignore[arg-type]
+        return live(plan, None, **{"open_ready": open_ready_listener, **options})
 
 
 def test_failure_nobody_foresaw_is_told_and_cleans_up(image: BuiltImage, capfd: pytest.CaptureFixture[str]) -> None:
@@ -276,14 +281,20 @@ def test_device_that_cannot_be_replaced_ends_the_machine(image: BuiltImage, monk
 def test_descriptor_that_was_promised_and_not_given_is_told(image: BuiltImage) -> None:
     spec, choices = user_plan(image, "ready")
     with reserve("m", None, "tiny", {}) as reservation:
-        plan = plan_launch(spec, choices, reservation, {})  # type: ignore[arg-type]
+        plan = plan_launch(spec, choices, reservation, {})
         (fitting,) = plan.qemu.fittings
         object.__setattr__(plan.qemu, "fittings", (replace(fitting, companion=None),))
         seen = live(plan, None, open_fake_vsock([]))
-    assert "no descriptor of it was given" in seen.reports[-1].brief
+    assert "and vmkit up gave none" in seen.reports[-1].brief
 
 
-def test_logs_of_a_life_are_where_they_are_looked_for(image: BuiltImage, folders: Path) -> None:
+def test_logs_of_a_life_are_where_they_are_looked_for(
+    image: BuiltImage, folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = KernelMaker()
+    kernel.log(BANNER_TEXT)
+    (tmp_path / "memory").write_bytes(kernel.memory)
+    monkeypatch.setenv("FAKE_MEMORY", str(tmp_path / "memory"))
     seen = run_user(image, "panic", lambda _plan: None)
     assert seen.stages[-1] is Stage.FAILED
     assert "kernel panicked" in seen.reports[-1].brief

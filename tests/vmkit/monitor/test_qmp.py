@@ -1,6 +1,7 @@
 """QMP against a QEMU that is played at the other end of a socketpair: what it says, refuses, and leaves unsaid."""
 
 import asyncio
+import gc
 import json
 import os
 import socket
@@ -104,6 +105,7 @@ def play(folder: Path, scene: Scene, *, greeting: object = GREETING) -> FakeQemu
                 serving.cancel()
                 await asyncio.gather(serving, return_exceptions=True)
                 theirs.close()
+                await qmp.close()
                 log.close()
         return qemu
 
@@ -133,6 +135,19 @@ def test_qemu_that_has_gone_before_its_greeting_is_an_error(tmp_path: Path) -> N
 
     with pytest.raises(MachineError, match="QEMU does not answer on its monitor"):
         asyncio.run(main())
+
+
+def test_end_of_qemu_leaves_no_error_that_nothing_has_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """asyncio logs such an error when Python collects the session: at any moment, in the midst of other work."""
+
+    async def scene(qmp: Qmp, qemu: FakeQemu) -> None:
+        qemu.sock.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(MachineError, match="did not answer"):
+            await qmp.execute("query-status")
+
+    play(tmp_path, scene)
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
 def test_command_gives_its_answer(tmp_path: Path) -> None:
@@ -284,3 +299,50 @@ def test_wire_is_logged_both_ways(tmp_path: Path) -> None:
     assert '"execute": "cont"' in text
     assert "--> " in text
     assert "<-- " in text
+
+
+def migration(status: str) -> dict[str, object]:
+    return {"event": "MIGRATION", "data": {"status": status}, "timestamp": {"seconds": 1, "microseconds": 0}}
+
+
+@pytest.mark.parametrize(("call", "command"), [("save_state", "migrate"), ("load_state", "migrate-incoming")])
+def test_state_goes_through_a_passed_file_without_the_memory(tmp_path: Path, call: str, command: str) -> None:
+    async def scene(qmp: Qmp, qemu: FakeQemu) -> None:
+        qemu.answers[command] = [migration("active"), {}, migration("completed")]
+        with (tmp_path / "state").open("w+b") as file:
+            await getattr(qmp, call)(file.fileno())
+
+    qemu = play(tmp_path, scene)
+    wanted = [{"capability": name, "state": True} for name in ("events", "x-ignore-shared")]
+    assert qemu.asked[1:] == [
+        ("migrate-set-capabilities", {"capabilities": wanted}),
+        ("getfd", {"fdname": "state"}),
+        (command, {"uri": "fd:state"}),
+    ]
+    (fd,) = qemu.fds
+    assert Path(f"/proc/self/fd/{fd}").readlink() == tmp_path / "state"
+    os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ([{}, migration("failed")], "QEMU refused the state of the machine"),
+        ([{"error": {"class": "GenericError", "desc": "blocked by a device"}}], "blocked by a device"),
+        ([{}], "did not end 'migrate-incoming' within"),
+        ([None], "did not answer"),
+    ],
+)
+def test_state_that_qemu_does_not_take_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: list[object], said: str
+) -> None:
+    for name in ("STATE_DEADLINE_S", "COMMAND_DEADLINE_S"):
+        monkeypatch.setattr(qmp_module, name, 0.2)
+
+    async def scene(qmp: Qmp, qemu: FakeQemu) -> None:
+        qemu.answers["migrate-incoming"] = answers
+        with (tmp_path / "state").open("w+b") as file:
+            await qmp.load_state(file.fileno())
+
+    with pytest.raises(MachineError, match=said):
+        play(tmp_path, scene)

@@ -11,7 +11,7 @@ import pytest
 
 from vmkit.errors import MachineError
 from vmkit.monitor import ready
-from vmkit.monitor.ready import MAX_WRONG_MESSAGES, ReadyListener, is_ready_message, parse_wall
+from vmkit.monitor.ready import MAX_WRONG_MESSAGES, ReadyListener, is_ready_message, parse_wall, parse_wall_text
 from vsh.text import MAX_LINE_CHARACTERS
 
 # Far longer than anything here takes.
@@ -195,3 +195,9 @@ def test_descriptors_are_given_back(path: Path) -> None:
         call(path, message).close()
     run(listener)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_wall_of_a_thaw_is_one_line() -> None:
+    text = "WALL_TRANSPORT=on WALL_DAEMON=missing: vshd also serves CID 7 WALL_KERNEL=off"
+    assert parse_wall_text(text) == {"transport": "on", "daemon": "missing: vshd also serves CID 7", "kernel": "off"}
+    assert parse_wall_text("") == {}

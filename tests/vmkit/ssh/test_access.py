@@ -57,7 +57,7 @@ def test_proxy_command_reports_that_no_machine_runs(folders: Path, tmp_path: Pat
     """Nothing is made for it: no keys, no folder."""
     done = run_proxy(folders, tmp_path / "keys", "root")
     assert done.returncode != 0
-    assert "no machine is called 'm'" in done.stderr
+    assert "no machine named 'm' is running" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "keys").exists()
 

@@ -111,12 +111,33 @@ def test_waiter_gets_a_new_folder_when_the_old_one_was_removed(folders: Path) ->
     with hold_folder(folder):
         waiting = threading.Thread(target=_hold_and_write, args=(folder,))
         waiting.start()
-        (folder / "lock").unlink()
-        folder.rmdir()
+        folder.rename(folder.with_name(".gone"))
     waiting.join(60)
     assert (folder / "known_hosts").read_text() == "x"
     with (folder / "lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_makers_and_removers_at_once_disturb_each_other_in_nothing(folders: Path) -> None:
+    folder = find_folder("m")
+    errors: list[Exception] = []
+
+    def make_and_remove() -> None:
+        try:
+            for _ in range(50):
+                with hold_folder(folder):
+                    write_file(folder / "known_hosts", "x")
+                remove_keys(folder)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=make_and_remove) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert list(folder.parent.iterdir()) == []
 
 
 @needs_keygen

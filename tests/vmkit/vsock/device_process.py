@@ -105,14 +105,20 @@ class Bench:
         self.log_path = directory / "log"
         command = [sys.executable, "-m", "vmkit.vsock", "--guest-cid", str(GUEST_CID)]
         command += ["--vhost-user-fd", str(back.fileno()), "--listen-fd", str(listener.fileno())]
-        command += ["--uds-path", str(self.uds_path), *options]
+        # For the requests of `vmkit vsock`.
+        self.control_path = directory / "c.sock"
+        control = socket.socket(socket.AF_UNIX)
+        control.bind(str(self.control_path))
+        control.listen(16)
+        command += ["--uds-path", str(self.uds_path), "--control-fd", str(control.fileno()), *options]
         if nofile is not None:
             command = ["sh", "-c", f'ulimit -n {nofile}; exec "$0" "$@"', *command]
         with self.log_path.open("wb") as log:
-            fds = (back.fileno(), listener.fileno())
+            fds = (back.fileno(), listener.fileno(), control.fileno())
             self.process = subprocess.Popen(command, pass_fds=fds, stderr=log, stdin=subprocess.DEVNULL, cwd=ROOT)
         back.close()
         listener.close()
+        control.close()
         self.front_socket = front
         self.driver = FakeDriver(front)
 

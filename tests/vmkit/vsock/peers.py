@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vmkit.vsock import packet as pk
-from vmkit.vsock.connection import Connection, Event, State
+from vmkit.vsock.connection import ConnectionEvent, State, VsockConnection
 from vmkit.vsock.muxer import WIDEN_AFTER_BYTES, WINDOW_BYTES, Muxer
 
 GUEST_CID = 3
@@ -192,7 +192,7 @@ class GuestPeer:
 class Program:
     """A host program and the bytes that the device holds for it."""
 
-    connection: Connection
+    connection: VsockConnection
     key: tuple[int, int] = (0, 0)
     pending: bytearray = field(default_factory=bytearray)
     taken: int = 0
@@ -211,7 +211,7 @@ class DevicePeer:
         self.listening = listening
         self.muxer = Muxer(GUEST_CID, notice, max_connections=max_connections)
         self.wire: Wire = deque()
-        self.programs: dict[Connection, Program] = {}
+        self.programs: dict[VsockConnection, Program] = {}
         self.dialing: list[Program] = []
 
     def connect(self, guest_port: int) -> Program | None:
@@ -223,7 +223,7 @@ class DevicePeer:
         self.muxer.request(connection, guest_port)
         return self._add(connection)
 
-    def _add(self, connection: Connection) -> Program:
+    def _add(self, connection: VsockConnection) -> Program:
         program = self.programs[connection] = Program(connection, (connection.host_port, connection.guest_port))
         return program
 
@@ -236,14 +236,14 @@ class DevicePeer:
         program = self.programs.get(connection) or self._add(connection)
         for event in events:
             match event:
-                case Event.DIAL:
+                case ConnectionEvent.DIAL:
                     self.dialing.append(program)
-                case Event.DATA:
+                case ConnectionEvent.DATA:
                     assert payload == pattern(program.taken + len(program.pending), len(payload))
                     program.pending += payload
-                case Event.GUEST_ENDED:
+                case ConnectionEvent.GUEST_ENDED:
                     program.ends_after_pending = True
-                case Event.GUEST_DEAF:
+                case ConnectionEvent.GUEST_DEAF:
                     connection.end(pk.SHUTDOWN_SEND)
                 case _:
                     pass

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from vmkit.vsock import vhost_user as vu
-from vmkit.vsock.backend import Backend
+from vmkit.vsock.backend import VhostUserBackend
 from vmkit.vsock.notices import Notices
 
 
@@ -20,7 +20,7 @@ class Room:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(path)
         listener.listen()
-        self.backend = Backend(back, listener, path, 3, Notices("", lambda _line: None))
+        self.backend = VhostUserBackend(back, listener, path, 3, Notices("", lambda _line: None))
 
     def say(self, request: int) -> None:
         self.front.sendall(vu.HEADER.pack(request, 1, 0))

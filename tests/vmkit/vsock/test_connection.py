@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmkit.vsock import packet as pk
-from vmkit.vsock.connection import Connection, Event, GuestError, LifecycleError, State
+from vmkit.vsock.connection import ConnectionEvent, GuestError, LifecycleError, State, VsockConnection
 
 WINDOW = 1000
 
@@ -18,10 +18,10 @@ def say(op: int, **fields: int) -> pk.Header:
     return base._replace(**fields)
 
 
-def make(state: State) -> Connection:
+def make(state: State) -> VsockConnection:
     """A connection brought to this state by the ways that lead there."""
     if state in {State.DIALING, State.OPEN, State.CLOSING}:
-        connection = Connection(3, WINDOW, State.DIALING)
+        connection = VsockConnection(3, WINDOW, State.DIALING)
         connection.guest_port, connection.host_port = 100, 200
         connection.send.update(5000, 0)
         if state is not State.DIALING:
@@ -31,7 +31,7 @@ def make(state: State) -> Connection:
             connection.end(pk.SHUTDOWN_BOTH)
             connection.next_packet()
         return connection
-    connection = Connection(3, WINDOW, State.GREETING)
+    connection = VsockConnection(3, WINDOW, State.GREETING)
     connection.guest_port = 100
     if state in {State.WAITING, State.REQUESTED}:
         connection.await_driver()
@@ -43,7 +43,7 @@ def make(state: State) -> Connection:
     return connection
 
 
-def drain(connection: Connection) -> list[tuple[int, int]]:
+def drain(connection: VsockConnection) -> list[tuple[int, int]]:
     packets = []
     while connection.has_packet():
         header = connection.next_packet()
@@ -52,42 +52,42 @@ def drain(connection: Connection) -> list[tuple[int, int]]:
 
 
 def test_request_and_response_carry_addresses_and_credit() -> None:
-    connection = Connection(7, WINDOW, State.GREETING)
+    connection = VsockConnection(7, WINDOW, State.GREETING)
     connection.await_driver()
     connection.guest_port = 9001
     connection.request(2**30)
     assert connection.next_packet() == pk.Header(2, 7, 2**30, 9001, 0, 1, pk.OP_REQUEST, 0, WINDOW, 0)
-    assert connection.receive_packet(say(pk.OP_RESPONSE, buf_alloc=4096), 0) == (Event.ANSWERED,)
+    assert connection.receive_packet(say(pk.OP_RESPONSE, buf_alloc=4096), 0) == (ConnectionEvent.ANSWERED,)
     assert connection.is_flowing()
     assert connection.send.free() == 4096
 
 
 TRANSITIONS = [
-    (State.REQUESTED, say(pk.OP_RESPONSE), State.OPEN, (Event.ANSWERED,)),
-    (State.REQUESTED, say(pk.OP_RST), State.GONE, (Event.GONE,)),
-    (State.DIALING, say(pk.OP_RST), State.GONE, (Event.GONE,)),
-    (State.OPEN, say(pk.OP_RW, length=5), State.OPEN, (Event.DATA,)),
+    (State.REQUESTED, say(pk.OP_RESPONSE), State.OPEN, (ConnectionEvent.ANSWERED,)),
+    (State.REQUESTED, say(pk.OP_RST), State.GONE, (ConnectionEvent.GONE,)),
+    (State.DIALING, say(pk.OP_RST), State.GONE, (ConnectionEvent.GONE,)),
+    (State.OPEN, say(pk.OP_RW, length=5), State.OPEN, (ConnectionEvent.DATA,)),
     (State.OPEN, say(pk.OP_RW), State.OPEN, ()),
     (State.OPEN, say(pk.OP_CREDIT_UPDATE), State.OPEN, ()),
-    (State.OPEN, say(pk.OP_CREDIT_REQUEST), State.OPEN, (Event.WAKE,)),
+    (State.OPEN, say(pk.OP_CREDIT_REQUEST), State.OPEN, (ConnectionEvent.WAKE,)),
     (State.OPEN, say(pk.OP_SHUTDOWN), State.OPEN, ()),
-    (State.OPEN, say(pk.OP_SHUTDOWN, flags=1), State.OPEN, (Event.GUEST_DEAF,)),
-    (State.OPEN, say(pk.OP_SHUTDOWN, flags=2), State.OPEN, (Event.GUEST_ENDED,)),
-    (State.OPEN, say(pk.OP_SHUTDOWN, flags=3), State.GONE, (Event.GONE, Event.RESET)),
+    (State.OPEN, say(pk.OP_SHUTDOWN, flags=1), State.OPEN, (ConnectionEvent.GUEST_DEAF,)),
+    (State.OPEN, say(pk.OP_SHUTDOWN, flags=2), State.OPEN, (ConnectionEvent.GUEST_ENDED,)),
+    (State.OPEN, say(pk.OP_SHUTDOWN, flags=3), State.GONE, (ConnectionEvent.GONE, ConnectionEvent.RESET)),
     (State.OPEN, say(pk.OP_SHUTDOWN, flags=0xFFFFFFF0), State.OPEN, ()),
-    (State.OPEN, say(pk.OP_RST), State.GONE, (Event.GONE,)),
+    (State.OPEN, say(pk.OP_RST), State.GONE, (ConnectionEvent.GONE,)),
     (State.CLOSING, say(pk.OP_RW, length=5), State.CLOSING, ()),
     (State.CLOSING, say(pk.OP_CREDIT_UPDATE), State.CLOSING, ()),
     (State.CLOSING, say(pk.OP_CREDIT_REQUEST), State.CLOSING, ()),
     (State.CLOSING, say(pk.OP_SHUTDOWN, flags=2), State.CLOSING, ()),
-    (State.CLOSING, say(pk.OP_SHUTDOWN, flags=3), State.GONE, (Event.GONE, Event.RESET)),
-    (State.CLOSING, say(pk.OP_RST), State.GONE, (Event.GONE,)),
+    (State.CLOSING, say(pk.OP_SHUTDOWN, flags=3), State.GONE, (ConnectionEvent.GONE, ConnectionEvent.RESET)),
+    (State.CLOSING, say(pk.OP_RST), State.GONE, (ConnectionEvent.GONE,)),
 ]
 
 
 @pytest.mark.parametrize(("state", "header", "next_state", "events"), TRANSITIONS)
 def test_connection_follows_its_table(
-    state: State, header: pk.Header, next_state: State, events: tuple[Event, ...]
+    state: State, header: pk.Header, next_state: State, events: tuple[ConnectionEvent, ...]
 ) -> None:
     connection = make(state)
     assert connection.receive_packet(header, header.length) == events
@@ -106,7 +106,7 @@ def test_connection_refuses_everything_else_and_stays_as_it_is(state: State, op:
     assert snapshot(connection) == before
 
 
-def snapshot(connection: Connection) -> tuple[object, ...]:
+def snapshot(connection: VsockConnection) -> tuple[object, ...]:
     send, receive = connection.send, connection.receive
     credit = (send.sent, send.peer_buf_alloc, send.peer_fwd_cnt, receive.pending, receive.fwd_cnt)
     return connection.state, connection.told, connection.heard, connection.has_packet(), credit
@@ -135,7 +135,7 @@ def test_connection_refuses_bytes_after_the_guests_end() -> None:
         connection.receive_packet(say(pk.OP_RW, length=1), 1)
 
 
-HOST_CALLS: dict[str, tuple[Callable[[Connection], object], set[State]]] = {
+HOST_CALLS: dict[str, tuple[Callable[[VsockConnection], object], set[State]]] = {
     "await_driver": (lambda c: c.await_driver(), {State.GREETING, State.REQUESTED}),
     "request": (lambda c: c.request(1), {State.WAITING}),
     "accept": (lambda c: c.accept(), {State.DIALING}),
@@ -193,7 +193,7 @@ def test_host_ends_one_way_then_the_other() -> None:
     assert drain(connection) == [(pk.OP_SHUTDOWN, 2)]
     assert not connection.is_flowing()
     assert not connection.end(pk.SHUTDOWN_SEND)
-    assert connection.receive_packet(say(pk.OP_RW, length=5), 5) == (Event.DATA,)
+    assert connection.receive_packet(say(pk.OP_RW, length=5), 5) == (ConnectionEvent.DATA,)
     assert connection.end(pk.SHUTDOWN_BOTH)
     assert connection.state is State.CLOSING
     assert drain(connection) == [(pk.OP_SHUTDOWN, 3)]
@@ -201,14 +201,14 @@ def test_host_ends_one_way_then_the_other() -> None:
 
 def test_both_ends_one_after_the_other_make_the_guests_end() -> None:
     connection = make(State.OPEN)
-    assert connection.receive_packet(say(pk.OP_SHUTDOWN, flags=1), 0) == (Event.GUEST_DEAF,)
+    assert connection.receive_packet(say(pk.OP_SHUTDOWN, flags=1), 0) == (ConnectionEvent.GUEST_DEAF,)
     assert not connection.is_flowing()
     assert connection.receive_packet(say(pk.OP_SHUTDOWN, flags=1), 0) == ()
-    assert connection.receive_packet(say(pk.OP_SHUTDOWN, flags=2), 0) == (Event.GONE, Event.RESET)
+    assert connection.receive_packet(say(pk.OP_SHUTDOWN, flags=2), 0) == (ConnectionEvent.GONE, ConnectionEvent.RESET)
 
 
 def test_packets_come_in_the_order_the_guest_must_see_them() -> None:
-    connection = Connection(3, WINDOW, State.DIALING)
+    connection = VsockConnection(3, WINDOW, State.DIALING)
     connection.accept()
     connection.receive_packet(say(pk.OP_CREDIT_REQUEST), 0)
     connection.probe_credit()
@@ -250,7 +250,7 @@ HOST_DOES = st.sampled_from(["accept", "end1", "end2", "end3", "deliver", "packe
 
 @given(st.lists(GUEST_SAYS | HOST_DOES, max_size=60))
 def test_connection_keeps_its_invariants_under_any_transcript(turns: list[pk.Header | str]) -> None:
-    connection = Connection(3, WINDOW, State.DIALING)
+    connection = VsockConnection(3, WINDOW, State.DIALING)
     told = heard = 0
     for turn in turns:
         try:
@@ -266,7 +266,7 @@ def test_connection_keeps_its_invariants_under_any_transcript(turns: list[pk.Hea
         assert connection.send.free() >= 0
 
 
-def play(connection: Connection, turn: pk.Header | str) -> None:
+def play(connection: VsockConnection, turn: pk.Header | str) -> None:
     match turn:
         case pk.Header():
             connection.receive_packet(turn, turn.length)

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -275,9 +276,9 @@ def directory() -> Iterator[Path]:
         yield Path(name)
 
 
-def run_device(*options: str, **keywords: object) -> "subprocess.CompletedProcess[str]":
+def run_device(*options: str, **keywords: Any) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "vmkit.vsock", *options]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=WAIT_S, check=False, **keywords)  # type: ignore[call-overload,no-any-return]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=WAIT_S, check=False, **keywords)
 
 
 def test_device_by_hand_makes_and_removes_its_sockets(directory: Path) -> None:

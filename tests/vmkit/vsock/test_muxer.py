@@ -1,20 +1,22 @@
 """Which packet belongs to which connection, who may have one, and what is refused."""
 
+from typing import Any
+
 import pytest
 
 from vmkit.vsock import muxer as mx
 from vmkit.vsock import packet as pk
-from vmkit.vsock.connection import Connection, Event, State
+from vmkit.vsock.connection import ConnectionEvent, State, VsockConnection
 
 
 class Room:
     """A muxer and what it said."""
 
-    def __init__(self, **options: object) -> None:
+    def __init__(self, **options: Any) -> None:
         self.said: list[str] = []
-        self.muxer = mx.Muxer(3, lambda kind, _text: self.said.append(kind), **options)  # type: ignore[arg-type]
+        self.muxer = mx.Muxer(3, lambda kind, _text: self.said.append(kind), **options)
 
-    def receive(self, op: int, **fields: int) -> tuple[Connection | None, tuple[Event, ...]]:
+    def receive(self, op: int, **fields: int) -> tuple[VsockConnection | None, tuple[ConnectionEvent, ...]]:
         header = pk.Header(3, 2, 100, 200, 0, pk.TYPE_STREAM, op, 0, 5000, 0)._replace(**fields)
         return self.muxer.receive(header, header.length)
 
@@ -24,22 +26,22 @@ class Room:
             headers.append(self.muxer.next_stray())
         return headers
 
-    def open_from_guest(self, **fields: int) -> Connection:
+    def open_from_guest(self, **fields: int) -> VsockConnection:
         connection, events = self.receive(pk.OP_REQUEST, **fields)
-        assert connection is not None and events == (Event.DIAL,)
+        assert connection is not None and events == (ConnectionEvent.DIAL,)
         connection.accept()
         connection.next_packet()
         return connection
 
-    def open_from_host(self) -> Connection:
+    def open_from_host(self) -> VsockConnection:
         connection = self.waiting()
         self.muxer.request(connection, 9001)
         assert connection.next_packet().op == pk.OP_REQUEST
         _, events = self.receive(pk.OP_RESPONSE, src_port=9001, dst_port=connection.host_port)
-        assert events == (Event.ANSWERED,)
+        assert events == (ConnectionEvent.ANSWERED,)
         return connection
 
-    def waiting(self) -> Connection:
+    def waiting(self) -> VsockConnection:
         connection = self.muxer.admit()
         assert connection is not None
         connection.await_driver()
@@ -70,7 +72,7 @@ def test_packets_find_their_connection_by_both_ports(room: Room) -> None:
     third = room.open_from_guest(src_port=1, dst_port=8)
     for connection, source, destination in ((first, 1, 7), (second, 2, 7), (third, 1, 8)):
         found, events = room.receive(pk.OP_RW, src_port=source, dst_port=destination, length=3)
-        assert found is connection and events == (Event.DATA,)
+        assert found is connection and events == (ConnectionEvent.DATA,)
 
 
 def test_answer_to_a_request_finds_the_host_program(room: Room) -> None:
@@ -78,7 +80,7 @@ def test_answer_to_a_request_finds_the_host_program(room: Room) -> None:
     room.muxer.request(connection, 9001)
     assert connection.next_packet().op == pk.OP_REQUEST
     found, events = room.receive(pk.OP_RESPONSE, src_port=9001, dst_port=connection.host_port)
-    assert found is connection and events == (Event.ANSWERED,)
+    assert found is connection and events == (ConnectionEvent.ANSWERED,)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ def test_privileged_port_asks_for_a_privileged_source(source: int, is_refused: b
 
 def test_violation_ends_the_connection_with_a_reset(room: Room) -> None:
     connection = room.open_from_guest()
-    assert room.receive(pk.OP_RESPONSE) == (connection, (Event.GONE,))
+    assert room.receive(pk.OP_RESPONSE) == (connection, (ConnectionEvent.GONE,))
     assert connection.state is State.GONE
     assert [header.op for header in room.strays()] == [pk.OP_RST]
     assert room.said == ["violation"]
@@ -141,7 +143,7 @@ def test_violation_ends_the_connection_with_a_reset(room: Room) -> None:
 def test_guest_that_is_done_hears_rst_and_its_ports_are_free(room: Room) -> None:
     connection = room.open_from_guest()
     found, events = room.receive(pk.OP_SHUTDOWN, flags=3)
-    assert found is connection and Event.GONE in events
+    assert found is connection and ConnectionEvent.GONE in events
     assert [header.op for header in room.strays()] == [pk.OP_RST]
     room.receive(pk.OP_RW, length=1)
     assert len(room.strays()) == 1
@@ -152,7 +154,7 @@ def test_closing_connection_gives_way_to_a_new_one(room: Room) -> None:
     old.end(pk.SHUTDOWN_BOTH)
     room.muxer.dismiss(old)
     new, events = room.receive(pk.OP_REQUEST)
-    assert new is not old and events == (Event.DIAL,)
+    assert new is not old and events == (ConnectionEvent.DIAL,)
     assert old.state is State.GONE
     assert room.strays() == []
 

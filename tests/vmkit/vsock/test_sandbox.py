@@ -84,7 +84,7 @@ def test_filter_refuses_every_call_of_another_architecture(architecture: int) ->
         ("socket", 0, (socket.AF_UNIX,), (socket.AF_INET, socket.AF_NETLINK, 40, 0, 2**32 - 1)),
         ("mmap", 2, (0, 1, 3), (4, 5, 7)),
         ("mprotect", 2, (0, 1, 3), (4, 7)),
-        ("ioctl", 1, (0x5421, 0x5451), (0x5412, 0x541B)),
+        ("ioctl", 1, (0x541B, 0x5421, 0x5451), (0x5412, 0x5413)),
         ("fcntl", 1, (3, 4, 1030), (8, 10, 1024)),
         ("prctl", 0, (0x53564D41,), (4, 22, 38)),
         ("rt_sigaction", 0, (1, 15), (31,)),

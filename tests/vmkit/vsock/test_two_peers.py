@@ -6,6 +6,7 @@ packet as it likes; at the end all wires run dry, and the books of both must agr
 
 from collections.abc import Callable
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -127,6 +128,25 @@ class TwoPeers(RuleBasedStateMachine):
     def host_leaves(self, pick: int, end: Callable[[DevicePeer, Program], None]) -> None:
         end(self.device, self.program(pick))
 
+    # A user's faults. They end before all is said, as `vmkit vsock fault NAME clear` ends them.
+
+    @has_programs
+    @rule(pick=PICKS, directions=st.sampled_from(((True, False), (False, True), (True, True))))
+    def user_freezes_credit(self, pick: int, directions: tuple[bool, bool]) -> None:
+        connection = self.program(pick).connection
+        if connection.is_open():
+            if directions[0]:
+                connection.freeze_send()
+            if directions[1]:
+                connection.freeze_receive()
+
+    @has_programs
+    @rule(pick=PICKS)
+    def user_thaws_credit(self, pick: int) -> None:
+        connection = self.program(pick).connection
+        connection.thaw_send()
+        connection.thaw_receive()
+
     # The wires.
 
     @rule(pick=PICKS, size=SIZES, count=st.integers(1, 5))
@@ -170,7 +190,9 @@ class TwoPeers(RuleBasedStateMachine):
     # When everything has been said.
 
     def run_dry(self) -> None:
-        """Delivers all packets, with programs on both sides that read all, until nothing moves."""
+        """Delivers all packets, with programs on both sides that read all, until nothing moves. No fault is left."""
+        for pick in range(len(self.device.programs)):
+            self.user_thaws_credit(pick=pick)
         for _ in range(MAX_ROUNDS):
             if not self.move_all():
                 break
@@ -260,6 +282,29 @@ def test_window_that_grows_right_after_news_of_credit_is_told() -> None:
     peers.host_reads(pick=0, size=10_000)
     peers.all_is_said_and_heard()
     assert peers.program(0).taken == 300_000
+    peers.teardown()
+
+
+@pytest.mark.parametrize("to_guest", [True, False])
+def test_credit_that_was_frozen_is_told_when_it_thaws(to_guest: bool) -> None:
+    """The sender has used up what it had, and nothing but the thaw lets it go on."""
+    peers = TwoPeers()
+    peers.some_are_open(from_host=0, from_guest=1)
+    peers.user_freezes_credit(pick=0, directions=(to_guest, not to_guest))
+    if to_guest:
+        peers.host_writes(pick=0, size=300_000)
+    else:
+        peers.guest_writes(pick=0, size=300_000)
+    for _ in range(20):
+        peers.device_hears(count=5)
+        peers.host_reads(pick=0, size=300_000)
+        peers.device_sends(pick=0, size=300_000, count=5)
+        peers.guest_hears(count=5)
+        peers.guest_reads(pick=0, size=300_000, tells=True)
+    program, sock = peers.program(0), peers.socket(0)
+    assert (sock.received if to_guest else program.taken) == (65_536 if to_guest else FIRST_WINDOW_BYTES)
+    peers.all_is_said_and_heard()
+    assert (sock.received if to_guest else program.taken) == 300_000
     peers.teardown()
 
 

@@ -17,7 +17,7 @@ def render(request: int, payload: bytes = b"", flags: int = 1) -> bytes:
     return vu.HEADER.pack(request, flags, len(payload)) + payload
 
 
-def feed(decoder: vu.Decoder, data: bytes, step: int) -> list[vu.Message]:
+def feed(decoder: vu.Decoder, data: bytes, step: int) -> list[vu.VhostUserMessage]:
     """As a socket would give it: never more than is wanted."""
     messages = []
     while data:
@@ -108,7 +108,7 @@ def test_descriptors_that_nobody_took_are_closed(pair: tuple[socket.socket, sock
     assert message is not None
     fds = list(message.fds)
     assert len(fds) == 2 and all(map(is_open, fds))
-    with pytest.raises(vu.RefusedError, match="2 descriptors"):
+    with pytest.raises(vu.RefusedMessageError, match="2 descriptors"):
         message.take_fd()
     message.close()
     assert not any(map(is_open, fds))
@@ -120,7 +120,7 @@ def test_message_without_its_descriptor_is_refused(pair: tuple[socket.socket, so
     theirs.sendall(render(vu.SET_VRING_KICK, bytes(8)))
     message = vu.receive_message(ours, vu.Decoder())
     assert message is not None
-    with pytest.raises(vu.RefusedError, match="0 descriptors"):
+    with pytest.raises(vu.RefusedMessageError, match="0 descriptors"):
         message.take_fd()
 
 
@@ -177,7 +177,7 @@ def test_payloads_are_parsed() -> None:
     ],
 )
 def test_short_or_absurd_payloads_are_refused(parse: Callable[[bytes], object], payload: bytes) -> None:
-    with pytest.raises(vu.RefusedError):
+    with pytest.raises(vu.RefusedMessageError):
         parse(payload)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmkit.vsock.memory import GuestMemory, MemoryFaultError, RegionSpec, map_memory
+from vmkit.vsock.memory import MappedMemory, MemoryFaultError, RegionSpec, map_memory
 from vmkit.vsock.vring import Chain, RingError, RingLayout, Vring
 
 SIZE = 8
@@ -368,9 +368,10 @@ def test_kick_is_requested_for_the_next_chain_and_what_is_there_is_told(arena: A
     ],
 )
 def test_ring_that_cannot_be_is_refused(arena: Arena, size: int, addresses: tuple[int, int, int]) -> None:
-    places = tuple(FRONT_BASE + offset for offset in addresses)
+    descriptors, available, used = addresses
+    places = (FRONT_BASE + descriptors, FRONT_BASE + available, FRONT_BASE + used)
     with pytest.raises(RingError):
-        RingLayout(arena.memory, size, places, has_event_idx=True, has_indirect=True)  # type: ignore[arg-type]
+        RingLayout(arena.memory, size, places, has_event_idx=True, has_indirect=True)
 
 
 @settings(deadline=None)
@@ -415,7 +416,7 @@ def test_chains_in_splinters_are_not_read_ahead_without_bound(arena: Arena, monk
 
 
 @pytest.fixture
-def two_regions() -> Iterator[GuestMemory]:
+def two_regions() -> Iterator[MappedMemory]:
     fd = os.memfd_create("two")
     os.ftruncate(fd, 0x3000)
     low, high = RegionSpec(0, 0x1000, 0x10000, 0), RegionSpec(0x100000, 0x1000, 0x50000, 0x2000)
@@ -423,7 +424,7 @@ def two_regions() -> Iterator[GuestMemory]:
     os.close(fd)
 
 
-def test_both_kinds_of_addresses_lead_to_the_same_bytes(two_regions: GuestMemory) -> None:
+def test_both_kinds_of_addresses_lead_to_the_same_bytes(two_regions: MappedMemory) -> None:
     two_regions.find(0x100010, 4)[:] = b"high"
     two_regions.find(0x10, 3)[:] = b"low"
     assert bytes(two_regions.find_front(0x50010, 4)) == b"high"
@@ -434,7 +435,7 @@ def test_both_kinds_of_addresses_lead_to_the_same_bytes(two_regions: GuestMemory
 @pytest.mark.parametrize(
     ("address", "size"), [(0x1000, 1), (0xFFF, 2), (0xFFFFF, 1), (0x100FFF, 2), (0x101000, 0), (-1, 1), (2**64, 1)]
 )
-def test_addresses_outside_ram_are_refused(two_regions: GuestMemory, address: int, size: int) -> None:
+def test_addresses_outside_ram_are_refused(two_regions: MappedMemory, address: int, size: int) -> None:
     two_regions.find(0, 1)
     with pytest.raises(MemoryFaultError, match="no RAM"):
         two_regions.find(address, size)

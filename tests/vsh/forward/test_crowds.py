@@ -4,7 +4,6 @@ import contextlib
 import errno
 import os
 import queue
-import resource
 import select
 import socket
 import socketserver
@@ -79,12 +78,9 @@ def test_more_clients_than_sessions_of_the_guest_wait_for_one_another(start_vshd
 
 @pytest.mark.parametrize("files", [64, 250])
 def test_more_clients_than_descriptors_wait_for_one_another(vshd: Vshd, files: int) -> None:
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-
     with (
         serving(Echo) as port,
-        forwarding(vshd, "-L", f"0:127.0.0.1:{port}", preexec_fn=limit) as (process, here),
+        forwarding(vshd, "-L", f"0:127.0.0.1:{port}", limits=f"-n {files}") as (process, here),
     ):
         assert crowd(here, 60) == []
         assert read_errors(process) == []

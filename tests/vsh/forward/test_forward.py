@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import re
+import select
 import socket
 import subprocess
 import sys
@@ -266,6 +267,25 @@ def test_proxy_over_a_socketpair_keeps_half_close(vshd: Vshd) -> None:
             assert process.wait(DEADLINE_S) == 0
 
 
+def test_proxy_over_pipes_ends_its_output_with_the_server(vshd: Vshd) -> None:
+    """The reader of a pipe sees the end although vsh's input stays open."""
+    with (
+        serving(Greet) as port,
+        ended(vshd.start("--proxy", f"localhost:{port}", stdin=subprocess.PIPE)) as process,
+    ):
+        data = b""
+        while True:
+            ready, _, _ = select.select([process.stdout], [], [], DEADLINE_S)
+            assert ready, "no end of the output"
+            piece = os.read(process.stdout.fileno(), 1 << 16)
+            if not piece:
+                break
+            data += piece
+        assert data.endswith(b"hello ")
+        process.stdin.close()
+        assert process.wait(DEADLINE_S) == 0
+
+
 def test_proxy_passes_the_connection_itself(vshd: Vshd) -> None:
     with serving(Echo) as port:
         ours, theirs = socket.socketpair()
@@ -300,7 +320,7 @@ def test_forward_runs_as_the_user(start_vshd: StartVshd) -> None:
 
 def test_usage(vshd: Vshd) -> None:
     for words, text in (
-        (["-N"], b"there is no -L and no -R"),
+        (["-N"], b"-N needs a forward"),
         (["-N", "-L", "1:2", "--", "true"], b"-N runs no command"),
         (["-L", "nonsense"], b"bad forward 'nonsense'"),
         (["-L", "1:2:3:4:5"], b"bad forward"),
@@ -309,6 +329,31 @@ def test_usage(vshd: Vshd) -> None:
         done = vshd.run(*words)
         assert done.returncode == 64, done
         assert text in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-L", "nonsense", "--", "true"], "bad forward 'nonsense'"),
+        (["-N", "-R", "1:2:3:4:5"], "bad forward '1:2:3:4:5'"),
+        (["--proxy=x:y"], "bad forward 'x:y'"),
+        (["-N"], "-N needs a forward"),
+        (["--fdpass"], "--fdpass needs --proxy\nhint: write vsh --proxy=PLACE --fdpass\n"),
+        (["--fdpass", "-L", "1:2"], "--fdpass needs --proxy\n"),
+    ],
+)
+def test_usage_is_checked_before_a_machine_is_looked_for(tmp_path: Path, words: list[str], said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vsh", "--vm_name=gone", *words],
+        env={**ENVIRONMENT, "VMKIT_RUNTIME_DIR": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert done.returncode == 64, done
+    assert done.stderr.startswith(f"vsh: {said}"), done
 
 
 def test_dead_unix_socket_is_replaced_and_a_live_one_is_not(vshd: Vshd, tmp_path: Path) -> None:

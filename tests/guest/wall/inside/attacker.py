@@ -266,8 +266,9 @@ def serve(listeners: list[socket.socket]) -> None:
                 connection, _ = by_fd[fd].accept()
                 with connection:
                     connection.send(GREETING)
-                    # A close with unread bytes is a reset, which could overtake the greeting.
-                    connection.settimeout(2.0)
+                    # A close before the hello has come is a reset, which could overtake the greeting. On a busy host
+                    # a client has taken more than two seconds from its connect to its hello.
+                    connection.settimeout(DEADLINE_S / 2)
                     connection.recv(4096)
             except OSError:
                 pass

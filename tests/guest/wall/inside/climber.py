@@ -112,6 +112,8 @@ def _on_any(step: Callable[[int], object], beside: int = 0) -> str:
         try:
             step(pid)
             return f"done to {pid}"
+        except (ProcessLookupError, FileNotFoundError):
+            continue  # a session that has ended since
         except OSError as error:
             refusal = attacker.name_errno(error.errno or 0)
     return refusal

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from vmkit.errors import BuildError, HostError
-from vmkit.image.debian.apt import Record
+from vmkit.errors import BuildError, HostError, VmkitError
+from vmkit.image.debian.apt import PackageRecord
 from vmkit.image.debian.bootstrap import bootstrap, read_root
 from vmkit.image.debian.packages import Lock, hash_file
-from vmkit.image.formats.tree import Kind, Tree
+from vmkit.image.formats.tree import FileKind, Tree
 
 MakeDeb = Callable[..., Path]
 
@@ -47,7 +47,7 @@ def test_root_is_read_without_the_host_s_files_and_devices(tmp_path: Path) -> No
     make_root(tmp_path / "root.tar")
     tree = Tree()
     read_root(tmp_path / "root.tar", tree)
-    paths = {path for path, node in tree.walk() if node.kind is Kind.FILE}
+    paths = {path for path, node in tree.walk() if node.kind is FileKind.FILE}
     assert paths == {"usr/bin/passwd", "usr/bin/again", "var/lib/dpkg/status"}
     node = tree.find("usr/bin/passwd")
     assert node is not None
@@ -67,7 +67,7 @@ def test_damaged_root_is_told(tmp_path: Path) -> None:
 def lock(make_deb: MakeDeb) -> tuple[Lock, dict[str, Path]]:
     debs = {name: make_deb(name) for name in ("base", "tool")}
     records = tuple(
-        Record(name, "1.0-1", "amd64", deb.stat().st_size, hash_file(deb), "", "") for name, deb in debs.items()
+        PackageRecord(name, "1.0-1", "amd64", deb.stat().st_size, hash_file(deb), "", "") for name, deb in debs.items()
     )
     return Lock("stable", "", "stable", "", ("base", "tool"), records), debs
 
@@ -124,13 +124,13 @@ def test_mmdebstrap_s_failure_is_told(
     lock: tuple[Lock, dict[str, Path]],
     fake_mmdebstrap: Callable[[str], Path],
     script: str,
-    kind: type[Exception],
+    kind: type[VmkitError],
     message: str,
 ) -> None:
     fake_mmdebstrap(script)
     with pytest.raises(kind, match=message) as caught:
         bootstrap(Tree(), *lock, tmp_path)
-    assert "E: " in caught.value.details  # type: ignore[attr-defined]
+    assert "E: " in caught.value.details
 
 
 def test_missing_mmdebstrap_is_told(

@@ -15,7 +15,7 @@ from vmkit.errors import BuildError, CommandError
 from vmkit.image.debian.deb import extract_deb, extract_patterns, read_deb
 from vmkit.image.formats.elf import has_pvh_entry, read_modinfo, read_needed, read_section
 from vmkit.image.formats.lz4 import unpack_lz4
-from vmkit.image.formats.tree import Kind, Tree
+from vmkit.image.formats.tree import FileKind, Tree
 from vmkit.image.formats.vmlinux import extract_vmlinux, find_btf
 from vmkit.image.kernel import take_kernel
 
@@ -29,7 +29,7 @@ def test_deb_gives_files_links_and_modes(make_deb: MakeDeb) -> None:
     deb = make_deb("x", {"bin/x": b"1", "etc/y": b"2"}, links={"lib/z.so": "z.so.1"}, executable=("bin/x",))
     nodes = dict(read_deb(deb))
     assert (nodes["usr/bin/x"].mode, nodes["usr/bin/x"].data) == (0o755, b"1")
-    assert (nodes["usr/lib/z.so"].kind, nodes["usr/lib/z.so"].data) == (Kind.SYMLINK, b"z.so.1")
+    assert (nodes["usr/lib/z.so"].kind, nodes["usr/lib/z.so"].data) == (FileKind.SYMLINK, b"z.so.1")
     assert nodes["etc/y"].uid == 0
 
 
@@ -168,7 +168,7 @@ def test_available_modules_are_shipped_and_not_loaded_and_barred_ones_unknown_to
     [
         ("gone", f"the kernel {VERSION} has no module 'gone'"),
         ("needy", "has no module 'absent', which needy depends on"),
-        ("broken", r"kernel/broken\.ko\.xz cannot be decompressed"),
+        ("broken", r"cannot decompress the kernel module .*kernel/broken\.ko\.xz"),
     ],
 )
 def test_kernel_module_trouble_is_named(make_deb: MakeDeb, make_elf: MakeElf, wanted: str, message: str) -> None:
@@ -241,7 +241,7 @@ def test_btf_of_a_kernel_is_its_section(make_elf: MakeElf) -> None:
 def test_kernel_that_is_damaged_is_not_taken_as_it_is(make_deb: MakeDeb, make_elf: MakeElf) -> None:
     vmlinux = make_elf(note=PVH_NOTE)
     deb = make_deb("linux-image", {f"boot/vmlinuz-{VERSION}": _bzimage(_sized(lzma.compress(vmlinux)[:-20], vmlinux))})
-    with pytest.raises(BuildError, match="cannot be unpacked"):
+    with pytest.raises(BuildError, match="cannot unpack the kernel"):
         take_kernel(deb, Tree(), (), "auto")
 
 
@@ -250,10 +250,10 @@ def test_vmlinux_trouble_is_told(make_elf: MakeElf) -> None:
     cases = {
         "no PVH entry": _bzimage(gzip.compress(plain)),
         "not a bzImage": b"MZ" + bytes(2000),
-        "packed in a way not known": _bzimage(b"LZ00" + bytes(100)),
+        "does not know how this kernel is packed": _bzimage(b"LZ00" + bytes(100)),
         "ends inside its payload": _bzimage(gzip.compress(pvh))[:-60],
         "instead of": _bzimage(lzma.compress(pvh) + bytes(4)),
-        "cannot be unpacked": _bzimage(_sized(lzma.compress(pvh)[:-20], pvh)),
+        "cannot unpack the kernel": _bzimage(_sized(lzma.compress(pvh)[:-20], pvh)),
         "broken, or cut short": _bzimage(_sized(_lz4(pvh)[:-20], pvh)),
         "broken": _bzimage(_sized(b"\x02\x21\x4c\x18" + struct.pack("<I", 4) + b"\xf0\xff\xff\xff", pvh)),
         "inside a block's size": _bzimage(_sized(_lz4(pvh) + b"\x01", pvh)),

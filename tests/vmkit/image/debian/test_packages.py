@@ -152,7 +152,7 @@ def test_changed_package_is_refused(cache_dir: Path, fake_spec: FakeSpec, archiv
     changed = archive.copy(tmp_path / "changed")
     deb = changed.root / "pool/busybox-static_1.0-1_amd64.deb"
     deb.write_bytes(deb.read_bytes()[:-1] + b"x")
-    with pytest.raises(BuildError, match=r"cannot fetch packages|is not the one that was resolved"):
+    with pytest.raises(BuildError, match=r"cannot fetch packages|apt fetched another package"):
         build_image(fake_spec(at=changed))
     assert not [path for path in (cache_dir / "packages").glob("*") if path.stat().st_size == deb.stat().st_size]
 

@@ -9,7 +9,7 @@ import pytest
 
 from vmkit.errors import BuildError
 from vmkit.image.formats.tar import read_tar
-from vmkit.image.formats.tree import Kind, Node
+from vmkit.image.formats.tree import FileKind, Node
 
 
 def make_member(name: str, kind: bytes = tarfile.REGTYPE, data: bytes = b"", **fields: object) -> bytes:
@@ -41,8 +41,8 @@ def test_members_become_nodes_with_normal_paths() -> None:
         make_member("long/" + "x" * 300, data=b"1"),
         keep_time=True,
     )
-    assert nodes.pop("bin") == Node(Kind.DIRECTORY, 0o2755, uid=1, mtime_s=0)
-    assert nodes.pop("usr/bin/a") == Node(Kind.FILE, 0o4755, b"content", gid=7, mtime_s=9)
+    assert nodes.pop("bin") == Node(FileKind.DIRECTORY, 0o2755, uid=1, mtime_s=0)
+    assert nodes.pop("usr/bin/a") == Node(FileKind.FILE, 0o4755, b"content", gid=7, mtime_s=9)
     assert (nodes["usr/bin/b"].data, nodes["usr/bin/c"].data, nodes["usr/bin/d"].data) == (b"a", b"content", b"content")
     assert nodes["usr/bin/d"].mode == 0o600
     assert set(nodes) == {"usr/bin/b", "usr/bin/c", "usr/bin/d", "long/" + "x" * 300}
@@ -128,7 +128,7 @@ def test_tar_is_read_from_a_pipe(tmp_path: Path) -> None:
         def readable(self) -> bool:
             return True
 
-        def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # typeshed wants any buffer
             return self._data.readinto(memoryview(buffer)[:100])
 
     archive = make_member("a", data=b"x" * 5000) + make_member("b", tarfile.LNKTYPE, linkname="a") + END

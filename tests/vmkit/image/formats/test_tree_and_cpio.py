@@ -8,7 +8,16 @@ import pytest
 from vmkit.errors import BuildError
 from vmkit.image.formats import tree as tree_module
 from vmkit.image.formats.cpio import read_cpio, render_cpio
-from vmkit.image.formats.tree import MTIME_S, Kind, Node, Tree, directory_node, file_node, normalise_path, symlink_node
+from vmkit.image.formats.tree import (
+    MTIME_S,
+    FileKind,
+    Node,
+    Tree,
+    directory_node,
+    file_node,
+    normalise_path,
+    symlink_node,
+)
 
 
 @pytest.mark.parametrize(
@@ -42,9 +51,9 @@ def test_tree_makes_parents_and_replaces_files() -> None:
 def test_tree_refuses_a_file_where_a_directory_is() -> None:
     tree = Tree()
     tree.add("/etc/a", file_node(b""))
-    with pytest.raises(BuildError, match="'/etc/a' is wanted both as a file and as a directory"):
+    with pytest.raises(BuildError, match="the recipe wants '/etc/a' both as a file and as a directory"):
         tree.add("/etc/a", directory_node())
-    with pytest.raises(BuildError, match="'/etc/a/b' cannot be put there"):
+    with pytest.raises(BuildError, match="cannot put '/etc/a/b' there"):
         tree.add("/etc/a/b", file_node(b""))
 
 
@@ -60,7 +69,7 @@ def test_tree_goes_through_symlinks_to_directories() -> None:
     tree.add("/etc/b", symlink_node("/etc/a"))
     with pytest.raises(BuildError, match="too many symlinks"):
         tree.add("/etc/a/x", file_node(b""))
-    with pytest.raises(BuildError, match="'/run' is wanted both as a directory and as a symlink"):
+    with pytest.raises(BuildError, match="the recipe wants '/run' both as a directory and as a symlink"):
         tree.add("/run", symlink_node("/var/run"))
 
 
@@ -85,9 +94,9 @@ def test_tree_has_a_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _sample(order: int) -> Tree:
     nodes = [
-        ("/dev/console", Node(Kind.CHARACTER, 0o600, device=(5, 1))),
+        ("/dev/console", Node(FileKind.CHARACTER, 0o600, device=(5, 1))),
         ("/etc/x", file_node(b"hello", 0o640)),
-        ("/home/user", Node(Kind.DIRECTORY, 0o755, uid=1000, gid=1000)),
+        ("/home/user", Node(FileKind.DIRECTORY, 0o755, uid=1000, gid=1000)),
         ("/tmp", directory_node(0o1777)),
         ("/usr/bin/tool", symlink_node("/bin/busybox")),
     ]

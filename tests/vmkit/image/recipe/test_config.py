@@ -8,7 +8,7 @@ import pytest
 from vmkit.errors import ConfigError
 from vmkit.image.recipe import config
 from vmkit.image.recipe.config import ImageSpec, find_mention, list_images, load_image
-from vmkit.image.recipe.settings import HOOK_PATH, SETTINGS, FileSpec, Source, find_line
+from vmkit.image.recipe.settings import HOOK_PATH, SETTINGS, ContentKind, FileSpec, find_line
 from vmkit.image.wall.spec import KernelLayer, WallSpec
 
 WriteRecipe = Callable[..., Path]
@@ -71,10 +71,10 @@ ports = [1, 2]
     assert mine.modules == (*tiny.modules, "virtio_net")
     assert dict(mine.variables) == dict(tiny.variables) | {"hostname": "lab", "ports": (1, 2)}
     assert set(mine.files) - set(tiny.files) == {
-        FileSpec("/usr/bin/tool", Source.SOURCE, str(tmp_path / "tool"), 0o755, 0, 0),
-        FileSpec("/etc/motd", Source.CONTENT, "hello", 0o644, 0, 0),
+        FileSpec("/usr/bin/tool", ContentKind.SOURCE, str(tmp_path / "tool"), 0o755, 0, 0),
+        FileSpec("/etc/motd", ContentKind.CONTENT, "hello", 0o644, 0, 0),
     }
-    assert mine.hook == FileSpec(HOOK_PATH, Source.SOURCE, str(tmp_path / "setup.sh"), 0o755, 0, 0)
+    assert mine.hook == FileSpec(HOOK_PATH, ContentKind.SOURCE, str(tmp_path / "setup.sh"), 0o755, 0, 0)
 
 
 def test_wall_is_up_unless_told_and_its_keys_join(write_recipe: WriteRecipe) -> None:
@@ -118,7 +118,7 @@ def test_recipe_that_extends_itself_is_refused(write_recipe: WriteRecipe) -> Non
         ('extends = "tiny"\nkernel_args = ["vmkit.ready=1"]\n', r"kernel_args: words that begin with 'vmkit\.'"),
         (
             'extends = "tiny"\nmodules = ["vsock-loopback"]\n',
-            r"my\.toml:2: modules: vsock_loopback is not loaded",
+            r"my\.toml:2: modules: the guest does not load vsock_loopback",
         ),
         ('extends = "tiny"\n[wall]\nkernal = true\n', r"my\.toml:3: unknown key 'wall\.kernal'"),
         ('extends = "tiny"\n[wall]\ndaemon = 1\n', r"my\.toml:3: wall\.daemon: must be true/false, not a number"),
@@ -139,7 +139,8 @@ def test_recipe_that_extends_itself_is_refused(write_recipe: WriteRecipe) -> Non
         ('extends = "tiny"\n[files]\n"/x" = { content = "", mode = "755" }\n', r"files\./x\.mode: must be a number"),
         ('extends = "tiny"\n[files."/x"]\ncontent = 1\n', r"my\.toml:3: files\./x\.content: must be text"),
         ('extends = "tiny"\n[files]\n"/x" = { template = "../x" }\n', r"'\.\./x' is not a template's name"),
-        ('extends = "tyni"\n', r"there is no image 'tyni'"),
+        ('extends = "tyni"\n', r"my\.toml: extends: there is no image 'tyni'"),
+        ('extends = "./gone.toml"\n', r"my\.toml: extends: there is no recipe .*gone\.toml"),
         ('description = "no kernel"\n', r"the recipe names no kernel"),
         ('extends = "tiny"\nbroken =\n', r"my\.toml: not valid TOML: .*line 2"),
     ],
@@ -176,7 +177,7 @@ def test_recipe_that_is_too_large_is_refused(tmp_path: Path) -> None:
 
 
 def test_recipe_file_name_must_be_an_image_name(write_recipe: WriteRecipe) -> None:
-    with pytest.raises(ConfigError, match="'My Image' is none"):
+    with pytest.raises(ConfigError, match="'My Image' cannot be an image's name"):
         load_image(str(write_recipe('extends = "tiny"\n', "My Image")))
 
 

@@ -48,7 +48,7 @@ def find_toys(folder: Path) -> list[int]:
 
 def test_toy_is_an_option_of_the_command_line() -> None:
     words = " ".join(vmkit("up", "--help").stdout.split())
-    assert "--toy TEXT Wind up a toy of this colour." in words
+    assert "--toy COLOUR Wind up a toy of this colour." in words
 
 
 def test_toy_is_checked_before_anything_starts(recipe: str) -> None:
@@ -107,3 +107,25 @@ def test_log_of_the_toy_is_kept_with_the_others(recipe: str) -> None:
     kept = find_state_directory() / "m" / "toy.log"
     wait_until(kept.exists, "the logs are kept")
     wait_until(lambda: kept.read_text() == "a green toy\n", "the toy's, too")
+    assert vmkit("logs", "m", "--kind", "toy").stdout == "a green toy\n"
+
+
+def test_log_of_the_toy_is_one_that_logs_prints(recipe: str) -> None:
+    assert up(recipe, "--toy", "red").returncode == 0
+    machine = find_machine(name="m")
+    assert machine is not None
+    wait_until(lambda: (Path(machine.directory) / "toy.log").read_text() == "a red toy\n", "the toy speaks")
+    assert vmkit("logs", "m", "--kind", "toy").stdout == "a red toy\n"
+    shown = " ".join(vmkit("logs", "--help").stdout.split())
+    assert "|toy|vsock]" in shown and "(vsock, toy)" in shown
+
+
+def test_log_of_an_earlier_toy_does_not_stay_with_the_logs_of_a_machine_without_it(recipe: str) -> None:
+    for words in (["--toy", "green"], []):
+        assert up(recipe, *words).returncode == 0
+        machine = find_machine(name="m")
+        assert machine is not None
+        os.kill(int(str(machine.record["qemu_pid"])), 9)
+        assert stop.wait_for_end(machine, DEADLINE_S) is not None
+        wait_until(lambda: read_machines() == [], "the machine is gone")
+        assert (find_state_directory() / "m" / "toy.log").exists() == bool(words)

@@ -4,7 +4,7 @@ import sys
 
 from vmkit.errors import ConfigError
 from vmkit.machine.hardware import Hardware
-from vmkit.machine.parts.part import FRONTEND_MARK, Companion, Fitting, Kind, Option, Part, QmpCommand
+from vmkit.machine.parts.part import FRONTEND_MARK, Companion, Fitting, Option, OptionKind, Part, QmpCommand
 from vmkit.machine.spec import MachineSpec
 
 # Prints its colour, and lives as long as its connection to QEMU.
@@ -19,7 +19,8 @@ class ToyPart(Part):
     """`toy`: its colour."""
 
     name = "toy"
-    options = (Option("toy", Kind.TEXT, flag="--toy", help="Wind up a toy of this colour."),)
+    log = "toy.log"
+    options = (Option("toy", OptionKind.TEXT, flag="--toy", metavar="COLOUR", help="Wind up a toy of this colour."),)
 
     def check(self, spec: MachineSpec) -> None:
         if spec.find_more("toy") == "grey":
@@ -47,7 +48,7 @@ class ToyPart(Part):
                 (sys.executable, "-c", PROGRAM, FRONTEND_MARK, colour),
                 title="toy",
                 kind="toy",
-                log="toy.log",
+                log=self.log,
                 device="toy0",
                 removal=(QmpCommand("chardev-remove", {"id": "toy-char"}),),
             ),

@@ -1,6 +1,6 @@
 """A machine of the image `nested`: a Linux host of the tests' own, with a real /dev/vhost-vsock and a real AF_VSOCK.
 
-Whoever needs such a host takes the fixture `host_machine` (one for the whole run), runs commands in it and copies files
+Whoever needs such a host takes the fixture `nested_host` (one for the whole run), runs commands in it and copies files
 in and out. Machines started in it are inner machines. They run under its KVM, on the virtualisation that QEMU emulates,
 and boot in 10 to 30 s; emulated in emulation (`--accel tcg`) it is minutes.
 
@@ -20,7 +20,7 @@ from vmkit.image.wall.spec import LOOPBACK_MODULE
 from vmkit.machine.machine import Machine
 from vsh.client import Result
 
-NAME = "host"
+NAME = "nested"
 # Not one that an inner machine would be given: the host VM has this one itself.
 CID = 1000
 # Its disk is in it, and the images of inner machines are on that.
@@ -54,7 +54,7 @@ def write_recipe(folder: Path) -> Path:
     return path
 
 
-class HostMachine:
+class NestedHost:
     """The running host VM. `machine` is its own vmkit.Machine."""
 
     def __init__(self, machine: Machine) -> None:
