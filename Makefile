@@ -9,25 +9,29 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # zstd unpacks Debian's kernel; the keyring verifies Debian's packages; mmdebstrap and e2fsprogs make images with a disk.
 PACKAGES := qemu-system-x86 zstd debian-archive-keyring ca-certificates mmdebstrap e2fsprogs
 # The tests sign archives of their own, try every compression, boot a busybox to measure against, and look into a guest with gdb.
-TEST_PACKAGES := cpio gpg lz4 busybox-static gdb nftables iproute2 curl socat openssh-client
+TEST_PACKAGES := cpio gpg lz4 busybox-static gdb nftables iproute2 curl socat openssh-client openssh-sftp-server
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST_ARGS ?=
 
 .PHONY: help up down test slow quick unit vm wall-full lint drift docker bench fuzz api lock packages test-packages clean
 
 help:
-	@echo 'make up      install what is missing, build the image tiny, boot it, run a command in it'
-	@echo 'make down    stop what make up started'
-	@echo 'make test    install what is missing, then the tests (unit: without VMs; vm: only with)'
-	@echo 'make slow    the tests that take longest, which make test leaves out: quarter of an hour'
-	@echo 'make quick   the tests that start no programs: seconds'
-	@echo 'make drift   build from the newest packages and tell what differs from images/*.lock'
-	@echo 'make docker     the Docker image, and the tests inside it, with the engine there is or one of its own'
-	@echo 'make wall-full   attack every image, kernel, set of layers and backend (an hour), and write docs/explanation/wall.md'
-	@echo 'make bench   print the figures of docs/explanation/benchmarks.md'
-	@echo 'make fuzz    fuzz every parser for longer than the tests do (CASES=1000000)'
-	@echo 'make api     write docs/reference/python.md from docstrings, and the same as HTML into build/api'
-	@echo 'make lock    renew requirements/*.lock from pyproject.toml'
+	@echo 'make up         install what is missing, build the image tiny, boot it, run a command in it'
+	@echo 'make down       stop every machine of vmkit'
+	@echo 'make test       install what is missing, then run the tests, real VMs included: twenty minutes'
+	@echo 'make quick      run the tests that start no programs: seconds'
+	@echo 'make unit       run the tests without VMs'
+	@echo 'make vm         run the tests with VMs'
+	@echo 'make slow       run the slowest tests, which make test skips: a quarter of an hour'
+	@echo 'make lint       check style and types'
+	@echo 'make fuzz       fuzz every parser for longer than the tests do (CASES=1000000)'
+	@echo 'make docker     build the Docker image, and run the tests in it; starts an engine if none runs'
+	@echo 'make wall-full  attack every image, kernel and backend, and write docs/explanation/wall.md: an hour'
+	@echo 'make bench      print the figures of docs/explanation/benchmarks.md'
+	@echo 'make drift      build from the newest packages, and list the packages that differ from images/*.lock'
+	@echo 'make api        write docs/reference/python.md from the docstrings, and the same as HTML into build/api'
+	@echo 'make lock       renew requirements/*.lock from pyproject.toml'
+	@echo 'make clean      remove .venv and everything that builds and tests made here'
 
 up: $(VENV)/.run
 	@$(BIN)/vmkit up --reuse tiny
@@ -38,8 +42,11 @@ up: $(VENV)/.run
 down: $(VENV)/.run
 	@$(BIN)/vmkit down --all
 
+# Files stay whole, for tests of one file share machines. Two workers have up to five machines at a time: 4 GiB.
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist loadfile
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow' $(PYTEST_ARGS)
 
 # The rest, green before a release: its summary goes into docs/explanation/benchmarks.md.
 slow: $(VENV)/.test
@@ -48,13 +55,13 @@ slow: $(VENV)/.test
 # In-process tests alone, on two cores: while you edit.
 QUICK := tests/test_architecture.py tests/vmkit/image tests/vmkit/machine tests/vmkit/matrix tests/vmkit/vsock tests/vsh tests/vshd
 quick: $(VENV)/.test
-	$(BIN)/python -m pytest -q -n 2 -m 'not vm and not process and not slow' $(QUICK) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n 2 -m 'not vm and not process and not load and not slow' $(QUICK) $(PYTEST_ARGS)
 
 unit: $(VENV)/.test
-	$(BIN)/python -m pytest -m 'not vm and not slow' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not vm and not slow' $(PYTEST_ARGS)
 
 vm: $(VENV)/.test
-	$(BIN)/python -m pytest -m 'vm and not slow' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m 'vm and not slow' $(PYTEST_ARGS)
 
 # Some forty guests, those of the backend vhost in a host VM: most of an hour under emulation.
 wall-full: $(VENV)/.test
@@ -85,6 +92,9 @@ fuzz: $(VENV)/.test
 	$(BIN)/python -m tests.fuzz.fuzz_vsock_device --cases $(CASES)
 	$(BIN)/python -m tests.fuzz.fuzz_vsock_peers --cases $(CASES)
 	$(BIN)/python -m tests.fuzz.fuzz_btf --cases $(CASES)
+	$(BIN)/python -m tests.fuzz.fuzz_kernel_log --cases $(CASES)
+	$(BIN)/python -m tests.fuzz.fuzz_sftp_client --cases $(CASES)
+	$(BIN)/python -m tests.fuzz.fuzz_sftp --cases $(CASES)
 
 # apt is asked only when a package is missing, so a second run needs neither root nor a network.
 packages test-packages:
