@@ -1,6 +1,5 @@
 """Client.popen: a command of a guest with file-like streams, against a real vshd."""
 
-import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.descriptors import nothing_left_open
 from tests.vsh.live import DEADLINE_S, StartVshd, Vshd, wait_until
 from vsh.address import Address
 from vsh.client import Client
@@ -25,12 +25,6 @@ def client(vshd: Vshd, request: pytest.FixtureRequest) -> Iterator[Client]:
 @pytest.fixture
 def modern(vshd: Vshd) -> Client:
     return Client(Address.unix(str(vshd.path)))
-
-
-def count_descriptors() -> int:
-    # What earlier tests left to the collector is not this test's.
-    gc.collect()
-    return len(os.listdir("/proc/self/fd"))
 
 
 def test_process_streams_line_by_line(client: Client) -> None:
@@ -184,26 +178,21 @@ def test_streams_can_be_files_and_descriptors(modern: Client, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["stdin", "stdout", "stderr"])
 def test_stream_of_no_kind_is_refused_and_leaves_nothing(modern: Client, name: str) -> None:
-    before = count_descriptors()
-    with pytest.raises(UsageError, match=f"{name} must be PIPE"):
+    with nothing_left_open(), pytest.raises(UsageError, match=f"{name} must be PIPE"):
         modern.popen(["cat"], **{name: b"data"})  # type: ignore[call-overload]  # the wrong type is the point
-    assert count_descriptors() == before
 
 
 def test_command_that_cannot_be_executed_leaves_nothing(modern: Client) -> None:
-    before = count_descriptors()
-    with pytest.raises(ExecError):
+    with nothing_left_open(), pytest.raises(ExecError):
         modern.popen(["no-such-command"])
-    assert count_descriptors() == before
 
 
 def test_process_leaves_no_descriptor(modern: Client) -> None:
-    before = count_descriptors()
-    for _ in range(3):
-        with modern.popen(["echo", "x"], stdin=PIPE) as process:
-            assert process.stdout is not None
-            assert process.stdout.read() == b"x\n"
-    assert count_descriptors() == before
+    with nothing_left_open():
+        for _ in range(3):
+            with modern.popen(["echo", "x"], stdin=PIPE) as process:
+                assert process.stdout is not None
+                assert process.stdout.read() == b"x\n"
 
 
 def test_block_left_by_an_exception_kills_the_command(modern: Client, vshd: Vshd) -> None:

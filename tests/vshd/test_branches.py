@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.descriptors import nothing_left_open
 from tests.vsh.forward.servers import CountThenAnswer, Echo, connect, read_all, serving
 from tests.vsh.live import DEADLINE_S, IS_VSOCK_GUEST, StartVshd, Vshd, wait_until
 from tests.vshd.test_init import needs_namespace
@@ -338,10 +339,8 @@ def test_user_is_checked_as_for_every_forward(start_vshd: StartVshd) -> None:
 )
 def test_bad_requests_are_refused_and_leave_nothing(fields: dict[str, bytes]) -> None:
     ours, theirs = socket.socketpair()
-    with ours, theirs:
-        before = os.listdir("/proc/self/fd")
+    with ours, theirs, nothing_left_open():
         right = {"branches": b"tcp:127.0.0.1:80", "token": bytes(TOKEN_SIZE)}
         with pytest.raises(RefusalError) as caught:
             open_service(Forward(**{**right, **fields}), theirs.fileno(), SURROUNDINGS)
         assert caught.value.failure.kind == messages.BAD_REQUEST
-        assert os.listdir("/proc/self/fd") == before

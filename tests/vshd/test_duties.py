@@ -1,11 +1,11 @@
 """What pid 1 does before vshd serves: hooks, the loader of the wall's programs, and what the host is told of it."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.descriptors import nothing_left_open
 from vshd.carry import vsock
 from vshd.pid1 import duties
 from vshd.pid1.duties import Duties, DutyError, describe_wall, lock_modules, raise_kernel_layer, run_hook, take_duties
@@ -159,6 +159,5 @@ def test_each_layer_is_told_as_found(
 
 def test_nothing_is_left_open(loader: WriteLoader) -> None:
     loader("#!/bin/sh\nprintf 'no\\001'; exit 1\n")
-    before = os.listdir("/proc/self/fd")
-    raise_kernel_layer(wanting("kernel"))
-    assert os.listdir("/proc/self/fd") == before
+    with nothing_left_open():
+        raise_kernel_layer(wanting("kernel"))

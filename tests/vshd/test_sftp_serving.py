@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.descriptors import nothing_left_open
 from tests.vshd import sftp_peer as sftp
 from tests.vshd.service_thread import serve_in_thread
 from tests.vshd.sftp_peer import NO_ATTRIBUTES, Answer, text, u32, u64
@@ -191,11 +192,9 @@ def test_signal_ends_the_service(tmp_path: Path, is_stuck: bool) -> None:
 
 
 def test_open_files_are_closed_at_the_end(tmp_path: Path) -> None:
-    before = set(os.listdir("/proc/self/fd"))
     (tmp_path / "f").write_bytes(b"x")
-    with serving() as served:
+    with nothing_left_open(), serving() as served:
         for _ in range(5):
             served.open(tmp_path / "f", READ)
         served.send(sftp.OPENDIR, text(os.fsencode(tmp_path)))
         assert served.receive().kind == sftp.HANDLE
-    assert len(os.listdir("/proc/self/fd")) <= len(before) + 1

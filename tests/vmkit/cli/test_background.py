@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.descriptors import read_descriptors
 from tests.docs.schemas import check_form
 from tests.vmkit.cli.conftest import DEADLINE_S, Done, Vmkit
 from tests.vmkit.machine.hurry import hurry_builder
@@ -191,8 +192,9 @@ def test_builder_is_a_process_of_its_own_with_the_lowest_priority(slow: World) -
         assert os.geteuid() != 0 or not group.exists() or group.read_text().endswith(" nice 19\n")
     assert os.getsid(builder.pid) == builder.pid != os.getsid(0)
     # Its null device, its log, its lock; the folder and the lock of the snapshot; its machine's sockets.
-    names = {str(path.readlink()) for path in Path(f"/proc/{builder.pid}/fd").iterdir()}
-    files = {name for name in names if name.startswith("/") and not name.startswith("/memfd:")}
+    files = {
+        name for _, name in read_descriptors(builder.pid) if name.startswith("/") and not name.startswith("/memfd:")
+    }
     ours = (str(slow.snapshots), f"{slow.folders}/runtime/builders/{builder.key}/lock", "/dev/null")
     assert all(name.startswith(ours) or builder.machine in name for name in files), files
 

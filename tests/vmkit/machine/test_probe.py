@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.descriptors import nothing_left_open
 from vmkit.errors import CommandError, HostError
 from vmkit.machine import probe
 from vmkit.machine.probe import Qemu, Verdict, find_qemu, probe_kvm, prove_kvm
@@ -258,10 +259,9 @@ class Door:
 
 def test_vhost_works_where_its_device_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VSH_AF_VSOCK")
-    before = len(os.listdir("/proc/self/fd"))
-    assert probe.probe_vhost(Door()) == Verdict(True, "vmkit can open /dev/vhost-vsock")
-    assert probe.probe_vhost(Door(13)) == Verdict(False, "/dev/vhost-vsock: Permission denied")
-    assert len(os.listdir("/proc/self/fd")) == before
+    with nothing_left_open():
+        assert probe.probe_vhost(Door()) == Verdict(True, "vmkit can open /dev/vhost-vsock")
+        assert probe.probe_vhost(Door(13)) == Verdict(False, "/dev/vhost-vsock: Permission denied")
 
 
 def test_vhost_is_not_even_opened_where_vsock_is_denied() -> None:

@@ -1,6 +1,5 @@
 """A start with a QEMU that plays a scenario: ready, every way to fail, every way to be interrupted; nothing is left."""
 
-import contextlib
 import json
 import os
 import signal
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.descriptors import read_descriptors
 from vmkit.errors import ConfigError, HostError, MachineError
 from vmkit.image.build import BuiltImage
 from vmkit.machine import probe, stop
@@ -80,12 +80,7 @@ def test_children_have_nothing_of_the_monitors(boot: Boot, folders: Path) -> Non
 
 
 def open_files(pid: int) -> set[str]:
-    files = set()
-    for path in Path(f"/proc/{pid}/fd").iterdir():
-        # Closed since it was listed, such as the connection that brought READY.
-        with contextlib.suppress(FileNotFoundError):
-            files.add(str(path.readlink()))
-    return files
+    return {file for _, file in read_descriptors(pid)}
 
 
 def test_second_start_takes_the_next_name_and_cid(boot: Boot) -> None:

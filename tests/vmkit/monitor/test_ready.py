@@ -1,7 +1,6 @@
 """The READY message: whole, in pieces, never; from the guest, from its users, from strangers; a flood of anything."""
 
 import asyncio
-import os
 import socket
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.descriptors import nothing_left_open
 from vmkit.errors import MachineError
 from vmkit.monitor import ready
 from vmkit.monitor.ready import MAX_WRONG_MESSAGES, ReadyListener, is_ready_message, parse_wall, parse_wall_text
@@ -189,12 +189,11 @@ def test_flood_of_strangers_ends_nobodys_start(path: Path) -> None:
 
 
 def test_descriptors_are_given_back(path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
-    listener = listen(path, cid=3, peers=[(9, 1), (3, 5), (3, 5)])
-    for message in (b"x", b"y", b"READY=1\n"):
-        call(path, message).close()
-    run(listener)
-    assert len(os.listdir("/proc/self/fd")) == before
+    with nothing_left_open():
+        listener = listen(path, cid=3, peers=[(9, 1), (3, 5), (3, 5)])
+        for message in (b"x", b"y", b"READY=1\n"):
+            call(path, message).close()
+        run(listener)
 
 
 def test_wall_of_a_thaw_is_one_line() -> None:
