@@ -7,9 +7,10 @@ import click
 
 from vmkit.cli.show import open_transfer, print_json
 from vmkit.cli.values import complete_endpoints
-from vmkit.copy.copying import Copied, CopyError, SftpPeer, copy
+from vmkit.copy.copying import Copied, CopyError, copy
 from vmkit.copy.endpoints import plan_copy
 from vmkit.copy.items import Keep
+from vmkit.copy.transfer import SftpPeer
 from vmkit.errors import ConfigError, MachineError
 from vmkit.machine.running import pick_entry
 from vsh.address import address_of

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.descriptors import nothing_left_open
-from vmkit.copy.copying import Copied, SftpPeer, copy
+from vmkit.copy.copying import Copied, copy
 from vmkit.copy.endpoints import plan_copy
 from vmkit.copy.items import Keep
+from vmkit.copy.transfer import SftpPeer
 
 SFTP_SERVER = "/usr/lib/openssh/sftp-server"
 PLAIN = Keep()
