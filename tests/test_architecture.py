@@ -44,7 +44,7 @@ ARROWS = {
     "vmkit.memory": ("vmkit.memory.*", "vmkit.errors"),
     "vmkit.machine": (
         *("vmkit.machine.*", "vmkit.entries.*", "vmkit.image.*", "vmkit.errors", "vmkit.run", "vmkit.state"),
-        *("vmkit.memory.lines", "vmkit.snapshots.*", "vsh.*", "vmkit"),
+        *("vmkit.memory.lines", "vmkit.snapshots.*", "vmkit.copy.*", "vsh.*", "vmkit"),
     ),
     "vmkit.monitor": (
         *("vmkit.monitor.*", "vmkit.machine.*", "vmkit.memory.*", "vmkit.entries.*", "vmkit.snapshots.*"),
@@ -73,6 +73,7 @@ THIRD_PARTY = {
     "click": ("vmkit.cli", "vmkit.__main__"),
     "rich": ("vmkit.cli.show",),
     "qemu": ("vmkit.monitor.qmp",),
+    "pathspec": ("vmkit.copy.excludes",),
     "jinja2": ("vmkit.image.recipe.sandbox",),
     # The engine's failures are explained in one place; requests is what the SDK speaks HTTP with.
     "matplotlib": ("vmkit.bench.report",),

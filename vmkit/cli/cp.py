@@ -10,15 +10,9 @@ from vmkit.cli.values import complete_endpoints
 from vmkit.copy.copying import Copied, CopyError, copy
 from vmkit.copy.endpoints import plan_copy
 from vmkit.copy.items import Keep
-from vmkit.copy.transfer import SftpPeer
-from vmkit.errors import ConfigError, MachineError
-from vmkit.machine.running import pick_entry
-from vsh.address import address_of
-from vsh.errors import ExecError
-from vsh.subsystem import open_subsystem
+from vmkit.errors import ConfigError
+from vmkit.machine.sftp import open_sftp
 from vsh.text import clean_line
-
-SUBSYSTEM = "sftp"
 
 
 @click.command("cp")
@@ -49,7 +43,7 @@ def cp(
     is_shown = destination.is_stream and sys.stdout.isatty()
     with open_transfer(quiet=quiet or is_shown) as show:
         try:
-            copied = copy(sources, destination, lambda machine: _connect(machine, user), keep=keep, show=show)
+            copied = copy(sources, destination, lambda machine: open_sftp(machine, user), keep=keep, show=show)
         except CopyError as error:
             failure: CopyError | None = error
             copied = error.copied
@@ -61,15 +55,6 @@ def cp(
         print_json(_render(copied, failure.failed if failure else 0))
     if failure is not None:
         raise failure
-
-
-def _connect(machine: str, user: str) -> SftpPeer:
-    entry = pick_entry(machine or None)
-    try:
-        return SftpPeer(entry.name, open_subsystem(address_of(entry), SUBSYSTEM, user=user))
-    except ExecError as error:
-        # Its status is that of a command, and this is none.
-        raise MachineError(error.brief) from error
 
 
 def _render(copied: Copied, failed: int) -> dict[str, object]:

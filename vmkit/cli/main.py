@@ -24,6 +24,7 @@ TASKS = {
     },
     "Files": {
         "cp": "vmkit.cli.cp:cp",
+        "sync": "vmkit.cli.sync:sync",
     },
     "What a machine prints": {
         "logs": "vmkit.cli.logs:logs",

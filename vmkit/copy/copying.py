@@ -10,8 +10,8 @@ from vmkit.copy.endpoints import Endpoint, split_source
 from vmkit.copy.engine import Channel, Step
 from vmkit.copy.guest_sink import GuestSinkFolder
 from vmkit.copy.items import FileError, FullError, ItemKind, Keep, SinkFolder, join_path
+from vmkit.copy.sides import Connect, Sides
 from vmkit.copy.streams import STDIN, STDOUT, StreamFolder, StreamReader
-from vmkit.copy.transfer import Connect, Transfer
 from vmkit.copy.tree import Group, Move, Tally, copy_open_file
 from vmkit.errors import ConfigError, VmkitError
 
@@ -60,9 +60,9 @@ def copy(
     if show is not None:
         tally.show = show
     with contextlib.ExitStack() as stack:
-        transfer = Transfer(connect, keep, tally, stack)
-        copying = _Copying(transfer, sources, destination, into=into)
-        transfer.run(sources, destination, copying.begin)
+        sides = Sides(connect, keep, tally, stack)
+        copying = _Copying(sides, sources, destination, into=into)
+        sides.run(sources, destination, copying.begin)
     tally.show(tally)
     seconds = time.monotonic() - started_s
     copied = Copied(tally.files, tally.directories, tally.links, tally.bytes, seconds, tuple(tally.skipped))
@@ -84,9 +84,9 @@ def render_failures(tally: Tally) -> str:
 class _Copying:
     """Starts the steps of one copy."""
 
-    def __init__(self, transfer: Transfer, sources: Sequence[Endpoint], destination: Endpoint, *, into: bool) -> None:
-        self._transfer = transfer
-        self._tally = transfer.tally
+    def __init__(self, sides: Sides, sources: Sequence[Endpoint], destination: Endpoint, *, into: bool) -> None:
+        self._sides = sides
+        self._tally = sides.tally
         self._sources = sources
         self._destination = destination
         self._into = into
@@ -100,15 +100,15 @@ class _Copying:
             sink, new_name = StreamFolder(STDOUT), b"-"
         else:
             several = len(self._sources) > 1
-            sink, new_name = yield from self._transfer.find_sink(self._destination, into=self._into, several=several)
-        group = Group(self._transfer.engine)
+            sink, new_name = yield from self._sides.find_sink(self._destination, into=self._into, several=several)
+        group = Group(self._sides.engine)
         for source in self._sources:
             if source.is_stream:
                 yield from self._copy_stream(sink, new_name)
                 continue
             folder_path, name = split_source(source.path)
-            channel = self._transfer.find_channel(source)
-            folder, item = yield from self._transfer.find_source(channel, folder_path, name)
+            channel = self._sides.find_channel(source)
+            folder, item = yield from self._sides.find_source(channel, folder_path, name)
             if item is None:
                 self._tally.fail(f"{folder.describe(name)}: No such file or directory")
                 continue
@@ -125,7 +125,7 @@ class _Copying:
                 if reason:
                     self._tally.fail(f"{folder.describe(name)}: {reason}")
                     continue
-            self._transfer.tree.start([Move(folder, name, item, sink, final)], group)
+            self._sides.tree.start([Move(folder, name, item, sink, final)], group)
 
     def _copy_stream(self, sink: SinkFolder, new_name: bytes | None) -> Step[None]:
         if new_name is None:
@@ -139,7 +139,7 @@ class _Copying:
         self, channel: Channel, folder: bytes, name: bytes, sink: GuestSinkFolder, new_name: bytes
     ) -> Step[str]:
         """Returns why a copy within one machine has no sense: a file onto itself, a directory into itself."""
-        if not self._transfer.is_same_machine(channel):
+        if not self._sides.is_same_machine(channel):
             return ""
         path = join_path(folder, name)
         origin = yield from find_real_path(channel, path)

@@ -56,6 +56,14 @@ def plan_copy(words: Sequence[str]) -> tuple[list[Endpoint], Endpoint]:
     return sources, destination
 
 
+def plan_sync(words: Sequence[str]) -> tuple[Endpoint, Endpoint]:
+    """Returns the two directories of a sync. Raises ConfigError where neither is on a machine."""
+    if STREAM in words:
+        raise ConfigError("`-` is no directory, and vmkit sync needs two")
+    (source,), destination = plan_copy(words)
+    return source, destination
+
+
 def split_source(path: bytes) -> tuple[bytes, bytes]:
     """Returns the directory and the name of a source; the name `.` stands for the directory itself."""
     folder, name = os.path.split(path.rstrip(b"/") or b"/")

@@ -4,13 +4,14 @@ from vmkit.copy import wire
 from vmkit.copy.calls import AnswerError, ask, check_done, do, explain_write, find_item, wait_for
 from vmkit.copy.connection import Ticket
 from vmkit.copy.engine import Arrival, Channel, Step
-from vmkit.copy.guest_source import join, render_path
-from vmkit.copy.items import FileError, Item, ItemKind, Keep, Piece, make_temporary_name
+from vmkit.copy.guest_source import GuestFolder, join, render_path
+from vmkit.copy.items import FileError, Item, ItemKind, Keep, Piece, is_same_metadata, make_temporary_name
 from vmkit.copy.wire import OPEN_CREATE, OPEN_EXCLUSIVE, OPEN_WRITE, FileAttributes, HandleReply, Kind
 
 ZEROS = bytes(wire.CHUNK_BYTES_MAX)
 # SFTP 3 counts seconds in 32 bits without a sign.
 TIME_S_MAX = (1 << 32) - 1
+MODE_BITS = 0o7777
 PRIVATE = FileAttributes(mode=0o600)
 
 
@@ -105,6 +106,22 @@ class GuestSinkFolder:
             self._sink.unfinished.discard(temporary)
             raise (yield from explain_write(self._channel, self.path, error)) from error
         yield from self.commit(temporary, name)
+
+    def enter(self, name: bytes) -> "Step[GuestSinkFolder]":
+        yield from ()
+        return GuestSinkFolder(self._sink, join(self.path, name))
+
+    def open_listing(self) -> Step[GuestFolder]:
+        return (yield from GuestFolder(self._channel, self.path).open_folder(b"."))
+
+    def delete(self, name: bytes, *, is_folder: bool) -> Step[None]:
+        yield from do(self._channel, Kind.RMDIR if is_folder else Kind.REMOVE, join(self.path, name))
+
+    def is_current(self, item: Item, old: Item) -> bool:
+        return is_same_metadata(item, old, MODE_BITS, has_owners=self._sink.keep.owners)
+
+    def set_metadata(self, name: bytes, item: Item) -> Step[None]:
+        yield from do(self._channel, Kind.SETSTAT, join(self.path, name), tail=self._sink.render_attributes(item))
 
     def locate(self, name: bytes) -> bytes:
         return join(self.path, name)

@@ -2,7 +2,7 @@
 
 import os
 
-from vmkit.copy.calls import AnswerError, ask, check_done, make_item, wait_for
+from vmkit.copy.calls import ask, check_done, make_item, wait_for
 from vmkit.copy.connection import Ticket
 from vmkit.copy.engine import Arrival, Channel, Step
 from vmkit.copy.items import CHANGED, PAGE_BYTES_MAX, FileError, Item, Piece, join_path
@@ -25,6 +25,8 @@ from vmkit.copy.wire import (
 NAMES_MAX = 1_000_000
 # The end of data, before it is known.
 UNKNOWN = 1 << 64
+# Requests for one listing at once. An answer has some hundred names.
+READDIRS_MAX = 8
 
 
 def join(folder: bytes, name: bytes) -> bytes:
@@ -43,7 +45,8 @@ class GuestFolder:
         self.path = path
         self._handle: HandleReply | None = None
         self._seen: set[bytes] = set()
-        self._is_read = False
+        # READDIRs of the next batch.
+        self._asked = 2
 
     def describe(self, name: bytes) -> str:
         return render_path(self._channel, self.path, name)
@@ -56,23 +59,30 @@ class GuestFolder:
     def read_batch(self) -> Step[list[tuple[bytes, Item]]]:
         found: list[tuple[bytes, Item]] = []
         while not found and self._handle is not None:
-            try:
-                names = (yield from ask(self._channel, NamesReply, Kind.READDIR, self._handle.value)).names
-            except AnswerError as error:
-                if error.code != Code.EOF:
-                    raise
-                yield from self.close()
-                break
-            if not names:
-                raise SftpError("the guest's SFTP server sent a listing without names, and not its end")
-            for name, attributes in names:
-                if name in self._seen or len(self._seen) >= NAMES_MAX:
-                    where = self.describe(b".")
-                    raise SftpError(f"the guest's SFTP server sends a listing of {where} without an end")
-                self._seen.add(name)
-                if name not in (b".", b".."):
-                    found.append((check_name(name), make_item(attributes)))
+            # The server lists on while the first names are read. A small directory and its end come in one exchange.
+            tickets = [self._channel.send(Kind.READDIR, self._handle.value) for _ in range(self._asked)]
+            self._asked = min(self._asked * 2, READDIRS_MAX)
+            for reply in (yield from wait_for(tickets)):
+                if isinstance(reply, NamesReply):
+                    self._take_names(reply, found)
+                elif isinstance(reply, StatusReply) and reply.code == Code.EOF:
+                    yield from self.close()
+                    break
+                else:
+                    check_done(reply)
+                    raise SftpError("the guest's SFTP server answered READDIR with success and no names")
         return found
+
+    def _take_names(self, reply: NamesReply, found: list[tuple[bytes, Item]]) -> None:
+        if not reply.names:
+            raise SftpError("the guest's SFTP server sent a listing without names, and not its end")
+        for name, attributes in reply.names:
+            if name in self._seen or len(self._seen) >= NAMES_MAX:
+                where = self.describe(b".")
+                raise SftpError(f"the guest's SFTP server sends a listing of {where} without an end")
+            self._seen.add(name)
+            if name not in (b".", b".."):
+                found.append((check_name(name), make_item(attributes)))
 
     def open_reader(self, name: bytes, item: Item, chunk_bytes: int) -> "Step[GuestReader]":
         path = join(self.path, name)

@@ -7,9 +7,10 @@ is whole.
 import contextlib
 import errno
 import os
+import stat
 
 from vmkit.copy.engine import Arrival, Step
-from vmkit.copy.host_source import FOLDER_FLAGS, render_host_path
+from vmkit.copy.host_source import FOLDER_FLAGS, HostFolder, render_host_path
 from vmkit.copy.items import (
     Descriptors,
     FileError,
@@ -17,6 +18,7 @@ from vmkit.copy.items import (
     Item,
     Keep,
     Piece,
+    is_same_metadata,
     join_path,
     make_temporary_name,
     refuse,
@@ -57,12 +59,12 @@ class HostSink:
         with contextlib.suppress(OSError):
             os.unlink(name, dir_fd=fd)
 
-    def keep_metadata(self, fd: int, item: Item) -> None:
-        """Gives an open file its owner, mode and times. Raises OSError."""
+    def keep_metadata(self, file: int | str, item: Item) -> None:
+        """Gives a file its owner, mode and times: an open one, or by its path in /proc/self/fd. Raises OSError."""
         if self.keep.owners and item.uid is not None and item.gid is not None:
-            os.fchown(fd, item.uid, item.gid)
-        os.fchmod(fd, item.mode & MODE_MASK)
-        os.utime(fd, ns=(item.atime_ns, item.mtime_ns))
+            os.chown(file, item.uid, item.gid)
+        os.chmod(file, item.mode & MODE_MASK)  # noqa: PTH101  (of a descriptor)
+        os.utime(file, ns=(item.atime_ns, item.mtime_ns))
 
 
 class HostSinkFolder:
@@ -119,6 +121,45 @@ class HostSinkFolder:
             raise refuse_write(error) from error
         finally:
             self.remove(temporary)
+
+    def enter(self, name: bytes) -> "Step[HostSinkFolder]":
+        yield from ()
+        try:
+            fd = self._sink.opened.open(name, FOLDER_FLAGS | os.O_NOFOLLOW, dir_fd=self._fd)
+        except OSError as error:
+            raise refuse(error) from error
+        return HostSinkFolder(self._sink, fd, join_path(self._path, name))
+
+    def open_listing(self) -> Step[HostFolder]:
+        yield from ()
+        try:
+            fd = self._sink.opened.open(b".", FOLDER_FLAGS, dir_fd=self._fd)
+        except OSError as error:
+            raise refuse(error) from error
+        return HostFolder(self._sink.opened, fd, self._path, follows=False)
+
+    def delete(self, name: bytes, *, is_folder: bool) -> Step[None]:
+        yield from ()
+        try:
+            (os.rmdir if is_folder else os.unlink)(name, dir_fd=self._fd)
+        except OSError as error:
+            raise refuse(error) from error
+
+    def is_current(self, item: Item, old: Item) -> bool:
+        return is_same_metadata(item, old, MODE_MASK, has_owners=self._sink.keep.owners)
+
+    def set_metadata(self, name: bytes, item: Item) -> Step[None]:
+        yield from ()
+        try:
+            fd = self._sink.opened.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=self._fd)
+            try:
+                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                    raise FileError("it is no regular file now")
+                self._sink.keep_metadata(f"/proc/self/fd/{fd}", item)
+            finally:
+                self._sink.opened.close(fd)
+        except OSError as error:
+            raise refuse_write(error) from error
 
     def locate(self, name: bytes) -> bytes:
         return join_path(self._path, name)

@@ -81,6 +81,18 @@ def refuse(error: OSError) -> FileError:
     return FileError(f"{os.strerror(error.errno) if error.errno else error}")
 
 
+def is_same_time(one: Item, other: Item) -> bool:
+    """Whether two files changed in the same second: SFTP 3 counts no parts of it."""
+    return one.mtime_ns // 10**9 == other.mtime_ns // 10**9
+
+
+def is_same_metadata(item: Item, old: Item, mode_mask: int, *, has_owners: bool) -> bool:
+    """Whether a copy of `item` already has all that a copy keeps. mode_mask: the bits that the destination takes."""
+    is_same_mode = not (item.mode ^ old.mode) & mode_mask
+    is_same_owner = not has_owners or item.uid is None or (item.uid, item.gid) == (old.uid, old.gid)
+    return is_same_mode and is_same_owner and is_same_time(item, old)
+
+
 class Descriptors:
     """The open descriptors of one side of a copy, so that an interrupted copy leaves none open."""
 
@@ -217,3 +229,25 @@ class SinkFolder(Protocol):
 
     def close(self) -> Step[None]:
         """Closes it."""
+
+
+class SyncedFolder(SinkFolder, Protocol):
+    """A directory that is made equal to another: what is in it can be looked at and deleted."""
+
+    def make_folder(self, name: bytes) -> "Step[tuple[SyncedFolder, bool]]":
+        """As SinkFolder.make_folder."""
+
+    def enter(self, name: bytes) -> "Step[SyncedFolder]":
+        """Opens a directory in it, and follows no link. Raises FileError."""
+
+    def open_listing(self) -> Step[SourceFolder]:
+        """Opens it for reading. Raises FileError."""
+
+    def delete(self, name: bytes, *, is_folder: bool) -> Step[None]:
+        """Deletes a file or a link in it, or an empty directory. Raises FileError."""
+
+    def is_current(self, item: Item, old: Item) -> bool:
+        """Whether a file that is there has the mode, the time and the owner that a copy of `item` would have."""
+
+    def set_metadata(self, name: bytes, item: Item) -> Step[None]:
+        """Gives a regular file in it its mode and times. Raises FileError, FullError."""

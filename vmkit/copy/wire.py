@@ -33,6 +33,7 @@ HAS_SIZE = 1
 HAS_OWNER = 2
 HAS_MODE = 4
 HAS_TIMES = 8
+HAS_ALL = HAS_SIZE | HAS_OWNER | HAS_MODE | HAS_TIMES
 HAS_MORE = 1 << 31
 
 OPEN_READ = 1
@@ -42,6 +43,10 @@ OPEN_EXCLUSIVE = 0x20
 
 # linux/statfs.h
 ST_RDONLY = 1
+
+
+# Flags, size, uid, gid, mode, atime, mtime.
+_ALL_ATTRIBUTES: Final = struct.Struct(">IQIIIII")
 
 
 class Kind(IntEnum):
@@ -201,6 +206,13 @@ class Cursor:
 
     def take_attributes(self) -> FileAttributes:
         """Returns attributes."""
+        end = self._at + _ALL_ATTRIBUTES.size
+        if end <= len(self._view):
+            # A listing has this form for each name, so it is read in one step.
+            flags, *numbers = _ALL_ATTRIBUTES.unpack_from(self._view, self._at)
+            if flags == HAS_ALL:
+                self._at = end
+                return FileAttributes(*numbers)
         flags = self.take_number()
         size = self.take_long() if flags & HAS_SIZE else None
         uid, gid = (self.take_number(), self.take_number()) if flags & HAS_OWNER else (None, None)

@@ -14,7 +14,7 @@ from tests.descriptors import nothing_left_open
 from vmkit.copy.copying import Copied, copy
 from vmkit.copy.endpoints import plan_copy
 from vmkit.copy.items import Keep
-from vmkit.copy.transfer import SftpPeer
+from vmkit.copy.sides import SftpPeer
 
 SFTP_SERVER = "/usr/lib/openssh/sftp-server"
 PLAIN = Keep()

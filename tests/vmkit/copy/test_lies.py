@@ -104,7 +104,7 @@ def test_server_that_ends_is_an_error(cp: Cp, host: Path, lie: Peers) -> None:
 
 def test_server_that_is_silent_is_an_error(cp: Cp, lie: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
     tell(lie, "silence")
-    monkeypatch.setattr("vmkit.copy.transfer.SILENCE_S", 0.2)
+    monkeypatch.setattr("vmkit.copy.sides.SILENCE_S", 0.2)
     with pytest.raises(MachineError, match=r"'m' did not answer for 0\.2 s"):
         cp("m:t/f", ".")
 

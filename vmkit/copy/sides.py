@@ -1,4 +1,4 @@
-"""What every transfer has: its connections, the engine that moves bytes on them, both sides, and what ends it well."""
+"""What copies and syncs share: the connections, the engine that moves bytes, both sides, and a good end."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ CLEAN_UP_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class SftpPeer:
-    """A machine's SFTP server. label: the machine's name. The transfer closes sock."""
+    """A machine's SFTP server. label: the machine's name. The copy closes sock."""
 
     label: str
     sock: socket.socket
@@ -37,8 +37,8 @@ Source = HostFolder | GuestFolder
 Sink = HostSinkFolder | GuestSinkFolder
 
 
-class Transfer:
-    """The state of one transfer. Invariant: each machine has one connection as a source and one as the destination."""
+class Sides:
+    """The state of one copy or sync. Invariant: a machine has one connection as a source, one as the destination."""
 
     def __init__(self, connect: Connect, keep: Keep, tally: Tally, stack: contextlib.ExitStack) -> None:
         self._connect = connect
@@ -79,7 +79,7 @@ class Transfer:
                     yield from start_channel(channel)
                 yield from begin()
             except FileError as error:
-                # Not of one file among others: the transfer never began.
+                # Not of one file among others: the copy never began.
                 failure.append(error)
 
         self.engine.push([(0, start)])
