@@ -6,7 +6,7 @@ import sys
 from vsh import address
 from vsh.address import Address
 from vsh.errors import ConnectionLost, ExecError, VshError
-from vsh.flags import UNKNOWN_FLAG_STATUS, Options, split_command
+from vsh.flags import LASTING_KINDS, UNKNOWN_FLAG_STATUS, Options, split_command
 from vsh.pump import deadline_after
 from vsh.session import Session, make_limits, open_session
 from vsh.shell import Shell
@@ -38,6 +38,11 @@ def _run(options: Options) -> int:
     """What the words alone show to be wrong is refused before a machine is looked for."""
     if options.fdpass and not options.proxy:
         raise VshError("--fdpass needs --proxy", hint="write vsh --proxy=PLACE --fdpass", status=UNKNOWN_FLAG_STATUS)
+    if not options.given.isdisjoint(LASTING_KINDS):
+        from vsh.lasting import command as lasting  # noqa: PLC0415 - sessions that end with vsh need none of it
+
+        verb = lasting.check_options(options)
+        return lasting.run(options, verb, _find_where(options))
     if options.subsystem:
         from vsh import subsystem  # noqa: PLC0415 - sessions that run commands need none of it
 
@@ -82,7 +87,7 @@ def _run_session(options: Options, where: Address) -> int:
     limits = make_limits(int(options.keepalive * 1000)) if options.extended else None
     deadline_s = deadline_after(options.timeout or None)
     connect_s = min(filter(None, (options.timeout, options.connect_timeout)), default=0.0)
-    session = open_session(where, request, limits=limits, timeout_s=connect_s, see=_make_trace(options))
+    session = open_session(where, request, limits=limits, timeout_s=connect_s, see=make_trace(options))
     if options.verbose or options.debug:
         mode = "extended" if session.connection.is_extended else "legacy"
         print(f"vsh: {where.name}: pid {session.pid}, {mode} mode", file=sys.stderr)
@@ -114,7 +119,7 @@ def _make_shell(session: Session, *, has_pty: bool) -> Shell:
     return InteractiveShell(session)
 
 
-def _make_trace(options: Options) -> "Callable[[str, memoryview], None] | None":
+def make_trace(options: Options) -> "Callable[[str, memoryview], None] | None":
     if not options.debug:
         return None
     from vsh.trace import Trace  # noqa: PLC0415

@@ -16,7 +16,7 @@ import os
 import stat
 
 from vsh.errors import VshError
-from vsh.flags import KINDS, Options, find_config_path, set_flag
+from vsh.flags import KINDS, LASTING_KINDS, Options, find_config_path, set_flag
 
 # A configuration is a few lines.
 SIZE_MAX = 256 * 1024
@@ -33,7 +33,7 @@ SPECIAL = {
 ADDRESSES = frozenset(("cid", "vm_name", "uds", "unix"))
 # What makes no sense as a default.
 FORBIDDEN = frozenset(
-    ("fd", "help", "version", "completion", "launcher", "list_hosts", "proxy", "fdpass", "forward_only")
+    ("fd", "help", "version", "completion", "launcher", "list_hosts", "proxy", "fdpass", "forward_only", *LASTING_KINDS)
 )
 
 Table = dict[str, object]

@@ -20,7 +20,26 @@ SHORT = {"t": "tty", "T": "notty", "q": "quiet", "v": "verbose", "h": "help", "N
 # Letters with a value, in the same word or the next.
 SHORT_WITH_VALUE = {"L": "local", "R": "remote", "s": "subsystem"}
 
-# name: kind, which is a type of value, "flag", or, for flags that may be repeated, "list" (NAME=VALUE) or "texts".
+# Of sessions that outlive vsh; see KINDS.
+LASTING_KINDS = {
+    "detach": "optional",
+    "output_size": "string",
+    "output_file": "string",
+    "sessions": "flag",
+    "json": "flag",
+    "attach": "string",
+    "steal": "flag",
+    "output": "string",
+    "follow": "flag",
+    "since": "uint64",
+    "input": "string",
+    "eof": "flag",
+    "signal": "string",
+    "wait": "string",
+    "forget": "string",
+}
+# name: kind, which is a type of value, "flag", "optional" (a text, only behind `=`), or, for flags that may be
+# repeated, "list" (NAME=VALUE) or "texts".
 KINDS = {
     "cid": "uint64",
     "vm_name": "string",
@@ -42,6 +61,7 @@ KINDS = {
     "proxy": "string",
     "fdpass": "flag",
     "subsystem": "string",
+    **LASTING_KINDS,
     "target_container": "string",
     "listen_port": "uint32",
     "container_features": "string",
@@ -80,6 +100,22 @@ what:
   --env=NAME=VALUE      set a variable; may be repeated
   -t, --tty             run with a terminal (if stdin and stdout are terminals)
   -T, --notty           run without a terminal: separate outputs, unchanged bytes
+
+sessions that last (SESSIONS THAT LAST in vsh(1); ID is the id or the name of such a session):
+  --detach[=NAME]       start the command as such a session, print its id, and do not wait; -t gives it a terminal
+  --output_size=SIZE    with --detach: keep so much of its output, such as 4M (at most 16M, or 1/32 of the memory)
+  --output_file=PATH    with --detach: keep the output in this new file of the guest (its last 256M)
+  --sessions            list the sessions; with --json for programs
+  --attach=ID           connect to the session: its output, and stdin
+  --output=ID [--follow]
+                        print the kept output; --follow: and what comes, until the session ends
+  --since=OFFSET        with --output and --attach: begin at this byte of the output
+  --input=ID            give stdin to the session
+  --steal, --eof        with --attach and --input: take the place of the client that writes;
+                        at the end of stdin, close the stdin of the session, too
+  --signal=ID SIGNAL    send a signal, such as TERM or 9, to the processes of the session
+  --wait=ID             wait until the session ends, with its exit status
+  --forget=ID           forget an ended session, its status and its output
 
 files (SUBSYSTEMS in vsh(1) has examples):
   -s, --subsystem=NAME  connect stdin and stdout to a subsystem of vshd: sftp, for programs that speak SFTP
@@ -126,10 +162,32 @@ Exit status: the command's own; 128+N: signal N killed it; 126: it cannot be exe
 """
 
 
-class Options:
+class LastingOptions:
+    """The options of LASTING_KINDS."""
+
+    def __init__(self) -> None:
+        self.detach = ""
+        self.output_size = ""
+        self.output_file = ""
+        self.sessions = False
+        self.json = False
+        self.attach = ""
+        self.steal = False
+        self.output = ""
+        self.follow = False
+        self.since: int | None = None
+        self.input = ""
+        self.eof = False
+        self.signal = ""
+        self.wait = ""
+        self.forget = ""
+
+
+class Options(LastingOptions):
     """The options of one run. Attributes have the flags' names; `command` holds the words behind them."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.cid: int | None = None
         self.vm_name = ""
         self.uds = ""
@@ -193,7 +251,7 @@ def parse_flags(words: list[str]) -> Options:
                 set_flag(options, SHORT[letter], None)
             continue
         name, value = _split_flag(word)
-        if value is None and KINDS.get(name, "flag") != "flag" and index < len(words):
+        if value is None and KINDS.get(name, "flag") not in ("flag", "optional") and index < len(words):
             value = words[index]
             index += 1
         set_flag(options, name, value)
@@ -248,6 +306,8 @@ def _parse_value(name: str, kind: str, value: str | None) -> "str | int | float 
         if name == "verbose" and value.isdigit():
             return True
         raise _illegal(value, "bool", name)
+    if kind == "optional":
+        return value or ""
     if value is None:
         raise _illegal("", kind, name)
     if kind == "string":

@@ -126,6 +126,8 @@ class Pump:
         self.has_pty = has_pty
         self.wakeup_fd = -1
         self.on_wakeup: Callable[[], None] | None = None
+        # What becomes of the target when the time is over; empty: it ends.
+        self.parting = ""
         self._poll = select.poll()
         self._masks: dict[int, int] = {}
         # Bulk of the source on its way to the connection.
@@ -176,6 +178,8 @@ class Pump:
         return self._poll.poll(timeout_ms)
 
     def _describe_parting(self) -> str:
+        if self.parting:
+            return self.parting
         if self.session.connection.output.size:
             return f"{self.session.name} has not read all that was sent: the processes may still run in the guest"
         return "the connection is closed; the guest's vshd ends the processes"

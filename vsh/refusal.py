@@ -89,6 +89,8 @@ def _refused(event: Refused, address: Address) -> VshError:
     if kind in EXIT_STATUS or kind == messages.UNREACHABLE:
         status = EXIT_STATUS.get(kind, 1)
         return ExecError(event.description, kind=kind, error=event.failure.error, status=status)
+    if kind in (messages.NO_SESSION, messages.BUSY):
+        text = event.description
     return ExecError(text, kind=kind, error=event.failure.error)
 
 

@@ -124,6 +124,10 @@ class Session:
             self._see("<", self.buffers.current[:size])
         return self.connection.receive_data(self.buffers.current[:size]) if size else self.connection.receive_end()
 
+    def put_back(self, events: list[Event]) -> None:
+        """Has receive() return these again, before anything else."""
+        self._early = events
+
     @property
     def has_early(self) -> bool:
         """Whether events wait that no poll() will announce."""

@@ -18,11 +18,12 @@ class Shell:
     """Invariant: from start to end, it passes signals on, and they do not end this process."""
 
     has_pty = False
+    pump_class = Pump
 
     def __init__(self, session: Session) -> None:
         self.session = session
         sinks: dict[int, Sink] = {messages.STDOUT: FdSink(1), messages.STDERR: FdSink(2, is_shared=True)}
-        self.pump = Pump(session, self.make_source(), sinks, has_pty=self.has_pty)
+        self.pump = self.pump_class(session, self.make_source(), sinks, has_pty=self.has_pty)
         self.wakeup = signals.Wakeup((*signals.FORWARDED, signals.SIGWINCH, signals.SIGTSTP))
         self.pump.wakeup_fd = self.wakeup.fd
         self.pump.on_wakeup = self._take_signals

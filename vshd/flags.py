@@ -56,9 +56,12 @@ class Options(Words):
         "inherit_env",
         "ipv6",
         "keepalive",
+        "lasting_dir",
+        "lasting_time",
         "listen",
         "log_kmsg",
         "log_stderr",
+        "max_lasting",
         "max_memory",
         "max_processes",
         "max_sessions",
@@ -87,9 +90,12 @@ class Options(Words):
         self.inherit_env = False
         self.ipv6 = ""
         self.keepalive = 120
+        self.lasting_dir = ""
+        self.lasting_time = 86_400
         self.listen = f"vsock:{VSHD_PORT}"
         self.log_kmsg = True
         self.log_stderr = False
+        self.max_lasting = 100
         self.max_memory = 0
         self.max_processes = DEFAULT_PROCESSES
         self.max_sessions = 256
@@ -131,8 +137,11 @@ Serves shells and commands to vsh, over vsock. Values in parentheses are default
   --max_processes=N               at most this many processes for each user (RLIMIT_NPROC); 0: no limit
                                   (root: no limit; other users: one process for each MiB of memory, but at least 128)
   --max_memory=MIB                limit the address space of each process (RLIMIT_AS); 0: no limit (0)
+  --lasting_dir=DIR               where vshd finds the sessions that last (/run/vshd-sessions)
+  --max_lasting=N                 keep at most this many sessions of each user (100)
+  --lasting_time=SECONDS          forget a session that lasts so long after its command has ended (86400)
   --spare_time=SECONDS            after a connection, keep a process ready for the next one (5)
-  --end_sessions                  end the sessions, too, on TERM or INT; without it they go on (false)
+  --end_sessions                  end all sessions, too, on TERM or INT; without it they go on (false)
   --extended                      use the extended protocol with clients that offer it (true)
   --log_kmsg                      log to /dev/kmsg, else to syslog (true)
   --log_stderr                    log to stderr only (false)

@@ -33,6 +33,8 @@ REPORT_SIZE = 8
 REPORTS_AT_ONCE = 512
 # In place of a target's pid: the machine was frozen or thawed.
 RENEW = -1
+# In place of a target's pid: a session that lasts has started, and others will follow.
+PRELOAD = -2
 # Clients at once whose command does not run yet, or that have not proven the token. Each is a process of 0.6 MiB, and
 # together they must not fill a small guest's memory: 200 did so at 256 MiB.
 UNPROVEN_MAX = 128
@@ -181,6 +183,8 @@ class Server:
         for session, target in zip(numbers[::2], numbers[1::2], strict=True):
             if target == RENEW:
                 self._renew()
+            elif target == PRELOAD:
+                self._preload()
             elif session in self.sessions:
                 self._targets[session] = target
                 if target and self._target_score is not None:
@@ -211,6 +215,14 @@ class Server:
             # Restored guests fork from here: what their thaw needs is loaded once.
             import vshd.services.thaw  # noqa: PLC0415
             import vshd.wire.proof  # noqa: F401, PLC0415
+
+    def _preload(self) -> None:
+        """Loads what keepers need, once: each later one shares these pages instead of having 0.8 MiB of its own."""
+        import vshd.lasting.starting  # noqa: PLC0415
+        import vshd.services.lasting  # noqa: F401, PLC0415
+
+        gc.collect()
+        gc.freeze()
 
     def _reap(self) -> None:
         self._take_reports()
@@ -317,7 +329,11 @@ class Server:
                 connection = wait_for_connection(source, wakeup)
             if connection is not None:
                 around = Surroundings(
-                    self.options, is_frozen=self._is_frozen, facts=self._facts, renew=lambda: self._report(RENEW)
+                    self.options,
+                    is_frozen=self._is_frozen,
+                    facts=self._facts,
+                    renew=lambda: self._report(RENEW),
+                    preload=lambda: self._report(PRELOAD),
                 )
                 session = Session(*connection, self.options, self.log, wakeup, self._report, self._token, around)
                 self._token = None
@@ -349,11 +365,18 @@ class Server:
             self.log.info(f"vshd ended; sessions that go on: {len(self.sessions)}")
             return
         self._signal_sessions(SIGTERM)
+        self._end_lasting()
         wait_until_none(self.sessions, self._wakeup, self._take_signals, SHUTDOWN_S)
         self._signal_sessions(SIGKILL)
         for target in filter(None, self._targets.values()):
             kill_session(target)
         self.log.info("vshd ended")
+
+    def _end_lasting(self) -> None:
+        """Ends the sessions that would outlive this server. Their keepers are not its children."""
+        from vshd.lasting.place import end_keepers  # noqa: PLC0415 - few servers end so
+
+        end_keepers(self.options, SHUTDOWN_S)
 
     def _signal_sessions(self, number: int) -> None:
         for pid in self.sessions:

@@ -16,6 +16,7 @@ SIGCONT: int = _signal.SIGCONT
 SIGSTOP: int = _signal.SIGSTOP
 SIGUSR1: int = _signal.SIGUSR1
 SIGUSR2: int = _signal.SIGUSR2
+SIGWINCH: int = _signal.SIGWINCH
 
 READ_SIZE = 512
 

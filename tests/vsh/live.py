@@ -116,6 +116,7 @@ class Vshd:
                     *wrapper,
                     *(VSHD_PYTHON, "-I", "-S", "-B", "-c", START.format(str(CHECKOUT))),
                     *(f"--listen={listen}", "--log_stderr", "--spare_time=0"),
+                    f"--lasting_dir={folder / 'lasting'}",
                     *(["--end_sessions"] if ends_sessions else []),
                     *OWN_USER,
                     *flags,

@@ -41,7 +41,8 @@ def test_row_keeps_its_import_budget(row: Service | Mode | Row) -> None:
 @pytest.mark.parametrize("service", SERVICES, ids=lambda row: row.name)
 def test_service_has_what_a_row_needs(service: Service) -> None:
     module = importlib.import_module(service.module)
-    assert all(callable(getattr(module, name)) for name in ("open_service", "user_of", "describe"))
+    assert all(callable(getattr(module, name)) for name in ("user_of", "describe"))
+    assert callable(getattr(module, "serve" if service.is_own else "open_service"))
     assert service.field in SetupConnectionRequest.__slots__
 
 

@@ -5,7 +5,8 @@ known. A row of MODES is asked for by a flag of vshd's, and takes the place of t
 the row is asked for, and not before: sessions that run commands, nearly all, pay for none. `budget` is how many modules
 loading it may bring in; tests/vshd/test_services.py holds it.
 
-To add a service: a module here with `open_service`, `user_of` and `describe`, and a row.
+To add a service: a module here with `open_service`, `user_of` and `describe`, and a row. With is_own it has `serve` in
+place of `open_service`.
 """
 
 TYPE_CHECKING = False
@@ -15,8 +16,10 @@ if TYPE_CHECKING:
 
     from vshd.flags import Options
     from vshd.log import Log
+    from vshd.session.account import Account
     from vshd.signals import Wakeup
     from vshd.wire.messages import SetupConnectionRequest
+    from vshd.wire.server import ServerConnection
 
     class Handed(Protocol):
         """A service that was opened for one connection. description: what the client is answered, such as a port."""
@@ -29,18 +32,44 @@ if TYPE_CHECKING:
             The service closes fd.
             """
 
+    class Serving(Protocol):
+        """The session of a service that answers for itself: its connection, past the request."""
+
+        fd: int
+        who: str
+        options: Options
+        log: Log
+        wakeup: Wakeup
+        connection: ServerConnection
+        around: "Surroundings"
+
+        def hand_over(self, description: bytes) -> None:
+            """Answers READY, with these words."""
+
+        def send(self, data: bytes) -> None:
+            """Sends bytes behind the answer."""
+
 
 class Service:
     """One row of SERVICES.
 
     is_hosts: only the host may ask for it, whomever else this vshd serves. is_thaw: a frozen machine serves it, and
-    nothing else; one that is not frozen does not.
+    nothing else; one that is not frozen does not. is_own: it runs as vshd's own user, answers the client itself, and
+    must look at whose client it is.
     """
 
-    __slots__ = ("budget", "field", "is_hosts", "is_thaw", "module", "name")
+    __slots__ = ("budget", "field", "is_hosts", "is_own", "is_thaw", "module", "name")
 
     def __init__(
-        self, name: str, field: str, module: str, budget: int, *, is_hosts: bool = False, is_thaw: bool = False
+        self,
+        name: str,
+        field: str,
+        module: str,
+        budget: int,
+        *,
+        is_hosts: bool = False,
+        is_thaw: bool = False,
+        is_own: bool = False,
     ) -> None:
         self.name = name
         self.field = field
@@ -48,6 +77,7 @@ class Service:
         self.budget = budget
         self.is_hosts = is_hosts
         self.is_thaw = is_thaw
+        self.is_own = is_own
 
 
 class Mode:
@@ -67,17 +97,26 @@ class Surroundings:
     """What a service may know of its daemon.
 
     is_frozen: the machine awaits its thaw. facts: the wall's layers as pid 1 found them, a line each. renew: has the
-    server read the machine's state again, before it accepts the next connection. home: of the service's user, once
-    that is known.
+    server read the machine's state again, before it accepts the next connection. preload: has the server load what
+    sessions that last need. home: of the service's user, once that is known.
     """
 
-    __slots__ = ("facts", "home", "is_frozen", "options", "renew")
+    __slots__ = ("facts", "home", "is_frozen", "options", "preload", "renew")
 
-    def __init__(self, options: "Options", *, is_frozen: bool, facts: bytes, renew: "Callable[[], None]") -> None:
+    def __init__(
+        self,
+        options: "Options",
+        *,
+        is_frozen: bool,
+        facts: bytes,
+        renew: "Callable[[], None]",
+        preload: "Callable[[], None]" = lambda: None,
+    ) -> None:
         self.options = options
         self.is_frozen = is_frozen
         self.facts = facts
         self.renew = renew
+        self.preload = preload
         self.home = "/"
 
     def prove_wall(self) -> bytes:
@@ -95,6 +134,8 @@ SERVICES = (
     Service("thaw", "thaw", "vshd.services.thaw", 4, is_hosts=True, is_thaw=True),
     Service("clock", "clock", "vshd.services.clock", 2, is_hosts=True),
     Service("subsystem", "subsystem", "vshd.services.subsystem", 3),
+    Service("lasting sessions", "lasting", "vshd.services.lasting", 5, is_own=True),
+    Service("attached client", "attach", "vshd.services.lasting", 5, is_own=True),
 )
 MODES = (
     Mode("one session", ("forward_to_host_port", "forward_to"), "vshd.services.one", "serve_one", 40),
@@ -109,7 +150,7 @@ class Asked:
     def __init__(self, service: Service, value: object) -> None:
         self.service = service
         self._value = value
-        self._module = __import__(service.module, fromlist=("open_service",))
+        self._module = __import__(service.module, fromlist=("user_of",))
 
     @property
     def user(self) -> bytes:
@@ -126,6 +167,11 @@ class Asked:
         """Opens it for the connection `fd`, as the user that this process is now. Raises RefusalError."""
         handed: Handed = self._module.open_service(self._value, fd, around)
         return handed
+
+    def serve(self, serving: "Serving", account: "Account") -> str:
+        """Has a service that answers for itself do so; the end in words. Raises RefusalError."""
+        end: str = self._module.serve(self._value, serving, account)
+        return end
 
 
 def find_service(request: "SetupConnectionRequest") -> Asked | None:

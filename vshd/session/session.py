@@ -77,13 +77,13 @@ class Session:
         self.who = who
         self.options = options
         self.log = log
-        self._wakeup = wakeup
+        self.wakeup = wakeup
         self._on_start = on_start
-        self._around = around or Surroundings(options, is_frozen=False, facts=b"", renew=lambda: None)
+        self.around = around or Surroundings(options, is_frozen=False, facts=b"", renew=lambda: None)
         self.connection = ServerConnection(
-            _make_limits(options),
+            make_limits(options),
             _make_proof(token),
-            allow_legacy_clients=options.allow_legacy_clients and not self._around.is_frozen,
+            allow_legacy_clients=options.allow_legacy_clients and not self.around.is_frozen,
         )
 
     def run(self) -> None:
@@ -106,11 +106,14 @@ class Session:
             self._check_state(service)
             account = choose_account(request, self.options)
             self.who = f"{self.who} user {account.name}"
+            if service is not None and service.service.is_own:
+                self.log.info(f"{self.who}: {command}: {service.serve(self, account)}")
+                return
             apply_limits(self.options, account)
             if self.options.allow_to_switch_user:
                 switch_to(account)
             if service is not None:
-                self._around.home = account.home
+                self.around.home = account.home
                 self._hand_over(service, command)
                 return
             notice = self._enter_directory(request, account)
@@ -132,9 +135,9 @@ class Session:
     def _check_state(self, service: "Asked | None") -> None:
         """A frozen machine serves its thaw alone, and some services are the host's alone. Raises RefusalError."""
         row = None if service is None else service.service
-        if self._around.is_frozen and (row is None or not row.is_thaw):
+        if self.around.is_frozen and (row is None or not row.is_thaw):
             raise RefusalError("this machine is frozen: it was saved, and not thawed yet", messages.FROZEN)
-        if row is not None and row.is_thaw and not self._around.is_frozen:
+        if row is not None and row.is_thaw and not self.around.is_frozen:
             raise RefusalError("this machine is not frozen", messages.BAD_REQUEST)
         if row is not None and row.is_hosts and not self.who.startswith(HOST_PEERS):
             raise RefusalError("only the host may ask for this service", messages.BAD_REQUEST)
@@ -143,18 +146,28 @@ class Session:
         """The connection becomes a service's: the one way in which a session is handed over. Raises RefusalError."""
         if not self.connection.is_extended:
             raise RefusalError("a service needs extended mode", messages.BAD_REQUEST)
-        handed = service.open(self.fd, self._around)
+        handed = service.open(self.fd, self.around)
         self.connection.hand_over(os.getpid(), handed.description)
         if self._on_start is not None:
             self._on_start(os.getpid())
         if not _flush(self.fd, self.connection, LAST_WORDS_S):
             return
         started_s = time.monotonic()
-        end = handed.run(self.fd, self.connection.take_rest(), self._wakeup, self.log)
+        end = handed.run(self.fd, self.connection.take_rest(), self.wakeup, self.log)
         self.log.info(f"{self.who}: {command}: {end} after {time.monotonic() - started_s:.3f} s")
 
+    def hand_over(self, description: bytes) -> None:
+        """Answers READY for a service that does the rest itself, with send()."""
+        self.connection.hand_over(os.getpid(), description)
+        _flush(self.fd, self.connection, LAST_WORDS_S)
+
+    def send(self, data: bytes) -> None:
+        """Sends what a service has to say, as long as the client takes some of it every LAST_WORDS_S seconds."""
+        self.connection.output.append(data)
+        _flush(self.fd, self.connection, LAST_WORDS_S)
+
     def _relay(self, target: Target) -> "Exit | str":
-        relay = Relay(self.fd, self.connection, target, self._wakeup)
+        relay = Relay(self.fd, self.connection, target, self.wakeup)
         relay.run()
         if relay.lost:
             _flush(self.fd, self.connection, 0)
@@ -215,11 +228,11 @@ class Session:
     def _receive(self, size: int, deadline_s: float) -> bytes:
         poll = select.poll()
         poll.register(self.fd, select.POLLIN)
-        poll.register(self._wakeup.fd, select.POLLIN)
+        poll.register(self.wakeup.fd, select.POLLIN)
         ready = poll.poll(max(0.0, deadline_s - time.monotonic()) * 1000)
         if not ready:
             raise HandshakeError(f"no request within {self.options.handshake_timeout} s")
-        if any(fd == self._wakeup.fd for fd, _ in ready) and SIGTERM in self._wakeup.take():
+        if any(fd == self.wakeup.fd for fd, _ in ready) and SIGTERM in self.wakeup.take():
             raise HandshakeError("vshd is shutting down")
         try:
             data = os.read(self.fd, size)
@@ -267,7 +280,7 @@ class Session:
             self.connection.send_data(messages.STDOUT, line.replace(b"\n", b"\r\n"))
 
 
-def _make_limits(options: Options) -> Extended | None:
+def make_limits(options: Options) -> Extended | None:
     """What we announce; None: legacy mode only."""
     if not options.extended:
         return None

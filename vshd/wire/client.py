@@ -3,9 +3,10 @@
 from vshd.wire import messages, state
 from vshd.wire.connection import MAX_DATA_RANGE, VERSION, Connection, clamp
 from vshd.wire.errors import LocalProtocolError, RemoteProtocolError
-from vshd.wire.events import Distrusted, Established, Exited, Failed, HandedOver, Refused
-from vshd.wire.frames import LEGACY_MAX_PAYLOAD
+from vshd.wire.events import Distrusted, Established, Exited, Failed, HandedOver, Positioned, Refused
+from vshd.wire.frames import LEGACY_MAX_PAYLOAD, DataPiece
 from vshd.wire.messages import (
+    Attach,
     Clock,
     ConnectionStatusMessage,
     Extended,
@@ -13,6 +14,8 @@ from vshd.wire.messages import (
     Freeze,
     GuestMessage,
     HostMessage,
+    Lasting,
+    PositionMessage,
     SetupConnectionRequest,
     SetupConnectionResponse,
     Subsystem,
@@ -30,7 +33,7 @@ STUB_ARGV = b"/nonexistent/vsh-extended"
 # `nopty` with its default value: a request of no bytes could not be announced.
 EMPTY_REQUEST = bytes((8 << 3, 0))
 # Of a request: what it asks for instead of a command.
-SERVICE_FIELDS = ("forward", "freeze", "thaw", "clock", "subsystem")
+SERVICE_FIELDS = ("forward", "freeze", "thaw", "clock", "subsystem", "lasting")
 
 
 def make_service_request(
@@ -40,8 +43,10 @@ def make_service_request(
     thaw: Thaw | None = None,
     clock: Clock | None = None,
     subsystem: Subsystem | None = None,
+    lasting: Lasting | None = None,
+    attach: Attach | None = None,
 ) -> SetupConnectionRequest:
-    """A request for a service (3 to 6), which servers that do not know it refuse as they refuse the stub."""
+    """A request for a service (3 to 7), which servers that do not know it refuse as they refuse the stub."""
     request = SetupConnectionRequest(
         target=messages.VM_SHELL, user=STUB_USER, argv=[STUB_ARGV], nopty=True, forward=forward
     )
@@ -49,6 +54,8 @@ def make_service_request(
     request.thaw = thaw
     request.clock = clock
     request.subsystem = subsystem
+    request.lasting = lasting
+    request.attach = attach
     return request
 
 
@@ -67,6 +74,10 @@ class ClientConnection(Connection):
         super().__init__(state.OPENING, limits, proof)
         self._deferred = b""
         self._is_service = False
+        self._is_attached = False
+        # Of a lasting session: where the output goes on that has not come yet, and how much was dropped before it.
+        self.offset = 0
+        self.dropped = 0
 
     def send_setup(self, request: SetupConnectionRequest) -> None:
         """Opens the session; a request that does not fit is deferred, and every one to a server that must prove itself.
@@ -82,6 +93,7 @@ class ClientConnection(Connection):
             raise LocalProtocolError(f"Serialized message too large: {len(payload)}")
         self._step(state.SEND_SETUP)
         self._is_service = any(getattr(request, name) is not None for name in SERVICE_FIELDS)
+        self._is_attached = request.attach is not None
         if is_deferred:
             self._deferred = plain or EMPTY_REQUEST
             payload = self._stub(len(self._deferred))
@@ -151,8 +163,24 @@ class ClientConnection(Connection):
             raise RemoteProtocolError("a second response")
         elif message.member == messages.PROOF and self.is_extended:
             raise RemoteProtocolError("a proof at the wrong time")
+        elif message.member == messages.POSITION and self._is_attached:
+            assert isinstance(message.value, PositionMessage)
+            self._receive_position(message.value)
         else:
             self._receive_common(message)
+
+    def _receive_position(self, position: PositionMessage) -> None:
+        self.offset = position.offset
+        self.dropped += position.dropped
+        self._events.append(Positioned(position.offset, position.dropped, position.has_pty))
+
+    def _receive_piece(self, piece: DataPiece) -> None:
+        super()._receive_piece(piece)
+        self.offset += len(piece.data)
+
+    def took(self, stream: int, size: int) -> None:
+        super().took(stream, size)
+        self.offset += size
 
     def _receive_response(self, response: SetupConnectionResponse, payload: bytes) -> None:
         answer = response.extended if self.limits is not None else None

@@ -124,6 +124,20 @@ class Held(Event):
     __slots__ = ()
 
 
+class Positioned(Event):
+    """Client: the next byte of a lasting session's output has this offset; `dropped` bytes before it are lost.
+
+    Always the first event of such a session. has_pty: the target has a terminal.
+    """
+
+    __slots__ = ("dropped", "has_pty", "offset")
+
+    def __init__(self, offset: int, dropped: int, has_pty: bool) -> None:
+        self.offset = offset
+        self.dropped = dropped
+        self.has_pty = has_pty
+
+
 class Exited(Event):
     """Client: the target ended, with a code, or with a signal (0: none) that only extended mode tells apart."""
 

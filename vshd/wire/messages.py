@@ -35,7 +35,11 @@ EXITED_DESCRIPTION = b"target process has exited"
 
 # FailureKind
 OTHER, NOT_FOUND, NOT_EXECUTABLE, TOO_LONG, BAD_DIRECTORY, BAD_USER, LIMIT, BAD_REQUEST, SHUTDOWN, PROTOCOL = range(10)
-NOT_TRUSTED, UNREACHABLE, FROZEN = 10, 11, 12
+NOT_TRUSTED, UNREACHABLE, FROZEN, NO_SESSION, BUSY = 10, 11, 12, 13, 14
+
+# Verbs of Lasting, and modes of Attach (7).
+START, LIST, SIGNAL_IT, FORGET = 1, 2, 3, 4
+BOTH, OUTPUT, FOLLOW, INPUT, WAIT = 1, 2, 3, 4, 5
 
 # Our own fields start here: far from upstream's, and outside 19000-19999, which protobuf reserves.
 VENDOR = 52001
@@ -53,6 +57,7 @@ SIGNAL_NUMBER = VENDOR + 4
 REQUEST_CHUNK = VENDOR + 5
 STARTED = VENDOR + 6
 PROOF = VENDOR + 7
+POSITION = VENDOR + 8
 
 
 class Failure(Message):
@@ -200,11 +205,99 @@ class Subsystem(Message):
         self.user = user
 
 
+class Lasting(Message):
+    """Starts a session that outlives its client, or lists, signals or forgets such sessions (7.1).
+
+    session: an id or a name. command: of START, an encoded SetupConnectionRequest. name: for the new session. size: how
+    many bytes of output are kept, 0 for the server's choice. file: where, empty for memory.
+    """
+
+    __slots__ = ("command", "file", "name", "session", "signal", "size", "user", "verb")
+
+    FIELDS = (
+        Field(1, "verb", INT32),
+        Field(2, "session", BYTES),
+        Field(3, "user", BYTES),
+        Field(4, "command", BYTES),
+        Field(5, "name", BYTES),
+        Field(6, "size", UINT64),
+        Field(7, "file", BYTES),
+        Field(8, "signal", UINT32),
+    )
+
+    def __init__(
+        self,
+        *,
+        verb: int = 0,
+        session: bytes = b"",
+        user: bytes = b"",
+        command: bytes = b"",
+        name: bytes = b"",
+        size: int = 0,
+        file: bytes = b"",
+        signal: int = 0,
+    ) -> None:
+        self.verb = verb
+        self.session = session
+        self.user = user
+        self.command = command
+        self.name = name
+        self.size = size
+        self.file = file
+        self.signal = signal
+
+
+class Attach(Message):
+    """Makes the connection one to a session that lasts (7.2).
+
+    since: the offset where its output begins. tail: not 0: at most so many bytes of the past instead. closes: the end
+    of this client's stdin ends the target's. rows, cols: of the client's terminal, 0 without one.
+    """
+
+    __slots__ = ("closes", "cols", "mode", "rows", "session", "since", "steal", "tail", "user")
+
+    FIELDS = (
+        Field(1, "session", BYTES),
+        Field(2, "user", BYTES),
+        Field(3, "mode", INT32),
+        Field(4, "since", UINT64),
+        Field(5, "tail", UINT32),
+        Field(6, "steal", BOOL),
+        Field(7, "closes", BOOL),
+        Field(8, "rows", INT32),
+        Field(9, "cols", INT32),
+    )
+
+    def __init__(
+        self,
+        *,
+        session: bytes = b"",
+        user: bytes = b"",
+        mode: int = 0,
+        since: int = 0,
+        tail: int = 0,
+        steal: bool = False,
+        closes: bool = False,
+        rows: int = 0,
+        cols: int = 0,
+    ) -> None:
+        self.session = session
+        self.user = user
+        self.mode = mode
+        self.since = since
+        self.tail = tail
+        self.steal = steal
+        self.closes = closes
+        self.rows = rows
+        self.cols = cols
+
+
 class SetupConnectionRequest(Message):
     """The client's first message: what to run, as whom, where, and how."""
 
     __slots__ = (
         "argv",
+        "attach",
         "clock",
         "command",
         "cwd",
@@ -213,6 +306,7 @@ class SetupConnectionRequest(Message):
         "extended",
         "forward",
         "freeze",
+        "lasting",
         "nopty",
         "subsystem",
         "target",
@@ -239,6 +333,8 @@ class SetupConnectionRequest(Message):
         Field(VENDOR + 3, "thaw", MESSAGE, Thaw),
         Field(VENDOR + 4, "clock", MESSAGE, Clock),
         Field(VENDOR + 5, "subsystem", MESSAGE, Subsystem),
+        Field(VENDOR + 6, "lasting", MESSAGE, Lasting),
+        Field(VENDOR + 7, "attach", MESSAGE, Attach),
     )
 
     def __init__(
@@ -272,6 +368,8 @@ class SetupConnectionRequest(Message):
         self.thaw: Thaw | None = None
         self.clock: Clock | None = None
         self.subsystem: Subsystem | None = None
+        self.lasting: Lasting | None = None
+        self.attach: Attach | None = None
 
 
 class SetupConnectionResponse(Message):
@@ -363,6 +461,20 @@ class CreditMessage(Message):
         self.bytes = bytes_
 
 
+class PositionMessage(Message):
+    """The next byte of output has this offset; so many before it were dropped, and never sent (7.3). has_pty: the
+    target has a terminal."""
+
+    __slots__ = ("dropped", "has_pty", "offset")
+
+    FIELDS = (Field(1, "offset", UINT64), Field(2, "dropped", UINT64), Field(3, "has_pty", BOOL))
+
+    def __init__(self, offset: int = 0, dropped: int = 0, *, has_pty: bool = False) -> None:
+        self.offset = offset
+        self.dropped = dropped
+        self.has_pty = has_pty
+
+
 class HostMessage(Oneof):
     """Whatever the server says after its response; `member` is the field number that is set, 0 if none."""
 
@@ -376,6 +488,7 @@ class HostMessage(Oneof):
         Field(ALIVE, "alive", BOOL),
         Field(STARTED, "started", MESSAGE, SetupConnectionResponse),
         Field(PROOF, "proof", BYTES),
+        Field(POSITION, "position", MESSAGE, PositionMessage),
     )
 
 

@@ -10,6 +10,7 @@ from vshd.wire.messages import (
     Failure,
     GuestMessage,
     HostMessage,
+    PositionMessage,
     SetupConnectionRequest,
     SetupConnectionResponse,
     WindowResizeMessage,
@@ -51,6 +52,23 @@ class ServerConnection(Connection):
         """The target runs."""
         self._step(state.ACCEPT)
         self._respond(SetupConnectionResponse(messages.READY, messages.READY_DESCRIPTION, pid))
+
+    def hand_on(self) -> tuple[Extended, bool, bytes]:
+        """What another process needs to adopt() the connection in place of the answer: the peer's offer, whether the
+        request was deferred, and the bytes behind it."""
+        assert self.peer is not None
+        return self.peer, self._is_deferred, self.take_rest()
+
+    def adopt(self, peer: Extended, is_deferred: bool, early: bytes) -> None:
+        """Goes on with what another process was given by hand_on(). Answer with accept()."""
+        self._extend(peer)
+        self._is_deferred = self._has_responded = is_deferred
+        self._step(state.ADOPT)
+        self._early = early
+
+    def send_position(self, offset: int, dropped: int, *, has_pty: bool) -> None:
+        """Of a lasting session (7.3), before the byte at `offset`."""
+        self._send(messages.POSITION, PositionMessage(offset, dropped, has_pty=has_pty))
 
     def hand_over(self, pid: int, description: bytes) -> None:
         """The forward stands: what follows the response in either direction are the bytes it carries."""

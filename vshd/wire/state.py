@@ -10,6 +10,7 @@ round: the stub is answered with "go on", the request follows in chunks, and a s
 
 With a token (2.9) both sides are AWAITING_PROOF before they are DEFERRED.
 A forward (3) ends in RAW instead of RUNNING: from there on the connection's bytes belong to another protocol.
+The process that keeps a lasting session (7) begins in PREPARING: another process has taken the request.
 
 OVER is the end both sides agreed on (EXITED, FAILED, a refusal); BROKEN is every other end, and can follow every state
 but OVER. A step that is not in the table raises LocalProtocolError and changes nothing: what the *peer* does wrong is
@@ -38,6 +39,7 @@ REQUEST = "take the request"
 ACCEPT = "accept"
 HAND_OVER = "hand the connection over"
 REFUSE = "refuse"
+ADOPT = "go on with a request of another process"
 END = "end the session"
 
 CLIENT = {
@@ -59,6 +61,7 @@ CLIENT = {
 SERVER = {
     (AWAITING_SETUP, GO_ON): DEFERRED,
     (AWAITING_SETUP, REQUEST): PREPARING,
+    (AWAITING_SETUP, ADOPT): PREPARING,
     (AWAITING_SETUP, CHALLENGE): AWAITING_PROOF,
     (AWAITING_SETUP, REFUSE): OVER,
     (AWAITING_PROOF, GO_ON): DEFERRED,

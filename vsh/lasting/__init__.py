@@ -1,0 +1,1 @@
+"""vsh.lasting: sessions that outlive their clients, seen from the host."""
