@@ -20,7 +20,9 @@ Machines
     dmesg            the kernel's log of a machine, from the guest's memory; a list of KernelLine
 
 Commands and files in a guest
-    Client           runs commands in one guest: run, popen, push, pull, exists
+    Client           runs commands in one guest: run, popen, start, attach, push, pull, exists
+    LastingProcess   a session that outlives its program; Client.start and attach return it
+    LastingOutput    a part of its output
     Session          one session that you drive by hand
     Process          a running command with file-like streams, as subprocess.Popen
     Result           the output and the exit status of a command
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from vmkit.pool.pool import Pool, find_pool
     from vsh.client import Client, Result
     from vsh.errors import CommandFailed, ConnectionLost, ExecError, UsageError, VshError
+    from vsh.lasting.handle import LastingOutput, LastingProcess
     from vsh.process import DEVNULL, PIPE, STDOUT, Process
     from vsh.pump import TimedOut
     from vsh.session import Session
@@ -74,6 +77,8 @@ _PUBLIC = {
     "HostError": ("vmkit.errors", "HostError"),
     "Image": ("vmkit.image.build", "BuiltImage"),
     "KernelLine": ("vmkit.memory.lines", "KernelLine"),
+    "LastingOutput": ("vsh.lasting.handle", "LastingOutput"),
+    "LastingProcess": ("vsh.lasting.handle", "LastingProcess"),
     "Machine": ("vmkit.machine.machine", "Machine"),
     "MachineError": ("vmkit.errors", "MachineError"),
     "MachineSpec": ("vmkit.machine.spec", "MachineSpec"),
@@ -118,6 +123,8 @@ __all__ = [
     "HostError",
     "Image",
     "KernelLine",
+    "LastingOutput",
+    "LastingProcess",
     "Machine",
     "MachineError",
     "MachineSpec",

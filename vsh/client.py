@@ -23,7 +23,11 @@ from vsh.process import PIPE, SIGNALLED, Process, Stream, Wiring
 from vsh.pump import Pump, deadline_after
 from vsh.session import Session, make_limits, open_session
 from vshd.wire import messages
-from vshd.wire.messages import SetupConnectionRequest
+from vshd.wire.messages import Lasting, SetupConnectionRequest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vsh.lasting.handle import LastingProcess
 
 Argv = Sequence[str | bytes]
 
@@ -220,6 +224,50 @@ class Client:
             wiring.close()
             raise
 
+    def start(
+        self,
+        argv: Argv,
+        *,
+        name: str = "",
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+        user: str = "",
+        size: tuple[int, int] | None = None,
+        output_size: int = 0,
+        output_file: str = "",
+    ) -> "LastingProcess":
+        """Starts a command that outlives this program, as `vsh --detach` does, and returns at once.
+
+        name: serves wherever an id does. size: rows and columns of a terminal; None: pipes. output_size: how many bytes
+        of output vshd keeps, 0 for its own choice. output_file: a new file of the guest for them, instead of memory.
+
+        Raises ExecError when the command could not be executed, or with the kind BUSY when the name is in use;
+        UsageError, VshError.
+        """
+        from vsh.lasting import calls  # noqa: PLC0415  (most programs wait for their commands)
+        from vsh.lasting.handle import LastingProcess  # noqa: PLC0415
+
+        request = _make_request(_check_argv(argv, "start"), env, cwd, user, size)
+        lasting = Lasting(name=os.fsencode(name), size=output_size, file=os.fsencode(output_file))
+        session = calls.start(self._address, request, lasting, timeout_s=self._timeout_s)
+        return LastingProcess(self._address, session, user=user, timeout_s=self._timeout_s)
+
+    def attach(self, session: str, *, user: str = "") -> "LastingProcess":
+        """The session of an id or a name that start() or `vsh --detach` has started.
+
+        user: whose session. Asks the guest nothing yet, so this never fails.
+        """
+        from vsh.lasting.handle import LastingProcess  # noqa: PLC0415  (see start)
+
+        return LastingProcess(self._address, session, user=user, timeout_s=self._timeout_s)
+
+    def sessions(self, *, user: str = "") -> "list[LastingProcess]":
+        """The sessions that outlive their clients, the oldest first; those of all users for root. Raises VshError."""
+        from vsh.lasting import calls  # noqa: PLC0415  (see start)
+
+        records = calls.read_sessions(self._address, user=user, timeout_s=self._timeout_s)
+        return [self.attach(record.id.decode("ascii", "replace"), user=user) for record in records]
+
     def push(self, source: str, destination: str, *, user: str = "") -> None:
         """Copies a file or a directory of the host to the guest's path `destination`, whose directory must exist.
 
@@ -256,19 +304,25 @@ class Client:
 
         argv: empty for a login shell. size: rows and columns of a pty; None for pipes.
         """
-        request = SetupConnectionRequest(
-            target=messages.VM_SHELL,
-            user=os.fsencode(user),
-            env={os.fsencode(name): os.fsencode(value) for name, value in (env or {}).items()},
-            argv=[os.fsencode(word) for word in argv],
-            window_rows=size[0] if size else 0,
-            window_cols=size[1] if size else 0,
-            nopty=size is None,
-            cwd=os.fsencode(cwd),
-        )
+        request = _make_request(argv, env, cwd, user, size)
         limits = make_limits() if self._is_extended else None
         wait_s = self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s)
         return open_session(self._address, request, limits=limits, timeout_s=wait_s)
+
+
+def _make_request(
+    argv: Argv, env: Mapping[str, str] | None, cwd: str, user: str, size: tuple[int, int] | None
+) -> SetupConnectionRequest:
+    return SetupConnectionRequest(
+        target=messages.VM_SHELL,
+        user=os.fsencode(user),
+        env={os.fsencode(name): os.fsencode(value) for name, value in (env or {}).items()},
+        argv=[os.fsencode(word) for word in argv],
+        window_rows=size[0] if size else 0,
+        window_cols=size[1] if size else 0,
+        nopty=size is None,
+        cwd=os.fsencode(cwd),
+    )
 
 
 def _check_argv(argv: Argv, call: str) -> list[str | bytes]:
