@@ -16,9 +16,11 @@ DEFAULT_PROCESSES = -1
 # Logging flags that libbrillo programs accept; they change nothing here.
 IGNORED = ("v", "vmodule")
 # Each takes the place of the server; vshd.services.table has what runs then.
-OTHER_MODES = ("forward_to_host_port", "forward_to", "inetd", "activate", "ipv6")
+OTHER_MODES = ("forward_to_host_port", "forward_to", "inetd", "activate", "ipv6", "exec_from")
 # inetd's own way to write it.
-VALUE_MAY_FOLLOW = ("inetd", "activate")
+VALUE_MAY_FOLLOW = ("inetd", "activate", "exec-from", "exec_from")
+# vsock_guest_exec's way to ask for --persistent.
+PERSISTENT = "persistent"
 
 
 class FlagError(Exception):
@@ -46,6 +48,7 @@ class Options(Words):
         "allow_user",
         "default_user",
         "end_sessions",
+        "exec_from",
         "extended",
         "forward_to",
         "forward_to_host_port",
@@ -65,6 +68,7 @@ class Options(Words):
         "max_memory",
         "max_processes",
         "max_sessions",
+        "persistent",
         "ready",
         "spare_time",
         "token_from",
@@ -80,6 +84,7 @@ class Options(Words):
         self.allow_user: list[str] = []
         self.default_user = "root"
         self.end_sessions = False
+        self.exec_from = ""
         self.extended = True
         self.forward_to = ""
         self.forward_to_host_port = 0
@@ -99,6 +104,7 @@ class Options(Words):
         self.max_memory = 0
         self.max_processes = DEFAULT_PROCESSES
         self.max_sessions = 256
+        self.persistent = False
         self.ready = ""
         self.spare_time = 5
         self.token_from = "auto"  # noqa: S105 - where it is, not what
@@ -108,6 +114,7 @@ class Options(Words):
 HELP = """\
 usage: vshd [flags]
        vshd --inetd PORT [flags] -- command [argument ...]
+       vshd --exec-from CID:PORT [persistent] [flags]
 
 Serves shells and commands to vsh, over vsock. Values in parentheses are defaults.
 
@@ -130,6 +137,9 @@ Serves shells and commands to vsh, over vsock. Values in parentheses are default
   --inetd=PORT|unix:PATH          no shells: run one command for each connection, with it as stdin and stdout
   --activate=PORT|unix:PATH       no shells: run one command, with the listening socket in LISTEN_FDS, as systemd does
   --ipv6=PREFIX                   no shells: carry TCP connections to [PREFIX::2]:PORT to the host's vsock port
+  --exec_from=[CID]:[PORT]        no shells: connect to the host, run one command that it sends, exit with its status
+                                  (CID 2, port 1024; a part that is no number is the default)
+  --persistent                    with --exec_from: run commands until the host leaves (false)
   --freeze_file=PATH              the host may freeze this machine for a snapshot, and thaw it; PATH keeps the state
   --handshake_timeout=SECONDS     how long a client may take to send its request (30)
   --keepalive=SECONDS             give up a client that sends nothing for this time (120); 0: never
@@ -162,6 +172,9 @@ def parse_flags(words: list[str]) -> Options:
         if word == "--":
             _reject_positional(words[index:])
             break
+        if word == PERSISTENT and options.exec_from:
+            options.persistent = True
+            continue
         if not word.startswith("-") or word == "-":
             _reject_positional([word])
         if word.lstrip("-") in VALUE_MAY_FOLLOW and index < len(words):
@@ -170,6 +183,8 @@ def parse_flags(words: list[str]) -> Options:
         _set_flag(options, word.lstrip("-"))
     if (options.inetd or options.activate) and not options.command:
         raise FlagError("vshd: ERROR: --inetd and --activate need a command: -- command ...", ILLEGAL_VALUE_STATUS)
+    if options.persistent and not options.exec_from:
+        raise FlagError("vshd: ERROR: --persistent needs --exec_from", ILLEGAL_VALUE_STATUS)
     return options
 
 
@@ -190,6 +205,9 @@ def _set_flag(options: Options, text: str) -> None:
             return
     if name not in Options.__slots__:
         raise FlagError(f"vshd: ERROR: unknown command line flag '{name}'", UNKNOWN_FLAG_STATUS)
+    if name == "exec_from" and equals and not value:
+        # Both parts are the defaults.
+        value = ":"
     current = getattr(options, name)
     if isinstance(current, list):
         current.append(value)

@@ -32,6 +32,7 @@ TASKS = {
         "dmesg": "vmkit.cli.dmesg:dmesg",
     },
     "Ways into a guest, beside vsh": {
+        "guest-exec": "vmkit.cli.guest_exec:guest_exec",
         "forward": "vmkit.cli.forward:forward",
         "ssh": "vmkit.cli.ssh:ssh",
         "ssh-config": "vmkit.cli.ssh:ssh_config",

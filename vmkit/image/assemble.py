@@ -186,6 +186,7 @@ class _Assembly:
                 f"{self._spec.origin}: packages: the image installs no Python for vshd", hint='add "python3"'
             )
         python.take_package("vshd", self._inputs.vshd)
+        python.add_command("vshd")
         python.compile()
         python.check_imports(step.modules, find_needs("vshd", self._inputs.vshd))
         self._python = python
@@ -248,6 +249,7 @@ class _Assembly:
         python.take_program(self._debs[program])
         python.take_library([self._debs[name] for name in libraries], step.modules)
         python.take_package("vshd", self._inputs.vshd)
+        python.add_command("vshd")
         python.compile()
         python.check_imports(step.modules, find_needs("vshd", self._inputs.vshd))
         self._python = python

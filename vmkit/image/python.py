@@ -122,6 +122,11 @@ class GuestPython:
             if path.endswith(".py"):
                 self._sources[guest_path] = text
 
+    def add_command(self, name: str) -> None:
+        """Makes a package of ours a command of root's, without a site's modules and without .pyc files of its own."""
+        text = f"#!/{self.program} -ISB\nimport sys\nfrom {name}.__main__ import main\nsys.exit(main())\n"
+        self._tree.add(f"usr/sbin/{name}", file_node(text.encode(), 0o755))
+
     def compile(self) -> None:
         """Compiles everything taken, in sorted order, and puts the .pyc files into the tree."""
         interpreter = self._find_interpreter()

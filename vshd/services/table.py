@@ -140,6 +140,7 @@ SERVICES = (
 MODES = (
     Mode("one session", ("forward_to_host_port", "forward_to"), "vshd.services.one", "serve_one", 40),
     Mode("commands", ("inetd", "activate"), "vshd.services.inetd", "serve_commands", 10),
+    Mode("commands of the host", ("exec_from",), "vshd.services.guest_exec", "run_commands", 12),
     Mode("IPv6 mapping", ("ipv6",), "vshd.services.mapped", "run_mapping", 12),
 )
 
