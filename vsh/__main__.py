@@ -8,6 +8,10 @@ from vsh.errors import ConnectionLost, VshError
 from vsh.flags import HELP, Options, find_config_path, parse_flags
 from vshd.carry.inherited import OF_PEOPLE, hold_stdio, settle_signals
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 INTERRUPTED = 128 + 2
 PIPE_BROKEN = 128 + 13
 CLOSED_MAX = 4096
@@ -16,30 +20,47 @@ CLOSED_MAX = 4096
 def main(argv: list[str] | None = None) -> int:
     """Runs vsh with `argv` (sys.argv's words by default) and returns its exit status."""
     words = sys.argv[1:] if argv is None else argv
-    is_debug = "--debug" in words
-    is_quiet = False
-    try:
-        settle_signals(OF_PEOPLE)
-        hold_stdio()
-        if not (os.get_blocking(1) and os.get_blocking(2)):
-            _settle_output()
-        options = parse_flags(words)
-        is_debug, is_quiet = options.debug, options.quiet
-        if options.help:
-            return _print(HELP)
-        if options.version:
-            from vshd.wire.version import __version__  # noqa: PLC0415 - most commands print none
+    options = Options()
+    # Of the words alone: an error in them has options of no kind.
+    options.debug = "--debug" in words
+    return _report(_start, options, words)
 
-            return _print(f"vsh {__version__}\n")
-        if options.completion or options.list_hosts or options.launcher:
-            return _print(_render_help(options))
-        _apply_config(options)
-        is_debug, is_quiet = options.debug, options.quiet
-        return cli.run(options)
+
+def _start(options: Options, words: list[str]) -> int:
+    """Runs vsh with `words`; `options` becomes what they say."""
+    settle_signals(OF_PEOPLE)
+    hold_stdio()
+    if not (os.get_blocking(1) and os.get_blocking(2)):
+        _settle_output()
+    vars(options).update(vars(parse_flags(words)))
+    if options.help:
+        return _print(HELP)
+    if options.version:
+        from vshd.wire.version import __version__  # noqa: PLC0415 - most commands print none
+
+        return _print(f"vsh {__version__}\n")
+    if options.completion or options.list_hosts or options.launcher:
+        return _print(_render_help(options))
+    if options.multi:
+        from vsh.multi import run_multi  # noqa: PLC0415 - most commands run in one machine
+
+        return run_multi(options, lambda own: _report(_run, own, words))
+    return _run(options, words)
+
+
+def _run(options: Options, _words: list[str]) -> int:
+    _apply_config(options)
+    return cli.run(options)
+
+
+def _report(work: "Callable[[Options, list[str]], int]", options: Options, words: list[str]) -> int:
+    """Runs `work`, prints its error, and returns its status."""
+    try:
+        return work(options, words)
     except VshError as error:
-        if is_debug:
+        if options.debug:
             sys.excepthook(*sys.exc_info())
-        if error.brief and not (is_quiet and isinstance(error, ConnectionLost)):
+        if error.brief and not (options.quiet and isinstance(error, ConnectionLost)):
             error.hint = _find_remedy(error) or error.hint
             _say(error.render("vsh"))
         return error.status
@@ -50,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
         return PIPE_BROKEN
     except Exception as error:
-        if is_debug:
+        if options.debug:
             sys.excepthook(*sys.exc_info())
         _say(_explain(error))
         return 1

@@ -10,7 +10,7 @@ from vsh.flags import LASTING_KINDS, UNKNOWN_FLAG_STATUS, Options, split_command
 from vsh.pump import deadline_after
 from vsh.session import Session, make_limits, open_session
 from vsh.shell import Shell
-from vsh.stdio import is_background
+from vsh.stdio import is_background, replace_with_null
 from vshd.wire import messages
 from vshd.wire.messages import SetupConnectionRequest
 
@@ -36,6 +36,10 @@ def run(options: Options) -> int:
 
 def _run(options: Options) -> int:
     """What the words alone show to be wrong is refused before a machine is looked for."""
+    if options.stdin_null:
+        if options.proxy or options.subsystem or options.forward_only:
+            raise VshError("-n excludes --proxy, --subsystem and -N", status=UNKNOWN_FLAG_STATUS)
+        replace_with_null(0, os.O_RDONLY)
     if options.fdpass and not options.proxy:
         raise VshError("--fdpass needs --proxy", hint="write vsh --proxy=PLACE --fdpass", status=UNKNOWN_FLAG_STATUS)
     if not options.given.isdisjoint(LASTING_KINDS):

@@ -12,7 +12,7 @@ _vsh() {
     [ "$previous" = "=" ] && previous="${COMP_WORDS[COMP_CWORD-2]}"
     [ "$word" = "=" ] && { previous="${COMP_WORDS[COMP_CWORD-1]}"; word=""; }
     case "$previous" in
-        --vm_name) COMPREPLY=($(compgen -W "$(vsh --list_hosts 2>/dev/null)" -- "$word")) ;;
+        --vm_name|--multi) COMPREPLY=($(compgen -W "$(vsh --list_hosts 2>/dev/null)" -- "$word")) ;;
         --uds|--unix) compopt -o filenames; COMPREPLY=($(compgen -f -- "$word")) ;;
         *) case "$word" in
                -*) COMPREPLY=($(compgen -W "FLAGS" -- "$word")) ;;

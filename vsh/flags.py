@@ -16,7 +16,7 @@ ILLEGAL_VALUE_STATUS = 65
 UINT32_MAX = (1 << 32) - 1
 UINT64_MAX = (1 << 64) - 1
 
-SHORT = {"t": "tty", "T": "notty", "q": "quiet", "v": "verbose", "h": "help", "N": "forward_only"}
+SHORT = {"t": "tty", "T": "notty", "q": "quiet", "v": "verbose", "h": "help", "N": "forward_only", "n": "stdin_null"}
 # Letters with a value, in the same word or the next.
 SHORT_WITH_VALUE = {"L": "local", "R": "remote", "s": "subsystem"}
 
@@ -65,6 +65,8 @@ KINDS = {
     "target_container": "string",
     "listen_port": "uint32",
     "container_features": "string",
+    "multi": "string",
+    "stdin_null": "flag",
     "tty": "flag",
     "notty": "flag",
     "quiet": "flag",
@@ -100,6 +102,8 @@ what:
   --env=NAME=VALUE      set a variable; may be repeated
   -t, --tty             run with a terminal (if stdin and stdout are terminals)
   -T, --notty           run without a terminal: separate outputs, unchanged bytes
+  -n, --stdin_null      give the command an empty stdin, and read nothing from vsh's own
+  --multi=NAME,NAME...  run the command in several machines at once: names or CIDs of running machines
 
 sessions that last (SESSIONS THAT LAST in vsh(1); ID is the id or the name of such a session):
   --detach[=NAME]       start the command as such a session, print its id, and do not wait; -t gives it a terminal
@@ -211,6 +215,8 @@ class Options(LastingOptions):
         self.target_container = ""
         self.listen_port: int | None = None
         self.container_features = ""
+        self.multi = ""
+        self.stdin_null = False
         self.tty = False
         self.notty = False
         self.quiet = False

@@ -1,13 +1,15 @@
 """A session with a terminal: raw mode and the way back, window size, escapes."""
 
 import os
+from contextlib import suppress
 
 from vsh import escapes, signals
 from vsh.errors import ConnectionLost, VshError
-from vsh.pump import Source
+from vsh.modes import TerminalModes
+from vsh.pump import Sink, Source
 from vsh.session import Session
 from vsh.shell import SIGNALLED, Shell
-from vsh.stdio import FdSource
+from vsh.stdio import FdSink, FdSource, is_background
 from vsh.terminal import RawTerminal, find_size
 
 
@@ -22,6 +24,7 @@ class InteractiveShell(Shell):
 
     def __init__(self, session: Session) -> None:
         self.terminal = RawTerminal(0) if os.isatty(0) else None
+        self._screen: Screen | None = None
         super().__init__(session)
 
     def run(self, deadline_s: float | None) -> int:
@@ -29,11 +32,20 @@ class InteractiveShell(Shell):
         self.enter()
         try:
             return super().run(deadline_s)
+        except BaseException:
+            self._reset_screen()
+            raise
         finally:
             self._leave()
 
     def make_source(self) -> Source:
         return FdSource(0) if self.terminal is None else TypedSource(FdSource(0), self)
+
+    def make_sink(self) -> Sink:
+        if not os.isatty(1):
+            return super().make_sink()
+        self._screen = Screen()
+        return self._screen
 
     def suspend(self) -> None:
         self._leave()
@@ -61,9 +73,34 @@ class InteractiveShell(Shell):
         """Makes the terminal raw; False while it belongs to another job."""
         return self.terminal is None or self.terminal.enter()
 
+    def _reset_screen(self) -> None:
+        """Gives back what a full-screen program took and could not give back. Never waits for a stalled terminal."""
+        reset = self._screen.modes.render_reset() if self._screen is not None else b""
+        if reset and not is_background(1):
+            assert self._screen is not None
+            with suppress(OSError):
+                self._screen.write([reset])
+
     def _leave(self) -> None:
         if self.terminal is not None:
             self.terminal.leave()
+
+
+class Screen(FdSink):
+    """stdout of a terminal: `modes` knows what the guest's program has turned on there."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.modes = TerminalModes()
+
+    def write(self, pieces: list[memoryview | bytes]) -> int:
+        size = left = super().write(pieces)
+        for piece in pieces:
+            if left <= 0:
+                break
+            self.modes.feed(bytes(piece[:left]))
+            left -= len(piece)
+        return size
 
 
 class TypedSource(Source):

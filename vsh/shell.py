@@ -22,7 +22,7 @@ class Shell:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        sinks: dict[int, Sink] = {messages.STDOUT: FdSink(1), messages.STDERR: FdSink(2, is_shared=True)}
+        sinks: dict[int, Sink] = {messages.STDOUT: self.make_sink(), messages.STDERR: FdSink(2, is_shared=True)}
         self.pump = self.pump_class(session, self.make_source(), sinks, has_pty=self.has_pty)
         self.wakeup = signals.Wakeup((*signals.FORWARDED, signals.SIGWINCH, signals.SIGTSTP))
         self.pump.wakeup_fd = self.wakeup.fd
@@ -39,6 +39,9 @@ class Shell:
 
     def make_source(self) -> Source:
         return FdSource(0)
+
+    def make_sink(self) -> Sink:
+        return FdSink(1)
 
     def suspend(self) -> None:
         """Announces the stop to the server, then stops this process. Returns when it is continued."""

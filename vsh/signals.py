@@ -46,6 +46,17 @@ class Wakeup:
         for number in self._numbers:
             _signal.signal(number, _signal.SIG_IGN)
 
+    def forget(self) -> None:
+        """Gives a forked child the signals back: its copies of the pipe are closed, and signals do what they do by
+        default.
+        """
+        _signal.set_wakeup_fd(-1)
+        os.close(self.fd)
+        os.close(self._writing)
+        for number in self._numbers:
+            if _signal.getsignal(number) != _signal.SIG_IGN:
+                _signal.signal(number, _signal.SIG_DFL if number != SIGINT else _signal.default_int_handler)
+
     def take(self) -> bytes:
         """Returns the numbers of the signals since the last call, one byte each."""
         try:

@@ -85,7 +85,7 @@ class FdSource(Source):
             # Our own opening goes first: its descriptor may be the last that this process could open.
             if self.fd != self._origin:
                 os.close(self.fd)
-            _replace_with_null(self._origin, os.O_RDONLY)
+            replace_with_null(self._origin, os.O_RDONLY)
             self.fd = self._origin
 
     def _read_burst(self, buffer: memoryview) -> int:
@@ -137,7 +137,7 @@ class FdSink(Sink):
             return
         if self.fd != self._origin:
             os.close(self.fd)
-        _replace_with_null(self._origin, os.O_WRONLY)
+        replace_with_null(self._origin, os.O_WRONLY)
         self.fd = self._origin
         self._is_pipe = False
 
@@ -175,7 +175,7 @@ def _open_anew(fd: int, mode: int) -> int:
         return fd
 
 
-def _replace_with_null(fd: int, mode: int) -> None:
+def replace_with_null(fd: int, mode: int) -> None:
     """Replaces `fd` by /dev/null, so that no other file can become stdin, stdout or stderr."""
     null = os.open("/dev/null", mode | os.O_CLOEXEC)
     os.dup2(null, fd)

@@ -67,6 +67,15 @@ def test_data_comes_whole_over_the_kernel_s_vsock(inner: NestedHost) -> None:
     assert hashlib.sha256(result.stdout).digest() == hashlib.sha256(data).digest()
 
 
+def test_commands_of_the_host_reach_a_guest_over_the_kernel_s_vsock(inner: NestedHost) -> None:
+    """vsock_guest_exec's way: the guest connects to CID 2. One that is earlier than the host tries again."""
+    guest = "for i in $(seq 100); do vshd --exec-from : 2>/dev/null && exit 0; sleep 0.3; done; exit 1"
+    script = f"vmkit guest-exec tiny 'echo ran > /run/ran' & vsh --cid 3 -- sh -c '{guest}' && wait $!"
+    result = inner.run("sh", "-c", script, timeout_s=PATIENT_S)
+    assert (result.exit, result.stderr) == (0, b""), result.stdout
+    assert inner.run("vsh", "--cid", "3", "--", "cat", "/run/ran", timeout_s=PATIENT_S).stdout == b"ran\n"
+
+
 def test_cid_in_use_is_told_by_the_kernel(inner: NestedHost) -> None:
     result = inner.run("vmkit", "up", "-q", "--backend", "vhost", "--cid", "3", "--name", "b", timeout_s=PATIENT_S)
     assert result.exit == 1

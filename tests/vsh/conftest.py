@@ -1,8 +1,11 @@
 """Fixtures of the client's tests: a vshd, and the modes a session can be in."""
 
+import fcntl
+import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Unpack
+from typing import Protocol, Unpack
 
 import pytest
 
@@ -37,3 +40,42 @@ def start_vshd(tmp_path: Path) -> Iterator[StartVshd]:
 def mode(request: pytest.FixtureRequest) -> list[str]:
     """The flags of vsh that choose a mode."""
     return [] if request.param == "extended" else ["--noextended"]
+
+
+class Register(Protocol):
+    """The fixture registry."""
+
+    def __call__(
+        self, name: str, cid: int, *, state: str = "ready", vsock: str | None = "/run/x.sock", alive: bool = True
+    ) -> None: ...
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> Path:
+    path = tmp_path / "runtime"
+    (path / "machines").mkdir(parents=True)
+    path.chmod(0o700)
+    return path
+
+
+@pytest.fixture
+def registry(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Register]:
+    """A registry of machines; register(...) adds a live one."""
+    monkeypatch.setenv("VMKIT_RUNTIME_DIR", str(runtime))
+    held = []
+
+    def register(
+        name: str, cid: int, *, state: str = "ready", vsock: str | None = "/run/x.sock", alive: bool = True
+    ) -> None:
+        folder = runtime / "machines" / name
+        folder.mkdir()
+        record = {"schema": 1, "name": name, "cid": cid, "backend": "user", "state": state, "vsock": vsock, "pid": 1}
+        (folder / "machine.json").write_text(json.dumps(record))
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
+        held.append(lock)
+        if alive:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+
+    yield register
+    for lock in held:
+        os.close(lock)

@@ -1,57 +1,15 @@
 """Where a vshd is: the registry, CIDs, and messages that say whose fault it is."""
 
-import fcntl
-import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
+from tests.vsh.conftest import Register
 from vsh import address
 from vsh.address import Address
 from vsh.errors import VshError
 from vsh.transport import open_transport
-
-
-class Register(Protocol):
-    """The fixture registry."""
-
-    def __call__(
-        self, name: str, cid: int, *, state: str = "ready", vsock: str | None = "/run/x.sock", alive: bool = True
-    ) -> None: ...
-
-
-@pytest.fixture
-def runtime(tmp_path: Path) -> Path:
-    path = tmp_path / "runtime"
-    (path / "machines").mkdir(parents=True)
-    path.chmod(0o700)
-    return path
-
-
-@pytest.fixture
-def registry(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Register]:
-    """A registry of machines; register(...) adds a live one."""
-    monkeypatch.setenv("VMKIT_RUNTIME_DIR", str(runtime))
-    held = []
-
-    def register(
-        name: str, cid: int, *, state: str = "ready", vsock: str | None = "/run/x.sock", alive: bool = True
-    ) -> None:
-        folder = runtime / "machines" / name
-        folder.mkdir()
-        record = {"schema": 1, "name": name, "cid": cid, "backend": "user", "state": state, "vsock": vsock, "pid": 1}
-        (folder / "machine.json").write_text(json.dumps(record))
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
-        held.append(lock)
-        if alive:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-
-    yield register
-    for lock in held:
-        os.close(lock)
 
 
 def test_cid_of_a_machine_is_its_socket(registry: Register) -> None:
