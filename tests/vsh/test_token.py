@@ -173,7 +173,8 @@ def test_strangers_are_few_at_a_time(start_guarded: StartGuarded, token_file: Pa
         for _ in range(UNPROVEN_MAX + 50):
             stack.enter_context(vshd.connect())
         assert vshd.run(f"--token_file={token_file}", "--", "echo", "in").stdout == b"in\n"
-        assert len(vshd.children()) <= UNPROVEN_MAX + 2
+        # A dropped stranger's process ends soon after, and on a busy machine later than the next client is served.
+        wait_until(lambda: len(vshd.children()) <= UNPROVEN_MAX + 2, "few strangers have a process")
 
 
 def test_places_taken_by_those_who_proved_themselves_are_theirs(start_guarded: StartGuarded, token_file: Path) -> None:
