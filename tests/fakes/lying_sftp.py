@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 
 INIT, OPEN, CLOSE, READ, LSTAT, FSTAT, OPENDIR, READDIR, STAT, READLINK = 1, 3, 4, 5, 7, 8, 11, 12, 17, 19
+EXTENDED, REPLY = 200, 201
 VERSION, STATUS, HANDLE, DATA_REPLY, NAME, ATTRS = 2, 101, 102, 103, 104, 105
 DIRECTORY, FILE, LINK = 0o040755, 0o100644, 0o120777
 DATA = b"good data"
@@ -22,6 +23,17 @@ def text(value: bytes) -> bytes:
 
 def attributes(mode: int, size: int = 0) -> bytes:
     return struct.pack(">IQI", 1 | 4, size, mode)
+
+
+READ_FILE = b"read-file@vmkit"
+# Answers to it. "whole-status" has none, and calls that success.
+WHOLE = {
+    "whole-size": attributes(FILE, 1 << 40) + text(DATA),
+    "whole-mode": attributes(LINK, len(DATA)) + text(DATA),
+    "whole-length": attributes(FILE, len(DATA)) + struct.pack(">I", 1 << 30) + DATA,
+    "whole-cut": attributes(FILE, len(DATA))[:7],
+    "whole-status": b"",
+}
 
 
 class Server:
@@ -65,7 +77,8 @@ class Server:
 
     def answer(self, kind: int, body: bytes) -> bytes:
         if kind == INIT:
-            return self.frame(VERSION, struct.pack(">I", 6 if self.lie == "version" else 3))
+            extensions = text(READ_FILE) + text(b"1") if self.lie in WHOLE else b""
+            return self.frame(VERSION, struct.pack(">I", 6 if self.lie == "version" else 3) + extensions)
         number, rest = body[:4], body[4:]
         if self.lie == "wrong-id" and kind == READ:
             number = struct.pack(">I", 12345)
@@ -93,6 +106,8 @@ class Server:
             count = 1 << 30 if self.lie == "count" else len(names)
             rows = b"".join(text(name) + text(b"long") + attrs for name, attrs in names)
             return NAME, number + struct.pack(">I", count) + rows
+        if kind == EXTENDED and self.lie in WHOLE:
+            return (STATUS, number + status) if self.lie == "whole-status" else (REPLY, number + WHOLE[self.lie])
         if kind == READLINK:
             return NAME, number + struct.pack(">I", 1) + text(b"a\0b") + text(b"") + attributes(LINK)
         if kind == READ:

@@ -23,7 +23,7 @@ KINDS = (*range(3, 21), 200, 200, 200, 0, 2, 101, 255)
 EXTENSIONS = (
     *(b"posix-rename@openssh.com", b"statvfs@openssh.com", b"fstatvfs@openssh.com", b"hardlink@openssh.com"),
     *(b"fsync@openssh.com", b"lsetstat@openssh.com", b"limits@openssh.com", b"expand-path@openssh.com"),
-    *(b"copy-data", b"x@example.org"),
+    *(b"copy-data", b"read-file@vmkit", b"write-file@vmkit", b"x@example.org"),
 )
 NUMBERS = (0, 1, 5, 4096, 1 << 18, 1 << 31, (1 << 32) - 1)
 OFFSETS = (*NUMBERS, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
@@ -73,7 +73,9 @@ def make_request(rng: random.Random) -> bytes:
         20: name + text(rng.choice(NAMES)),
     }.get(kind, name + attributes)
     if kind == 200:
-        good = text(rng.choice(EXTENSIONS)) + rng.choice((name * 2, handle, handle + 2 * offset + handle + offset))
+        good = text(rng.choice(EXTENSIONS)) + rng.choice(
+            (name, name * 2, handle, handle + 2 * offset + handle + offset, name * 2 + size + attributes + name)
+        )
     fields = good if rng.random() < 0.7 else make_fields(rng)
     return bytes([kind]) + struct.pack(">I", rng.getrandbits(32)) + fields
 

@@ -47,6 +47,8 @@ def test_version_announces_openssh_extensions() -> None:
         b"limits@openssh.com": b"1",
         b"expand-path@openssh.com": b"1",
         b"copy-data": b"1",
+        b"read-file@vmkit": b"1",
+        b"write-file@vmkit": b"1",
     }
 
 

@@ -22,9 +22,18 @@ from vsh.text import clean_line
 @click.option("--owners", is_flag=True, help="Keep the numbers of user and group.")
 @click.option("--fsync", is_flag=True, help="Write each file to the disk before it gets its name.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("-v", "--verbose", is_flag=True, help="Print each file and, at the end, how the files went.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 def cp(
-    *, paths: tuple[str, ...], recursive: bool, user: str, owners: bool, fsync: bool, as_json: bool, quiet: bool
+    *,
+    paths: tuple[str, ...],
+    recursive: bool,
+    user: str,
+    owners: bool,
+    fsync: bool,
+    as_json: bool,
+    verbose: bool,
+    quiet: bool,
 ) -> None:
     """Copy files and directories in and out of machines.
 
@@ -39,11 +48,19 @@ def cp(
     if as_json and destination.is_stream:
         raise ConfigError("--json does not go with `-` as the destination")
     keep = Keep(owners, fsync)
-    # Progress and the content would share the terminal.
-    is_shown = destination.is_stream and sys.stdout.isatty()
+    report = None
+    if verbose:
+
+        def report(source: str, copied: str) -> None:
+            print(f"{clean_line(source)} -> {clean_line(copied)}", file=sys.stderr, flush=True)
+
+    # Progress and the content, or the names, would share the terminal.
+    is_shown = verbose or (destination.is_stream and sys.stdout.isatty())
     with open_transfer(quiet=quiet or is_shown) as show:
         try:
-            copied = copy(sources, destination, lambda machine: open_sftp(machine, user), keep=keep, show=show)
+            copied = copy(
+                sources, destination, lambda machine: open_sftp(machine, user), keep=keep, show=show, report=report
+            )
         except CopyError as error:
             failure: CopyError | None = error
             copied = error.copied
@@ -51,10 +68,18 @@ def cp(
             failure = None
     for path in copied.skipped:
         print(f"vmkit: warning: skipped {clean_line(path)}: it is a device, a socket or a FIFO", file=sys.stderr)
+    if verbose:
+        print(_describe(copied), file=sys.stderr)
     if as_json:
         print_json(_render(copied, failure.failed if failure else 0))
     if failure is not None:
         raise failure
+
+
+def _describe(copied: Copied) -> str:
+    """How the files went, for --verbose."""
+    counts = f"{copied.files} files, {copied.bytes} bytes in {copied.seconds:.2f} s"
+    return f"{counts}; {copied.whole} small files went in one message each"
 
 
 def _render(copied: Copied, failed: int) -> dict[str, object]:

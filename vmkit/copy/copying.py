@@ -22,12 +22,16 @@ PLAIN = Keep()
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """What a copy did. skipped: devices, sockets and FIFOs, which have no data to copy."""
+    """What a copy did. whole: files that went in or out of a guest in one message each.
+
+    skipped: devices, sockets and FIFOs, which have no data to copy.
+    """
 
     files: int
     directories: int
     links: int
     bytes: int
+    whole: int
     seconds: float
     skipped: tuple[str, ...]
 
@@ -49,14 +53,17 @@ def copy(
     keep: Keep = PLAIN,
     into: bool = True,
     show: Callable[[Tally], None] | None = None,
+    report: Callable[[str, str], None] | None = None,
 ) -> Copied:
     """Copies. into: an existing directory as the destination takes the copies, under their own names.
 
-    show: is called often, with what was done so far. Raises ConfigError, MachineError, SftpError, FullError,
+    show: is called often, with what was done so far. report: is called with both paths of each file that was copied.
+
+    Raises ConfigError, MachineError, SftpError, FullError,
     and CopyError when single files failed.
     """
     started_s = time.monotonic()
-    tally = Tally()
+    tally = Tally(report=report)
     if show is not None:
         tally.show = show
     with contextlib.ExitStack() as stack:
@@ -65,7 +72,9 @@ def copy(
         sides.run(sources, destination, copying.begin)
     tally.show(tally)
     seconds = time.monotonic() - started_s
-    copied = Copied(tally.files, tally.directories, tally.links, tally.bytes, seconds, tuple(tally.skipped))
+    copied = Copied(
+        tally.files, tally.directories, tally.links, tally.bytes, tally.whole, seconds, tuple(tally.skipped)
+    )
     if tally.failed == 1:
         raise CopyError(f"cannot copy {tally.failures[0]}", copied=copied, failed=1)
     if tally.failed:

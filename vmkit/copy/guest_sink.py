@@ -5,7 +5,7 @@ from vmkit.copy.calls import AnswerError, ask, check_done, do, explain_write, fi
 from vmkit.copy.connection import Ticket
 from vmkit.copy.engine import Arrival, Channel, Step
 from vmkit.copy.guest_source import GuestFolder, join, render_path
-from vmkit.copy.items import FileError, Item, ItemKind, Keep, Piece, is_same_metadata, make_temporary_name
+from vmkit.copy.items import FileError, FullError, Item, ItemKind, Keep, Piece, is_same_metadata, make_temporary_name
 from vmkit.copy.wire import OPEN_CREATE, OPEN_EXCLUSIVE, OPEN_WRITE, FileAttributes, HandleReply, Kind
 
 ZEROS = bytes(wire.CHUNK_BYTES_MAX)
@@ -96,6 +96,34 @@ class GuestSinkFolder:
             raise (yield from explain_write(self._channel, self.path, error)) from error
         return GuestWriter(self._sink, self, name, temporary, handle.value)
 
+    def write_whole(self, name: bytes, item: Item, data: Piece) -> Step[bool]:
+        if wire.WRITE_FILE not in self._channel.extensions or len(data) > wire.WHOLE_BYTES_MAX:
+            return False
+        size = len(data)
+        if data and not data[0] and bytes(data) == ZEROS[:size]:
+            # A hole, as in GuestWriter.
+            data = b""
+        temporary, path = join(self.path, make_temporary_name()), join(self.path, name)
+        flags = wire.WRITE_FILE_SYNC if self._sink.keep.fsync else 0
+        tail = flags.to_bytes(4, "big") + self._sink.render_attributes(item, None if len(data) == size else size)
+        self._sink.unfinished.add(temporary)
+        ticket = self._channel.send(Kind.EXTENDED, wire.WRITE_FILE, temporary, path, tail=tail, data=memoryview(data))
+        (reply,) = yield from wait_for([ticket])
+        # The server has renamed or removed it.
+        self._sink.unfinished.discard(temporary)
+        try:
+            check_done(reply)
+        except AnswerError as error:
+            raise (yield from self._explain(path, error)) from error
+        return True
+
+    def _explain(self, path: bytes, error: AnswerError) -> Step[FileError | FullError]:
+        """Finds out why a file did not get its name."""
+        found = yield from find_item(self._channel, path, follow=False)
+        if found is not None and found.kind == ItemKind.FOLDER:
+            return FileError("Is a directory")
+        return (yield from explain_write(self._channel, self.path, error))
+
     def make_link(self, name: bytes, target: bytes, item: Item) -> Step[None]:
         temporary = join(self.path, make_temporary_name())
         self._sink.unfinished.add(temporary)
@@ -149,10 +177,7 @@ class GuestSinkFolder:
         except AnswerError as error:
             yield from wait_for([self._channel.send(Kind.REMOVE, temporary)])
             self._sink.unfinished.discard(temporary)
-            found = yield from find_item(self._channel, path, follow=False)
-            if found is not None and found.kind == ItemKind.FOLDER:
-                raise FileError("Is a directory") from error
-            raise (yield from explain_write(self._channel, self.path, error)) from error
+            raise (yield from self._explain(path, error)) from error
         self._sink.unfinished.discard(temporary)
 
     def finish(self, item: Item) -> Step[None]:

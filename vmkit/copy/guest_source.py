@@ -5,12 +5,16 @@ import os
 from vmkit.copy.calls import ask, check_done, make_item, wait_for
 from vmkit.copy.connection import Ticket
 from vmkit.copy.engine import Arrival, Channel, Step
-from vmkit.copy.items import CHANGED, PAGE_BYTES_MAX, FileError, Item, Piece, join_path
+from vmkit.copy.items import CHANGED, PAGE_BYTES_MAX, FileError, Item, ItemKind, Piece, WholeReader, join_path
 from vmkit.copy.wire import (
     OPEN_READ,
     PATH_BYTES_MAX,
+    READ_FILE,
+    WHOLE_BYTES_MAX,
     Code,
+    Cursor,
     DataReply,
+    ExtendedReply,
     FileAttributes,
     HandleReply,
     Kind,
@@ -84,8 +88,12 @@ class GuestFolder:
             if name not in (b".", b".."):
                 found.append((check_name(name), make_item(attributes)))
 
-    def open_reader(self, name: bytes, item: Item, chunk_bytes: int) -> "Step[GuestReader]":
+    def open_reader(self, name: bytes, item: Item, chunk_bytes: int) -> "Step[GuestReader | WholeReader]":
         path = join(self.path, name)
+        if READ_FILE in self._channel.extensions and item.size <= WHOLE_BYTES_MAX:
+            whole = yield from self._read_whole(path, item)
+            if whole is not None:
+                return whole
         tail = OPEN_READ.to_bytes(4, "big") + pack_attributes(FileAttributes())
         handle = yield from ask(self._channel, HandleReply, Kind.OPEN, path, tail=tail)
         reader = GuestReader(self._channel, handle.value, item, min(chunk_bytes, self._channel.limits.read_bytes))
@@ -93,6 +101,18 @@ class GuestFolder:
             # It is read in several pieces, so it must be the same file from the first to the last.
             yield from reader.refresh()
         return reader
+
+    def _read_whole(self, path: bytes, item: Item) -> Step[WholeReader | None]:
+        """Reads a small file in one exchange; None where it is not what it seems, and OPEN finds out."""
+        ticket = self._channel.send(Kind.EXTENDED, READ_FILE, path, size_bytes=item.size)
+        (reply,) = yield from wait_for([ticket])
+        if not isinstance(reply, ExtendedReply):
+            return None
+        cursor = Cursor(reply.body)
+        found, data = make_item(cursor.take_attributes()), cursor.take_view()
+        # A file of /proc has more data than its size, and one that is being written may have, too.
+        is_whole = found.kind == ItemKind.FILE and found.size == len(data) <= WHOLE_BYTES_MAX
+        return WholeReader(found, data, is_of_guest=True) if is_whole else None
 
     def read_link(self, name: bytes) -> Step[bytes]:
         names = (yield from ask(self._channel, NamesReply, Kind.READLINK, join(self.path, name))).names

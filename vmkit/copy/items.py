@@ -154,6 +154,41 @@ class FileReader(Protocol):
         """Closes it after an error."""
 
 
+class WholeReader:
+    """A small file whose data is all here already, so it can be written in one step."""
+
+    pending = 0
+    can_ask = False
+
+    def __init__(self, item: Item, data: Piece, *, is_of_guest: bool) -> None:
+        self.item = item
+        self.data = data
+        self.is_of_guest = is_of_guest
+        self.end = len(data)
+        self._is_taken = not data
+
+    def has_room(self) -> bool:
+        return True
+
+    def ask(self) -> None:
+        raise AssertionError("all data is here")
+
+    def take(self) -> Sequence[tuple[int, Piece]]:
+        if self._is_taken:
+            return []
+        self._is_taken = True
+        return [(0, self.data)]
+
+    def receive(self, arrival: Arrival) -> bool:
+        return False
+
+    def finish(self) -> Step[None]:
+        yield from ()
+
+    def close(self) -> Step[None]:
+        yield from ()
+
+
 class FileWriter(Protocol):
     """A file in the making, under a temporary name."""
 
@@ -214,6 +249,9 @@ class SinkFolder(Protocol):
 
     def open_writer(self, name: bytes, item: Item) -> Step[FileWriter]:
         """Begins a file in it. Raises FileError, FullError."""
+
+    def write_whole(self, name: bytes, item: Item, data: Piece) -> Step[bool]:
+        """Writes a small file in one step; False where open_writer() must do it. Raises FileError, FullError."""
 
     def make_link(self, name: bytes, target: bytes, item: Item) -> Step[None]:
         """Makes a symbolic link in it, in place of another file of this name. Raises FileError, FullError."""

@@ -73,6 +73,10 @@ class StreamFolder:
         yield from ()
         return StreamWriter(self._fd)
 
+    def write_whole(self, name: bytes, item: Item, data: Piece) -> Step[bool]:
+        yield from ()
+        return False
+
     def make_link(self, name: bytes, target: bytes, item: Item) -> Step[None]:
         yield from ()
         raise FileError("a symbolic link that leads nowhere cannot go to standard output")

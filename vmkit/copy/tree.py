@@ -5,7 +5,17 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from vmkit.copy.engine import Engine, Gate, Step
-from vmkit.copy.items import FileError, FileReader, FileWriter, FullError, Item, ItemKind, SinkFolder, SourceFolder
+from vmkit.copy.items import (
+    FileError,
+    FileReader,
+    FileWriter,
+    FullError,
+    Item,
+    ItemKind,
+    SinkFolder,
+    SourceFolder,
+    WholeReader,
+)
 
 # Each level has an open directory on the host; a process has 1,024 descriptors by default.
 DEPTH_MAX = 250
@@ -26,7 +36,10 @@ class Tally:
     skipped: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     failed: int = 0
+    whole: int = 0
     show: Callable[["Tally"], None] = lambda _tally: None
+    # The paths of a file that was copied, on both sides.
+    report: Callable[[str, str], None] | None = None
 
     def move(self, count: int) -> None:
         """Counts bytes that arrived."""
@@ -119,6 +132,8 @@ class TreeCopy:
                     self._tally.links += 1
                 case ItemKind.OTHER:
                     self._tally.skip(where)
+            if self._tally.report is not None and move.item.kind != ItemKind.OTHER:
+                self._tally.report(where, move.sink.describe(move.new_name))
         except FileError as error:
             self._tally.fail(f"{where}: {error.brief}")
         except FullError as error:
@@ -183,6 +198,13 @@ class TreeCopy:
 
 def copy_open_file(reader: FileReader, sink: SinkFolder, name: bytes, tally: Tally) -> Step[None]:
     """Copies an open file to a name, which it gets when it is whole. Raises FileError, FullError."""
+    if isinstance(reader, WholeReader):
+        is_written = yield from sink.write_whole(name, reader.item, reader.data)
+        tally.whole += is_written or reader.is_of_guest
+        if is_written:
+            tally.move(reader.end)
+            tally.files += 1
+            return
     writer: FileWriter | None = None
     try:
         writer = yield from sink.open_writer(name, reader.item)

@@ -28,6 +28,11 @@ FSYNC: Final = b"fsync@openssh.com"
 HARD_LINK: Final = b"hardlink@openssh.com"
 STATVFS: Final = b"statvfs@openssh.com"
 LIMITS: Final = b"limits@openssh.com"
+# vshd's own, docs/reference/protocol.md 6.3.
+READ_FILE: Final = b"read-file@vmkit"
+WRITE_FILE: Final = b"write-file@vmkit"
+WHOLE_BYTES_MAX: Final = 32 << 10
+WRITE_FILE_SYNC = 1
 
 HAS_SIZE = 1
 HAS_OWNER = 2

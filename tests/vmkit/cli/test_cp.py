@@ -57,8 +57,20 @@ def test_summary_is_json(vmkit: Vmkit, machine: FakeMachine, tmp_path: Path) -> 
     seconds = value.pop("seconds")
     assert 0 < seconds < DEADLINE_S
     skipped = [f"m:{tmp_path}/t/p"]
-    assert value == {"files": 1, "directories": 1, "links": 1, "bytes": 4, "skipped": skipped, "failed": 0}
+    assert value == {"files": 1, "directories": 1, "links": 1, "bytes": 4, "whole": 1, "skipped": skipped, "failed": 0}
     assert done.err == f"vmkit: warning: skipped {skipped[0]}: it is a device, a socket or a FIFO\n"
+
+
+def test_verbose_copy_names_files_and_how_they_went(vmkit: Vmkit, machine: FakeMachine, tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "f").write_text("data")
+    done = vmkit("cp", "-v", *OWN, str(tmp_path / "t"), f"m:{tmp_path}/there")
+    assert (done.status, done.out) == (0, "")
+    lines = done.err.splitlines()
+    assert lines[0] == f"{tmp_path}/t/f -> m:{tmp_path}/there/f"
+    assert lines[1] == f"{tmp_path}/t -> m:{tmp_path}/there"
+    assert lines[2].startswith("1 files, 4 bytes in ")
+    assert lines[2].endswith("; 1 small files went in one message each")
 
 
 def test_failure_is_an_error_and_part_of_the_summary(vmkit: Vmkit, machine: FakeMachine, tmp_path: Path) -> None:

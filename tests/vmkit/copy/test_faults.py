@@ -17,7 +17,7 @@ from vmkit.copy import guest_source, host_source, tree
 from vmkit.copy.copying import CopyError, copy
 from vmkit.copy.endpoints import plan_copy
 from vmkit.copy.engine import Step
-from vmkit.copy.items import FileReader, FileWriter, Item
+from vmkit.copy.items import FileReader, FileWriter, Item, WholeReader
 from vmkit.copy.wire import CHUNK_BYTES_MAX
 from vmkit.errors import MachineError
 
@@ -184,13 +184,13 @@ def before_open(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], objec
 
         def open_host(
             self: host_source.HostFolder, name: bytes, item: Item, chunk_bytes: int
-        ) -> Step[host_source.HostReader]:
+        ) -> Step[host_source.HostReader | WholeReader]:
             do()
             return host_open(self, name, item, chunk_bytes)
 
         def open_guest(
             self: guest_source.GuestFolder, name: bytes, item: Item, chunk_bytes: int
-        ) -> Step[guest_source.GuestReader]:
+        ) -> Step[guest_source.GuestReader | WholeReader]:
             do()
             return guest_open(self, name, item, chunk_bytes)
 

@@ -1,4 +1,4 @@
-"""OpenSSH's extensions of SFTP (its PROTOCOL file, section 4): each is a function of a row."""
+"""Extensions of SFTP, OpenSSH's (its PROTOCOL file, section 4) and vmkit's: each is a function of a row."""
 
 import errno
 import os
@@ -6,6 +6,7 @@ import pwd
 
 from vshd.services.sftp import packets
 from vshd.services.sftp.handles import HANDLES_MAX, StatusError
+from vshd.services.sftp.whole import read_file, write_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -128,6 +129,8 @@ EXTENSIONS: "dict[bytes, Callable[[Requests, int, Fields], None]]" = {
     b"limits@openssh.com": limits,
     b"expand-path@openssh.com": expand_path,
     b"copy-data": copy_data,
+    b"read-file@vmkit": read_file,
+    b"write-file@vmkit": write_file,
 }
 _VERSIONS = {b"statvfs@openssh.com": b"2", b"fstatvfs@openssh.com": b"2"}
 ANNOUNCED = tuple((name, _VERSIONS.get(name, b"1")) for name in EXTENSIONS)

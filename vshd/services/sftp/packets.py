@@ -256,6 +256,12 @@ def render_extended_reply(ident: int, numbers: tuple[int, ...]) -> bytes:
     return _HEAD.pack(5 + len(body), EXTENDED_REPLY, ident) + body
 
 
+def render_whole(ident: int, attributes: bytes, data: bytes) -> bytes:
+    """An EXTENDED_REPLY of a file's attributes and its data."""
+    size = 5 + len(attributes) + LENGTH_SIZE + len(data)
+    return b"".join((_HEAD.pack(size, EXTENDED_REPLY, ident), attributes, _INT32.pack(len(data)), data))
+
+
 def render_string(data: bytes) -> bytes:
     return _INT32.pack(len(data)) + data
 
