@@ -14,7 +14,7 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import AnyStr, Generic, Literal, Self, TypedDict, Unpack, overload
+from typing import AnyStr, BinaryIO, Generic, Literal, Self, TextIO, TypedDict, Unpack, overload
 
 from vsh.address import Address
 from vsh.errors import CommandFailed, ConnectionLost, UsageError
@@ -68,6 +68,14 @@ class PopenOptions(TypedDict, total=False):
     encoding: str
     errors: str
     timeout: float | None
+
+
+class OpenOptions(TypedDict, total=False):
+    """The options of open() except encoding, for code that passes them on."""
+
+    errors: str | None
+    newline: str | None
+    user: str
 
 
 class Result(Generic[AnyStr]):
@@ -285,6 +293,49 @@ class Client:
         from vsh import archive  # noqa: PLC0415  (most programs copy nothing)
 
         archive.pull(self, source, destination, user=user)
+
+    @overload
+    def open(self, path: str | bytes, mode: str = "r", *, encoding: str, **options: Unpack[OpenOptions]) -> TextIO: ...
+
+    @overload
+    def open(
+        self, path: str | bytes, mode: str = "r", *, encoding: None = None, **options: Unpack[OpenOptions]
+    ) -> BinaryIO: ...
+
+    @overload
+    def open(
+        self, path: str | bytes, mode: str = "r", *, encoding: str | None = None, **options: Unpack[OpenOptions]
+    ) -> BinaryIO | TextIO: ...
+
+    def open(
+        self,
+        path: str | bytes,
+        mode: str = "r",
+        *,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+        user: str = "",
+    ) -> BinaryIO | TextIO:
+        """Opens a file of the guest as a file object, in the shape of open(); use it as a with-block.
+
+        mode: r, w, x or a, with + for both ways. The data is bytes; with an encoding it is text, and errors and newline
+        are those of open(). A relative path begins at the user's home. The file has a connection of its own.
+
+        Raises OSError as open() does; UsageError for a mode, ExecError for a user, VshError for the connection.
+        """
+        from vsh.remotefile import open_file  # noqa: PLC0415  (most programs open nothing)
+
+        return open_file(
+            self._address,
+            path,
+            mode,
+            user=user,
+            encoding=encoding,
+            errors=errors,
+            newline=newline,
+            timeout_s=self._timeout_s,
+        )
 
     def exists(self, path: str, *, user: str = "") -> bool:
         """Whether the guest has a file of any kind at this path. A link counts, wherever it leads."""

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Unpack, overload
+from typing import BinaryIO, Literal, TextIO, Unpack, overload
 
 from vmkit.errors import ConfigError, MachineError
 from vmkit.machine import stop
@@ -21,7 +21,7 @@ from vmkit.machine.spec import check_name
 from vmkit.machine.words import Ended, TakeKernelLog
 from vmkit.memory.lines import KernelLine, parse_lines
 from vsh.address import address_of
-from vsh.client import Argv, Client, PopenOptions, Result, RunOptions
+from vsh.client import Argv, Client, OpenOptions, PopenOptions, Result, RunOptions
 from vsh.ending import Ending, await_ending, describe_last, read_ending
 from vsh.process import Process
 from vsh.registry import Entry, is_for_users
@@ -101,16 +101,39 @@ class MachineHandle:
     def push(self, source: str, destination: str, *, user: str = "") -> None:
         """Copies a file or a directory of the host to the guest's path `destination`, whose directory must exist.
 
-        `destination` is the path of the copy itself. It uses the guest's tar; see Client.push. Raises VshError kinds.
+        `destination` is the path of the copy itself. Each file appears whole; a directory that is there is added to.
+        A link that you name is followed. It is `vmkit cp`, and keeps what that keeps. Raises VshError kinds.
         """
-        self.connect().push(source, destination, user=user)
+        from vmkit.machine import files  # noqa: PLC0415  (most programs copy nothing)
+
+        files.push(self.find_entry(), source, destination, user=user)
 
     def pull(self, source: str, destination: str, *, user: str = "") -> None:
         """Copies a file or a directory of the guest to the host's path `destination`, where the copy appears whole.
 
-        `destination` is the path of the copy itself. It uses the guest's tar; see Client.pull. Raises VshError kinds.
+        `destination` is the path of the copy itself, and no directory. A link that you name is followed. It is `vmkit
+        cp`, and keeps what that keeps. Raises VshError kinds; then an old destination is unchanged.
         """
-        self.connect().pull(source, destination, user=user)
+        from vmkit.machine import files  # noqa: PLC0415  (most programs copy nothing)
+
+        files.pull(self.find_entry(), source, destination, user=user)
+
+    @overload
+    def open(self, path: str | bytes, mode: str = "r", *, encoding: str, **options: Unpack[OpenOptions]) -> TextIO: ...
+
+    @overload
+    def open(
+        self, path: str | bytes, mode: str = "r", *, encoding: None = None, **options: Unpack[OpenOptions]
+    ) -> BinaryIO: ...
+
+    def open(
+        self, path: str | bytes, mode: str = "r", *, encoding: str | None = None, **options: Unpack[OpenOptions]
+    ) -> BinaryIO | TextIO:
+        """Opens a file of the guest as a file object; the options are those of Client.open.
+
+        Raises OSError for the file, VshError kinds for the connection.
+        """
+        return self.connect().open(path, mode, encoding=encoding, **options)
 
     def exists(self, path: str, *, user: str = "") -> bool:
         """Whether the guest has something at this path; see Client.exists."""

@@ -5,6 +5,7 @@ from vmkit.errors import MachineError
 from vmkit.machine.running import pick_entry
 from vsh.address import address_of
 from vsh.errors import ExecError
+from vsh.registry import Entry
 from vsh.subsystem import open_subsystem
 
 SUBSYSTEM = "sftp"
@@ -12,7 +13,11 @@ SUBSYSTEM = "sftp"
 
 def open_sftp(machine: str, user: str = "") -> SftpPeer:
     """Connects to the SFTP server of a machine. machine: its name or CID; empty for the only one. Raises VshError."""
-    entry = pick_entry(machine or None)
+    return connect_sftp(pick_entry(machine or None), user)
+
+
+def connect_sftp(entry: Entry, user: str) -> SftpPeer:
+    """Connects to the SFTP server of this machine. Raises VshError."""
     try:
         return SftpPeer(entry.name, open_subsystem(address_of(entry), SUBSYSTEM, user=user))
     except ExecError as error:
