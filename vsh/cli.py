@@ -18,6 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vsh.record import Recorder
+
 # What a guest's programs need to draw on this terminal, beside TERM.
 TERMINAL_VARIABLES = (b"LANG", b"LC_ALL", b"LC_CTYPE", b"COLORTERM")
 ADDRESSES = ("cid", "vm_name", "uds", "unix", "fd")
@@ -40,6 +42,10 @@ def _run(options: Options) -> int:
         if options.proxy or options.subsystem or options.forward_only:
             raise VshError("-n excludes --proxy, --subsystem and -N", status=UNKNOWN_FLAG_STATUS)
         replace_with_null(0, os.O_RDONLY)
+    if options.record or options.record_format or options.record_input:
+        from vsh.record import check_options  # noqa: PLC0415 - few sessions are recorded
+
+        check_options(options)
     if options.fdpass and not options.proxy:
         raise VshError("--fdpass needs --proxy", hint="write vsh --proxy=PLACE --fdpass", status=UNKNOWN_FLAG_STATUS)
     if not options.given.isdisjoint(LASTING_KINDS):
@@ -87,6 +93,16 @@ def _find_where(options: Options) -> Address:
 
 def _run_session(options: Options, where: Address) -> int:
     has_pty = wants_pty(options)
+    if not options.record:
+        return _join_session(options, where, None, has_pty=has_pty)
+    from vsh.record import make_form, open_recorder  # noqa: PLC0415 - few sessions are recorded
+
+    form = make_form(options, _find_size() if has_pty else (0, 0), has_pty=has_pty)
+    with open_recorder(options.record, form) as recorder:
+        return _join_session(options, where, recorder, has_pty=has_pty)
+
+
+def _join_session(options: Options, where: Address, recorder: "Recorder | None", *, has_pty: bool) -> int:
     request = make_request(options, has_pty=has_pty)
     limits = make_limits(int(options.keepalive * 1000)) if options.extended else None
     deadline_s = deadline_after(options.timeout or None)
@@ -95,8 +111,14 @@ def _run_session(options: Options, where: Address) -> int:
     if options.verbose or options.debug:
         mode = "extended" if session.connection.is_extended else "legacy"
         print(f"vsh: {where.name}: pid {session.pid}, {mode} mode", file=sys.stderr)
+    shell = _make_shell(session, has_pty=has_pty)
+    if recorder is not None:
+        recorder.attach(shell, has_input=options.record_input)
     try:
-        return _make_shell(session, has_pty=has_pty).run(deadline_s)
+        status = shell.run(deadline_s)
+        if recorder is not None:
+            recorder.status = status
+        return status
     except ConnectionLost as error:
         session.explain(error)
         raise

@@ -65,6 +65,9 @@ KINDS = {
     "target_container": "string",
     "listen_port": "uint32",
     "container_features": "string",
+    "record": "string",
+    "record_format": "string",
+    "record_input": "flag",
     "multi": "string",
     "stdin_null": "flag",
     "tty": "flag",
@@ -141,6 +144,9 @@ how:
   --connect_timeout=SECONDS
                         give up if connecting and starting take longer (30); 0: no limit
   --keepalive=SECONDS   give up a guest that sends nothing for this time (120); 0: never
+  --record=FILE         record the session into this new file: an asciicast for a terminal, else a log of the streams
+  --record_format=NAME  asciicast-v3, asciicast-v2 or log (asciicast-v3 for a terminal, else log)
+  --record_input        record stdin, too, with what is typed unseen, such as passwords
   --noextended          use only ChromeOS's protocol
   -q, --quiet           print nothing about a lost connection
   -v, --verbose         print the connection and its mode
@@ -215,6 +221,9 @@ class Options(LastingOptions):
         self.target_container = ""
         self.listen_port: int | None = None
         self.container_features = ""
+        self.record = ""
+        self.record_format = ""
+        self.record_input = False
         self.multi = ""
         self.stdin_null = False
         self.tty = False

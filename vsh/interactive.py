@@ -57,6 +57,8 @@ class InteractiveShell(Shell):
         rows, cols = find_size()
         if rows:
             self.session.connection.send_resize(rows, cols)
+            if self.on_size is not None:
+                self.on_size(rows, cols)
 
     def obey(self, command: str) -> None:
         """Carries out the command of an escape."""

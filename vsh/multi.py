@@ -25,7 +25,8 @@ LINE_BYTES_MAX = 1 << 16
 STDOUT, STDERR = 1, 2
 SIGNALLED = 128
 PIPE_BROKEN = 128 + 13
-EXCLUDED = ("cid", "vm_name", "uds", "unix", "fd", "local", "remote", "forward_only", "proxy", "subsystem", "tty")
+ELSEWHERE = ("cid", "vm_name", "uds", "unix", "fd")
+EXCLUDED = (*ELSEWHERE, "local", "remote", "forward_only", "proxy", "subsystem", "tty", "record")
 
 
 class Participant:

@@ -108,6 +108,7 @@ def test_reader_that_leaves_ends_all(multi: Multi) -> None:
         ("a,b", [], [], "--multi needs a command"),
         ("a,b", ["--cid=3"], ["true"], "--multi excludes --cid"),
         ("a,b", ["-t"], ["true"], "--multi excludes --tty"),
+        ("a,b", ["--record=x"], ["true"], "--multi excludes --record"),
         (",".join(map(str, range(3, 300))), [], ["true"], "at most 256 machines, not 297"),
     ],
 )
