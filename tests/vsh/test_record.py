@@ -78,6 +78,19 @@ def test_terminal_becomes_an_asciicast(vshd: Vshd, tmp_path: Path, version: int)
         assert [line[0] for line in lines] == sorted(line[0] for line in lines)
 
 
+def test_player_plays_it(vshd: Vshd, tmp_path: Path) -> None:
+    """asciinema of Debian, as an independent reader; it knows version 2."""
+    file = tmp_path / "cast"
+    script = "printf '\\033[1mbold\\033[m größe'; exit 3"
+    with typing(vshd, f"--record={file}", "--record_format=asciicast-v2", "--", "sh", "-c", script) as typist:
+        assert typist.wait() == 3
+    # It wants a terminal of its own.
+    player = ["script", "-qec", f"asciinema cat {file}", "/dev/null"]
+    environment = {**os.environ, "HOME": str(tmp_path), "LC_ALL": "C.UTF-8"}
+    played = subprocess.run(player, capture_output=True, stdin=subprocess.DEVNULL, env=environment, check=True)
+    assert played.stdout == "\033[1mbold\033[m größe".encode()
+
+
 def test_character_that_is_cut_is_recorded_whole() -> None:
     cast = Cast(3, 24, 80, "", 0.0)
     data = "\N{LATIN SMALL LETTER O WITH DIAERESIS}\N{PILE OF POO}".encode() + b"\xff."
