@@ -13,12 +13,27 @@ _vsh() {
     [ "$word" = "=" ] && { previous="${COMP_WORDS[COMP_CWORD-1]}"; word=""; }
     case "$previous" in
         --vm_name|--multi) COMPREPLY=($(compgen -W "$(vsh --list_hosts 2>/dev/null)" -- "$word")) ;;
+        --attach|--output|--input|--signal|--wait|--forget)
+            COMPREPLY=($(compgen -W "$(_vsh_sessions 2>/dev/null)" -- "$word")) ;;
         --uds|--unix) compopt -o filenames; COMPREPLY=($(compgen -f -- "$word")) ;;
         *) case "$word" in
                -*) COMPREPLY=($(compgen -W "FLAGS" -- "$word")) ;;
                *) compopt -o bashdefault -o default; COMPREPLY=() ;;
            esac ;;
     esac
+}
+# The ids and names of the sessions that last, in the machine that the line names.
+_vsh_sessions() {
+    local where=() index flag
+    for ((index = 1; index < COMP_CWORD; index++)); do
+        flag="${COMP_WORDS[index]}"
+        case "$flag" in
+            --vm_name|--cid|--uds|--unix|--port|--token_file|--user)
+                [ "${COMP_WORDS[index+1]}" = "=" ] && ((index++))
+                where+=("$flag" "${COMP_WORDS[index+1]}") ;;
+        esac
+    done
+    vsh "${where[@]}" --connect_timeout=2 --sessions | awk 'NR > 1 { print $1; if ($2 != "-") print $2 }'
 }
 complete -F _vsh vsh
 """

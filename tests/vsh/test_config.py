@@ -185,10 +185,15 @@ def test_completion_of_bash_completes(vshd: Vshd, write: Write, tmp_path: Path) 
     launcher.parent.mkdir()
     launcher.write_text(f'#!/bin/sh\nexec {vshd.argv()[0]} -m vsh "$@"\n')
     launcher.chmod(0o755)
+    vshd.run("--detach=build", "--", "true")
     script = (
         'eval "$(vsh --completion=bash)"; COMP_WORDS=(vsh --vm_name we); COMP_CWORD=2; _vsh; echo "${COMPREPLY[@]}"; '
         'COMP_WORDS=(vsh --vm_name = w); COMP_CWORD=3; _vsh; echo "${COMPREPLY[@]}"; '
-        'COMP_WORDS=(vsh --conn); COMP_CWORD=1; _vsh; echo "${COMPREPLY[@]}"'
+        'COMP_WORDS=(vsh --conn); COMP_CWORD=1; _vsh; echo "${COMPREPLY[@]}"; '
+        f"COMP_WORDS=(vsh --unix = {vshd.path} --attach = bu); COMP_CWORD=6; "
+        '_vsh; echo "${COMPREPLY[@]}"; '
+        f"COMP_WORDS=(vsh --unix {vshd.path} --wait bu); COMP_CWORD=4; "
+        '_vsh; echo "${COMPREPLY[@]}"'
     )
     env = {
         **ENVIRONMENT,
@@ -197,7 +202,7 @@ def test_completion_of_bash_completes(vshd: Vshd, write: Write, tmp_path: Path) 
         "PATH": f"{launcher.parent}:{ENVIRONMENT['PATH']}",
     }
     done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, check=True, timeout=DEADLINE_S)
-    assert done.stdout == b"web wet\nweb wet\n--connect_timeout\n", done.stderr
+    assert done.stdout == b"web wet\nweb wet\n--connect_timeout\nbuild\nbuild\n", done.stderr
 
 
 def test_completion_for_an_unknown_shell(vshd: Vshd) -> None:

@@ -63,6 +63,22 @@ def test_streams_that_alternate_take_no_memory_without_end() -> None:
     assert ring.read(ring.end - 1, 1) == (STDERR, b"x")
 
 
+def test_ring_stops_growing_where_memory_is_short() -> None:
+    is_short = False
+    ring = Ring(MemoryStore(8 << 20, lambda: not is_short))
+    piece = memoryview(os.urandom(1 << 16))
+    for _ in range(40):
+        ring.append(STDOUT, piece)
+    assert (ring.start, ring.end) == (0, 40 << 16)
+    is_short = True
+    for _ in range(40):
+        ring.append(STDOUT, piece)
+    # It had room for 3 MiB when it looked again.
+    assert ring.size == 3 << 20
+    assert ring.start == ring.end - ring.size
+    assert read_all(ring, ring.start) == [(STDOUT, bytes(piece) * 48)]
+
+
 def test_output_that_the_file_does_not_take_is_dropped_and_counted() -> None:
     fd = os.open("/dev/full", os.O_RDWR)
     store = FileStore.__new__(FileStore)

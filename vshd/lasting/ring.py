@@ -6,16 +6,33 @@ nothing of who reads.
 
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# After so many further bytes a store looks again whether the guest has memory.
+LOOK_EVERY = 1 << 20
 # Places where one stream follows the other: with more, the oldest output goes although there is room for it.
 MARKS_MAX = 4096
 
 
 class MemoryStore:
-    """Bytes in memory. It grows with what is written, up to `size`."""
+    """Bytes in memory. It grows with what is written, up to `size`, which is less where memory is short."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, has_memory: "Callable[[], bool]" = lambda: True) -> None:
+        """has_memory: whether the guest has some to spare."""
         self.size = size
+        self._has_memory = has_memory
+        self._look_at = LOOK_EVERY
         self._bytes = bytearray()
+
+    def settle(self) -> None:
+        """Before a write at the end: where memory is short, what is held is all that there will be."""
+        held = len(self._bytes)
+        if self._look_at <= held < self.size:
+            self._look_at = held + LOOK_EVERY
+            if not self._has_memory():
+                self.size = held
 
     def write(self, position: int, data: memoryview) -> None:
         """Raises MemoryError."""
@@ -42,6 +59,9 @@ class FileStore:
         self.size = size
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
         self._fd = os.open(path, flags, 0o600)
+
+    def settle(self) -> None:
+        """A disk that is full is met when it is written to."""
 
     def write(self, position: int, data: memoryview) -> None:
         """Raises OSError."""
@@ -75,6 +95,7 @@ class Ring:
 
     def append(self, stream: int, data: memoryview) -> None:
         """Takes what a stream said. What the store does not take is dropped, with all before it."""
+        self.store.settle()
         first = self.end
         self.end += len(data)
         kept = data[-self.size :]

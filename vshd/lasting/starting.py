@@ -4,6 +4,7 @@ import os
 import select
 import time
 
+from vshd import oom
 from vshd.flags import Options
 from vshd.lasting.keeper import SessionKeeper
 from vshd.lasting.place import SessionsPlace, open_place
@@ -27,9 +28,12 @@ MEMORY_DEFAULT = 16 * MIB
 FILE_DEFAULT = 256 * MIB
 # Of the guest's memory, at most, for one session that names no size.
 MEMORY_SHARE = 32
+# This part of the memory is for others: without it no session starts, and none keeps more output.
+MEMORY_RESERVE = 16
 # As long as a client waits for any other command to start.
 START_S = 30.0
 ANSWER_MAX = 1 << 16
+MEMINFO_MAX = 1 << 12
 
 
 def start(lasting: Lasting, fd: int, account: Account, options: Options, log: Log, wakeup: Wakeup) -> SessionRecord:
@@ -42,6 +46,8 @@ def start(lasting: Lasting, fd: int, account: Account, options: Options, log: Lo
     if lasting.name and not kept.is_name(lasting.name):
         raise RefusalError("this cannot be a session's name", messages.BAD_REQUEST, subject=lasting.name)
     size = find_size(lasting)
+    if not has_memory():
+        raise RefusalError("the guest has no memory to spare for a session that lasts", messages.LIMIT)
     place = open_place(options)
     _make_room(place, account, options)
     reading, writing = os.pipe()
@@ -58,7 +64,10 @@ def start(lasting: Lasting, fd: int, account: Account, options: Options, log: Lo
         _become_keeper(lasting, request, size, account, options, log, wakeup, place, writing)
     os.close(writing)
     try:
-        return _take_report(reading, pid)
+        record = _take_report(reading, pid)
+        # As of a session's process. Not before: the target would have inherited it.
+        oom.set_score(pid, oom.LAST)
+        return record
     except RefusalError:
         os.kill(pid, SIGKILL)
         os.waitpid(pid, 0)
@@ -85,6 +94,23 @@ def find_size(lasting: Lasting) -> int:
         return FILE_DEFAULT
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(MIB, min(MEMORY_DEFAULT, memory // MEMORY_SHARE))
+
+
+def has_memory() -> bool:
+    """Whether the guest has some to spare; True where it does not say."""
+    try:
+        fd = os.open("/proc/meminfo", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        text = os.read(fd, MEMINFO_MAX)
+    finally:
+        os.close(fd)
+    # proc(5): lines such as `MemAvailable:  165660 kB`, those two among the first.
+    sizes = {line.partition(b":")[0]: line.split()[1] for line in text.splitlines() if line.startswith(b"Mem")}
+    if b"MemTotal" not in sizes or b"MemAvailable" not in sizes:
+        return True
+    return int(sizes[b"MemAvailable"]) * MEMORY_RESERVE >= int(sizes[b"MemTotal"])
 
 
 def _make_room(place: SessionsPlace, account: Account, options: Options) -> None:
@@ -203,7 +229,7 @@ def _prepare(
 def _open_store(path: bytes, size: int) -> "MemoryStore | FileStore":
     """Raises RefusalError."""
     if not path:
-        return MemoryStore(size)
+        return MemoryStore(size, has_memory)
     try:
         return FileStore(path, size)
     except (OSError, ValueError) as error:

@@ -30,7 +30,8 @@ def describe(value: "Lasting | Attach") -> str:
     session = os.fsdecode(value.session[: kept.NAME_MAX])
     if isinstance(value, Attach):
         return f"{MODES[value.mode] if 0 < value.mode < len(MODES) else 'attach to'} session {session}"
-    return f"{VERBS.get(value.verb, 'sessions')} session {session}"
+    verb = VERBS.get(value.verb, "unknown verb for")
+    return f"{verb} sessions" if value.verb == messages.LIST else f"{verb} session {session}".rstrip()
 
 
 def serve(value: "Lasting | Attach", serving: "Serving", account: Account) -> str:
