@@ -61,6 +61,8 @@ TASKS = {
 MAX_SUMMARY_CHARACTERS = 72
 # These look for no running machine.
 WITHOUT_MACHINES = ("build", "images", "snapshot", "device", "doctor", "docker", "completion")
+# click's variable: a shell asks for completions.
+COMPLETION_VARIABLE = "_VMKIT_COMPLETE"
 VERBS = {name: place for verbs in TASKS.values() for name, place in verbs.items()}
 
 
@@ -89,6 +91,10 @@ class Verbs(click.Group):
         command = getattr(importlib.import_module(module), name)
         assert isinstance(command, click.Command)
         return command
+
+
+if COMPLETION_VARIABLE in os.environ:
+    importlib.import_module("vmkit.cli.bashwords")
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

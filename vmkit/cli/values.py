@@ -77,9 +77,17 @@ def complete_machines(_context: click.Context, _param: click.Parameter, incomple
 
 
 def complete_endpoints(context: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
-    """Returns the running machines as the start of a path on them. The shell completes a path of this host itself."""
+    """Returns the running machines as the start of a path on them, and after `NAME:` the paths there.
+
+    The shell completes a path of this host itself.
+    """
     from click.shell_completion import CompletionItem  # noqa: PLC0415  (only a shell asks)
 
+    machine, colon, path = incomplete.partition(":")
+    if colon and "/" not in machine:
+        from vmkit.cli.guestpaths import list_paths  # noqa: PLC0415  (only a shell asks)
+
+        return [CompletionItem(f"{machine}:{found}") for found in list_paths(machine, path)]
     machines = [] if "/" in incomplete else complete_machines(context, param, incomplete)
     return [*(CompletionItem(f"{name}:") for name in machines), CompletionItem(incomplete, type="file")]
 

@@ -15,6 +15,7 @@ from tests.vmkit.cli.conftest import DEADLINE_S, Program, Vmkit
 from tests.vmkit.cli.test_completion import complete
 from tests.vmkit.forward.test_forward import FakeMachine
 from tests.vsh.live import DEFAULT_USER, Vshd
+from vmkit.cli.bashwords import join_words
 
 # vshd's own port, in the table of the fake machine.
 PORT = 9001
@@ -151,6 +152,36 @@ def test_content_has_the_terminal_for_itself(machine: FakeMachine, tmp_path: Pat
 def test_words_are_completed(machine: FakeMachine, folders: Path) -> None:
     assert "m:" in complete("cp", "")
     assert complete("cp", "m") >= {"m:"}
+
+
+def test_paths_on_a_machine_are_completed(machine: FakeMachine, tmp_path: Path) -> None:
+    """vshd's default user is that of this test. Names that a shell would give a meaning are left out."""
+    for name in ("one", "other.txt", "odd; touch x", "$(x)", ".hidden"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "open").mkdir()
+    wanted = {f"{tmp_path}/{name}" for name in ("one", "other.txt", "open/")}
+    assert complete("cp", f"m:{tmp_path}/o") == {f"m:{path}" for path in wanted}
+    assert complete("sync", f"3:{tmp_path}/ot") == {f"3:{tmp_path}/other.txt"}
+    assert complete("cp", f":{tmp_path}/.h") == {f":{tmp_path}/.hidden"}
+    # As bash splits them. Its answers begin behind the colon.
+    assert complete("cp", "m", ":", f"{tmp_path}/o") == wanted
+    assert complete("sync", "here", "m", ":", f"{tmp_path}/ot") == {f"{tmp_path}/other.txt"}
+    for path in (f"m:{tmp_path}/no/where/", "gone:/", f"m:{tmp_path}/one/"):
+        assert complete("cp", path) == set()
+
+
+@pytest.mark.parametrize(
+    ("words", "joined"),
+    [
+        ("vmkit cp a", (["vmkit", "cp"], "a", "")),
+        ("vmkit cp m :", (["vmkit", "cp"], "m:", "m:")),
+        ("vmkit cp m : /e", (["vmkit", "cp"], "m:/e", "m:")),
+        ("vmkit cp m : /e b", (["vmkit", "cp", "m:/e"], "b", "")),
+        ("vmkit cp a : /e", (["vmkit", "cp", "a"], ":/e", ":")),
+    ],
+)
+def test_words_of_bash_are_joined(words: str, joined: tuple[list[str], str, str]) -> None:
+    assert join_words(words.split(), len(words.split()) - 1, "m".__eq__) == joined
 
 
 def test_help_names_the_grammar(vmkit: Vmkit) -> None:
