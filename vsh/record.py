@@ -244,8 +244,8 @@ def check_options(options: Options) -> None:
     if options.proxy or options.subsystem or options.forward_only:
         raise UsageError("--record is for sessions, not for --proxy, --subsystem or -N")
     lasting = options.given.intersection(LASTING_KINDS)
-    if lasting:
-        raise UsageError(f"--record is for sessions that end with vsh, not for --{min(lasting)}")
+    if lasting and lasting.isdisjoint(("attach", "output")):
+        raise UsageError(f"--record belongs to a command, to --attach and --output, not to --{min(lasting)}")
 
 
 def make_form(options: Options, size: tuple[int, int], *, has_pty: bool) -> "Cast | StreamLog":

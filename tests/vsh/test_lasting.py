@@ -92,6 +92,17 @@ def test_client_that_comes_back_gets_the_rest_or_is_told_what_is_gone(vshd: Vshd
     assert b"not kept" not in done.stderr
 
 
+def test_output_can_be_recorded(vshd: Vshd, tmp_path: Path) -> None:
+    session = detach(vshd, "--", "sh", "-c", "echo out; exit 5")
+    path = tmp_path / "log"
+    assert vshd.run(f"--output={session}", "--follow", f"--record={path}").stdout == b"out\n"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert "out\n" in json.dumps(lines).replace("\\n", "\n")
+    refused = vshd.run(f"--wait={session}", f"--record={tmp_path / 'other'}")
+    assert refused.returncode == 64
+    assert b"--record belongs to a command" in refused.stderr
+
+
 def test_killed_clients_leave_the_session_alone(vshd: Vshd) -> None:
     session = detach(vshd, "--", "sh", "-c", ECHO)
     with ended(vshd.start(f"--attach={session}", stdin=-1)) as client:

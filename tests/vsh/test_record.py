@@ -158,7 +158,7 @@ def test_session_that_does_not_begin_leaves_no_file(vshd: Vshd, tmp_path: Path) 
         (["--record=x", "--record_format=gif"], "--record_format must be asciicast-v3, asciicast-v2, log, not 'gif'"),
         (["--record=x", "--record_format=asciicast-v3"], "asciicast-v3 is for sessions with a terminal"),
         (["--record=x", "--proxy=22"], "--record is for sessions, not for --proxy"),
-        (["--record=x", "--sessions"], "not for --sessions"),
+        (["--record=x", "--sessions"], "not to --sessions"),
     ],
 )
 def test_wrong_use_is_refused(vshd: Vshd, tmp_path: Path, flags: list[str], complaint: str) -> None:

@@ -139,13 +139,15 @@ def _attach(options: Options, verb: str, where: Address, timeout_s: float) -> in
     limits = make_limits(int(options.keepalive * 1000))
     deadline_s = deadline_after(options.timeout or None)
     session, position = calls.open_attached(where, attach, timeout_s=timeout_s, limits=limits, see=make_trace(options))
+    has_pty = verb == "attach" and is_terminal and position.has_pty
     shell: Shell
     if verb == "attach":
-        shell = AttachedTerminal(session, name) if is_terminal and position.has_pty else Attached(session)
+        shell = AttachedTerminal(session, name) if has_pty else Attached(session)
     else:
         shell = Typing(session) if verb == "input" else Watching(session)
     try:
-        status = shell.run(deadline_s)
+        with session:
+            status = _run_shell(shell, options, deadline_s, (rows, cols) if has_pty else (0, 0))
     except ConnectionLost as error:
         session.explain(error)
         error.hint = error.hint or f"the session goes on: vsh --{verb} {name}"
@@ -154,6 +156,17 @@ def _attach(options: Options, verb: str, where: Address, timeout_s: float) -> in
         print(f"vsh: the output goes on at offset {session.connection.offset}", file=sys.stderr)
     # A script wants to know whether the output was read, or the input taken.
     return 0 if verb in ("output", "input") else status
+
+
+def _run_shell(shell: Shell, options: Options, deadline_s: float | None, size: tuple[int, int]) -> int:
+    if not options.record:
+        return shell.run(deadline_s)
+    from vsh.record import make_form, open_recorder  # noqa: PLC0415 - few sessions are recorded
+
+    with open_recorder(options.record, make_form(options, size, has_pty=shell.has_pty)) as recorder:
+        recorder.attach(shell, has_input=options.record_input)
+        recorder.status = status = shell.run(deadline_s)
+        return status
 
 
 def render_json(records: list[SessionRecord]) -> str:
