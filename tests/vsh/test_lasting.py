@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from tests.docs.schemas import check_form
-from tests.vsh.live import DEADLINE_S, IS_VSOCK_GUEST, StartVshd, Vshd, ended, is_alive, read_line, wait_until
+from tests.vsh.live import (
+    DEADLINE_S,
+    IS_VSOCK_GUEST,
+    StartVshd,
+    Vshd,
+    ended,
+    is_alive,
+    read_line,
+    wait_for_end,
+    wait_until,
+)
 from tests.vsh.typist import typing
 
 # Prints a line for each line of its input, and ends with a status of its own.
@@ -203,6 +213,22 @@ def test_output_can_be_kept_in_a_file(vshd: Vshd, tmp_path: Path) -> None:
     done = vshd.run(f"--output={session}")
     assert (done.stdout, done.stderr) == (b"out\n", b"err\n")
     assert sorted(path.read_text().split()) == ["err", "out"]
+
+
+@pytest.mark.skipif(IS_VSOCK_GUEST, reason="the keeper is looked for in this system")
+def test_keeper_that_was_killed_leaves_no_name(vshd: Vshd) -> None:
+    session = detach(vshd, "--", "sleep", "1000")
+    target = look(vshd, session)["pid"]
+    assert isinstance(target, int)
+    keeper = int(Path(f"/proc/{target}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(keeper, signal.SIGSTOP)
+    table = vshd.run("--sessions").stdout.decode()
+    assert re.search(rf"^{session} +- +- +silent +- +0 +-$", table, re.MULTILINE), table
+    os.kill(keeper, signal.SIGKILL)
+    wait_for_end(keeper)
+    assert session not in vshd.run("--sessions").stdout.decode()
+    assert not [path for path in (vshd.path.parent / "lasting").iterdir() if session in path.name]
+    os.kill(target, signal.SIGKILL)
 
 
 def test_sessions_outlive_their_vshd_and_the_next_one_finds_them(start_vshd: StartVshd, tmp_path: Path) -> None:

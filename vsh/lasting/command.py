@@ -211,7 +211,7 @@ def render_table(records: list[SessionRecord], now_s: float) -> str:
     """The list for people."""
     rows = [("ID", "NAME", "USER", "STATE", "AGE", "OUTPUT", "COMMAND")]
     for record in records:
-        command = clean_line(record.command) or "(login shell)"
+        command = clean_line(record.command) or ("(login shell)" if record.pid else "-")
         age = _describe_age(now_s - record.started_s) if record.started_s else "-"
         cells = (record.id, record.name, record.user)
         texts = [clean_line(cell) or "-" for cell in cells]
