@@ -202,7 +202,7 @@ def make_request(options: Options, *, has_pty: bool) -> SetupConnectionRequest:
     environment.update(assignments)
     is_pid = options.cwd.isascii() and options.cwd.isdigit() and int(options.cwd) <= 0x7FFFFFFF
     rows, cols = _find_size() if has_pty else (0, 0)
-    return SetupConnectionRequest(
+    request = SetupConnectionRequest(
         target=os.fsencode(options.target_container) or messages.VM_SHELL,
         user=os.fsencode(options.user),
         env=environment,
@@ -213,6 +213,11 @@ def make_request(options: Options, *, has_pty: bool) -> SetupConnectionRequest:
         cwd=b"" if is_pid else os.fsencode(options.cwd),
         cwd_pid=int(options.cwd) if is_pid else 0,
     )
+    if has_pty and options.extended:
+        from vsh.terminal import find_window  # noqa: PLC0415 - see above
+
+        request.window_xpixels, request.window_ypixels = find_window()[2:]
+    return request
 
 
 def _find_size() -> tuple[int, int]:

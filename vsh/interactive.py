@@ -10,7 +10,7 @@ from vsh.pump import Sink, Source
 from vsh.session import Session
 from vsh.shell import SIGNALLED, Shell
 from vsh.stdio import FdSink, FdSource, is_background
-from vsh.terminal import RawTerminal, find_size
+from vsh.terminal import RawTerminal, find_window
 
 
 class TerminalGone(VshError):  # noqa: N818 - it names what happened
@@ -54,9 +54,9 @@ class InteractiveShell(Shell):
         self.send_size()
 
     def send_size(self) -> None:
-        rows, cols = find_size()
+        rows, cols, width, height = find_window()
         if rows:
-            self.session.connection.send_resize(rows, cols)
+            self.session.connection.send_resize(rows, cols, width, height)
             if self.on_size is not None:
                 self.on_size(rows, cols)
 

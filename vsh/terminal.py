@@ -24,14 +24,19 @@ GUARD_AFTER_S = 0.5
 
 def find_size() -> tuple[int, int]:
     """Returns rows and columns of the terminal among stdin, stdout, stderr; (0, 0) when none is a terminal."""
+    return find_window()[:2]
+
+
+def find_window() -> tuple[int, int, int, int]:
+    """As find_size(), and width and height in pixels; 0 for a terminal that does not know them."""
     for fd in (0, 1, 2):
         try:
-            rows, cols = struct.unpack("HHHH", ioctl(fd, termios.TIOCGWINSZ, bytes(WINDOW_SIZE_BYTES)))[:2]
+            rows, cols, width, height = struct.unpack("HHHH", ioctl(fd, termios.TIOCGWINSZ, bytes(WINDOW_SIZE_BYTES)))
         except OSError:
             continue
         if rows and cols:
-            return rows, cols
-    return 0, 0
+            return rows, cols, width, height
+    return 0, 0, 0, 0
 
 
 class RawTerminal:

@@ -91,7 +91,8 @@ def test_machines_of_one_snapshot_have_the_kernel_s_vsock(inner: NestedHost) -> 
     seen = []
     try:
         for name in ("first", "second"):
-            done = inner.run("vmkit", "up", *words, "--name", name, "--json", timeout_s=PATIENT_S)
+            start = ("--name", name, "--json", "--timeout", str(INNER_TIMEOUT_S))
+            done = inner.run("vmkit", "up", *words, *start, timeout_s=INNER_TIMEOUT_S + PATIENT_S)
             told = json.loads(done.stdout)
             assert (told["started_by"], told["backend"]) == ("snapshot", "vhost"), done.stderr.decode()
             shown = inner.check("vsh", "--cid", str(told["cid"]), "--", "sh", "-c", IDENTITY, timeout_s=PATIENT_S)

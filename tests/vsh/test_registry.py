@@ -203,7 +203,8 @@ def test_xdg_runtime_directory_of_another_user_is_passed_over(foreign: str, monk
     assert find_runtime_directory() != f"{foreign}/vmkit"
 
 
-@pytest.mark.parametrize("words", [["-m", "vmkit", "list"], ["-m", "vsh", "true"], ["-m", "vsh", "--vm_name=web"]])
+# `vsh true` prints it, too, but would run in the only machine of a developer who has one.
+@pytest.mark.parametrize("words", [["-m", "vmkit", "list"], ["-m", "vsh", "--vm_name=no-such-machine"]])
 def test_directory_that_is_used_instead_of_another_users_is_named(foreign: str, words: list[str]) -> None:
     env = {**ENVIRONMENT, "XDG_RUNTIME_DIR": foreign}
     told = subprocess.run([sys.executable, *words], env=env, capture_output=True, check=False).stderr.decode()

@@ -39,6 +39,28 @@ def test_window_size_follows(vshd: Vshd, mode: list[str]) -> None:
         typist.expect(b"41 123\r\n")
 
 
+WINDOW = """
+import fcntl, os, signal, struct, sys, termios
+def show(*_):
+    os.write(1, b"%d %d %d %d\\n" % struct.unpack("HHHH", fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(8))))
+signal.signal(signal.SIGWINCH, show)
+show()
+while True:
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("flags", [[], ["--noextended"]], ids=["extended", "legacy"])
+def test_size_in_pixels_comes_with_the_size(vshd: Vshd, flags: list[str]) -> None:
+    """ChromeOS's protocol has no place for it."""
+    first, second = ("30 100 0 0", "41 123 0 0") if flags else ("30 100 1000 600", "41 123 990 820")
+    with typing(vshd, *flags, "--", sys.executable, "-c", WINDOW) as typist:
+        typist.expect(first.encode())
+        typist.resize(41, 123, pixels=(990, 820))
+        typist.expect(second.encode())
+        typist.type(b"\r~.")
+
+
 def test_ctrl_c_interrupts_the_foreground_only(vshd: Vshd, mode: list[str]) -> None:
     with typing(vshd, *mode, *SHELL) as typist:
         typist.expect(b"[0]")

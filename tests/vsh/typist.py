@@ -28,7 +28,7 @@ class Typist:
         pass_fds: Sequence[int] = (),
     ) -> None:
         self.master, self.slave = os.openpty()
-        self.resize(*size, tell=False)
+        self.resize(*size, pixels=(1000, 600), tell=False)
         self.runtime = tempfile.TemporaryDirectory(prefix="vsh-")
         self.before = termios.tcgetattr(self.slave)
         self.process = subprocess.Popen(
@@ -58,8 +58,9 @@ class Typist:
     def type(self, data: bytes) -> None:
         os.write(self.master, data)
 
-    def resize(self, rows: int, cols: int, *, tell: bool = True) -> None:
-        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
+    def resize(self, rows: int, cols: int, *, pixels: tuple[int, int] = (0, 0), tell: bool = True) -> None:
+        """pixels: width and height."""
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, *pixels))
         if tell:
             self.process.send_signal(signal.SIGWINCH)
 

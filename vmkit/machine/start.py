@@ -32,8 +32,10 @@ log = logging.getLogger("vmkit")
 MONITOR_GRACE_S = 30.0
 
 
-# A restore takes less than a second on a quiet host; one that takes this long has failed, and the machine boots.
+# A restore takes a second on a quiet host. One that takes this long, or this share of --timeout where that is longer,
+# has failed. The machine boots then.
 RESTORE_DEADLINE_S = 30.0
+RESTORE_SHARE = 1 / 4
 
 
 class RestoreError(MachineError):
@@ -177,7 +179,7 @@ def plan_launch(
     """Returns the plan that the monitor gets."""
     timeout_s = spec.timeout_s
     if snapshot is not None:
-        timeout_s = min(timeout_s, RESTORE_DEADLINE_S)
+        timeout_s = min(timeout_s, max(RESTORE_DEADLINE_S, timeout_s * RESTORE_SHARE))
         if needs_token(choices.backend, asked=spec.token):
             snapshot = replace(snapshot, token=str(find_token_path(reservation.directory)))
     place = (reservation.name, reservation.cid, reservation.directory)

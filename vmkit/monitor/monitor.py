@@ -311,7 +311,7 @@ class Monitor:
             return None
         from vmkit.monitor.snapshots import Restore  # noqa: PLC0415 - few machines are saved or restored
 
-        restore = Restore(self._plan.snapshot, self._memory)
+        restore = Restore(self._plan.snapshot, self._memory, self._plan.timeout_s)
         self._stack.push_async_callback(restore.close)
         return restore
 

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 # A guest under emulation on a busy host takes seconds for a session.
 FREEZE_DEADLINE_S = 60.0
-THAW_DEADLINE_S = 20.0
 # A guest goes on for a while with what the unplugging began; saved before its end, every restored guest would do the
 # rest first, which took 0.1 s of each.
 SETTLE_S = 2.5
@@ -48,8 +47,10 @@ class Restore:
     Raises OSError where the memory cannot have its size.
     """
 
-    def __init__(self, plan: SnapshotPlan, memory: "GuestMemory") -> None:
+    def __init__(self, plan: SnapshotPlan, memory: "GuestMemory", timeout_s: float) -> None:
+        """timeout_s: of the whole start, which ends a thaw sooner than the thaw's own deadline."""
         self._plan = plan
+        self._timeout_s = timeout_s
         memory.set_size(plan.memory_mib << 20)
         self._filling = asyncio.create_task(memory.use(self._fill))
 
@@ -62,7 +63,7 @@ class Restore:
     async def thaw(self, address: "Address", hostname: str) -> "Thawed":
         """Makes a machine of its own of the restored guest. Raises VshError."""
         address.token_file = str(self._plan.folder / SECRET)
-        return await asyncio.to_thread(_thaw, address, hostname, self._plan.token)
+        return await asyncio.to_thread(_thaw, address, hostname, self._plan.token, self._timeout_s)
 
     async def close(self) -> None:
         """Waits until the memory is no longer filled."""
@@ -119,8 +120,8 @@ def _freeze(address: "Address", secret: Path) -> None:
     freeze(address, read_token(str(secret)), timeout_s=FREEZE_DEADLINE_S)
 
 
-def _thaw(address: "Address", hostname: str, token_file: str) -> "Thawed":
+def _thaw(address: "Address", hostname: str, token_file: str, timeout_s: float) -> "Thawed":
     from vsh.freezing import make_thaw, thaw  # noqa: PLC0415  (see _freeze)
 
     token = read_token(token_file) if token_file else b""
-    return thaw(address, make_thaw(hostname, token), timeout_s=THAW_DEADLINE_S)
+    return thaw(address, make_thaw(hostname, token), timeout_s=timeout_s)

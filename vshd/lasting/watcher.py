@@ -182,4 +182,4 @@ class Watcher:
         elif isinstance(event, Signalled):
             running.signal(event.number)
         elif isinstance(event, Resized):
-            running.resize(event.rows, event.cols)
+            running.resize(event.rows, event.cols, event.xpixels, event.ypixels)

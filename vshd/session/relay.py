@@ -102,7 +102,7 @@ class Relay:
         elif isinstance(event, Signalled):
             running.signal(event.number)
         elif isinstance(event, Resized):
-            running.resize(event.rows, event.cols)
+            running.resize(event.rows, event.cols, event.xpixels, event.ypixels)
         elif isinstance(event, StreamClosed):
             running.close_source(event.stream)
 

@@ -97,10 +97,10 @@ class RunningTarget:
         """A signal for its process group, or for the foreground group of its terminal."""
         processes.signal_target(self.target.pid, number, self._terminal())
 
-    def resize(self, rows: int, cols: int) -> None:
+    def resize(self, rows: int, cols: int, xpixels: int = 0, ypixels: int = 0) -> None:
         """Its terminal's size; nothing without one."""
         if self.target.has_pty:
-            resize_window(self._terminal(), rows, cols)
+            resize_window(self._terminal(), rows, cols, xpixels, ypixels)
 
     def close_source(self, stream: int) -> None:
         """The client takes no more of this stream, or the stream has ended."""

@@ -100,9 +100,9 @@ def _check_words(argv: list[bytes], environment: dict[bytes, bytes]) -> None:
             raise RefusalError(f"the environment cannot hold a variable '{shown}'", messages.BAD_REQUEST, subject=key)
 
 
-def resize_window(master: int, rows: int, cols: int) -> None:
+def resize_window(master: int, rows: int, cols: int, xpixels: int, ypixels: int) -> None:
     """The terminal's new size. Upstream's server takes any, 0 included, and keeps 16 bits of each."""
-    size = b"".join((number & WINDOW_SIZE_MAX).to_bytes(2, sys.byteorder) for number in (rows, cols, 0, 0))
+    size = b"".join((number & WINDOW_SIZE_MAX).to_bytes(2, sys.byteorder) for number in (rows, cols, xpixels, ypixels))
     try:
         fcntl.ioctl(master, TIOCSWINSZ, size)
     except OSError:
@@ -155,7 +155,8 @@ def _start_with_pty(
         raise RefusalError("could not allocate pty", messages.LIMIT, error=error.errno or 0) from error
     # Before the program starts: it may ask at once. A request without a size leaves the kernel's, which is 0.
     if 0 < request.window_rows <= WINDOW_SIZE_MAX and 0 < request.window_cols <= WINDOW_SIZE_MAX:
-        resize_window(master, request.window_rows, request.window_cols)
+        pixels = request.window_xpixels, request.window_ypixels
+        resize_window(master, request.window_rows, request.window_cols, *pixels)
     # The first terminal a session leader opens becomes its controlling terminal.
     actions: Actions = [
         (os.POSIX_SPAWN_OPEN, 0, terminal, os.O_RDWR, 0),

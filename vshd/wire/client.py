@@ -117,9 +117,11 @@ class ClientConnection(Connection):
             return False
         return True
 
-    def send_resize(self, rows: int, cols: int) -> None:
+    def send_resize(self, rows: int, cols: int, xpixels: int = 0, ypixels: int = 0) -> None:
+        """The terminal's size in characters, and in pixels where it knows them."""
+        pixels = (xpixels, ypixels) if self.is_extended else (0, 0)
         if self.state == state.RUNNING:
-            self._send(messages.RESIZE_MESSAGE, WindowResizeMessage(rows, cols))
+            self._send(messages.RESIZE_MESSAGE, WindowResizeMessage(rows, cols, *pixels))
 
     def send_hold(self) -> None:
         """We are about to be stopped: our silence means nothing."""

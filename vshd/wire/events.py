@@ -102,11 +102,13 @@ class StreamClosed(Event):
 class Resized(Event):
     """Server: the client's terminal has this size now."""
 
-    __slots__ = ("cols", "rows")
+    __slots__ = ("cols", "rows", "xpixels", "ypixels")
 
-    def __init__(self, rows: int, cols: int) -> None:
+    def __init__(self, rows: int, cols: int, xpixels: int = 0, ypixels: int = 0) -> None:
         self.rows = rows
         self.cols = cols
+        self.xpixels = xpixels
+        self.ypixels = ypixels
 
 
 class Signalled(Event):

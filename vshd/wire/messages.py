@@ -314,6 +314,8 @@ class SetupConnectionRequest(Message):
         "user",
         "window_cols",
         "window_rows",
+        "window_xpixels",
+        "window_ypixels",
     )
 
     FIELDS = (
@@ -335,6 +337,8 @@ class SetupConnectionRequest(Message):
         Field(VENDOR + 5, "subsystem", MESSAGE, Subsystem),
         Field(VENDOR + 6, "lasting", MESSAGE, Lasting),
         Field(VENDOR + 7, "attach", MESSAGE, Attach),
+        Field(VENDOR + 8, "window_xpixels", UINT32),
+        Field(VENDOR + 9, "window_ypixels", UINT32),
     )
 
     def __init__(
@@ -359,6 +363,8 @@ class SetupConnectionRequest(Message):
         self.argv = [] if argv is None else argv
         self.window_rows = window_rows
         self.window_cols = window_cols
+        self.window_xpixels = 0
+        self.window_ypixels = 0
         self.nopty = nopty
         self.cwd = cwd
         self.cwd_pid = cwd_pid
@@ -440,13 +446,20 @@ class DataMessage(Message):
 class WindowResizeMessage(Message):
     """The client's terminal has this size now."""
 
-    __slots__ = ("cols", "rows")
+    __slots__ = ("cols", "rows", "xpixels", "ypixels")
 
-    FIELDS = (Field(1, "rows", INT32), Field(2, "cols", INT32))
+    FIELDS = (
+        Field(1, "rows", INT32),
+        Field(2, "cols", INT32),
+        Field(VENDOR, "xpixels", UINT32),
+        Field(VENDOR + 1, "ypixels", UINT32),
+    )
 
-    def __init__(self, rows: int = 0, cols: int = 0) -> None:
+    def __init__(self, rows: int = 0, cols: int = 0, xpixels: int = 0, ypixels: int = 0) -> None:
         self.rows = rows
         self.cols = cols
+        self.xpixels = xpixels
+        self.ypixels = ypixels
 
 
 class CreditMessage(Message):

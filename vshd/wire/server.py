@@ -241,7 +241,7 @@ class ServerConnection(Connection):
                 self._events.append(Failed(f"vshd connection has exited abnormally: {value.status}", None))
         elif message.member == messages.RESIZE_MESSAGE:
             assert isinstance(value, WindowResizeMessage)
-            self._events.append(Resized(value.rows, value.cols))
+            self._events.append(Resized(value.rows, value.cols, value.xpixels, value.ypixels))
         elif message.member == messages.SIGNAL:
             if value in messages.LEGACY_SIGNALS:
                 assert isinstance(value, int)
