@@ -1,12 +1,10 @@
-"""Capture files: read by a small reader of the test's own, and by tshark where it is installed."""
+"""Capture files: read by a small reader of the test's own, and by tshark."""
 
 import json
 import shutil
 import struct
 import subprocess
 from pathlib import Path
-
-import pytest
 
 from vmkit.packets.pcap import LINKTYPE_VSOCK, MAX_PACKET_BYTES, encode_file_header, encode_packet
 from vmkit.vsock import packet as pk
@@ -60,9 +58,8 @@ def test_file_is_read_by_the_specification_alone() -> None:
     assert at == len(data)
 
 
-@pytest.mark.skipif(TSHARK is None, reason="tshark is not installed")
 def test_tshark_reads_the_fields(tmp_path: Path) -> None:
-    assert TSHARK is not None
+    assert TSHARK is not None, "the package tshark is missing: make test-packages"
     path = tmp_path / "vsock.pcap"
     path.write_bytes(write_capture())
     argv = [TSHARK, "-r", str(path), "-T", "json", "--no-duplicate-keys"]
