@@ -114,7 +114,7 @@ def find_by_name(name: str, port: int = VSHD_PORT) -> Address:
         raise VshError(
             f"no machine named '{name}' is running",
             details=describe_last(name) or registry.describe_detour(),
-            hint=_known(registry.read_machines()),
+            hint=_known([one for one in registry.read_machines() if registry.is_for_users(one)]),
         )
     return address_of(machine, port)
 
