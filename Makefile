@@ -80,6 +80,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m tests.bench.first_light all
 	$(BIN)/python -m tests.bench.vsh
 	$(BIN)/python -m tests.bench.forwards
+	$(BIN)/python -m tests.bench.copies
 	$(BIN)/vmkit bench --quick
 	@echo 'the figures of the Docker image need an engine and its image: $(BIN)/python -m tests.bench.docker'
 	$(BIN)/python -m tests.bench.wall
