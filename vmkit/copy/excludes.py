@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from vmkit.errors import ConfigError
+from vmkit.errors import ConfigError, HostError
 
 # A file of more is not a list that people wrote.
 FILE_BYTES_MAX = 1 << 20
@@ -18,9 +18,13 @@ class Excludes:
     """
 
     def __init__(self, patterns: Sequence[str]) -> None:
-        """Raises ConfigError for a pattern that gitignore's grammar does not have."""
-        # Imported here: most copies have no patterns.
-        import pathspec  # noqa: PLC0415
+        """Raises ConfigError for a pattern that gitignore's grammar does not have, HostError without pathspec."""
+        try:
+            # Imported here: most syncs have no patterns.
+            import pathspec  # noqa: PLC0415
+        except ImportError as error:
+            # As in a guest that has vmkit from Debian's packages.
+            raise HostError("patterns need the Python package pathspec, which is not installed") from error
 
         for pattern in patterns:
             try:

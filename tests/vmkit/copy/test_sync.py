@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from vmkit.copy.endpoints import plan_sync
 from vmkit.copy.excludes import Excludes, read_patterns
 from vmkit.copy.sync_tree import Rules, SyncTally
 from vmkit.copy.syncing import Synced, SyncError, sync
-from vmkit.errors import ConfigError, MachineError
+from vmkit.errors import ConfigError, HostError, MachineError
 
 Sync = Callable[..., tuple[Synced, list[str]]]
 WAYS = [("host", "guest"), ("guest", "host"), ("guest", "other")]
@@ -146,6 +147,12 @@ def test_patterns_come_from_a_file(tmp_path: Path) -> None:
         Excludes(["!"])
     with pytest.raises(ConfigError, match="No such file"):
         read_patterns(str(tmp_path / "none"))
+
+
+def test_patterns_without_their_library_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pathspec", None)
+    with pytest.raises(HostError, match="need the Python package pathspec"):
+        Excludes(["*.o"])
 
 
 def test_directory_that_cannot_be_listed_deletes_nothing(
