@@ -148,6 +148,7 @@ class RemoteFile(io.RawIOBase):
         self._flags = flags
         self._requests = requests
         self._offset = 0
+        self._is_broken = False
         # close() runs also when the file could not be opened.
         self._handle = b""
         body = _pack(path) + struct.pack(">II", flags, 0)
@@ -220,7 +221,7 @@ class RemoteFile(io.RawIOBase):
         handle, self._handle = self._handle, b""
         try:
             super().close()
-            if handle:
+            if handle and not self._is_broken:
                 # What was written may not have reached the disk, and only now it shows.
                 self._ask(_CLOSE, _STATUS, handle)
         finally:
@@ -236,6 +237,7 @@ class RemoteFile(io.RawIOBase):
         except EOFError:
             return memoryview(b"")
         if not 0 < len(data) <= size:
+            self._is_broken = True
             raise VshError(f"the guest's SFTP server sent {len(data)} bytes for a read of {size} bytes")
         self._offset += len(data)
         return data
@@ -254,7 +256,12 @@ class RemoteFile(io.RawIOBase):
 
     def _ask(self, kind: int, wanted: int, body: bytes, data: "bytes | memoryview" = b"") -> memoryview:
         """Returns the fields of the answer. Raises OSError, EOFError for the end of the file, VshError."""
-        answer, fields = self._requests.ask(kind, body, data)
+        try:
+            answer, fields = self._requests.ask(kind, body, data)
+        except VshError:
+            # The program has the error; close() has nothing to add, also when the file is only dropped.
+            self._is_broken = True
+            raise
         if answer == _STATUS and len(fields) >= 4:
             code = int.from_bytes(fields[:4], "big")
             if code == _EOF and kind == _READ:

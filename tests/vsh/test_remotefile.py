@@ -159,3 +159,16 @@ def test_server_that_lies_is_an_error(answers: bytes, kind: type[Exception], tex
         ours.close()
         reader.join()
         theirs.close()
+
+
+def test_lost_file_is_closed_without_another_error() -> None:
+    """The read has raised it. A file that is only dropped would print it once more."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(VERSION + OPENED)
+        theirs.shutdown(socket.SHUT_WR)
+        file = RemoteFile(_Requests(ours), b"/f", 1)
+        with pytest.raises(ConnectionLost):
+            file.readinto(bytearray(9))
+        file.close()
+        assert file.closed
