@@ -18,7 +18,7 @@ PYTEST_ARGS ?=
 help:
 	@echo 'make up         install what is missing, build the image tiny, boot it, run a command in it'
 	@echo 'make down       stop every machine of vmkit'
-	@echo 'make test       install what is missing, then run the tests, real VMs included: twenty minutes'
+	@echo 'make test       install what is missing, then run the tests, real VMs included: half an hour'
 	@echo 'make quick      run the tests that start no programs: seconds'
 	@echo 'make unit       run the tests without VMs'
 	@echo 'make vm         run the tests with VMs'
