@@ -9,7 +9,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 
 from vsh.address import HYBRID, VSOCK, Address
 from vsh.errors import UsageError, VshError
@@ -95,4 +95,5 @@ def _send(connection: socket.socket, message: bytes, write: Callable[[bytes], No
                 raise BrokenPipeError
             write(data)
         if events & ~select.POLLIN:
-            message = message[connection.send(message, socket.MSG_DONTWAIT) :]
+            with suppress(BlockingIOError):
+                message = message[connection.send(message, socket.MSG_DONTWAIT) :]

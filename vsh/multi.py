@@ -8,6 +8,7 @@ The processes are not of the terminal's foreground group: this process passes it
 import copy
 import os
 import select
+import time
 
 from vsh import signals
 from vsh.errors import UsageError
@@ -22,6 +23,8 @@ MACHINES_MAX = 256
 READ_BYTES = 1 << 16
 # A longer line is printed in parts.
 LINE_BYTES_MAX = 1 << 16
+# A command that ignores TERM ends with its client.
+END_S = 5.0
 STDOUT, STDERR = 1, 2
 SIGNALLED = 128
 PIPE_BROKEN = 128 + 13
@@ -30,7 +33,7 @@ EXCLUDED = (*ELSEWHERE, "local", "remote", "forward_only", "proxy", "subsystem",
 
 
 class Participant:
-    """The process of one machine. Invariant: `lines` are the beginnings of lines of its streams that are open."""
+    """The process of one machine. Invariant: `streams` are open, and `lines` are the beginnings of their lines."""
 
     def __init__(self, name: str, pid: int, streams: dict[int, int]) -> None:
         """streams: the descriptors that are read, and the stream of ours that each goes to."""
@@ -38,6 +41,11 @@ class Participant:
         self.pid = pid
         self.streams = streams
         self.lines = dict.fromkeys(streams, b"")
+
+    def close(self, fd: int) -> None:
+        """Closes the descriptor of a stream."""
+        os.close(fd)
+        del self.streams[fd]
 
     def feed(self, fd: int, data: bytes) -> bytes:
         """What is printed for new data of a stream; no data: its end."""
@@ -79,13 +87,10 @@ def run_multi(options: Options, run: "Callable[[Options], int]") -> int:
     try:
         for name in names:
             # After a failure those that have started must be known.
-            members.append(_start(name, _make_options(options, name), run, wakeup))  # noqa: PERF401
+            members.append(_start(name, _make_options(options, name), run, wakeup, members))
         _relay(members, wakeup)
     except BaseException as error:
-        for member in members:
-            _pass_on(member, signals.SIGTERM)
-        for member in members:
-            _wait(member)
+        _end(members)
         if isinstance(error, BrokenPipeError):
             return PIPE_BROKEN
         raise
@@ -104,7 +109,9 @@ def _make_options(options: Options, name: str) -> Options:
     return own
 
 
-def _start(name: str, options: Options, run: "Callable[[Options], int]", wakeup: signals.Wakeup) -> Participant:
+def _start(
+    name: str, options: Options, run: "Callable[[Options], int]", wakeup: signals.Wakeup, others: list[Participant]
+) -> Participant:
     out, err = os.pipe(), os.pipe()
     pid = os.fork()
     if pid:
@@ -118,6 +125,9 @@ def _start(name: str, options: Options, run: "Callable[[Options], int]", wakeup:
         wakeup.forget()
         os.dup2(out[1], STDOUT)
         os.dup2(err[1], STDERR)
+        # Only the first process reads: when it is killed, the others find their pipes without a reader, and end.
+        for fd in (*out, *err, *(fd for other in others for fd in other.streams)):
+            os.close(fd)
         status = run(options)
     finally:
         os._exit(status)
@@ -141,8 +151,28 @@ def _relay(members: list[Participant], wakeup: signals.Wakeup) -> None:
             write_patiently(member.streams[fd], member.feed(fd, data))
             if not data:
                 poll.unregister(fd)
-                os.close(fd)
+                member.close(fd)
                 del open_fds[fd]
+
+
+def _end(members: list[Participant]) -> None:
+    """Ends all processes: by TERM, and those that still run after END_S by KILL."""
+    poll = select.poll()
+    for member in members:
+        _pass_on(member, signals.SIGTERM)
+        for fd in member.streams:
+            # Not to read: the end of the process closes the other end.
+            poll.register(fd, 0)
+    left = {fd for member in members for fd in member.streams}
+    deadline_s = time.monotonic() + END_S
+    while left and time.monotonic() < deadline_s:
+        for fd, _ in poll.poll(max(0.0, deadline_s - time.monotonic()) * 1000):
+            poll.unregister(fd)
+            left.discard(fd)
+    for member in members:
+        if not left.isdisjoint(member.streams):
+            _pass_on(member, signals.SIGKILL)
+        _wait(member)
 
 
 def _pass_on(member: Participant, number: int) -> None:

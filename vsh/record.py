@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from vsh.errors import UsageError, VshError
 from vsh.flags import LASTING_KINDS, Options
@@ -150,7 +150,8 @@ class Recorder:
     def _write(self, line: str) -> None:
         if self.trouble:
             return
-        data = line.encode("utf-8", "surrogateescape")
+        # A word of the command may hold any bytes, and the file is UTF-8.
+        data = line.encode("utf-8", "replace")
         before = os.lseek(self._fd, 0, os.SEEK_CUR)
         try:
             rest = memoryview(data)
@@ -158,7 +159,8 @@ class Recorder:
                 rest = rest[os.write(self._fd, rest) :]
         except OSError as error:
             self.trouble = f"the recording {self._path} ends early: {error.strerror}"
-            os.ftruncate(self._fd, before)
+            with suppress(OSError):
+                os.ftruncate(self._fd, before)
 
 
 class RecordedSink(Sink):

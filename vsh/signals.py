@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 SIGHUP: int = _signal.SIGHUP
 SIGINT: int = _signal.SIGINT
 SIGQUIT: int = _signal.SIGQUIT
+SIGKILL: int = _signal.SIGKILL
 SIGUSR1: int = _signal.SIGUSR1
 SIGUSR2: int = _signal.SIGUSR2
 SIGTERM: int = _signal.SIGTERM

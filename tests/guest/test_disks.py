@@ -108,8 +108,7 @@ def test_gdb_socket_speaks_gdbs_protocol_and_is_of_its_owner_alone(built: None, 
 
 
 def test_gdb_looks_into_a_guest(built: None, folders: Path) -> None:
-    if shutil.which("gdb") is None:
-        pytest.skip("needs gdb")
+    assert shutil.which("gdb"), "the package gdb is missing: make test-packages"
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with vmkit_package.Machine(gdb_port=port, accelerator="tcg", name="debugged") as machine:

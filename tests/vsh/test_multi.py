@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.vsh.conftest import Register
-from tests.vsh.live import CHECKOUT, DEADLINE_S, ENVIRONMENT, StartVshd
+from tests.vsh.live import CHECKOUT, DEADLINE_S, ENVIRONMENT, StartVshd, wait_for_end
 
 Multi = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -98,6 +98,27 @@ def test_reader_that_leaves_ends_all(multi: Multi) -> None:
     process.stdout.readline()
     process.stdout.close()
     assert process.wait(DEADLINE_S) == 128 + signal.SIGPIPE
+
+
+def test_command_that_ignores_term_ends_when_the_reader_has_left(multi: Multi) -> None:
+    process = multi("a,b", "sh", "-c", "trap '' TERM HUP; echo $$; read x; while :; do echo line; sleep 0.05; done")
+    assert process.stdout is not None
+    pid = int(process.stdout.readline().split()[1])
+    process.stdout.close()
+    assert process.wait(DEADLINE_S) == 128 + signal.SIGPIPE
+    wait_for_end(pid)
+
+
+def test_processes_of_a_killed_client_find_no_reader(multi: Multi) -> None:
+    process = multi("a,b", "sh", "-c", "while :; do echo line; sleep 0.01; done")
+    assert process.stdout is not None
+    process.stdout.readline()
+    children = [int(word) for word in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    assert len(children) == 2
+    process.kill()
+    process.wait(DEADLINE_S)
+    for pid in children:
+        wait_for_end(pid)
 
 
 @pytest.mark.parametrize(

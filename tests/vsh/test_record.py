@@ -101,6 +101,12 @@ def test_character_that_is_cut_is_recorded_whole() -> None:
     assert sum(line[0] for line in shown) == pytest.approx((len(data) - 1) / 10)
 
 
+def test_command_of_any_bytes_leaves_a_file_of_utf8(vshd: Vshd, tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    vshd.run(f"--record={file}", "--", "echo", "\udcff")
+    assert read_lines(file)[0]["command"] == ["echo", "?"]
+
+
 def test_bulk_is_recorded_whole(vshd: Vshd, tmp_path: Path) -> None:
     file = tmp_path / "log"
     done = vshd.run(f"--record={file}", "--", "sh", "-c", "head -c 5000000 /dev/zero | tr '\\0' x")
