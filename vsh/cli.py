@@ -16,7 +16,7 @@ from vshd.wire.messages import SetupConnectionRequest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from vsh.record import Recorder
 
@@ -93,16 +93,21 @@ def _find_where(options: Options) -> Address:
 
 def _run_session(options: Options, where: Address) -> int:
     has_pty = wants_pty(options)
-    if not options.record:
-        return _join_session(options, where, None, has_pty=has_pty)
-    from vsh.record import make_form, open_recorder  # noqa: PLC0415 - few sessions are recorded
+    if not is_recorded(options, where):
+        return _join_session(options, where, (), has_pty=has_pty)
+    from vsh.record import open_recorders  # noqa: PLC0415 - few sessions are recorded
 
-    form = make_form(options, _find_size() if has_pty else (0, 0), has_pty=has_pty)
-    with open_recorder(options.record, form) as recorder:
-        return _join_session(options, where, recorder, has_pty=has_pty)
+    size = _find_size() if has_pty else (0, 0)
+    with open_recorders(options, where, options.command, size, has_pty=has_pty) as recorders:
+        return _join_session(options, where, recorders, has_pty=has_pty)
 
 
-def _join_session(options: Options, where: Address, recorder: "Recorder | None", *, has_pty: bool) -> int:
+def is_recorded(options: Options, where: Address) -> bool:
+    """Whether the user asked for a recording of this session, or of all sessions of the machine."""
+    return bool(options.record or (where.entry is not None and where.entry.recordings))
+
+
+def _join_session(options: Options, where: Address, recorders: "Sequence[Recorder]", *, has_pty: bool) -> int:
     request = make_request(options, has_pty=has_pty)
     limits = make_limits(int(options.keepalive * 1000)) if options.extended else None
     deadline_s = deadline_after(options.timeout or None)
@@ -112,11 +117,11 @@ def _join_session(options: Options, where: Address, recorder: "Recorder | None",
         mode = "extended" if session.connection.is_extended else "legacy"
         print(f"vsh: {where.name}: pid {session.pid}, {mode} mode", file=sys.stderr)
     shell = _make_shell(session, has_pty=has_pty)
-    if recorder is not None:
+    for recorder in recorders:
         recorder.attach(shell, has_input=options.record_input)
     try:
         status = shell.run(deadline_s)
-        if recorder is not None:
+        for recorder in recorders:
             recorder.status = status
         return status
     except ConnectionLost as error:

@@ -57,8 +57,8 @@ class InteractiveShell(Shell):
         rows, cols, width, height = find_window()
         if rows:
             self.session.connection.send_resize(rows, cols, width, height)
-            if self.on_size is not None:
-                self.on_size(rows, cols)
+            for see in self.on_size:
+                see(rows, cols)
 
     def obey(self, command: str) -> None:
         """Carries out the command of an escape."""

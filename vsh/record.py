@@ -11,8 +11,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 
 from vsh.errors import UsageError, VshError
 from vsh.flags import LASTING_KINDS, Options
@@ -21,6 +21,8 @@ from vshd.wire import messages
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from vsh.address import Address
+    from vsh.registry import Entry
     from vsh.shell import Shell
 
 LOG_VERSION = 1
@@ -140,7 +142,7 @@ class Recorder:
         self._write(self._form.header)
         for stream, outlet in shell.pump.outlets.items():
             outlet.sink = RecordedSink(outlet.sink, self, STREAMS[stream])
-        shell.on_size = self.resize
+        shell.on_size.append(self.resize)
         if has_input and shell.pump.source is not None:
             shell.pump.source = RecordedSource(shell.pump.source, self)
 
@@ -237,6 +239,38 @@ def open_recorder(path: str, form: "Cast | StreamLog") -> Iterator[Recorder]:
             print(f"vsh: {recorder.trouble}", file=sys.stderr)
 
 
+@contextmanager
+def open_recorders(
+    options: Options, where: "Address", command: Sequence[str], size: tuple[int, int], *, has_pty: bool
+) -> Iterator[list[Recorder]]:
+    """The recorders of one session, which the block runs: for --record=FILE, and for the folder of the machine.
+
+    size: rows and columns. A folder that takes no file is a warning: the session runs without. Raises UsageError,
+    VshError.
+    """
+    with ExitStack() as stack:
+        recorders = []
+        if options.record:
+            form = make_form(options.record_format, command, size, has_pty=has_pty)
+            recorders.append(stack.enter_context(open_recorder(options.record, form)))
+        if where.entry is not None and where.entry.recordings:
+            form = make_form("", command, size, has_pty=has_pty)
+            try:
+                os.makedirs(where.entry.recordings, 0o700, exist_ok=True)
+                path = plan_path(where.entry, time.time(), os.getpid(), has_pty=has_pty)
+                recorders.append(stack.enter_context(open_recorder(path, form)))
+            except (VshError, OSError) as error:
+                reason = error.strerror if isinstance(error, OSError) else error
+                print(f"vsh: this session is not recorded into {where.entry.recordings}: {reason}", file=sys.stderr)
+        yield recorders
+
+
+def plan_path(machine: "Entry", now_s: float, pid: int, *, has_pty: bool) -> str:
+    """The file of a session in the machine's folder: by the machine, the start in UTC, and the process."""
+    moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now_s))
+    return os.path.join(machine.recordings, f"{machine.name}-{moment}-{pid}.{'cast' if has_pty else 'jsonl'}")
+
+
 def check_options(options: Options) -> None:
     """What --record does not go together with. Raises UsageError."""
     if options.record_format and options.record_format not in FORMATS:
@@ -250,14 +284,14 @@ def check_options(options: Options) -> None:
         raise UsageError(f"--record belongs to a command, to --attach and --output, not to --{min(lasting)}")
 
 
-def make_form(options: Options, size: tuple[int, int], *, has_pty: bool) -> "Cast | StreamLog":
-    """What the file has. size: rows and columns. Raises UsageError."""
-    name = options.record_format or (FORMATS[0] if has_pty else "log")
+def make_form(name: str, command: Sequence[str], size: tuple[int, int], *, has_pty: bool) -> "Cast | StreamLog":
+    """What the file has. name: of FORMATS; "": chosen by the session. size: rows and columns. Raises UsageError."""
+    name = name or (FORMATS[0] if has_pty else "log")
     if name == "log":
-        return StreamLog(options.command, time.time())
+        return StreamLog(list(command), time.time())
     if not has_pty:
         raise UsageError(f"{name} is for sessions with a terminal", hint="leave out --record_format, or add -t")
-    return Cast(int(name[-1]), *size, " ".join(options.command), time.time())
+    return Cast(int(name[-1]), *size, " ".join(command), time.time())
 
 
 def _render(value: object) -> str:

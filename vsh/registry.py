@@ -23,7 +23,7 @@ MAX_RECORD_BYTES = 64 * 1024
 class Entry:
     """One entry of the registry, from its record at one moment. state: starting, ready, paused or stopping."""
 
-    __slots__ = ("backend", "cid", "directory", "name", "pid", "record", "state", "token_file", "vsock")
+    __slots__ = ("backend", "cid", "directory", "name", "pid", "record", "recordings", "state", "token_file", "vsock")
 
     def __init__(self, directory: str, record: dict[str, object]) -> None:
         self.directory = directory
@@ -35,6 +35,8 @@ class Entry:
         self.pid = int(str(record.get("pid", 0)))
         vsock = record.get("vsock")
         self.vsock = str(vsock) if vsock else None
+        # The folder into which vsh records its sessions; empty: it records none by itself.
+        self.recordings = str(record.get("recordings") or "")
         # Where the machine's token is, should it demand one.
         self.token_file = os.path.join(directory, TOKEN) if record.get("token") else ""
 

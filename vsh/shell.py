@@ -26,8 +26,8 @@ class Shell:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        # Sees the sizes of the terminal, in rows and columns.
-        self.on_size: Callable[[int, int], None] | None = None
+        # Those that see the sizes of the terminal, in rows and columns.
+        self.on_size: list[Callable[[int, int], None]] = []
         sinks: dict[int, Sink] = {messages.STDOUT: self.make_sink(), messages.STDERR: FdSink(2, is_shared=True)}
         self.pump = self.pump_class(session, self.make_source(), sinks, has_pty=self.has_pty)
         self.wakeup = signals.Wakeup((*signals.FORWARDED, signals.SIGWINCH, signals.SIGTSTP))

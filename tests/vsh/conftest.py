@@ -46,7 +46,14 @@ class Register(Protocol):
     """The fixture registry."""
 
     def __call__(
-        self, name: str, cid: int, *, state: str = "ready", vsock: str | None = "/run/x.sock", alive: bool = True
+        self,
+        name: str,
+        cid: int,
+        *,
+        state: str = "ready",
+        vsock: str | None = "/run/x.sock",
+        alive: bool = True,
+        recordings: str | None = None,
     ) -> None: ...
 
 
@@ -65,11 +72,18 @@ def registry(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registe
     held = []
 
     def register(
-        name: str, cid: int, *, state: str = "ready", vsock: str | None = "/run/x.sock", alive: bool = True
+        name: str,
+        cid: int,
+        *,
+        state: str = "ready",
+        vsock: str | None = "/run/x.sock",
+        alive: bool = True,
+        recordings: str | None = None,
     ) -> None:
         folder = runtime / "machines" / name
         folder.mkdir()
         record = {"schema": 1, "name": name, "cid": cid, "backend": "user", "state": state, "vsock": vsock, "pid": 1}
+        record["recordings"] = recordings
         (folder / "machine.json").write_text(json.dumps(record))
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
         held.append(lock)

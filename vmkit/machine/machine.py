@@ -34,9 +34,10 @@ class Machine(MachineHandle):
     root: an ext4 instead of the image's disk. disks: files the guest has as disks and may read; rwdisks: may write,
     after those. gdb: serve gdb's remote protocol on the socket `gdb.sock` in the machine's directory. gdb_port: on this
     port of the host's loopback, where every user of the host can take the guest over. cpu: as QEMU's -cpu.
-    netdev: a network device, by QEMU's -netdev without an id (otherwise there is none). boot: boot it, although there
-    is a snapshot of it. snapshot: start it from the one that `vmkit snapshot save NAME` made, with its image and
-    options.
+    netdev: a network device, by QEMU's -netdev without an id (otherwise there is none). record: the folder of the host
+    into which every vsh records its sessions of this machine; sessions of Python are not recorded. boot: boot it,
+    although there is a snapshot of it. snapshot: start it from the one that `vmkit snapshot save NAME` made, with its
+    image and options.
     """
 
     def __init__(  # noqa: PLR0913  (a machine is its options)
@@ -60,6 +61,7 @@ class Machine(MachineHandle):
         gdb_port: int | None = None,
         cpu: str | None = None,
         netdev: str | None = None,
+        record: str | Path | None = None,
         boot: bool = False,
         snapshot: str | None = None,
     ) -> None:

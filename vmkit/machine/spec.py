@@ -76,9 +76,10 @@ class MachineSpec:
 
     root replaces the disk of an image whose root is one. disks are the guest's disks after that, in their order.
     gdb: serve gdb's protocol on a UNIX socket in the machine's directory; gdb_port: on this port of the loopback, which
-    every user of the host can reach. cpu: a model and features, as QEMU's -cpu has them. netdev: gives the
-    guest a network device with this behind it, as QEMU's -netdev has it, without an id: for measuring against, and so
-    no option of the command line. more: name and value of each option that has no field here.
+    every user of the host can reach. cpu: a model and features, as QEMU's -cpu has them. netdev: gives the guest a
+    network device with this behind it, as QEMU's -netdev has it, without an id: for measuring against, and so no option
+    of the command line. record: the folder of the host into which vsh records its sessions. more: name and value of
+    each option that has no field here.
     """
 
     image: str = "tiny"
@@ -99,6 +100,7 @@ class MachineSpec:
     gdb_port: int | None = None
     cpu: str | None = None
     netdev: str | None = None
+    record: Path | None = None
     # Start it by a boot, although it has a snapshot; or from the snapshot that the user gave this name.
     boot: bool = False
     snapshot: str | None = None
@@ -106,7 +108,7 @@ class MachineSpec:
 
     def __post_init__(self) -> None:
         # QEMU runs in the machine's directory, where a relative path leads elsewhere.
-        for name in ("kernel", "root"):
+        for name in ("kernel", "root", "record"):
             object.__setattr__(self, name, read_path(getattr(self, name)))
         if self.name is not None:
             check_name(self.name)

@@ -7,7 +7,7 @@ import sys
 import time
 
 from vsh.address import Address
-from vsh.cli import make_request, make_trace
+from vsh.cli import is_recorded, make_request, make_trace
 from vsh.errors import ConnectionLost, UsageError
 from vsh.flags import Options
 from vsh.lasting import calls
@@ -147,7 +147,7 @@ def _attach(options: Options, verb: str, where: Address, timeout_s: float) -> in
         shell = Typing(session) if verb == "input" else Watching(session)
     try:
         with session:
-            status = _run_shell(shell, options, deadline_s, (rows, cols) if has_pty else (0, 0))
+            status = _run_shell(shell, options, where, deadline_s, (rows, cols) if has_pty else (0, 0))
     except ConnectionLost as error:
         session.explain(error)
         error.hint = error.hint or f"the session goes on: vsh --{verb} {name}"
@@ -158,14 +158,18 @@ def _attach(options: Options, verb: str, where: Address, timeout_s: float) -> in
     return 0 if verb in ("output", "input") else status
 
 
-def _run_shell(shell: Shell, options: Options, deadline_s: float | None, size: tuple[int, int]) -> int:
-    if not options.record:
+def _run_shell(shell: Shell, options: Options, where: Address, deadline_s: float | None, size: tuple[int, int]) -> int:
+    if not is_recorded(options, where):
         return shell.run(deadline_s)
-    from vsh.record import make_form, open_recorder  # noqa: PLC0415 - few sessions are recorded
+    from vsh.record import open_recorders  # noqa: PLC0415 - few sessions are recorded
 
-    with open_recorder(options.record, make_form(options, size, has_pty=shell.has_pty)) as recorder:
-        recorder.attach(shell, has_input=options.record_input)
-        recorder.status = status = shell.run(deadline_s)
+    words = [f"--{name}={getattr(options, name)}" for name in ("attach", "output") if name in options.given]
+    with open_recorders(options, where, words, size, has_pty=shell.has_pty) as recorders:
+        for recorder in recorders:
+            recorder.attach(shell, has_input=options.record_input)
+        status = shell.run(deadline_s)
+        for recorder in recorders:
+            recorder.status = status
         return status
 
 

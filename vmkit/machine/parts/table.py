@@ -4,6 +4,7 @@ from vmkit.machine.parts.disk import DiskPart
 from vmkit.machine.parts.gdb import GdbPart
 from vmkit.machine.parts.network import NetworkPart
 from vmkit.machine.parts.part import Part
+from vmkit.machine.parts.recording import RecordingPart
 from vmkit.machine.parts.vsock import VsockPart
 
 # In the order of QEMU's argv, where a device's place decides its address on the bus.
@@ -12,6 +13,7 @@ PARTS: tuple[Part, ...] = (
     DiskPart(),
     NetworkPart(),
     GdbPart(),
+    RecordingPart(),
 )
 
 
