@@ -17,6 +17,7 @@ from vmkit.machine.launch import Layout
 from vmkit.machine.parts.table import list_companion_logs
 from vmkit.machine.pause import ClockOffset, Resumed, measure_clock, pause, resume
 from vmkit.machine.registry import find_state_directory, sweep
+from vmkit.machine.sessions import SessionFollower, render_sessions
 from vmkit.machine.spec import check_name
 from vmkit.machine.words import Ended, TakeKernelLog
 from vmkit.memory.lines import KernelLine, parse_lines
@@ -30,6 +31,8 @@ from vsh.registry import read_machines as read_entries
 
 # A log grows by the monitor's writes; no descriptor announces them.
 FOLLOW_POLL_S = 0.2
+# Each look at the guest's memory costs some 10 ms.
+SESSIONS_POLL_S = 1.0
 READ_BYTES = 65536
 CONSOLE_CONNECT_TIMEOUT_S = 5.0
 # A guest that has touched tens of GiB takes seconds to search.
@@ -47,6 +50,8 @@ LOG_KINDS = {
     "kernel": Layout.KERNEL_LOG,
     **list_companion_logs(),
 }
+# The kind that is no file: it comes out of the kernel's log.
+SESSIONS = "sessions"
 
 
 class MachineHandle:
@@ -144,11 +149,15 @@ class MachineHandle:
         return stop.wait_for_end(self.find_entry(), timeout)
 
     def read_log(self, kind: str = "console") -> bytes:
-        """A log as it is now; kind: a key of LOG_KINDS. Raises ConfigError, MachineError."""
+        """A log as it is now; kind: a key of LOG_KINDS, or "sessions". Raises ConfigError, MachineError."""
+        if kind == SESSIONS:
+            return render_sessions(take_kernel_log(self.find_entry()))
         return b"".join(read_log(Path(self.find_entry().directory), kind))
 
     def follow_log(self, kind: str = "console") -> Iterator[bytes]:
         """A log as it is now, and then what is added, until the machine ends. Raises ConfigError, MachineError."""
+        if kind == SESSIONS:
+            return follow_sessions(self.find_entry().name)
         return follow_log(Path(self.find_entry().directory), kind)
 
     def dmesg(self) -> list[KernelLine]:
@@ -247,6 +256,8 @@ def logs(name: str, kind: str = "console") -> bytes:
 
     Raises MachineError, ConfigError.
     """
+    if kind == SESSIONS:
+        return render_sessions(read_kernel_log(name))
     return b"".join(read_log(find_logs(name), kind))
 
 
@@ -326,6 +337,28 @@ def take_kernel_log(entry: Entry) -> bytes:
     return b"".join(read_log(Path(entry.directory), "kernel"))
 
 
+def follow_sessions(name: str | None) -> Iterator[bytes]:
+    """The sessions of a machine, a JSON object a line, and each new one until the machine ends.
+
+    Raises MachineError, ConfigError.
+    """
+    follower = SessionFollower()
+    running = pick_entry(None) if name is None else find_named(check_name(name))
+    while running is not None:
+        try:
+            yield from follower.take(take_kernel_log(running))
+        except MachineError:
+            if _is_running(Path(running.directory)):
+                raise
+            name, running = running.name, None
+            break
+        time.sleep(SESSIONS_POLL_S)
+    assert name is not None
+    # What it kept if it ended badly.
+    with contextlib.suppress(MachineError):
+        yield from follower.take(b"".join(read_log(find_logs(name), "kernel")))
+
+
 def read_log(folder: Path, kind: str) -> Iterator[bytes]:
     """A log in a machine's folder, in pieces. Raises ConfigError, MachineError."""
     with _open_log(folder, kind) as fd:
@@ -347,7 +380,8 @@ def follow_log(folder: Path, kind: str) -> Iterator[bytes]:
 @contextlib.contextmanager
 def _open_log(folder: Path, kind: str) -> Iterator[int]:
     if kind not in LOG_KINDS:
-        raise ConfigError(f"there is no kind of log '{kind}'", hint=f"kinds: {', '.join(sorted(LOG_KINDS))}")
+        known = ", ".join(sorted((*LOG_KINDS, SESSIONS)))
+        raise ConfigError(f"there is no kind of log '{kind}'", hint=f"kinds: {known}")
     try:
         fd = os.open(folder / LOG_KINDS[kind], os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:

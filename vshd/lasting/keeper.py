@@ -16,6 +16,7 @@ from vshd.lasting.ring import Ring
 from vshd.lasting.watcher import WRITING, LastingSession, RingConnection, Watcher
 from vshd.log import Log
 from vshd.processes import end_session, reap
+from vshd.session import audit
 from vshd.session.refusal import RefusalError
 from vshd.session.running import RunningTarget
 from vshd.session.session import make_limits
@@ -156,7 +157,16 @@ class SessionKeeper:
         self.record.code, self.record.signal, self.record.core_dumped = exit.code, exit.signal, exit.core_dumped
         self.record.ended_s = max(1, int(time.time()))
         self._ended_at_s = time.monotonic()
-        self._log.info(f"session {os.fsdecode(self.record.id)}: {exit}")
+        record = self.record
+        self._log.info(
+            audit.render_end(
+                f"session {os.fsdecode(record.id)} user {os.fsdecode(record.user)}",
+                exit,
+                os.fsdecode(record.command) or "login shell",
+                seconds=max(0.0, time.time() - record.started_s),
+                count=running.count,
+            )
+        )
 
     def _drop(self, fd: int, watcher: Watcher) -> None:
         del self._watchers[fd]

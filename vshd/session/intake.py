@@ -28,6 +28,8 @@ class Intake:
     ) -> None:
         """on_close: is told the descriptor before it is closed."""
         self.fd = fd
+        # Bytes that the target has taken.
+        self.passed = 0
         self._connection = connection
         self._is_terminal = is_terminal
         self._on_close = on_close
@@ -92,7 +94,9 @@ class Intake:
         pending = self._pending
         try:
             while pending.size:
-                self._connection.consumed(messages.STDIN, write_output(pending, self.fd))
+                size = write_output(pending, self.fd)
+                self._connection.consumed(messages.STDIN, size)
+                self.passed += size
         except BlockingIOError:
             return
         except OSError:

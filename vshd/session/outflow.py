@@ -25,6 +25,8 @@ class Outflow:
         self.fd = fd
         self.stream = stream
         self.is_sending = False
+        # Bytes that were read.
+        self.passed = 0
         self._connection = connection
         self._is_terminal = is_terminal
         self._reader = BurstReader()
@@ -78,6 +80,7 @@ class Outflow:
             return False
         self._connection.send_data(self.stream, chunk[:size])
         self.is_sending = True
+        self.passed += size
         if size == len(chunk) and not self._begin_bulk(size):
             self._enlarge_chunk(size)
         return True
@@ -90,6 +93,7 @@ class Outflow:
             return False
         sluice.append_to(connection.output, connection.begin_data(self.stream, size))
         self.is_sending = True
+        self.passed += size
         # What is small is read and written with fewer calls.
         self._is_bulk = size >= CHUNK_SIZES[0]
         return True

@@ -91,6 +91,11 @@ class RunningTarget:
         """Whether so much of a legacy client's stdin waits that its connection is not to be read."""
         return not self._connection.is_extended and self.stdin.waiting.size >= LEGACY_STDIN_CEILING
 
+    @property
+    def count(self) -> tuple[int, int]:
+        """How many bytes it has taken, and how many it has printed."""
+        return self.stdin.passed, sum(outflow.passed for outflow in self._outflows)
+
     # What the client asks of it.
 
     def signal(self, number: int) -> None:

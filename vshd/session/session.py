@@ -10,9 +10,10 @@ import time
 
 from vshd.carry.conduit import write_output
 from vshd.flags import Options
-from vshd.log import Log, fit
+from vshd.log import Log
 from vshd.processes import Exit, end_session, reap
 from vshd.services.table import Surroundings, find_service
+from vshd.session import audit
 from vshd.session.account import Account, choose_account, switch_to
 from vshd.session.limits import apply_limits
 from vshd.session.refusal import RefusalError
@@ -38,8 +39,6 @@ RECEIVE_SIZE = 1 << 13
 CONNECT_LINE_MAX = 32
 # A refusal waits this long for a client that does not read.
 LAST_WORDS_S = 10.0
-# Bytes that an audit line shows of a command.
-COMMAND_SHOWN_MAX = 200
 
 # Beginnings of a peer's name, as the listener gives them.
 HOST_PEERS = ("vsock 2:", "unix")
@@ -101,13 +100,14 @@ class Session:
         service = find_service(request)
         if service is not None:
             request.user = service.user
-        command = _show(service.describe()) if service is not None else _describe(request)
+        command = service.describe() if service is not None else _describe(request)
         try:
             self._check_state(service)
             account = choose_account(request, self.options)
             self.who = f"{self.who} user {account.name}"
             if service is not None and service.service.is_own:
-                self.log.info(f"{self.who}: {command}: {service.serve(self, account)}")
+                started_s = time.monotonic()
+                self._log_end(service.serve(self, account), command, started_s)
                 return
             apply_limits(self.options, account)
             if self.options.allow_to_switch_user:
@@ -121,7 +121,7 @@ class Session:
             target = start_target(request, account, environment)
         except RefusalError as refusal:
             self._refuse(request, refusal)
-            self.log.info(f"{self.who}: {command}: refused: {refusal.description}")
+            self.log.info(audit.render_refusal(self.who, command, refusal.description))
             return
         if self._on_start is not None:
             self._on_start(target.pid)
@@ -129,8 +129,8 @@ class Session:
         self.connection.accept(target.pid)
         if notice:
             self._say(request, notice)
-        end = self._relay(target)
-        self.log.info(f"{self.who}: {command}: {end} after {time.monotonic() - started_s:.3f} s")
+        end, count = self._relay(target)
+        self._log_end(end, command, started_s, count)
 
     def _check_state(self, service: "Asked | None") -> None:
         """A frozen machine serves its thaw alone, and some services are the host's alone. Raises RefusalError."""
@@ -154,7 +154,11 @@ class Session:
             return
         started_s = time.monotonic()
         end = handed.run(self.fd, self.connection.take_rest(), self.wakeup, self.log)
-        self.log.info(f"{self.who}: {command}: {end} after {time.monotonic() - started_s:.3f} s")
+        self._log_end(end, command, started_s)
+
+    def _log_end(self, end: object, command: str, started_s: float, count: tuple[int, int] | None = None) -> None:
+        seconds = time.monotonic() - started_s
+        self.log.info(audit.render_end(self.who, end, command, seconds=seconds, count=count))
 
     def hand_over(self, description: bytes) -> None:
         """Answers READY for a service that does the rest itself, with send()."""
@@ -166,7 +170,8 @@ class Session:
         self.connection.output.append(data)
         _flush(self.fd, self.connection, LAST_WORDS_S)
 
-    def _relay(self, target: Target) -> "Exit | str":
+    def _relay(self, target: Target) -> "tuple[Exit | str, tuple[int, int]]":
+        """How it ended, and how many bytes passed: for the target, and from it."""
         relay = Relay(self.fd, self.connection, target, self.wakeup)
         relay.run()
         if relay.lost:
@@ -177,8 +182,8 @@ class Session:
             end_session(target.pid, has_terminal=target.has_pty)
         reap(target.pid)
         if relay.undelivered:
-            return f"{relay.exit}, not all of it told: {relay.undelivered}"
-        return relay.lost or relay.exit or Exit(0)
+            return f"{relay.exit}, not all of it sent ({relay.undelivered}),", relay.running.count
+        return relay.lost or relay.exit or Exit(0), relay.running.count
 
     # The handshake.
 
@@ -299,12 +304,7 @@ def _make_proof(token: bytes | None) -> "Proof | None":
 
 
 def _describe(request: SetupConnectionRequest) -> str:
-    return _show(os.fsdecode(b" ".join(request.argv)[: 2 * COMMAND_SHOWN_MAX])) if request.argv else "login shell"
-
-
-def _show(words: str) -> str:
-    """What the log shows of a command: short enough that the end of the line, with the result, is never cut off."""
-    return fit(words, COMMAND_SHOWN_MAX)
+    return os.fsdecode(b" ".join(request.argv)[: 2 * audit.COMMAND_SHOWN_MAX]) if request.argv else "login shell"
 
 
 def _flush(fd: int, connection: ServerConnection, timeout_s: float) -> bool:
