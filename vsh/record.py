@@ -79,9 +79,12 @@ class StreamLog:
         self.header = _render({"vsh_log": LOG_VERSION, "started": round(started_s, 3), "command": command})
 
     def render_data(self, stream: str, data: bytes, at_s: float) -> str:
-        try:
-            content = {"text": data.decode()}
-        except UnicodeDecodeError:
+        content = None
+        # A NUL is in no text, and six characters in JSON.
+        if b"\0" not in data:
+            with suppress(UnicodeDecodeError):
+                content = {"text": data.decode()}
+        if content is None:
             content = {"base64": base64.b64encode(data).decode()}
         return _render({"t": round(at_s, DIGITS), "stream": stream, **content})
 

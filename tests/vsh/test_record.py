@@ -43,6 +43,15 @@ def test_streams_become_a_log(vshd: Vshd, tmp_path: Path) -> None:
     assert times == sorted(times)
 
 
+def test_zeros_do_not_blow_a_log_up(vshd: Vshd, tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    done = vshd.run(f"--record={file}", "--", "head", "-c", "300000", "/dev/zero")
+    assert len(done.stdout) == 300_000
+    assert file.stat().st_size < 450_000
+    _, *lines, _ = read_lines(file)
+    assert b"".join(base64.b64decode(line["base64"]) for line in lines) == done.stdout
+
+
 def test_input_is_not_recorded_unless_asked_for(vshd: Vshd, tmp_path: Path) -> None:
     file = tmp_path / "log"
     vshd.run(f"--record={file}", "--", "sh", "-c", "cat >/dev/null", input=b"a secret")
