@@ -1,4 +1,4 @@
-"""Accepts connections and gives each a process; reaps the processes and bounds their number.
+"""Accepts connections and gives each a process of its own while it lasts; reaps the processes and bounds their number.
 
 The server itself never reads a byte from a client. Sessions outlive the server, unless --end_sessions is set.
 """
@@ -17,9 +17,9 @@ from vshd.log import Log, Throttle
 from vshd.processes import kill_session, reap_ended, wait_until_none
 from vshd.services.table import Surroundings
 from vshd.session.account import warm_up
-from vshd.session.session import Session
+from vshd.session.session import ENDED, Session
 from vshd.signals import SIGCHLD, SIGINT, SIGKILL, SIGTERM, Wakeup
-from vshd.spare import Spare, make_channel, rehearse, wait_for_connection
+from vshd.spare import Spare, is_waited_for, make_channel, rehearse, wait_for_connection
 from vshd.wire import messages
 from vshd.wire.connection import default_limits
 from vshd.wire.frames import LEGACY_MAX_PAYLOAD, encode_frame
@@ -40,6 +40,12 @@ PRELOAD = -2
 UNPROVEN_MAX = 128
 # Which part of the time for its request such a client keeps when others wait behind a full house.
 PATIENCE = 1 / 3
+# A new spare is forked so long after a connection that found the last one: a short command has ended by then, and its
+# process is there again. Forked at once, it would take a lone processor from the session that starts: a third of its
+# time in an emulated guest.
+SPARE_DELAY_S = 0.1
+# Of so many processes that serve the channel stays open, and the last one to end becomes the spare.
+SERVING_MAX = 8
 # After an accept() that failed for want of descriptors or memory.
 ACCEPT_PAUSE_S = 0.1
 
@@ -49,7 +55,7 @@ class Server:
 
     Children write (own pid, target's pid) to the reports pipe. So the server can end the target of a killed child. A
     forward has no target and reports itself. When the server demands a token, a child also writes (own pid, 0) as soon
-    as the client has proven it.
+    as the client has proven it. A child that can serve another connection writes (own pid, ENDED), and becomes a spare.
     """
 
     def __init__(
@@ -80,7 +86,11 @@ class Server:
         self._targets: dict[int, int] = {}
         self._dropped: set[int] = set()
         self._accepted_s: dict[int, float] = {}
+        # The one that waits for a connection; and those that serve one, and may become the spare.
         self._spare: Spare | None = None
+        self._serving: dict[int, Spare] = {}
+        # When a spare is to be forked; 0.0: none is missed.
+        self._spare_due_s = 0.0
         # The score for targets; None: vshd may not change scores.
         self._target_score: int | None = None
         # While connections come, the next one should find a spare; 0: none is kept.
@@ -136,37 +146,40 @@ class Server:
         """Returns after how many milliseconds without events the spare needs care; None: it needs none."""
         if not self._busy_until_s:
             return None
-        if self._spare is None:
-            # At once, but behind every connection that already waits.
-            return 0
-        return max(0.0, self._busy_until_s - time.monotonic()) * 1000 + 1
+        return max(0.0, (self._spare_due_s or self._busy_until_s) - time.monotonic()) * 1000 + 1
 
     def _tend_spare(self) -> None:
-        """Makes the spare while connections come, and dismisses it after the last one."""
-        if time.monotonic() < self._busy_until_s:
-            self._start_spare()
-            return
-        self._busy_until_s = 0.0
+        """Makes a spare while connections come, and dismisses it after the last one."""
+        now_s = time.monotonic()
+        if now_s >= self._busy_until_s:
+            self._dismiss_spare()
+        elif self._spare_due_s and now_s >= self._spare_due_s:
+            self._spare_due_s = 0.0
+            try:
+                self._spare = self._fork(None)
+            except OSError:
+                self._busy_until_s = 0.0
+
+    def _dismiss_spare(self) -> None:
+        self._busy_until_s = self._spare_due_s = 0.0
         if self._spare is not None:
             self._spare.dismiss()
             self._spare = None
 
-    def _start_spare(self) -> None:
-        if self._spare is not None:
-            return
+    def _fork(self, connection: tuple[int, str] | None) -> Spare:
+        """Forks a process that serves this connection, or waits for one. Raises OSError."""
         ours, theirs = make_channel()
         try:
             pid = os.fork()
         except OSError:
             ours.close()
             theirs.close()
-            self._busy_until_s = 0.0
-            return
+            raise
         if pid == 0:
             ours.close()
-            self._become_session(theirs)
+            self._become_session(connection, theirs)
         theirs.close()
-        self._spare = Spare(pid, ours)
+        return Spare(pid, ours)
 
     def _take_signals(self) -> None:
         numbers = self._wakeup.take()
@@ -185,6 +198,8 @@ class Server:
                 self._renew()
             elif target == PRELOAD:
                 self._preload()
+            elif target == ENDED:
+                self._take_back(session)
             elif session in self.sessions:
                 self._targets[session] = target
                 if target and self._target_score is not None:
@@ -206,11 +221,9 @@ class Server:
             return
         self._token = state.token
         self._is_frozen = state.is_frozen
-        # It knows the token of before.
-        if self._spare is not None:
-            self._spare.dismiss()
-            self._spare = None
-        self._busy_until_s = 0.0
+        # They know the token of before.
+        self._dismiss_spare()
+        self._dismiss_serving()
         if state.is_frozen:
             # Restored guests fork from here: what their thaw needs is loaded once.
             import vshd.services.thaw  # noqa: PLC0415
@@ -224,16 +237,46 @@ class Server:
         gc.collect()
         gc.freeze()
 
+    def _take_back(self, pid: int) -> None:
+        """A process has served its session, and can serve another."""
+        spare = self._serving.pop(pid, None)
+        if spare is None or pid in self._dropped:
+            # It ends by itself, or was killed.
+            return
+        self._forget(pid)
+        if self._target_score is not None:
+            # What it starts next inherits its score.
+            oom.set_score(pid, self._target_score)
+        if time.monotonic() >= self._busy_until_s:
+            spare.dismiss()
+            return
+        # Its pages are as it needs them; those of one that has not served yet are not all.
+        if self._spare is not None:
+            self._spare.dismiss()
+        self._spare = spare
+        self._spare_due_s = 0.0
+
+    def _dismiss_serving(self) -> None:
+        """The processes that serve will serve no other connection."""
+        while self._serving:
+            self._serving.popitem()[1].dismiss()
+
+    def _forget(self, pid: int) -> tuple[str, int]:
+        """A session is over. Returns its peer, and its target's pid or 0."""
+        self._accepted_s.pop(pid, None)
+        # A child without a session is a spare.
+        return self.sessions.pop(pid, "a spare, without a client"), self._targets.pop(pid, 0)
+
     def _reap(self) -> None:
         self._take_reports()
         for pid, status in reap_ended():
+            gone = self._serving.pop(pid, None)
+            if gone is not None:
+                gone.dismiss()
             if self._spare is not None and pid == self._spare.pid:
                 self._spare.dismiss()
                 self._spare = None
-            # A child without a session is a spare.
-            who = self.sessions.pop(pid, "a spare, without a client")
-            self._accepted_s.pop(pid, None)
-            target = self._targets.pop(pid, 0)
+            who, target = self._forget(pid)
             if pid in self._dropped:
                 self._dropped.remove(pid)
             elif status != 0:
@@ -270,22 +313,26 @@ class Server:
             self._busy_until_s = time.monotonic() + self.options.spare_time
         spare, self._spare = self._spare, None
         if spare is not None and spare.hand_over(fd, who):
-            self._add(spare.pid, who)
+            self._add(spare, who)
             return
         try:
-            pid = os.fork()
+            spare = self._fork((fd, who))
         except OSError as error:
             self.log.error(f"{who}: cannot start a session: {error.strerror}")
             _refuse(fd, "could not start a session", self.options)
             return
-        if pid:
-            self._add(pid, who)
-            return
-        self._become_session((fd, who))
+        self._add(spare, who)
 
-    def _add(self, pid: int, who: str) -> None:
-        self.sessions[pid] = who
-        self._accepted_s[pid] = time.monotonic()
+    def _add(self, spare: Spare, who: str) -> None:
+        now_s = time.monotonic()
+        self.sessions[spare.pid] = who
+        self._accepted_s[spare.pid] = now_s
+        if now_s < self._busy_until_s and len(self._serving) < SERVING_MAX:
+            self._serving[spare.pid] = spare
+        else:
+            spare.dismiss()
+        if self._busy_until_s and not self._spare_due_s:
+            self._spare_due_s = now_s + SPARE_DELAY_S
 
     def _make_room(self) -> bool:
         """Whether there is a place. With a token, drops the oldest client without a proof to make one: strangers must
@@ -307,10 +354,11 @@ class Server:
         self._dropped.add(pid)
         os.kill(pid, SIGKILL)
 
-    def _become_session(self, source: "_socket.socket | tuple[int, str]") -> None:
-        """Runs a session in the child and exits. It closes the server's descriptors, and never returns to its loop.
+    def _become_session(self, connection: tuple[int, str] | None, channel: "_socket.socket") -> None:
+        """Serves one session after another in the child, and exits. It closes the server's descriptors, and never
+        returns to its loop.
 
-        source: the connection and its peer's name; for a spare, the channel on which both will come.
+        connection: the first one and its peer's name; None: it comes on the channel, as all others do.
         """
         status = 1
         try:
@@ -319,33 +367,43 @@ class Server:
             self._wakeup.close()
             self.listener.socket.close()
             os.close(self._reports)
+            self._dismiss_spare()
+            self._dismiss_serving()
             self.log.renew()
             wakeup = Wakeup((SIGCHLD, SIGTERM))
-            connection: tuple[int, str] | None
-            if isinstance(source, tuple):
-                connection = source
-            else:
-                rehearse(self.options)
-                connection = wait_for_connection(source, wakeup)
-            if connection is not None:
-                around = Surroundings(
-                    self.options,
-                    is_frozen=self._is_frozen,
-                    facts=self._facts,
-                    renew=lambda: self._report(RENEW),
-                    preload=lambda: self._report(PRELOAD),
-                )
-                session = Session(*connection, self.options, self.log, wakeup, self._report, self._token, around)
-                self._token = None
-                session.run()
+            if connection is None:
+                if not is_waited_for(channel):
+                    rehearse(self.options)
+                connection = wait_for_connection(channel, wakeup)
+            while connection is not None and self._serve(connection, channel, wakeup):
+                # Its next session may write as many lines as the last one.
+                self.log.renew()
+                connection = wait_for_connection(channel, wakeup)
             status = 0
         except BaseException as error:  # whatever it is, it must be seen, and end here
             self.log.error(f"a session: {type(error).__name__}: {error}{_find_place(error)}")
         finally:
             os._exit(status)
 
+    def _serve(self, connection: tuple[int, str], channel: "_socket.socket", wakeup: Wakeup) -> bool:
+        """Runs one session, in the child; returns whether this process can serve another."""
+
+        def forget() -> None:
+            self._token = None
+            channel.close()
+
+        around = Surroundings(
+            self.options,
+            is_frozen=self._is_frozen,
+            facts=self._facts,
+            renew=lambda: self._report(RENEW),
+            preload=lambda: self._report(PRELOAD),
+            forget=forget,
+        )
+        return Session(*connection, self.options, self.log, wakeup, self._report, self._token, around).run()
+
     def _report(self, target: int) -> None:
-        """Reports, in the child, the target that the server must end if this process dies first; or RENEW."""
+        """Reports, in the child, the target that the server must end if this process dies first; or another word."""
         numbers = (os.getpid(), target)
         try:
             os.write(
@@ -358,8 +416,8 @@ class Server:
     def _stop(self) -> None:
         """Ends listening. Open sessions go on without the server; --end_sessions ends them: SIGTERM, then SIGKILL."""
         self.listener.close()
-        if self._spare is not None:
-            self._spare.dismiss()
+        self._dismiss_spare()
+        self._dismiss_serving()
         if not self.options.end_sessions:
             self._reap()
             self.log.info(f"vshd ended; sessions that go on: {len(self.sessions)}")

@@ -1,7 +1,8 @@
-"""Makes a session's process ahead of its client: the next connection gets a forked process with copied memory.
+"""Has a session's process ready ahead of its client: one that served before, or one that was forked in a quiet moment.
 
-A fork is cheap, but a fresh child must copy every page it touches. A spare has touched them in a rehearsal. It exists
-only while connections come one after another, so that an idle daemon is one process.
+A fork is cheap, but a fresh child must copy every page it touches. A process that has served a session has touched
+them, and a new spare touches them in a rehearsal. Spares exist only while connections come one after another, so that
+an idle daemon is one process.
 """
 
 import _socket
@@ -28,7 +29,10 @@ _INT_SIZE = 4
 
 
 class Spare:
-    """The server's side of a spare. Invariant: `pid` waits for a connection until hand_over() or dismiss()."""
+    """The server's side of a process that serves one connection at a time, over its channel.
+
+    Invariant: the process ends, when it has no connection, once the channel is closed.
+    """
 
     __slots__ = ("_channel", "pid")
 
@@ -37,18 +41,17 @@ class Spare:
         self._channel = channel
 
     def hand_over(self, fd: int, who: str) -> bool:
-        """Gives the spare its connection; False when the spare is gone."""
+        """Gives the process a connection; False when the process is gone."""
         ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fd.to_bytes(_INT_SIZE, sys.byteorder))]
         try:
             self._channel.sendmsg([who.encode()[:WHO_MAX]], ancillary)
         except OSError:
-            return False
-        finally:
             self._channel.close()
+            return False
         return True
 
     def dismiss(self) -> None:
-        """Ends an unneeded spare by closing its channel."""
+        """Ends the process by closing its channel: now, or when its session has ended."""
         self._channel.close()
 
 
@@ -69,12 +72,18 @@ def wait_for_connection(channel: "_socket.socket", wakeup: Wakeup) -> tuple[int,
                     return None
                 continue
             who, ancillary, _, _ = channel.recvmsg(WHO_MAX, _socket.CMSG_SPACE(_INT_SIZE))
-            channel.close()
             for _, _, data in ancillary:
                 received = int.from_bytes(data[:_INT_SIZE], sys.byteorder)
                 os.set_inheritable(received, False)
                 return received, who.decode()
             return None
+
+
+def is_waited_for(channel: "_socket.socket") -> bool:
+    """Whether a connection for the spare has come already."""
+    poll = select.poll()
+    poll.register(channel.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def rehearse(options: Options) -> None:

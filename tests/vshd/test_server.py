@@ -1,5 +1,6 @@
 """The daemon as a citizen: whom it serves, as whom, within which limits, and what it leaves behind."""
 
+import contextlib
 import os
 import pwd
 import re
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.descriptors import read_descriptors
 from tests.vsh.live import (
     CHECKOUT,
     DEADLINE_S,
@@ -622,18 +624,103 @@ def test_spare_is_dismissed_when_nobody_comes(start_vshd: StartVshd) -> None:
     assert vshd.run("--", "echo", "still").stdout == b"still\n"
 
 
-def find_spare(vshd: Vshd, session: int) -> int:
-    """Waits until the last session's process has gone, and a spare one is there."""
-    wait_until(lambda: len(vshd.children()) == 1 and session not in vshd.children(), "a spare waits")
+def find_spare(vshd: Vshd) -> int:
+    """Waits until the only process beside the daemon is a spare."""
+    wait_until(lambda: len(vshd.children()) == 1, "a spare waits")
     (spare,) = vshd.children()
     return spare
+
+
+def wait_for_spare(process: int) -> None:
+    """Waits until a session's process is a spare again. It leaves the session's directory then."""
+    wait_until(lambda: Path(f"/proc/{process}/cwd").readlink() == Path("/"), "it is a spare again")
+
+
+def find_session(vshd: Vshd, *flags: str) -> int:
+    """Runs a command, and returns the pid of its session's process."""
+    done = vshd.run(*flags, "--", "sh", "-c", "echo $PPID")
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.root
+def test_process_of_a_session_serves_the_next_one_too(start_vshd: StartVshd) -> None:
+    """And it starts each as it started the first: with nothing open or kept of the one before."""
+    vshd = start_vshd("--spare_time=60")
+    process = find_session(vshd)
+    wait_for_spare(process)
+    opened = {number for number, _ in read_descriptors(process)}
+    show_score = "cat /proc/self/oom_score_adj"
+    score = vshd.run("--", "sh", "-c", show_score).stdout
+
+    def run(*words: str, data: bytes = b"") -> tuple[int, bytes]:
+        wait_for_spare(process)
+        done = vshd.run(*words, input=data)
+        return done.returncode, done.stdout
+
+    assert run("--cwd=/tmp", "--env=OF=us", "--", "sh", "-c", "echo $OF; exec cat", data=b"in") == (0, b"us\nin")
+    assert run("-t", "--", "true")[0] == 0
+    assert run("--", "cat", data=bytes(1 << 23)) == (0, bytes(1 << 23))
+    assert run("--", "sh", "-c", "kill -9 $$")[0] == 128 + 9
+    assert run("--", "sh", "-c", show_score) == (0, score)
+    home = pwd.getpwuid(0).pw_dir
+    assert run("--", "sh", "-c", "echo $OF; pwd; echo $PPID") == (0, f"\n{home}\n{process}\n".encode())
+    wait_for_spare(process)
+    assert {number for number, _ in read_descriptors(process)} == opened
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("daemon", "flags"),
+    [
+        ([], ["--user=nobody"]),
+        ([], ["--user=root:daemon"]),
+        (["--max_processes=9999"], []),
+        (["--max_memory=4096"], []),
+    ],
+)
+def test_process_that_became_a_users_or_got_limits_serves_no_other(
+    start_vshd: StartVshd, daemon: list[str], flags: list[str]
+) -> None:
+    vshd = start_vshd("--spare_time=60", *daemon)
+    for _ in range(3):
+        session = find_session(vshd, *flags)
+        wait_for_end(session)
+
+
+@pytest.mark.root
+def test_process_whose_client_left_or_asked_for_nothing_serves_no_other(start_vshd: StartVshd) -> None:
+    vshd = start_vshd("--spare_time=60")
+    with ended(vshd.start("--", "sh", "-c", "echo $PPID; exec sleep 88")) as client:
+        session = int(read_line(client.stdout))
+        client.kill()
+        wait_for_end(session)
+    spare = find_spare(vshd)
+    assert vshd.run("--", "/nonexistent").returncode == 127
+    wait_for_end(spare)
+    assert vshd.run("--", "echo", "still").stdout == b"still\n"
+
+
+@pytest.mark.root
+def test_many_at_once_leave_one_spare(start_vshd: StartVshd) -> None:
+    vshd = start_vshd("--spare_time=60")
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(ended(vshd.start("--", "cat", stdin=subprocess.PIPE))) for _ in range(12)]
+        for client in clients:
+            client.stdin.write(b"x")
+            client.stdin.flush()
+            assert client.stdout.read(1) == b"x"
+        for client in clients:
+            client.stdin.close()
+            assert client.wait(DEADLINE_S) == 0
+    find_spare(vshd)
 
 
 def test_spare_that_was_killed_is_no_loss(start_vshd: StartVshd) -> None:
     vshd = start_vshd("--spare_time=60")
     for _ in range(5):
-        session = int(vshd.run("--", "sh", "-c", "echo $PPID").stdout)
-        spare = find_spare(vshd, session)
+        assert vshd.run("--", "true").returncode == 0
+        spare = find_spare(vshd)
         os.kill(spare, signal.SIGKILL)
         # A process that is only about to die may still be given a session, and lose it as any killed one does.
         wait_for_end(spare)

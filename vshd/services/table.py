@@ -98,10 +98,11 @@ class Surroundings:
 
     is_frozen: the machine awaits its thaw. facts: the wall's layers as pid 1 found them, a line each. renew: has the
     server read the machine's state again, before it accepts the next connection. preload: has the server load what
-    sessions that last need. home: of the service's user, once that is known.
+    sessions that last need. forget: has this process, which serves no other client, forget its server and the token.
+    home: of the service's user, once that is known.
     """
 
-    __slots__ = ("facts", "home", "is_frozen", "options", "preload", "renew")
+    __slots__ = ("facts", "forget", "home", "is_frozen", "options", "preload", "renew")
 
     def __init__(
         self,
@@ -111,12 +112,14 @@ class Surroundings:
         facts: bytes,
         renew: "Callable[[], None]",
         preload: "Callable[[], None]" = lambda: None,
+        forget: "Callable[[], None]" = lambda: None,
     ) -> None:
         self.options = options
         self.is_frozen = is_frozen
         self.facts = facts
         self.renew = renew
         self.preload = preload
+        self.forget = forget
         self.home = "/"
 
     def prove_wall(self) -> bytes:

@@ -59,6 +59,11 @@ def warm_up() -> None:
         pass
 
 
+def is_own(account: Account) -> bool:
+    """Whether switch_to() leaves this process the user that it is, with that user's own groups."""
+    return (account.uid, account.gid) == (os.geteuid(), os.getegid()) and account.has_own_groups
+
+
 def switch_to(account: Account) -> None:
     """Becomes `account` for good. Raises RefusalError."""
     if os.geteuid() != 0:

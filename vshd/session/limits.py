@@ -12,11 +12,16 @@ MIB = 1 << 20
 PROCESSES_MIN = 128
 
 
+def has_limits(options: Options, account: Account) -> bool:
+    """Whether apply_limits() sets any."""
+    return account.uid != 0 or options.max_processes != DEFAULT_PROCESSES or options.max_memory != 0
+
+
 def apply_limits(options: Options, account: Account) -> None:
     """Sets the limits for this process and all it starts. Raises RefusalError: no session without those asked for."""
-    is_default = options.max_processes == DEFAULT_PROCESSES
-    if is_default and account.uid == 0 and not options.max_memory:
+    if not has_limits(options, account):
         return
+    is_default = options.max_processes == DEFAULT_PROCESSES
     try:
         # Not in every minimal Python: only where a limit is set.
         import resource  # noqa: PLC0415

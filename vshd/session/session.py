@@ -1,7 +1,7 @@
 """One session in a process of its own, from the first byte of the client to the target's exit.
 
 Owns the order of things: handshake, account, directory, program, relay, end. Runs as root until the account is known
-and then as that account, for good.
+and then as that account, for good. Only a process that never became another user's can serve a second session.
 """
 
 import os
@@ -14,8 +14,8 @@ from vshd.log import Log
 from vshd.processes import Exit, end_session, reap
 from vshd.services.table import Surroundings, find_service
 from vshd.session import audit
-from vshd.session.account import Account, choose_account, switch_to
-from vshd.session.limits import apply_limits
+from vshd.session.account import Account, choose_account, is_own, switch_to
+from vshd.session.limits import apply_limits, has_limits
 from vshd.session.refusal import RefusalError
 from vshd.session.relay import Relay
 from vshd.session.target import Target, build_environment, enter_directory, start_target
@@ -43,6 +43,9 @@ LAST_WORDS_S = 10.0
 # Beginnings of a peer's name, as the listener gives them.
 HOST_PEERS = ("vsock 2:", "unix")
 
+# In place of a target's pid: all is told to the client, and this process can serve another.
+ENDED = -3
+
 EXIT_NOT_FOUND = 127
 EXIT_NOT_EXECUTABLE = 126
 
@@ -69,7 +72,7 @@ class Session:
         around: of the server; None: there is none.
 
         on_start is told 0 when the token was proven, and later the pid of the target, or of this process if it
-        forwards.
+        forwards; and in the end ENDED, if run() returns True.
         """
         os.set_blocking(fd, False)
         self.fd = fd
@@ -78,6 +81,8 @@ class Session:
         self.log = log
         self.wakeup = wakeup
         self._on_start = on_start
+        # The process is the user that it was, without new limits.
+        self._stays_own = False
         self.around = around or Surroundings(options, is_frozen=False, facts=b"", renew=lambda: None)
         self.connection = ServerConnection(
             make_limits(options),
@@ -85,13 +90,15 @@ class Session:
             allow_legacy_clients=options.allow_legacy_clients and not self.around.is_frozen,
         )
 
-    def run(self) -> None:
-        """The whole session; what goes wrong is told to the client, else to the log."""
+    def run(self) -> bool:
+        """The whole session; what goes wrong is told to the client, else to the log. Returns whether this process is
+        as it was before, with nothing open: it can serve another.
+        """
         try:
             request = self._receive_request()
         except HandshakeError as error:
             self.log.warning(f"{self.who}: {error}")
-            return
+            return False
         if self.connection.proof is not None and self._on_start is not None:
             # It is no stranger: the server keeps it when it needs room.
             self._on_start(0)
@@ -102,35 +109,62 @@ class Session:
             request.user = service.user
         command = service.describe() if service is not None else _describe(request)
         try:
-            self._check_state(service)
-            account = choose_account(request, self.options)
-            self.who = f"{self.who} user {account.name}"
-            if service is not None and service.service.is_own:
-                started_s = time.monotonic()
-                self._log_end(service.serve(self, account), command, started_s)
-                return
-            apply_limits(self.options, account)
-            if self.options.allow_to_switch_user:
-                switch_to(account)
-            if service is not None:
-                self.around.home = account.home
-                self._hand_over(service, command)
-                return
-            notice = self._enter_directory(request, account)
-            environment = build_environment(request, account, inherit=self.options.inherit_env)
-            target = start_target(request, account, environment)
+            prepared = self._prepare(request, service, command)
         except RefusalError as refusal:
             self._refuse(request, refusal)
             self.log.info(audit.render_refusal(self.who, command, refusal.description))
-            return
+            return False
+        if prepared is None:
+            return False
+        target, notice = prepared
         if self._on_start is not None:
             self._on_start(target.pid)
         started_s = time.monotonic()
         self.connection.accept(target.pid)
         if notice:
             self._say(request, notice)
-        end, count = self._relay(target)
-        self._log_end(end, command, started_s, count)
+        relay = self._relay(target)
+        is_whole = self._stays_own and not relay.lost and not relay.undelivered
+        if is_whole and self._on_start is not None:
+            # Now, since the client may be back before the rest is done.
+            self._on_start(ENDED)
+        reap(target.pid)
+        end: Exit | str = relay.lost or relay.exit or Exit(0)
+        if relay.undelivered:
+            end = f"{relay.exit}, not all of it sent ({relay.undelivered}),"
+        self._log_end(end, command, started_s, relay.running.count)
+        if is_whole:
+            os.close(self.fd)
+            # No file system is kept busy.
+            os.chdir("/")
+        return is_whole
+
+    def _prepare(
+        self, request: SetupConnectionRequest, service: "Asked | None", command: str
+    ) -> tuple[Target, str] | None:
+        """Becomes the user and starts the target; with a word to the client about it. None: a service had the
+        connection, and is done with it. Raises RefusalError.
+        """
+        self._check_state(service)
+        account = choose_account(request, self.options)
+        self.who = f"{self.who} user {account.name}"
+        self._stays_own = service is None and is_own(account) and not has_limits(self.options, account)
+        if not self._stays_own:
+            self.around.forget()
+        if service is not None and service.service.is_own:
+            started_s = time.monotonic()
+            self._log_end(service.serve(self, account), command, started_s)
+            return None
+        apply_limits(self.options, account)
+        if self.options.allow_to_switch_user:
+            switch_to(account)
+        if service is not None:
+            self.around.home = account.home
+            self._hand_over(service, command)
+            return None
+        notice = self._enter_directory(request, account)
+        environment = build_environment(request, account, inherit=self.options.inherit_env)
+        return start_target(request, account, environment), notice
 
     def _check_state(self, service: "Asked | None") -> None:
         """A frozen machine serves its thaw alone, and some services are the host's alone. Raises RefusalError."""
@@ -170,8 +204,8 @@ class Session:
         self.connection.output.append(data)
         _flush(self.fd, self.connection, LAST_WORDS_S)
 
-    def _relay(self, target: Target) -> "tuple[Exit | str, tuple[int, int]]":
-        """How it ended, and how many bytes passed: for the target, and from it."""
+    def _relay(self, target: Target) -> Relay:
+        """Relays to the end. The target is not reaped yet."""
         relay = Relay(self.fd, self.connection, target, self.wakeup)
         relay.run()
         if relay.lost:
@@ -180,10 +214,7 @@ class Session:
         relay.close()
         if relay.lost:
             end_session(target.pid, has_terminal=target.has_pty)
-        reap(target.pid)
-        if relay.undelivered:
-            return f"{relay.exit}, not all of it sent ({relay.undelivered}),", relay.running.count
-        return relay.lost or relay.exit or Exit(0), relay.running.count
+        return relay
 
     # The handshake.
 
