@@ -158,6 +158,8 @@ def _open_vsock(address: Address, deadline_s: float) -> int:
             if address.is_ours
             else f"no machine of vmkit has CID {address.cid}; vmkit list prints the running ones",
         )
+    from vshd.carry.vsock import limit_connect  # noqa: PLC0415 - most machines are reached through a UNIX socket
+
     try:
         connection = _socket.socket(_socket.AF_VSOCK, _socket.SOCK_STREAM)
     except OSError as error:
@@ -165,6 +167,7 @@ def _open_vsock(address: Address, deadline_s: float) -> int:
             f"Failed to open vsock socket: {error.strerror}", hint="this kernel has no vsock: modprobe vsock"
         ) from error
     try:
+        limit_connect(connection.fileno(), deadline_s - time.monotonic())
         connection.settimeout(max(0.001, deadline_s - time.monotonic()))
         connection.connect((address.cid, address.port))
         connection.setblocking(False)

@@ -76,6 +76,15 @@ def test_commands_of_the_host_reach_a_guest_over_the_kernel_s_vsock(inner: Neste
     assert inner.run("vsh", "--cid", "3", "--", "cat", "/run/ran", timeout_s=PATIENT_S).stdout == b"ran\n"
 
 
+def test_guest_that_answers_late_is_waited_for(inner: NestedHost) -> None:
+    """The kernel gives a connect() on vsock up after 2 s, unless it is told the client's own limit."""
+    pid = json.loads(inner.check("vmkit", "status", "--json", timeout_s=PATIENT_S))["qemu_pid"]
+    late = f"sleep 5; kill -CONT {pid}"
+    script = f"kill -STOP {pid}; ({late}) & vsh --cid 3 --connect_timeout 60 -- echo late"
+    result = inner.run("sh", "-c", script, timeout_s=PATIENT_S)
+    assert (result.stdout, result.stderr, result.exit) == (b"late\n", b"", 0)
+
+
 def test_cid_in_use_is_told_by_the_kernel(inner: NestedHost) -> None:
     result = inner.run("vmkit", "up", "-q", "--backend", "vhost", "--cid", "3", "--name", "b", timeout_s=PATIENT_S)
     assert result.exit == 1

@@ -6,6 +6,7 @@ calls of it.
 
 import _socket
 import os
+import sys
 
 LOCAL_CID, HOST_CID = 1, 2
 EPERM = 1
@@ -14,6 +15,12 @@ ANY = 0xFFFFFFFF
 PRIVILEGED_PORTS = 1024
 # The host side has bound its port before the guest starts: an answer comes at once or never.
 CONNECT_TIMEOUT_S = 5.0
+# <linux/vm_sockets.h>: how long the kernel waits for an answer to connect(). Without it that is 2 s, whatever the
+# program's own limit: too little for a machine under emulation that is busy, or was just restored.
+SO_VM_SOCKETS_CONNECT_TIMEOUT = 6
+CONNECT_TIMEOUT_S_MAX = 1e9
+# A long of C, in bytes.
+LONG_SIZE = 8 if sys.maxsize >> 32 else 4
 
 
 class VsockError(Exception):
@@ -58,12 +65,25 @@ def connect(cid: int, port: int, *, from_privileged: bool = False) -> "_socket.s
     try:
         if from_privileged:
             _bind_privileged(connection)
+        limit_connect(connection.fileno(), CONNECT_TIMEOUT_S)
         connection.settimeout(CONNECT_TIMEOUT_S)
         connection.connect((cid, port))
     except OSError as error:
         connection.close()
         raise VsockError(f"Failed to connect to vsock {cid}:{port}: {error.strerror or error}") from error
     return connection
+
+
+def limit_connect(fd: int, timeout_s: float) -> None:
+    """Lets the kernel wait so long for an answer to connect(). fd: of an AF_VSOCK socket. Raises OSError."""
+    limit_us = int(min(max(0.001, timeout_s), CONNECT_TIMEOUT_S_MAX) * 1e6)
+    timeval = b"".join(part.to_bytes(LONG_SIZE, sys.byteorder) for part in divmod(limit_us, 1_000_000))
+    # Python takes nothing but 64 bits for an option of a socket that it knows for AF_VSOCK.
+    alias = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
+    try:
+        alias.setsockopt(_socket.AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, timeval)
+    finally:
+        alias.detach()
 
 
 def _bind_privileged(connection: "_socket.socket") -> None:
