@@ -217,7 +217,11 @@ class Pump:
         if fd == self.session.fd and mask & (select.POLLIN | _ERRORS) and self.exit is None:
             self._receive()
         if self.source is not None and fd == self.source.fd and mask & (select.POLLIN | _ERRORS):
-            self._read_source(self.source)
+            if self.has_pty and self.on_wakeup is not None:
+                # poll() may return what was typed after a resize before the handler of its signal has run.
+                self.on_wakeup()
+            if self.source is not None:
+                self._read_source(self.source)
         if mask & (select.POLLOUT | _ERRORS):
             for stream, outlet in self.outlets.items():
                 if outlet.sink.fd == fd and outlet.pending.size:

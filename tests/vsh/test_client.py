@@ -17,6 +17,7 @@ from vsh.client import Client
 from vsh.errors import ConnectionLost, ExecError, VshError
 from vsh.memory import BytesSource, CaptureSink
 from vsh.pump import Pump, TimedOut
+from vsh.stdio import FdSource
 from vshd.wire import messages
 from vshd.wire.frames import encode_frame
 from vshd.wire.messages import SetupConnectionResponse
@@ -125,6 +126,29 @@ def test_session_with_a_terminal(client: Client) -> None:
     finally:
         session.close()
     assert (end.code, sink.take()) == (0, b"33 111\r\ntty\r\n")
+
+
+def test_resize_goes_before_what_was_typed_after_it(vshd: Vshd) -> None:
+    """poll() may return for the typed line alone, although the signal of the resize came before it."""
+    session = Client(Address.unix(str(vshd.path))).open_session(["sh", "-c", "read x; stty size"], size=(33, 111))
+    sink = CaptureSink(10_000)
+    reading, writing = os.pipe()
+    os.write(writing, b"line\n")
+    sizes = [(44, 122)]
+
+    def look() -> None:
+        if sizes:
+            session.connection.send_resize(*sizes.pop())
+
+    try:
+        pump = Pump(session, FdSource(reading), {messages.STDOUT: sink}, has_pty=True)
+        pump.on_wakeup = look
+        pump.run()
+    finally:
+        session.close()
+        os.close(reading)
+        os.close(writing)
+    assert sink.take().splitlines()[-1] == b"44 122"
 
 
 def test_any_signal_reaches_the_target(vshd: Vshd) -> None:
