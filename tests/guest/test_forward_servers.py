@@ -5,7 +5,6 @@ both ways. All servers and smbclient are Debian's, in the guest; curl is the hos
 import contextlib
 import hashlib
 import json
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +24,6 @@ PREFIX = "fd56:6d6b:6974:1"
 WAIT = 'until grep -q ":%04X .* 0A " /proc/net/tcp /proc/net/tcp6; do sleep 0.1; done'
 # It ends with a stdin that is a pipe: the session's is not for it.
 SMBD = ("sh", "-c", "exec smbd --foreground --no-process-group --debug-stdout </dev/null")
-
-curl_is_there = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is what is tried here")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +50,6 @@ def curl(*words: str, **options: Any) -> bytes:
     return bytes(done.stdout)
 
 
-@curl_is_there
 @pytest.mark.parametrize("target", ["localhost:80", "/run/nginx.sock"])
 def test_curl_reads_from_nginx_in_the_guest(servers: str, vsh: Run, target: str, tmp_path: Path) -> None:
     here = tmp_path / "web.sock"
@@ -68,7 +64,6 @@ def test_curl_reads_from_nginx_in_the_guest(servers: str, vsh: Run, target: str,
     assert data[5_000_000:] == b"hello from the guest\n"
 
 
-@curl_is_there
 def test_unmodified_client_reaches_a_guest_by_address(servers: str, vmkit: Run, vsh: Run) -> None:
     """nginx behind the guest's vsock port 80, curl in a namespace where the guest is an IPv6 address."""
     relay = "from vshd.__main__ import main; import sys; sys.exit(main())"
@@ -107,7 +102,6 @@ def test_samba_over_the_mapping_and_two_forwards(servers: str, vsh: Run) -> None
     assert b"kept" in done.stdout
 
 
-@curl_is_there
 def test_lasting_forward_survives_the_guests_restart(servers: str, built: None, vmkit: Run, vsh: Run) -> None:
     """It listens without its machine, and serves the next one of that name."""
     script = "mkdir -p /tmp/w; echo run $0 > /tmp/w/index.html; exec busybox httpd -f -p 127.0.0.1:8000 -h /tmp/w"
