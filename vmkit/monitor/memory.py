@@ -13,9 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from vmkit.memory.guest import MemoryFile
-from vmkit.memory.kernel_log import read_kernel_log
-from vmkit.memory.lines import render_records, strip_levels
 from vsh.text import tail_lines
 
 T = TypeVar("T")
@@ -63,9 +60,17 @@ class GuestMemory:
 
     async def take_tail(self, lines: int) -> str:
         """Takes the log, and returns its last lines as text. Raises MachineError, OSError."""
-        return tail_lines(strip_levels(await self.take_log()), lines)
+        log = await self.take_log()
+        from vmkit.memory.lines import strip_levels  # noqa: PLC0415  (see _take_log)
+
+        return tail_lines(strip_levels(log), lines)
 
     def _take_log(self, fd: int) -> bytes:
+        # Few logs are read, and a restored guest is ready before these modules are.
+        from vmkit.memory.guest import MemoryFile  # noqa: PLC0415
+        from vmkit.memory.kernel_log import read_kernel_log  # noqa: PLC0415
+        from vmkit.memory.lines import render_records  # noqa: PLC0415
+
         log = render_records(read_kernel_log(MemoryFile(fd, os.fstat(fd).st_size)))
         temporary = self._path.with_name(f".{self._path.name}")
         try:
