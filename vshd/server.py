@@ -44,7 +44,7 @@ PATIENCE = 1 / 3
 # process is there again. Forked at once, it would take a lone processor from the session that starts: a third of its
 # time in an emulated guest.
 SPARE_DELAY_S = 0.1
-# Of so many processes that serve the channel stays open, and the last one to end becomes the spare.
+# Of so many processes that serve, the youngest, the channel stays open, and the last one to end becomes the spare.
 SERVING_MAX = 8
 # After an accept() that failed for want of descriptors or memory.
 ACCEPT_PAUSE_S = 0.1
@@ -244,10 +244,9 @@ class Server:
             # It ends by itself, or was killed.
             return
         self._forget(pid)
-        if self._target_score is not None:
-            # What it starts next inherits its score.
-            oom.set_score(pid, self._target_score)
-        if time.monotonic() >= self._busy_until_s:
+        # What it starts next inherits its score.
+        has_score = self._target_score is None or oom.set_score(pid, self._target_score)
+        if not has_score or time.monotonic() >= self._busy_until_s:
             spare.dismiss()
             return
         # Its pages are as it needs them; those of one that has not served yet are not all.
@@ -327,7 +326,10 @@ class Server:
         now_s = time.monotonic()
         self.sessions[spare.pid] = who
         self._accepted_s[spare.pid] = now_s
-        if now_s < self._busy_until_s and len(self._serving) < SERVING_MAX:
+        if now_s < self._busy_until_s:
+            if len(self._serving) == SERVING_MAX:
+                # The oldest: a session that has taken long takes longer.
+                self._serving.pop(next(iter(self._serving))).dismiss()
             self._serving[spare.pid] = spare
         else:
             spare.dismiss()

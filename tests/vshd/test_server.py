@@ -660,7 +660,7 @@ def test_process_of_a_session_serves_the_next_one_too(start_vshd: StartVshd) -> 
 
     assert run("--cwd=/tmp", "--env=OF=us", "--", "sh", "-c", "echo $OF; exec cat", data=b"in") == (0, b"us\nin")
     assert run("-t", "--", "true")[0] == 0
-    assert run("--", "cat", data=bytes(1 << 23)) == (0, bytes(1 << 23))
+    assert run("--", "cat", data=bytes(1 << 18)) == (0, bytes(1 << 18))
     assert run("--", "sh", "-c", "kill -9 $$")[0] == 128 + 9
     assert run("--", "sh", "-c", show_score) == (0, score)
     home = pwd.getpwuid(0).pw_dir
@@ -699,6 +699,53 @@ def test_process_whose_client_left_or_asked_for_nothing_serves_no_other(start_vs
     assert vshd.run("--", "/nonexistent").returncode == 127
     wait_for_end(spare)
     assert vshd.run("--", "echo", "still").stdout == b"still\n"
+
+
+@pytest.mark.root
+def test_process_keeps_no_memory_of_what_it_has_carried(start_vshd: StartVshd) -> None:
+    """Sessions of some size leave no buffers, and a process that has carried bulk ends."""
+
+    def measure(process: int) -> int:
+        return int(Path(f"/proc/{process}/status").read_text().partition("VmRSS:")[2].split()[0])
+
+    vshd = start_vshd("--spare_time=60")
+    process = find_session(vshd)
+    wait_for_spare(process)
+    sizes_kib = [measure(process)]
+    for _ in range(8):
+        assert vshd.run("--cwd=/tmp", "--", "cat", input=bytes(1 << 15)).stdout == bytes(1 << 15)
+        wait_for_spare(process)
+        sizes_kib.append(measure(process))
+    # Each had a receive buffer of 256 KiB.
+    assert max(sizes_kib) - sizes_kib[0] < 1 << 10
+    assert vshd.run("--", "cat", input=bytes(1 << 23)).stdout == bytes(1 << 23)
+    wait_for_end(process)
+
+
+@pytest.mark.root
+def test_user_sees_nothing_of_the_process_that_served_root(start_vshd: StartVshd) -> None:
+    """The session's process is the user's then, and a password of root's may still be in its memory."""
+    if Path("/proc/sys/fs/suid_dumpable").read_text() == "1\n":
+        pytest.skip("this kernel lets users look into processes that were root's")
+    vshd = start_vshd("--spare_time=60")
+    process = find_session(vshd)
+    wait_for_spare(process)
+    script = "echo $PPID; for name in mem fd/0 environ; do head -c 1 /proc/$PPID/$name && echo $name; done"
+    done = vshd.run("--user=nobody", "--", "sh", "-c", script)
+    assert done.stdout == b"%d\n" % process
+    assert done.stderr.count(b"Permission denied") == 3
+
+
+@pytest.mark.root
+def test_long_sessions_do_not_keep_short_ones_from_a_spare(start_vshd: StartVshd) -> None:
+    vshd = start_vshd("--spare_time=60")
+    with contextlib.ExitStack() as stack:
+        for _ in range(9):
+            client = stack.enter_context(ended(vshd.start("--", "sh", "-c", "echo in; cat", stdin=subprocess.PIPE)))
+            assert read_line(client.stdout) == "in"
+        session = find_session(vshd, "--cwd=/tmp")
+        wait_for_spare(session)
+        assert find_session(vshd) == session
 
 
 @pytest.mark.root

@@ -4,6 +4,7 @@ Owns the order of things: handshake, account, directory, program, relay, end. Ru
 and then as that account, for good. Only a process that never became another user's can serve a second session.
 """
 
+import gc
 import os
 import select
 import time
@@ -21,6 +22,7 @@ from vshd.session.relay import Relay
 from vshd.session.target import Target, build_environment, enter_directory, start_target
 from vshd.signals import SIGTERM, Wakeup
 from vshd.wire import messages
+from vshd.wire.buffers import FIRST_SIZE
 from vshd.wire.connection import SILENCE_MS_MAX, default_limits
 from vshd.wire.events import Broken, Distrusted, RequestReceived
 from vshd.wire.messages import Extended, Failure, SetupConnectionRequest
@@ -45,6 +47,9 @@ HOST_PEERS = ("vsock 2:", "unix")
 
 # In place of a target's pid: all is told to the client, and this process can serve another.
 ENDED = -3
+# A process that has carried more bytes ends: the buffers of bulk leave holes in its memory, up to 5 MiB, and the next
+# session may take days. The fork for the next one is small beside the bulk.
+CARRIED_MAX = 1 << 20
 
 EXIT_NOT_FOUND = 127
 EXIT_NOT_EXECUTABLE = 126
@@ -124,7 +129,8 @@ class Session:
         if notice:
             self._say(request, notice)
         relay = self._relay(target)
-        is_whole = self._stays_own and not relay.lost and not relay.undelivered
+        carried = sum(relay.running.count)
+        is_whole = self._stays_own and not relay.lost and not relay.undelivered and carried <= CARRIED_MAX
         if is_whole and self._on_start is not None:
             # Now, since the client may be back before the rest is done.
             self._on_start(ENDED)
@@ -137,6 +143,10 @@ class Session:
             os.close(self.fd)
             # No file system is kept busy.
             os.chdir("/")
+            if carried >= FIRST_SIZE:
+                # Its larger buffers are in cycles, and Python looks for those after many sessions only.
+                del relay
+                gc.collect()
         return is_whole
 
     def _prepare(
