@@ -11,13 +11,13 @@ from vmkit.vsock.connection import ConnectionEvent, GuestError, State, VsockConn
 from vmkit.vsock.packet import HOST_CID, OP_REQUEST, OP_RST, TYPE_STREAM, Header, name_op
 
 # Each connection costs one descriptor and, at worst, its window.
-MAX_CONNECTIONS: Final = 1024
+MAX_CONNECTIONS: Final = 2048
 # One place in so many is never a guest's. Otherwise any program of a guest could lock out the guest's owner, who
 # reaches the guest through this device alone.
 HOST_SHARE: Final = 16
 # What a guest may have on its way to one host program: at first, and once it has sent more than a little. A larger
 # window gains nothing; with the first alone a bulk transfer has half the speed (54 and 100 MB/s under TCG).
-FIRST_WINDOW_BYTES: Final = 32 * 1024
+FIRST_WINDOW_BYTES: Final = 16 * 1024
 WINDOW_BYTES: Final = 256 * 1024
 # So early that the guest does not wait for the news.
 WIDEN_AFTER_BYTES: Final = FIRST_WINDOW_BYTES // 2

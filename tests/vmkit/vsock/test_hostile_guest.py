@@ -212,11 +212,11 @@ def test_connections_beyond_the_memory_budget_keep_a_small_window(bench: Bench) 
         program.send(b"CONNECT 9001\n")
     guests = bench.driver.listening[9001]
     bench.wait(lambda: len(guests) == 160)
-    assert {guest.peer_buf_alloc for guest in guests} == {32768}
+    assert {guest.peer_buf_alloc for guest in guests} == {16384}
     for guest in guests:
         guest.send(bytes(100_000))
     bench.wait(lambda: sum(len(program.data) for program in programs) >= 160 * 100_000)
-    assert sorted(guest.peer_buf_alloc for guest in guests) == [32768] * 14 + [262144] * 146
+    assert sorted(guest.peer_buf_alloc for guest in guests) == [16384] * 24 + [262144] * 136
     for program in programs:
         program.close()
     bench.wait(lambda: not bench.driver.sockets)
