@@ -1,9 +1,9 @@
 """vsh's entry point. Only this module prints errors and exits."""
 
+import gc
 import os
 import sys
 
-from vsh import cli
 from vsh.errors import ConnectionLost, VshError
 from vsh.flags import HELP, Options, find_config_path, parse_flags
 from vshd.carry.inherited import OF_PEOPLE, hold_stdio, settle_signals
@@ -19,6 +19,9 @@ CLOSED_MAX = 4096
 
 def main(argv: list[str] | None = None) -> int:
     """Runs vsh with `argv` (sys.argv's words by default) and returns its exit status."""
+    if argv is None:
+        # What loads is no garbage, and the collector would look for some in all of it, again and again.
+        gc.disable()
     words = sys.argv[1:] if argv is None else argv
     options = Options()
     # Of the words alone: an error in them has options of no kind.
@@ -49,6 +52,12 @@ def _start(options: Options, words: list[str]) -> int:
 
 
 def _run(options: Options, _words: list[str]) -> int:
+    from vsh import cli  # noqa: PLC0415 - not before the collector is off
+
+    if not gc.isenabled():
+        # Not even at the program's end.
+        gc.freeze()
+        gc.enable()
     _apply_config(options)
     return cli.run(options)
 

@@ -108,7 +108,7 @@ def test_start_budget_of_the_proof() -> None:
 
 def test_start_budget_of_a_short_command() -> None:
     """Neither these nor what they bring along is needed to run a command: each would cost milliseconds."""
-    loaded = set(run_lean("import vsh.__main__; print(*sys.modules)"))
+    loaded = set(run_lean("import vsh.__main__, vsh.cli; print(*sys.modules)"))
     heavy = {"argparse", "asyncio", "collections", "dataclasses", "enum", "functools", "json", "logging", "pathlib"}
     heavy |= {"re", "selectors", "signal", "socket", "subprocess", "threading", "tomllib", "typing"}
     assert not loaded & heavy
