@@ -107,6 +107,8 @@ def printable(text: str) -> str:
 
     ascii() is part of the interpreter. A codec such as unicode_escape is a module, which a small guest may not have.
     """
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 

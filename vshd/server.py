@@ -91,6 +91,9 @@ class Server:
         self._serving: dict[int, Spare] = {}
         # When a spare is to be forked; 0.0: none is missed.
         self._spare_due_s = 0.0
+        # The processes of sessions whose targets run, and whose scores are still those of targets; and the others.
+        self._exposed: set[int] = set()
+        self._shielded: set[int] = set()
         # The score for targets; None: vshd may not change scores.
         self._target_score: int | None = None
         # While connections come, the next one should find a spare; 0: none is kept.
@@ -115,15 +118,15 @@ class Server:
             # Clients that come to a full house wait in the backlog.
             poll.register(self.listener.socket.fileno(), select.POLLIN if crowd_ms is None else 0)
             ready = poll.poll(self._find_spare_wait() if crowd_ms is None else crowd_ms)
-            if not ready and crowd_ms is None:
-                self._tend_spare()
             for fd, _ in ready:
                 if fd == self._wakeup.fd:
                     self._take_signals()
                 elif fd == self._reports:
                     self._take_reports()
                 else:
-                    self._accept_all()
+                    self._accept()
+            if crowd_ms is None and not self.is_stopping:
+                self._tend_spare()
         self._stop()
 
     def _find_crowd_wait(self) -> float | None:
@@ -150,15 +153,28 @@ class Server:
 
     def _tend_spare(self) -> None:
         """Makes a spare while connections come, and dismisses it after the last one."""
+        if not self._busy_until_s:
+            return
         now_s = time.monotonic()
         if now_s >= self._busy_until_s:
             self._dismiss_spare()
+            self._shield_sessions()
         elif self._spare_due_s and now_s >= self._spare_due_s:
             self._spare_due_s = 0.0
+            self._shield_sessions()
             try:
                 self._spare = self._fork(None)
             except OSError:
                 self._busy_until_s = 0.0
+
+    def _shield_sessions(self) -> None:
+        """Has the kernel choose the processes of sessions after all others. Not before their targets run, which would
+        have inherited it; and not while a short command runs, which would wait for it.
+        """
+        while self._exposed:
+            pid = self._exposed.pop()
+            if oom.set_score(pid, oom.LAST):
+                self._shielded.add(pid)
 
     def _dismiss_spare(self) -> None:
         self._busy_until_s = self._spare_due_s = 0.0
@@ -203,8 +219,9 @@ class Server:
             elif session in self.sessions:
                 self._targets[session] = target
                 if target and self._target_score is not None:
-                    # Not before: the target would have inherited it.
-                    oom.set_score(session, oom.LAST)
+                    self._exposed.add(session)
+        if not self._spare_due_s:
+            self._shield_sessions()
 
     def _renew(self) -> None:
         """A session has frozen the machine, or thawed it: from here on clients need another token."""
@@ -224,6 +241,7 @@ class Server:
         # They know the token of before.
         self._dismiss_spare()
         self._dismiss_serving()
+        self._shield_sessions()
         if state.is_frozen:
             # Restored guests fork from here: what their thaw needs is loaded once.
             import vshd.services.thaw  # noqa: PLC0415
@@ -243,9 +261,10 @@ class Server:
         if spare is None or pid in self._dropped:
             # It ends by itself, or was killed.
             return
+        is_shielded = pid in self._shielded
         self._forget(pid)
         # What it starts next inherits its score.
-        has_score = self._target_score is None or oom.set_score(pid, self._target_score)
+        has_score = not is_shielded or self._target_score is None or oom.set_score(pid, self._target_score)
         if not has_score or time.monotonic() >= self._busy_until_s:
             spare.dismiss()
             return
@@ -263,6 +282,8 @@ class Server:
     def _forget(self, pid: int) -> tuple[str, int]:
         """A session is over. Returns its peer, and its target's pid or 0."""
         self._accepted_s.pop(pid, None)
+        self._exposed.discard(pid)
+        self._shielded.discard(pid)
         # A child without a session is a spare.
         return self.sessions.pop(pid, "a spare, without a client"), self._targets.pop(pid, 0)
 
@@ -283,20 +304,20 @@ class Server:
                 if target:
                     kill_session(target)
 
-    def _accept_all(self) -> None:
-        while self._find_crowd_wait() is None:
-            try:
-                fd, who, is_allowed = self.listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self.log.error(f"cannot accept a connection: {error.strerror}")
-                time.sleep(ACCEPT_PAUSE_S)
-                return
-            try:
-                self._admit(fd, who, is_allowed)
-            finally:
-                os.close(fd)
+    def _accept(self) -> None:
+        """Accepts one: mostly there is no other, and poll() tells of it."""
+        try:
+            fd, who, is_allowed = self.listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.log.error(f"cannot accept a connection: {error.strerror}")
+            time.sleep(ACCEPT_PAUSE_S)
+            return
+        try:
+            self._admit(fd, who, is_allowed)
+        finally:
+            os.close(fd)
 
     def _admit(self, fd: int, who: str, is_allowed: bool) -> None:
         if not is_allowed:

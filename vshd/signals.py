@@ -21,12 +21,19 @@ SIGWINCH: int = _signal.SIGWINCH
 READ_SIZE = 512
 
 
+# What find_ignored() has found.
+_ignored: list[int] | None = None
+
+
 def find_ignored() -> list[int]:
     """Returns the signals that a new program would ignore: Python ignores SIGPIPE, vshd's parent perhaps more.
 
-    The kernel resets signals that have a handler.
+    The kernel resets signals that have a handler. vshd itself begins to ignore none, so it looks once.
     """
-    return [number for number in _signal.valid_signals() if _signal.getsignal(number) == _signal.SIG_IGN]
+    global _ignored  # noqa: PLW0603 - a fact of the process
+    if _ignored is None:
+        _ignored = [number for number in _signal.valid_signals() if _signal.getsignal(number) == _signal.SIG_IGN]
+    return _ignored
 
 
 class Wakeup:

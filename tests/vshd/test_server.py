@@ -37,7 +37,7 @@ from vshd.listener import parse_allowed_cids
 from vshd.wire import messages, state
 from vshd.wire.client import ClientConnection
 from vshd.wire.connection import default_limits
-from vshd.wire.events import Data, Established, Event, Exited, Failed
+from vshd.wire.events import Data, EndOfStream, Established, Event, Exited, Failed
 from vshd.wire.frames import encode_frame
 from vshd.wire.messages import SetupConnectionRequest
 
@@ -600,6 +600,21 @@ def test_first_message_that_is_no_request_is_hung_up_on(vshd: Vshd, first: bytes
     with vshd.connect() as connection:
         connection.sendall(first)
         assert connection.recv(100) == b""
+
+
+def test_end_of_an_output_is_told_while_the_target_runs(vshd: Vshd) -> None:
+    """Though it most often is a part of the target's own end, and leaves with that."""
+    client, setup = make_setup(b"sh", b"-c", b"exec >&-; read line; exit 4", limits=default_limits())
+    with vshd.connect() as connection:
+        connection.sendall(setup)
+        events: list[Event] = []
+        while EndOfStream not in map(type, events):
+            events += client.receive_data(connection.recv(100))
+        assert not client.receiving[messages.STDERR].is_ended
+        client.send_end(messages.STDIN)
+        connection.sendall(client.output.take())
+        end = read_events(connection, client)[-1]
+        assert isinstance(end, Exited) and end.code == 4
 
 
 # A spare

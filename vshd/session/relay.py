@@ -4,6 +4,7 @@ Owns the loop. The client's side is vshd.session.client's, the target's vshd.ses
 programs and logs.
 """
 
+import os
 import select
 
 from vshd import signals
@@ -48,13 +49,21 @@ class Relay:
         client.receive_early()
         client.flush()
         running.look_for_exit()
+        has_yielded = False
         while not client.lost:
             if running.has_ended and self.connection.state == state.RUNNING:
                 self._send_exit()
                 return
             self._turn()
             running.read_drained_terminal()
-            client.flush()
+            if running.seems_to_end and not has_yielded:
+                # On a lone processor the target waits in the middle of its end. All of it then leaves at once.
+                has_yielded = True
+                os.sched_yield()
+                running.look_for_exit()
+                self._turn(may_wait=False)
+            if not running.has_ended:
+                client.flush()
         # A target that ended in the turn that lost the client has ended: what it left in the background lives on.
         running.look_for_exit()
         if running.has_ended:
@@ -66,14 +75,14 @@ class Relay:
 
     # The loop.
 
-    def _turn(self) -> None:
+    def _turn(self, *, may_wait: bool = True) -> None:
         """Waits, and serves each descriptor that is ready."""
         client, running = self.client, self.running
         self._want(client.fd, client.find_mask(is_reading=not running.is_stuffed), True)
         for fd, mask, keeps_errors in running.wants():
             self._want(fd, mask, keeps_errors)
         timeout_s = client.check_silence()
-        if running.is_terminal_draining:
+        if running.is_terminal_draining or not may_wait:
             timeout_s = 0
         for fd, mask in self._poll.poll(None if timeout_s is None else timeout_s * 1000 + 1):
             if fd == client.fd:

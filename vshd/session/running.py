@@ -155,6 +155,11 @@ class RunningTarget:
             self.exit = processes.find_exit(self.target.pid)
 
     @property
+    def seems_to_end(self) -> bool:
+        """Whether an output has ended and the target, as far as is known, has not."""
+        return self.exit is None and len(self.sources) < len(self._outflows)
+
+    @property
     def has_ended(self) -> bool:
         """Whether it has exited and all its output is in the connection."""
         return self.exit is not None and not self.sources

@@ -41,12 +41,22 @@ class Field:
         self.wire_type = _WIRE_TYPE[kind]
 
 
-class Message:
-    """A message whose fields are attributes; a default value is not written, and nothing read leaves the default."""
+class _Fielded:
+    """What both kinds of message share: the fields of the class, in order and by number."""
 
     __slots__ = ()
 
     FIELDS: tuple[Field, ...] = ()
+    BY_NUMBER: "dict[int, Field]"
+
+    def __init_subclass__(cls) -> None:
+        cls.BY_NUMBER = {field.number: field for field in cls.FIELDS}
+
+
+class Message(_Fielded):
+    """A message whose fields are attributes; a default value is not written, and nothing read leaves the default."""
+
+    __slots__ = ()
 
     def encode(self) -> bytes:
         """The message's bytes, fields in ascending order, map entries in the order they were made."""
@@ -59,7 +69,7 @@ class Message:
 
     def merge(self, data: bytes) -> None:
         """Reads `data` into this message. Raises RemoteProtocolError when it is not proto3."""
-        table = {field.number: field for field in self.FIELDS}
+        table = self.BY_NUMBER
         for number, wire_type, value in read_fields(data):
             field = table.get(number)
             if field is not None and field.wire_type == wire_type:
@@ -85,12 +95,10 @@ class Message:
             current.merge(value)
 
 
-class Oneof:
+class Oneof(_Fielded):
     """A message that is one `oneof`: the number of the member that is set (0: none) and its value."""
 
     __slots__ = ("member", "value")
-
-    FIELDS: tuple[Field, ...] = ()
 
     def __init__(self, member: int = 0, value: "Message | int | bytes | None" = None) -> None:
         self.member = member
@@ -98,14 +106,14 @@ class Oneof:
 
     def encode(self) -> bytes:
         out = bytearray()
-        for field in self.FIELDS:
-            if field.number == self.member:
-                _write_field(out, field, self.value)
+        field = self.BY_NUMBER.get(self.member)
+        if field is not None:
+            _write_field(out, field, self.value)
         return bytes(out)
 
     def merge(self, data: bytes) -> None:
         """Reads `data`: the last member wins, and a sub-message met twice in a row of the same member merges."""
-        table = {field.number: field for field in self.FIELDS}
+        table = self.BY_NUMBER
         for number, wire_type, value in read_fields(data):
             field = table.get(number)
             if field is None or field.wire_type != wire_type:
