@@ -217,7 +217,7 @@ def test_client_that_leaves_before_it_has_all_does_not_end_what_lives_on(tmp_pat
         connection.close()
         assert session.wait(DEADLINE_S) == 0
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
-        assert b"exit 0, not all of it told" in session.stderr.read()
+        assert b"exit 0, not all of it sent" in session.stderr.read()
 
 
 def _has_ended_child(pid: int) -> bool:
