@@ -79,6 +79,7 @@ docker: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python -m tests.bench.first_light all
 	$(BIN)/python -m tests.bench.vsh
+	$(BIN)/python -m tests.bench.short_sessions
 	$(BIN)/python -m tests.bench.forwards
 	$(BIN)/python -m tests.bench.copies
 	$(BIN)/vmkit bench --quick
