@@ -276,23 +276,23 @@ class Client:
         records = calls.read_sessions(self._address, user=user, timeout_s=self._timeout_s)
         return [self.attach(record.id.decode("ascii", "replace"), user=user) for record in records]
 
-    def push(self, source: str, destination: str, *, user: str = "") -> None:
+    def push(self, source: str | os.PathLike[str], destination: str | os.PathLike[str], *, user: str = "") -> None:
         """Copies a file or a directory of the host to the guest's path `destination`, whose directory must exist.
 
         Raises UsageError for a source that is missing, VshError when the guest's tar fails.
         """
         from vsh import archive  # noqa: PLC0415  (most programs copy nothing)
 
-        archive.push(self, source, destination, user=user)
+        archive.push(self, os.fspath(source), os.fspath(destination), user=user)
 
-    def pull(self, source: str, destination: str, *, user: str = "") -> None:
+    def pull(self, source: str | os.PathLike[str], destination: str | os.PathLike[str], *, user: str = "") -> None:
         """Copies a file or a directory of the guest to the host's path `destination`.
 
         The copy appears there whole. Raises UsageError, VshError; an old destination is unchanged after an error.
         """
         from vsh import archive  # noqa: PLC0415  (most programs copy nothing)
 
-        archive.pull(self, source, destination, user=user)
+        archive.pull(self, os.fspath(source), os.fspath(destination), user=user)
 
     @overload
     def open(self, path: str | bytes, mode: str = "r", *, encoding: str, **options: Unpack[OpenOptions]) -> TextIO: ...

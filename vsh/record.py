@@ -79,14 +79,13 @@ class StreamLog:
         self.header = _render({"vsh_log": LOG_VERSION, "started": round(started_s, 3), "command": command})
 
     def render_data(self, stream: str, data: bytes, at_s: float) -> str:
-        content = None
+        # Not by json as a whole: it would look at each letter of base64.
+        head = f'{{"t":{round(at_s, DIGITS)},"stream":"{stream}",'
         # A NUL is in no text, and six characters in JSON.
         if b"\0" not in data:
             with suppress(UnicodeDecodeError):
-                content = {"text": data.decode()}
-        if content is None:
-            content = {"base64": base64.b64encode(data).decode()}
-        return _render({"t": round(at_s, DIGITS), "stream": stream, **content})
+                return f'{head}"text":{json.dumps(data.decode(), ensure_ascii=False)}}}\n'
+        return f'{head}"base64":"{base64.b64encode(data).decode()}"}}\n'
 
     def render_size(self, _rows: int, _cols: int, _at_s: float) -> str:
         """Pipes have no size."""

@@ -11,17 +11,21 @@ from xml.etree import ElementTree as Xml
 
 import pytest
 
-from tests.guest.conftest import Run
+from tests.docs.pages import CHECKOUT
+from tests.guest.conftest import BIN, Run
 from tests.vsh.live import wait_until
+from vmkit.forward.registry import read_kept
 from vmkit.pool.registry import read_pools
 from vsh.registry import read_machines
 
 DEADLINE_S = 300.0
+PAGE = CHECKOUT / "docs/howto/pytest.md"
 pytestmark = pytest.mark.usefixtures("own_registry")
-FRESH = """
+MARK = """
 import pytest
 pytestmark = pytest.mark.vm(memory="128M", accelerator="tcg", backend="user")
-
+"""
+FRESH = f"""{MARK}
 @pytest.mark.parametrize("number", range(4))
 def test_fresh(vm, number):
     assert vm.run(["sh", "-c", "test ! -e /tmp/x && touch /tmp/x"]).exit == 0
@@ -122,6 +126,22 @@ def test_fixtures_of_larger_scopes_and_the_factory(tmp_path: Path) -> None:
     assert "4 passed" in shown, shown
 
 
+def test_forward_of_the_page_reaches_a_server_and_ends_with_its_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{BIN}:{os.environ['PATH']}")
+    block = PAGE.read_text().partition("## Reach a server in the machine")[2].partition("```python")[2]
+    shown = finish(start(tmp_path, MARK + block.partition("```")[0], "-W", "error"))
+    assert "1 passed" in shown, shown
+    assert read_kept() == []
+
+
+def test_file_that_a_marker_names_and_nobody_has_is_one_line(tmp_path: Path) -> None:
+    shown = finish(start(tmp_path, MARK.replace(")", ", files={'/a': 'no-such-file'})") + "def test(vm): pass\n"))
+    assert f"vm: vmkit: files of the marker vm: there is no {tmp_path}/no-such-file" in shown
+    assert "plugin.py" not in shown
+
+
 def test_child_of_a_test_does_not_end_its_machine(tmp_path: Path) -> None:
     # The child prints its own summary before.
     shown = finish(start(tmp_path, FORKING, "-W", "error"))
@@ -142,7 +162,7 @@ def test_failure_shows_the_guest_and_costs_one_test(tmp_path: Path) -> None:
     cases = {case.attrib["name"]: case for case in Xml.parse(tmp_path / "junit.xml").iter("testcase")}
     panic, fails = (cases[name].find("failure") for name in ("test_panic", "test_fails"))
     assert panic is not None
-    assert "sysrq triggered crash" in (panic.text or "")
+    assert "Kernel panic - not syncing: sysrq triggered crash" in (panic.text or "")
     assert fails is not None
     assert "seen on the console" in (fails.text or "")
     assert "events of test-" in (fails.text or "")

@@ -46,7 +46,7 @@ def list_tree(root: Path) -> dict[str, object]:
 
 
 def test_push_and_pull_bring_a_tree_back(client: Client, tree: Path, tmp_path: Path) -> None:
-    client.push(str(tree), str(tmp_path / "there"))
+    client.push(tree, tmp_path / "there")
     client.pull(str(tmp_path / "there"), str(tmp_path / "back"))
     assert list_tree(tmp_path / "back") == list_tree(tree)
     assert (tmp_path / "back/file").stat().st_ino == (tmp_path / "back/same").stat().st_ino

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.vsh.live import DEADLINE_S, Vshd, wait_until
 from tests.vsh.typist import typing
-from vsh.record import Cast
+from vsh.record import Cast, StreamLog
 
 
 def read_lines(path: Path) -> list[Any]:
@@ -41,6 +43,18 @@ def test_streams_become_a_log(vshd: Vshd, tmp_path: Path) -> None:
     assert data == {"stdin": b"typed\n", "stdout": b"typed\n\xff", "stderr": b"err\n"}
     times = [line["t"] for line in lines]
     assert times == sorted(times)
+
+
+@given(st.text(), st.floats(0, 1e6))
+def test_any_text_is_what_json_reads(text: str, at_s: float) -> None:
+    line = StreamLog([], 0.0).render_data("stdout", text.encode("utf-8", "surrogatepass"), at_s)
+    assert line.endswith("}\n") and "\n" not in line[:-1]
+    content = json.loads(line)
+    assert (content["stream"], content["t"]) == ("stdout", round(at_s, 6))
+    if "text" in content:
+        assert content["text"] == text
+    else:
+        assert base64.b64decode(content["base64"]) == text.encode("utf-8", "surrogatepass")
 
 
 def test_zeros_do_not_blow_a_log_up(vshd: Vshd, tmp_path: Path) -> None:

@@ -18,12 +18,12 @@ from vsh.registry import Entry
 OWN_BITS = 0o700
 
 
-def push(entry: Entry, source: str, destination: str, *, user: str) -> None:
+def push(entry: Entry, source: str | os.PathLike[str], destination: str | os.PathLike[str], *, user: str) -> None:
     """Copies to the guest's path `destination`, which is the copy's own. Raises VshError kinds."""
     _copy(entry, Endpoint(None, _name(source)), Endpoint(entry.name, _name(destination)), user)
 
 
-def pull(entry: Entry, source: str, destination: str, *, user: str) -> None:
+def pull(entry: Entry, source: str | os.PathLike[str], destination: str | os.PathLike[str], *, user: str) -> None:
     """Copies to the path `destination` of this host, where the copy appears whole. Raises VshError kinds."""
     target = Path(destination)
     if target.is_dir() and not target.is_symlink():
@@ -49,8 +49,8 @@ def _copy(entry: Entry, source: Endpoint, destination: Endpoint, user: str) -> N
     copy([source], destination, connect, into=False)
 
 
-def _name(path: str) -> bytes:
-    if not path or "\0" in path:
+def _name(path: str | os.PathLike[str]) -> bytes:
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path) or "\0" in os.fspath(path):
         raise ConfigError(f"{path!r} is no path")
     return os.fsencode(path).rstrip(b"/") or b"/"
 

@@ -103,7 +103,7 @@ class MachineHandle:
         """
         return self.connect().popen(argv, text=text, **options)
 
-    def push(self, source: str, destination: str, *, user: str = "") -> None:
+    def push(self, source: str | os.PathLike[str], destination: str | os.PathLike[str], *, user: str = "") -> None:
         """Copies a file or a directory of the host to the guest's path `destination`, whose directory must exist.
 
         `destination` is the path of the copy itself. Each file appears whole; a directory that is there is added to.
@@ -113,7 +113,7 @@ class MachineHandle:
 
         files.push(self.find_entry(), source, destination, user=user)
 
-    def pull(self, source: str, destination: str, *, user: str = "") -> None:
+    def pull(self, source: str | os.PathLike[str], destination: str | os.PathLike[str], *, user: str = "") -> None:
         """Copies a file or a directory of the guest to the host's path `destination`, where the copy appears whole.
 
         `destination` is the path of the copy itself, and no directory. A link that you name is followed. It is `vmkit

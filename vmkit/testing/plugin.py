@@ -7,7 +7,7 @@ machine.
 import contextlib
 import os
 from collections.abc import Callable, Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -98,9 +98,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("vm")
     if marker is None or "vm" not in metafunc.fixturenames:
         return
+    from vmkit.testing.wanted import MarkerError  # noqa: PLC0415  (see the module's docstring)
+
     try:
         wanted = _read(metafunc.config, marker)
-    except pytest.UsageError:
+    except MarkerError:
         # The fixture reports it: it costs this test alone.
         return
     if len(wanted) > 1:
@@ -114,22 +116,22 @@ def vm(request: pytest.FixtureRequest) -> Iterator["PooledMachine"]:
 
     wanted = getattr(request, "param", None)
     if wanted is None:
-        wanted = _read(request.config, request.node.get_closest_marker("vm"))[0]
+        wanted = _find_wanted(request, request.node.get_closest_marker("vm"))[0]
     elif not isinstance(wanted, Wanted):
-        raise pytest.UsageError("give the fixture vm its machines by a list in the marker vm, and not by parametrize")
+        _refuse(request, "give the fixture vm its machines by a list in the marker vm, and not by parametrize")
     yield from _lend(request, wanted)
 
 
 @pytest.fixture(scope="module")
 def vm_module(request: pytest.FixtureRequest) -> Iterator["PooledMachine"]:
     """A machine that the tests of a module share, as the module's marker vm asks."""
-    yield from _lend(request, _read_one(request, request.node.get_closest_marker("vm")))
+    yield from _lend(request, _find_one(request, request.node.get_closest_marker("vm")))
 
 
 @pytest.fixture(scope="session")
 def vm_session(request: pytest.FixtureRequest) -> Iterator["PooledMachine"]:
     """A machine that all tests of this process share."""
-    yield from _lend(request, _read(request.config, None)[0])
+    yield from _lend(request, _find_wanted(request, None)[0])
 
 
 @pytest.fixture
@@ -140,7 +142,7 @@ def vm_factory(request: pytest.FixtureRequest) -> Iterator[Factory]:
 
         def make(**words: Any) -> "PooledMachine":
             base = dict(marker.kwargs) if marker is not None else {}
-            wanted = _read_one(request, pytest.mark.vm(**{**base, **words}).mark)
+            wanted = _find_one(request, pytest.mark.vm(**{**base, **words}).mark)
             return stack.enter_context(contextlib.contextmanager(_lend)(request, wanted))
 
         yield make
@@ -186,7 +188,13 @@ def _attach(report: pytest.TestReport, title: str, text: str) -> None:
 
 
 def _lend(request: pytest.FixtureRequest, wanted: "Wanted") -> Iterator["PooledMachine"]:
-    machine = _find_supply(request.config).take(wanted)
+    from vsh.errors import VshError  # noqa: PLC0415  (see the module's docstring)
+
+    try:
+        machine = _find_supply(request.config).take(wanted)
+    except VshError as error:
+        # The author of the test needs the error, and not the lines of this plugin.
+        pytest.fail(f"{request.fixturename}: {error.render('vmkit')}", pytrace=False)
     node = request.node
     node.stash.setdefault(_USED, []).append(machine)
     try:
@@ -198,7 +206,9 @@ def _lend(request: pytest.FixtureRequest, wanted: "Wanted") -> Iterator["PooledM
             machine.disown()
             request.config.stash[_KEPT].append(f"{machine.name}: vsh --cid {machine.cid}")
         else:
-            machine.__exit__(None, None, None)
+            from vmkit.testing.supply import end_machine  # noqa: PLC0415  (see the module's docstring)
+
+            end_machine(machine)
 
 
 def _find_ending(machine: "PooledMachine") -> "Ending | None":
@@ -217,23 +227,36 @@ def _find_used(item: pytest.Item) -> "list[PooledMachine]":
 
 
 def _read(config: pytest.Config, marker: pytest.Mark | None) -> "list[Wanted]":
-    from vmkit.testing.wanted import MarkerError, read_marker  # noqa: PLC0415  (see the module's docstring)
+    from vmkit.testing.wanted import read_marker  # noqa: PLC0415  (see the module's docstring)
 
     settings = {"image": config.getini("vm_image"), "memory": config.getini("vm_memory")}
     defaults = {name: value for name, value in settings.items() if value}
+    return read_marker(marker.args if marker else (), marker.kwargs if marker else {}, defaults)
+
+
+def _find_wanted(request: pytest.FixtureRequest, marker: pytest.Mark | None) -> "list[Wanted]":
+    """The machines of a marker; a marker that cannot be fails the test."""
+    from vmkit.testing.wanted import MarkerError  # noqa: PLC0415  (see the module's docstring)
+
     try:
-        return read_marker(marker.args if marker else (), marker.kwargs if marker else {}, defaults)
+        return _read(request.config, marker)
     except MarkerError as error:
-        raise pytest.UsageError(str(error)) from error
+        _refuse(request, str(error))
 
 
-def _read_one(request: pytest.FixtureRequest, marker: pytest.Mark | None) -> "Wanted":
-    wanted = _read(request.config, marker)
+def _find_one(request: pytest.FixtureRequest, marker: pytest.Mark | None) -> "Wanted":
+    wanted = _find_wanted(request, marker)
     if len(wanted) > 1:
-        raise pytest.UsageError(
-            f"{request.fixturename} takes one image and one kernel; lists in the marker vm are for the fixture vm"
+        _refuse(
+            request,
+            f"{request.fixturename} takes one image and one kernel; lists in the marker vm are for the fixture vm",
         )
     return wanted[0]
+
+
+def _refuse(request: pytest.FixtureRequest, reason: str) -> NoReturn:
+    """Fails the test for what its author wrote, without the lines of this plugin."""
+    pytest.fail(f"{request.node.nodeid}: {reason}", pytrace=False)
 
 
 def _find_supply(config: pytest.Config) -> "Supply":

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmkit.errors import MachineError, NameInUseError
+from vmkit.errors import ConfigError, MachineError, NameInUseError
+from vmkit.forward.registry import read_kept
+from vmkit.forward.start import remove
 from vmkit.machine.launch import Layout
 from vmkit.machine.options import make_spec
 from vmkit.machine.running import dmesg, logs
@@ -19,7 +21,7 @@ from vmkit.packets.lines import render_line
 from vmkit.pool.pool import PooledMachine, PoolGoneError, RunningPool, find_pool, start_pool
 from vmkit.pool.registry import read_pools
 from vsh.errors import VshError
-from vsh.text import clean_text, tail_lines
+from vsh.text import tail_lines
 
 if TYPE_CHECKING:
     from vmkit.testing.wanted import Wanted
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
 # A first pool builds its image and makes its snapshot.
 TAKE_S = 300.0
 EVIDENCE_LINES = 40
+# So far back a panic is looked for, which prints some hundred lines; and what led to it stands before it.
+MOST_LINES = 500
+LINES_BEFORE = 5
+PANIC = "Kernel panic - not syncing"
 
 
 class Supply:
@@ -83,20 +89,45 @@ class Supply:
             return find_pool(name)
 
 
+def end_machine(machine: PooledMachine) -> None:
+    """Ends a machine, and the forwards that a test has made for it: no later machine has its name."""
+    machine.__exit__(None, None, None)
+    # A test may have shut the runtime directory.
+    with contextlib.suppress(VshError):
+        for kept in read_kept():
+            if kept.machine == machine.name:
+                remove(kept)
+
+
 def read_evidence(machine: PooledMachine) -> dict[str, str]:
     """What explains a failure: the last lines of each log, by a title. The machine may have ended."""
     found: dict[str, str] = {}
-    for kind in ("console", "events"):
-        with contextlib.suppress(VshError, OSError):
-            found[f"{kind} of {machine.name}"] = tail_lines(logs(machine.name, kind), EVIDENCE_LINES)
+    console = ""
     with contextlib.suppress(VshError, OSError):
-        lines = dmesg(machine.name)[-EVIDENCE_LINES:]
-        found[f"kernel log of {machine.name}"] = clean_text("\n".join(line.text for line in lines))
+        console = find_lines(logs(machine.name, "console"))
+        found[f"console of {machine.name}"] = console
+    with contextlib.suppress(VshError, OSError):
+        found[f"events of {machine.name}"] = tail_lines(logs(machine.name, "events"), EVIDENCE_LINES)
+    with contextlib.suppress(VshError, OSError):
+        kernel = find_lines("\n".join(line.text for line in dmesg(machine.name)).encode())
+        # A panic is on the console as well.
+        if PANIC not in kernel or PANIC not in console:
+            found[f"kernel log of {machine.name}"] = kernel
     # The device of a machine that has ended is gone.
     with contextlib.suppress(VshError, OSError), open_control(machine.directory / Layout.VSOCK_CONTROL) as device:
         packets = device.ask_recent()[-EVIDENCE_LINES:]
         found[f"last packets of {machine.name}"] = "\n".join(map(render_line, packets))
     return {title: text for title, text in found.items() if text.strip()}
+
+
+def find_lines(log: bytes) -> str:
+    """The lines of a log that explain a failure: from a panic on, else the last ones."""
+    lines = tail_lines(log, MOST_LINES).split("\n")
+    panics = [number for number, line in enumerate(lines) if PANIC in line]
+    first = max(0, len(lines) - EVIDENCE_LINES)
+    if panics:
+        first = min(first, max(0, panics[0] - LINES_BEFORE))
+    return "\n".join(lines[first : first + EVIDENCE_LINES])
 
 
 def count_cores() -> int:
@@ -108,5 +139,7 @@ def _put(machine: PooledMachine, path: str, content: str | bytes | Path) -> None
     if isinstance(content, bytes):
         script = 'mkdir -p "$(dirname "$1")" && cat > "$1"'
         machine.run(["sh", "-c", script, "sh", path], input=content, check=True)
-    else:
-        machine.push(os.fspath(content), path)
+        return
+    if not Path(content).exists():
+        raise ConfigError(f"files of the marker vm: there is no {Path(content).absolute()}")
+    machine.push(content, path)

@@ -19,6 +19,7 @@ OPTIONS = (
 )
 # These make one test of each of their values.
 LISTS = ("image", "kernel")
+DISKS = "disks"
 
 
 class MarkerError(Exception):
@@ -57,6 +58,13 @@ def read_marker(arguments: tuple[object, ...], words: Mapping[str, Any], default
         if not isinstance(path, str) or not isinstance(content, str | bytes | Path):
             raise MarkerError(
                 f"files of the marker vm map a path to bytes or to a file's path, not {path!r} to {content!r}"
+            )
+    for name in OPTIONS:
+        value = words.get(name)
+        if isinstance(value, list | tuple) and name not in (*LISTS, DISKS):
+            raise MarkerError(
+                f"'{name}' of the marker vm takes one value; for a test of each, parametrize with "
+                f"pytest.param(..., marks=pytest.mark.vm({name}=...))"
             )
     chosen = {**defaults, **{name: value for name, value in words.items() if name != FILES}}
     return [Wanted(options, files) for options in _spread(chosen)]

@@ -42,8 +42,18 @@ def test_wrong_marker_names_the_word_and_costs_its_test_alone(tmp_path: Path) ->
     text = "import pytest\n@pytest.mark.vm(imege='tiny')\ndef test(vm): pass\ndef test_other(): pass\n"
     done = run_pytest(tmp_path, text)
     assert "1 passed, 1 error" in done.stdout
-    assert "the marker vm has no 'imege'" in done.stdout
+    assert "test_it.py::test: the marker vm has no 'imege'" in done.stdout
     assert "INTERNALERROR" not in done.stdout + done.stderr
+    # The author has no use for the plugin's own lines.
+    assert "plugin.py" not in done.stdout
+    assert len(done.stdout.splitlines()) < 12
+
+
+def test_list_of_what_takes_one_value_is_refused_with_the_way_to_write_it(tmp_path: Path) -> None:
+    text = "import pytest\n@pytest.mark.vm(memory=['128M', '1G'])\ndef test(vm): pass\n"
+    done = run_pytest(tmp_path, text)
+    assert "'memory' of the marker vm takes one value" in done.stdout
+    assert "marks=pytest.mark.vm(memory=...)" in done.stdout
 
 
 def test_other_ways_to_parametrize_the_machine_are_refused(tmp_path: Path) -> None:
@@ -55,7 +65,8 @@ def test_wrong_value_is_the_tests_error(tmp_path: Path) -> None:
     text = "import pytest\n@pytest.mark.vm(memory='much')\ndef test(vm): pass\ndef test_other(): pass\n"
     done = run_pytest(tmp_path, text)
     assert "1 passed, 1 error" in done.stdout
-    assert "much" in done.stdout
+    assert "vm: vmkit: 'much' is not an amount of memory" in done.stdout
+    assert "plugin.py" not in done.stdout
 
 
 def test_list_makes_one_test_of_each(tmp_path: Path) -> None:

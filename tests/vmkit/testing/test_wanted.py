@@ -48,6 +48,7 @@ def test_equal_kinds_have_one_digest_whatever_their_files() -> None:
         ((), {"files": {5: b"a"}}, "map a path to bytes or to a file's path, not 5 to b'a'"),
         ((), {"image": []}, "the list of 'image' in the marker vm is empty"),
         ((), {"rwdisks": ["/a"]}, "has no 'rwdisks'"),
+        ((), {"memory": ["128M", "1G"]}, r"'memory' of the marker vm takes one value; .*marks=pytest.mark.vm\(memory="),
     ],
 )
 def test_marker_that_can_be_no_machine_is_explained(arguments: Any, words: dict[str, Any], reason: str) -> None:
