@@ -61,7 +61,11 @@ ARROWS = {
         *("vmkit.builder.*", "vmkit.machine.*", "vmkit.entries.*", "vmkit.snapshots.*", "vmkit.errors"),
         *("vmkit.image.build", "vmkit.image.cache", "vsh.errors", "vsh.registry", "vshd.carry.inherited"),
     ),
-    "vmkit.testing": ("vmkit.testing.*", "vmkit.pool.*", "vmkit.machine.*", "vmkit.packets.*", "vmkit.errors", "vsh.*"),
+    # A test's forwards end with its machine.
+    "vmkit.testing": (
+        *("vmkit.testing.*", "vmkit.pool.*", "vmkit.machine.*", "vmkit.forward.*", "vmkit.packets.*"),
+        *("vmkit.errors", "vsh.*"),
+    ),
     "vmkit.matrix": ("vmkit.matrix.*", "vmkit.machine.*", "vmkit.errors", "vsh.*"),
     # A container's devices are what doctor found, its terminal is vsh's.
     "vmkit.docker": ("vmkit.docker.*", "vmkit.machine.doctor", "vmkit.errors", "vsh.*", "vshd.carry.*"),
