@@ -74,7 +74,7 @@ ARROWS = {
 }
 # Each third-party package has one place where it is known.
 THIRD_PARTY = {
-    "click": ("vmkit.cli", "vmkit.__main__"),
+    "click": ("vmkit.cli",),
     "rich": ("vmkit.cli.show",),
     "qemu": ("vmkit.monitor.qmp",),
     "pathspec": ("vmkit.copy.excludes",),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LABEL = "org.vmkit.client"
 RESULTS = "/results"
 LEASH = ("python3", "-m", "vmkit.docker", "--")
-# After an interruption: the command has this long for its own end. vmkit.__main__ gives all of it 20 s.
+# After an interruption: the command has this long for its own end. vmkit.cli.program gives all of it 20 s.
 INTERRUPT_S = 5
 
 

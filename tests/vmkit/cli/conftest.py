@@ -16,7 +16,7 @@ import pytest
 
 from tests.vmkit.image.conftest import BASE_RECIPE, ArchiveFixture, archive
 from tests.vmkit.machine.conftest import fake_qemu, folders
-from vmkit.__main__ import _run
+from vmkit.cli.program import _run
 from vmkit.image.build import build_image
 from vmkit.image.recipe.config import load_image
 

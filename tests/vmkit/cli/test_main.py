@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
-import vmkit.__main__ as program_module
+import vmkit.cli.program as program_module
 from tests.vmkit.cli.conftest import Program, Vmkit
 from vmkit.cli.main import TASKS, VERBS
 from vmkit.cli.main import vmkit as program_group
@@ -234,6 +234,32 @@ def test_letters_that_the_terminal_does_not_know_are_escaped(
             done = program("logs", "m", "--path", env=environ)
     assert done.returncode == 0, done.stderr
     assert b"cher/machines/m" in done.stdout
+
+
+LOADING = """
+import sys
+class Slow:
+    def find_spec(self, name, path, target=None):
+        if name == "click":
+            print("loading", flush=True)
+            sys.stdin.read()
+sys.meta_path.insert(0, Slow())
+from vmkit.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(("number", "told"), [(signal.SIGINT, "vmkit: interrupted\n"), (signal.SIGTERM, "")])
+def test_program_that_still_loads_ends_without_a_traceback(number: signal.Signals, told: str) -> None:
+    argv = [sys.executable, "-c", LOADING]
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as loading:
+        assert loading.stdout is not None
+        assert loading.stdout.readline() == "loading\n"
+        loading.send_signal(number)
+        _, errors = loading.communicate(timeout=60)
+    assert (loading.returncode, errors) == (128 + number, told)
 
 
 SLEEPER = """
