@@ -41,7 +41,7 @@ def test_socket_carries_the_subsystem(vshd: Vshd) -> None:
         assert greet(connection).startswith(VERSION)
         connection.shutdown(socket.SHUT_WR)
         assert connection.recv(1) == b""
-    line = "subsystem sftp: ended, 1 requests, 0 bytes read, 0 bytes written after"
+    line = ": ended, 1 requests, 0 bytes read, 0 bytes written after "
     wait_until(lambda: line in vshd.log, "the log has the service's end")
 
 
