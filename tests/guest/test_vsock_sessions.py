@@ -55,7 +55,8 @@ def _pack() -> bytes:
     buffer = io.BytesIO()
     site = Path(pytest.__file__).parents[1]
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name in ("vsh", "vshd", "tests/conftest.py", "tests/vsh", "tests/vshd", "tests/guest/inside"):
+        tests = ("tests/conftest.py", "tests/descriptors.py", "tests/vsh", "tests/vshd", "tests/guest/inside")
+        for name in ("vsh", "vshd", *tests):
             archive.add(CHECKOUT / name, name, filter=_skip_bytecode)
         for name in (*PYTEST, "py.py"):
             if (site / name).exists():
@@ -86,8 +87,9 @@ def test_suite_passes_over_af_vsock(guest: NestedHost, path: str, request: pytes
     words = ("python3", "-m", "pytest", "-q", f"--basetemp={LEFT}", path)
     result = guest.run(*words, cwd=SUITE, timeout_s=SUITE_DEADLINE_S)
     if result.exit != 0:
-        collect = "mkdir -p logs && find . -path ./logs -prune -o -name '*.log' -exec cp --parents '{}' logs ';'"
-        guest.run("sh", "-c", collect, cwd=LEFT)
+        # A suite that could not be read has left nothing.
+        collect = f"mkdir -p {LEFT}/logs && cd {LEFT} && find . -path ./logs -prune -o -name '*.log' -exec cp "
+        guest.check("sh", "-c", collect + "--parents '{}' logs ';'")
         guest.get(f"{LEFT}/logs", find_evidence(request.node))
     assert result.exit == 0, result.stdout.decode()[-8000:] + result.stderr.decode()
     assert b" passed" in result.stdout

@@ -62,7 +62,8 @@ class Relay:
                 os.sched_yield()
                 running.look_for_exit()
                 self._turn(may_wait=False)
-            if not running.has_ended:
+            # The end of a target leaves with its exit, but the reason of a loss is the last that leaves.
+            if client.lost or not running.has_ended:
                 client.flush()
         # A target that ended in the turn that lost the client has ended: what it left in the background lives on.
         running.look_for_exit()
