@@ -25,10 +25,13 @@ def main() -> int:
 
 def _end(number: int, _frame: FrameType | None) -> None:
     """Ends the program while it loads: there is nothing to undo yet."""
-    if number == signal.SIGINT:
-        # The terminal has shown ^C.
-        os.write(2, b"\nvmkit: interrupted\n" if os.isatty(2) else b"vmkit: interrupted\n")
-    os._exit(128 + number)
+    try:
+        if number == signal.SIGINT:
+            # The terminal has shown ^C.
+            os.write(2, b"\nvmkit: interrupted\n" if os.isatty(2) else b"vmkit: interrupted\n")
+    finally:
+        # Also where stderr is closed.
+        os._exit(128 + number)
 
 
 if __name__ == "__main__":

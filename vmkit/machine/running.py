@@ -344,6 +344,9 @@ def follow_sessions(name: str | None) -> Iterator[bytes]:
     """
     follower = SessionFollower()
     running = pick_entry(None) if name is None else find_named(check_name(name))
+    if running is None:
+        yield from follower.take(read_kernel_log(name))
+        return
     while running is not None:
         try:
             yield from follower.take(take_kernel_log(running))

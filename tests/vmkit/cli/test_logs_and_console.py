@@ -101,8 +101,9 @@ def test_following_an_ended_machines_log_ends(up: Vmkit, vmkit: Vmkit) -> None:
     assert "Kernel panic" in vmkit("logs", "-f", "my").out
 
 
-def test_logs_of_nobody_are_told(vmkit: Vmkit) -> None:
-    done = vmkit("logs", "nobody")
+@pytest.mark.parametrize("words", [[], ["-f"], ["--kind", "sessions"], ["--kind", "sessions", "-f"]])
+def test_logs_of_nobody_are_told(vmkit: Vmkit, words: list[str]) -> None:
+    done = vmkit("logs", "nobody", *words)
     assert done.status == 1
     assert done.err.startswith("vmkit: there are no logs of 'nobody'")
 
