@@ -15,10 +15,53 @@ LAST = -900
 SCORE_BYTES_MAX = 16
 
 
-def take_shield() -> int | None:
-    """Keeps the kernel from ever choosing this process. Returns its score before; None: it may not change it."""
-    score = _read()
-    return score if score is not None and set_score("self", NEVER) else None
+class Shield:
+    """The scores of the daemon and of the processes that serve its sessions.
+
+    Invariant: a process is in `_exposed` or `_shielded` once the target of its session runs, and in neither before.
+    """
+
+    def __init__(self) -> None:
+        # The score for targets; None: this process may not change scores.
+        self._target_score: int | None = None
+        self._exposed: set[int] = set()
+        self._shielded: set[int] = set()
+
+    def take(self) -> None:
+        """Keeps the kernel from ever choosing this process."""
+        score = _read()
+        if score is not None and set_score("self", NEVER):
+            self._target_score = score
+
+    def drop(self) -> None:
+        """Gives this process, a child of the daemon, the score that its target inherits."""
+        if self._target_score is not None:
+            set_score("self", self._target_score)
+
+    def expect(self, pid: int) -> None:
+        """The target of this process runs: from now on the process may get another score than its target."""
+        if self._target_score is not None:
+            self._exposed.add(pid)
+
+    def cover(self) -> None:
+        """Has the kernel choose the processes of sessions after all others. Not before their targets run, which would
+        have inherited it; and not while a short command runs, which would wait for it.
+        """
+        while self._exposed:
+            pid = self._exposed.pop()
+            if set_score(pid, LAST):
+                self._shielded.add(pid)
+
+    def uncover(self, pid: int) -> bool:
+        """Gives a process the score that its next target inherits; False: it kept another one."""
+        is_shielded = pid in self._shielded
+        self.forget(pid)
+        return not is_shielded or self._target_score is None or set_score(pid, self._target_score)
+
+    def forget(self, pid: int) -> None:
+        """The session of this process is over."""
+        self._exposed.discard(pid)
+        self._shielded.discard(pid)
 
 
 def set_score(pid: int | str, score: int) -> bool:

@@ -10,16 +10,16 @@ import select
 import sys
 import time
 
-from vshd import oom
 from vshd.flags import Options
 from vshd.listener import Listener
 from vshd.log import Log, Throttle
+from vshd.oom import Shield
 from vshd.processes import kill_session, reap_ended, wait_until_none
 from vshd.services.table import Surroundings
 from vshd.session.account import warm_up
 from vshd.session.session import ENDED, Session
 from vshd.signals import SIGCHLD, SIGINT, SIGKILL, SIGTERM, Wakeup
-from vshd.spare import Spare, is_waited_for, make_channel, rehearse, wait_for_connection
+from vshd.spare import Spare, Spares, is_waited_for, make_channel, rehearse, wait_for_connection
 from vshd.wire import messages
 from vshd.wire.connection import default_limits
 from vshd.wire.frames import LEGACY_MAX_PAYLOAD, encode_frame
@@ -40,12 +40,6 @@ PRELOAD = -2
 UNPROVEN_MAX = 128
 # Which part of the time for its request such a client keeps when others wait behind a full house.
 PATIENCE = 1 / 3
-# A new spare is forked so long after a connection that found the last one: a short command has ended by then, and its
-# process is there again. Forked at once, it would take a lone processor from the session that starts: a third of its
-# time in an emulated guest.
-SPARE_DELAY_S = 0.1
-# Of so many processes that serve, the youngest, the channel stays open, and the last one to end becomes the spare.
-SERVING_MAX = 8
 # After an accept() that failed for want of descriptors or memory.
 ACCEPT_PAUSE_S = 0.1
 
@@ -86,25 +80,15 @@ class Server:
         self._targets: dict[int, int] = {}
         self._dropped: set[int] = set()
         self._accepted_s: dict[int, float] = {}
-        # The one that waits for a connection; and those that serve one, and may become the spare.
-        self._spare: Spare | None = None
-        self._serving: dict[int, Spare] = {}
-        # When a spare is to be forked; 0.0: none is missed.
-        self._spare_due_s = 0.0
-        # The processes of sessions whose targets run, and whose scores are still those of targets; and the others.
-        self._exposed: set[int] = set()
-        self._shielded: set[int] = set()
-        # The score for targets; None: vshd may not change scores.
-        self._target_score: int | None = None
-        # While connections come, the next one should find a spare; 0: none is kept.
-        self._busy_until_s = 0.0
+        self._spares = Spares(options.spare_time)
+        self._shield = Shield()
         self._reports, self._reports_end = os.pipe()
         for fd in (self._reports, self._reports_end):
             os.set_blocking(fd, False)
 
     def run(self) -> None:
         """Serves until SIGTERM or SIGINT."""
-        self._target_score = oom.take_shield()
+        self._shield.take()
         warm_up()
         # Children share these objects' pages as long as no process touches them.
         gc.collect()
@@ -117,7 +101,7 @@ class Server:
             crowd_ms = self._find_crowd_wait()
             # Clients that come to a full house wait in the backlog.
             poll.register(self.listener.socket.fileno(), select.POLLIN if crowd_ms is None else 0)
-            ready = poll.poll(self._find_spare_wait() if crowd_ms is None else crowd_ms)
+            ready = poll.poll(self._spares.find_wait(time.monotonic()) if crowd_ms is None else crowd_ms)
             for fd, _ in ready:
                 if fd == self._wakeup.fd:
                     self._take_signals()
@@ -145,42 +129,18 @@ class Server:
         self._drop(oldest, "it is silent, and others wait")
         return None
 
-    def _find_spare_wait(self) -> float | None:
-        """Returns after how many milliseconds without events the spare needs care; None: it needs none."""
-        if not self._busy_until_s:
-            return None
-        return max(0.0, (self._spare_due_s or self._busy_until_s) - time.monotonic()) * 1000 + 1
-
     def _tend_spare(self) -> None:
         """Makes a spare while connections come, and dismisses it after the last one."""
-        if not self._busy_until_s:
-            return
         now_s = time.monotonic()
-        if now_s >= self._busy_until_s:
-            self._dismiss_spare()
-            self._shield_sessions()
-        elif self._spare_due_s and now_s >= self._spare_due_s:
-            self._spare_due_s = 0.0
-            self._shield_sessions()
+        if self._spares.is_over(now_s):
+            self._spares.dismiss()
+            self._shield.cover()
+        elif self._spares.is_due(now_s):
+            self._shield.cover()
             try:
-                self._spare = self._fork(None)
+                self._spares.keep(self._fork(None), now_s)
             except OSError:
-                self._busy_until_s = 0.0
-
-    def _shield_sessions(self) -> None:
-        """Has the kernel choose the processes of sessions after all others. Not before their targets run, which would
-        have inherited it; and not while a short command runs, which would wait for it.
-        """
-        while self._exposed:
-            pid = self._exposed.pop()
-            if oom.set_score(pid, oom.LAST):
-                self._shielded.add(pid)
-
-    def _dismiss_spare(self) -> None:
-        self._busy_until_s = self._spare_due_s = 0.0
-        if self._spare is not None:
-            self._spare.dismiss()
-            self._spare = None
+                self._spares.dismiss()
 
     def _fork(self, connection: tuple[int, str] | None) -> Spare:
         """Forks a process that serves this connection, or waits for one. Raises OSError."""
@@ -218,10 +178,10 @@ class Server:
                 self._take_back(session)
             elif session in self.sessions:
                 self._targets[session] = target
-                if target and self._target_score is not None:
-                    self._exposed.add(session)
-        if not self._spare_due_s:
-            self._shield_sessions()
+                if target:
+                    self._shield.expect(session)
+        if not self._spares.is_missed():
+            self._shield.cover()
 
     def _renew(self) -> None:
         """A session has frozen the machine, or thawed it: from here on clients need another token."""
@@ -239,9 +199,8 @@ class Server:
         self._token = state.token
         self._is_frozen = state.is_frozen
         # They know the token of before.
-        self._dismiss_spare()
-        self._dismiss_serving()
-        self._shield_sessions()
+        self._spares.dismiss_all()
+        self._shield.cover()
         if state.is_frozen:
             # Restored guests fork from here: what their thaw needs is loaded once.
             import vshd.services.thaw  # noqa: PLC0415
@@ -257,45 +216,28 @@ class Server:
 
     def _take_back(self, pid: int) -> None:
         """A process has served its session, and can serve another."""
-        spare = self._serving.pop(pid, None)
+        spare = self._spares.take_back(pid)
         if spare is None or pid in self._dropped:
             # It ends by itself, or was killed.
             return
-        is_shielded = pid in self._shielded
+        has_score = self._shield.uncover(pid)
         self._forget(pid)
-        # What it starts next inherits its score.
-        has_score = not is_shielded or self._target_score is None or oom.set_score(pid, self._target_score)
-        if not has_score or time.monotonic() >= self._busy_until_s:
+        if has_score:
+            self._spares.keep(spare, time.monotonic())
+        else:
             spare.dismiss()
-            return
-        # Its pages are as it needs them; those of one that has not served yet are not all.
-        if self._spare is not None:
-            self._spare.dismiss()
-        self._spare = spare
-        self._spare_due_s = 0.0
-
-    def _dismiss_serving(self) -> None:
-        """The processes that serve will serve no other connection."""
-        while self._serving:
-            self._serving.popitem()[1].dismiss()
 
     def _forget(self, pid: int) -> tuple[str, int]:
         """A session is over. Returns its peer, and its target's pid or 0."""
         self._accepted_s.pop(pid, None)
-        self._exposed.discard(pid)
-        self._shielded.discard(pid)
+        self._shield.forget(pid)
         # A child without a session is a spare.
         return self.sessions.pop(pid, "a spare, without a client"), self._targets.pop(pid, 0)
 
     def _reap(self) -> None:
         self._take_reports()
         for pid, status in reap_ended():
-            gone = self._serving.pop(pid, None)
-            if gone is not None:
-                gone.dismiss()
-            if self._spare is not None and pid == self._spare.pid:
-                self._spare.dismiss()
-                self._spare = None
+            self._spares.forget(pid)
             who, target = self._forget(pid)
             if pid in self._dropped:
                 self._dropped.remove(pid)
@@ -330,13 +272,9 @@ class Server:
             return
         if not self._is_frozen:
             # A spare that rehearses would take the processor from the thaw, and not outlive it.
-            self._busy_until_s = time.monotonic() + self.options.spare_time
-        spare, self._spare = self._spare, None
-        if spare is not None and spare.hand_over(fd, who):
-            self._add(spare, who)
-            return
+            self._spares.expect(time.monotonic())
         try:
-            spare = self._fork((fd, who))
+            spare = self._spares.hand_over(fd, who) or self._fork((fd, who))
         except OSError as error:
             self.log.error(f"{who}: cannot start a session: {error.strerror}")
             _refuse(fd, "could not start a session", self.options)
@@ -347,15 +285,7 @@ class Server:
         now_s = time.monotonic()
         self.sessions[spare.pid] = who
         self._accepted_s[spare.pid] = now_s
-        if now_s < self._busy_until_s:
-            if len(self._serving) == SERVING_MAX:
-                # The oldest: a session that has taken long takes longer.
-                self._serving.pop(next(iter(self._serving))).dismiss()
-            self._serving[spare.pid] = spare
-        else:
-            spare.dismiss()
-        if self._busy_until_s and not self._spare_due_s:
-            self._spare_due_s = now_s + SPARE_DELAY_S
+        self._spares.add(spare, now_s)
 
     def _make_room(self) -> bool:
         """Whether there is a place. With a token, drops the oldest client without a proof to make one: strangers must
@@ -385,13 +315,11 @@ class Server:
         """
         status = 1
         try:
-            if self._target_score is not None:
-                oom.set_score("self", self._target_score)
+            self._shield.drop()
             self._wakeup.close()
             self.listener.socket.close()
             os.close(self._reports)
-            self._dismiss_spare()
-            self._dismiss_serving()
+            self._spares.dismiss_all()
             self.log.renew()
             wakeup = Wakeup((SIGCHLD, SIGTERM))
             if connection is None:
@@ -439,8 +367,7 @@ class Server:
     def _stop(self) -> None:
         """Ends listening. Open sessions go on without the server; --end_sessions ends them: SIGTERM, then SIGKILL."""
         self.listener.close()
-        self._dismiss_spare()
-        self._dismiss_serving()
+        self._spares.dismiss_all()
         if not self.options.end_sessions:
             self._reap()
             self.log.info(f"vshd ended; sessions that go on: {len(self.sessions)}")

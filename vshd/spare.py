@@ -26,6 +26,12 @@ WHO_MAX = 100
 # The sessions that run have the processor first.
 REHEARSAL_PRIORITY = 10
 _INT_SIZE = 4
+# A new spare is forked so long after a connection that found the last one: a short command has ended by then, and its
+# process is there again. Forked at once, it would take a lone processor from the session that starts: a third of its
+# time in an emulated guest.
+DELAY_S = 0.1
+# Of so many processes that serve, the youngest, the channel stays open, and the last one to end becomes the spare.
+SERVING_MAX = 8
 
 
 class Spare:
@@ -53,6 +59,100 @@ class Spare:
     def dismiss(self) -> None:
         """Ends the process by closing its channel: now, or when its session has ended."""
         self._channel.close()
+
+
+class Spares:
+    """The one spare that waits for a connection, and the processes that serve one and may become the spare.
+
+    It knows when a spare is due, and forks none itself. Times are those of time.monotonic().
+    """
+
+    def __init__(self, spare_time_s: float) -> None:
+        """spare_time_s: so long after the last connection there is a spare for the next one."""
+        self._spare_time_s = spare_time_s
+        self._spare: Spare | None = None
+        self._serving: dict[int, Spare] = {}
+        # When a spare is to be forked; 0.0: none is missed.
+        self._due_s = 0.0
+        # While connections come, the next one should find a spare; 0.0: none is kept.
+        self._busy_until_s = 0.0
+
+    def is_missed(self) -> bool:
+        """Whether a spare is to be forked later: a session has just started."""
+        return bool(self._due_s)
+
+    def is_over(self, now_s: float) -> bool:
+        """Whether the last connection was so long ago that no spare is kept."""
+        return bool(self._busy_until_s) and now_s >= self._busy_until_s
+
+    def is_due(self, now_s: float) -> bool:
+        """Whether a spare is to be forked now."""
+        return bool(self._busy_until_s) and bool(self._due_s) and now_s >= self._due_s
+
+    def find_wait(self, now_s: float) -> float | None:
+        """Returns after how many milliseconds without events is_over() or is_due() turns true; None: never."""
+        if not self._busy_until_s:
+            return None
+        return max(0.0, (self._due_s or self._busy_until_s) - now_s) * 1000 + 1
+
+    def expect(self, now_s: float) -> None:
+        """A connection has come, and others may follow."""
+        self._busy_until_s = now_s + self._spare_time_s
+
+    def hand_over(self, fd: int, who: str) -> Spare | None:
+        """Gives the spare a connection and returns it; None: there is no spare."""
+        spare, self._spare = self._spare, None
+        return spare if spare is not None and spare.hand_over(fd, who) else None
+
+    def add(self, spare: Spare, now_s: float) -> None:
+        """This process serves a connection from now on."""
+        if now_s < self._busy_until_s:
+            if len(self._serving) == SERVING_MAX:
+                # The oldest: a session that has taken long takes longer.
+                self._serving.pop(next(iter(self._serving))).dismiss()
+            self._serving[spare.pid] = spare
+        else:
+            spare.dismiss()
+        if self._busy_until_s and not self._due_s:
+            self._due_s = now_s + DELAY_S
+
+    def take_back(self, pid: int) -> Spare | None:
+        """Returns a process that has served its connection; None: it ends by itself."""
+        return self._serving.pop(pid, None)
+
+    def keep(self, spare: Spare, now_s: float) -> None:
+        """Keeps a process as the spare if connections still come, in place of another: its pages are as it needs them,
+        and those of one that has not served yet are not all.
+        """
+        if now_s >= self._busy_until_s:
+            spare.dismiss()
+            return
+        if self._spare is not None:
+            self._spare.dismiss()
+        self._spare = spare
+        self._due_s = 0.0
+
+    def forget(self, pid: int) -> None:
+        """A process has ended."""
+        gone = self._serving.pop(pid, None)
+        if gone is not None:
+            gone.dismiss()
+        if self._spare is not None and pid == self._spare.pid:
+            self._spare.dismiss()
+            self._spare = None
+
+    def dismiss(self) -> None:
+        """Keeps no spare until the next connection."""
+        self._busy_until_s = self._due_s = 0.0
+        if self._spare is not None:
+            self._spare.dismiss()
+            self._spare = None
+
+    def dismiss_all(self) -> None:
+        """Keeps no spare, and the processes that serve will serve no other connection."""
+        self.dismiss()
+        while self._serving:
+            self._serving.popitem()[1].dismiss()
 
 
 def make_channel() -> "tuple[_socket.socket, _socket.socket]":

@@ -55,8 +55,8 @@ def _pack() -> bytes:
     buffer = io.BytesIO()
     site = Path(pytest.__file__).parents[1]
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        tests = ("tests/conftest.py", "tests/descriptors.py", "tests/vsh", "tests/vshd", "tests/guest/inside")
-        for name in ("vsh", "vshd", *tests):
+        modules = ("tests/conftest.py", "tests/descriptors.py", "tests/other_user.py")
+        for name in ("vsh", "vshd", *modules, "tests/vsh", "tests/vshd", "tests/guest/inside"):
             archive.add(CHECKOUT / name, name, filter=_skip_bytecode)
         for name in (*PYTEST, "py.py"):
             if (site / name).exists():
