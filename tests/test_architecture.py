@@ -109,6 +109,8 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 # One idea in two programs, so one name: a program's options, the two ends of a session, the limit of a flood of lines
 # (on a terminal, in the kernel's log), and signals for poll(). vsh takes only vshd.wire and vshd.carry from vshd.
 TWINS = {"Options", "Session", "Throttle", "Wakeup"}
+LINES_OF_A_FILE = 450
+LINES_OF_A_FUNCTION = 60
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc", "tools", "shared"}
 
 
@@ -237,6 +239,14 @@ def test_package_file_holds_no_logic(path: Path) -> None:
 def test_no_module_is_a_drawer() -> None:
     names = {part for path in SHIPPED for part in path.relative_to(CHECKOUT).with_suffix("").parts}
     assert not names & DRAWERS
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=IDS)
+def test_file_and_its_functions_are_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= LINES_OF_A_FILE
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < LINES_OF_A_FUNCTION, f"{node.name} in {path.name}"
 
 
 def test_name_of_a_class_stands_for_one_thing() -> None:

@@ -23,7 +23,8 @@ from vsh.process import PIPE, SIGNALLED, Process, Stream, Wiring
 from vsh.pump import Pump, deadline_after
 from vsh.session import Session, make_limits, open_session
 from vshd.wire import messages
-from vshd.wire.messages import Lasting, SetupConnectionRequest
+from vshd.wire.messages import SetupConnectionRequest
+from vshd.wire.requests import Lasting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

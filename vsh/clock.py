@@ -12,7 +12,7 @@ from vsh.errors import Unanswered, VshError
 from vsh.session import open_service
 from vsh.transport import remaining_ms
 from vshd.wire.client import make_service_request
-from vshd.wire.messages import Clock
+from vshd.wire.requests import Clock
 
 SERVICE = "clock"
 WORD_BYTES = 8

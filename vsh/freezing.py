@@ -11,7 +11,7 @@ from vsh.clock import ROUND_TRIP_LIMITS_NS, WORD_BYTES, exchange
 from vsh.errors import VshError
 from vsh.session import open_service
 from vshd.wire.client import make_service_request
-from vshd.wire.messages import Freeze, Thaw
+from vshd.wire.requests import Freeze, Thaw
 
 SERVICE = "snapshots"
 ENTROPY_BYTES = 64

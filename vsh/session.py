@@ -20,7 +20,8 @@ from vshd.wire.connection import SILENCE_MS_MAX, default_limits
 from vshd.wire.errors import LocalProtocolError
 from vshd.wire.events import Broken, Distrusted, Established, Event, Exited, Failed, HandedOver, Refused
 from vshd.wire.frames import LEGACY_MAX_PAYLOAD
-from vshd.wire.messages import Extended, Forward, SetupConnectionRequest
+from vshd.wire.messages import Extended, SetupConnectionRequest
+from vshd.wire.requests import Forward
 from vshd.wire.silence import Silence
 
 TYPE_CHECKING = False

@@ -10,7 +10,7 @@ from vsh.address import Address
 from vsh.errors import ConnectionLost, UsageError, VshError
 from vsh.session import open_service
 from vshd.wire.client import make_service_request
-from vshd.wire.messages import Subsystem
+from vshd.wire.requests import Subsystem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

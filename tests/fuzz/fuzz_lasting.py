@@ -11,8 +11,9 @@ from tests.fuzz.seeded import run_program
 from vshd.lasting.ring import MemoryStore, Ring
 from vshd.wire.errors import RemoteProtocolError
 from vshd.wire.kept import KeeperAnswer, KeeperCall, ListReader, SessionRecord, encode_record
-from vshd.wire.messages import Attach, Extended, Failure, Lasting, PositionMessage
+from vshd.wire.messages import Extended, Failure, PositionMessage
 from vshd.wire.proto3 import BOOL, BYTES, MESSAGE, Message
+from vshd.wire.requests import Attach, Lasting
 
 KINDS = (KeeperCall, KeeperAnswer, SessionRecord, Lasting, Attach, PositionMessage)
 NUMBERS = (0, 1, 2, 5, 127, 128, (1 << 31) - 1)

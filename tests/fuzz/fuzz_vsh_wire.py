@@ -40,7 +40,6 @@ from vshd.wire.messages import (
     DataMessage,
     Extended,
     Failure,
-    Forward,
     GuestMessage,
     HostMessage,
     SetupConnectionRequest,
@@ -48,6 +47,7 @@ from vshd.wire.messages import (
     WindowResizeMessage,
 )
 from vshd.wire.proto3 import Message, Oneof
+from vshd.wire.requests import Forward
 from vshd.wire.server import ServerConnection
 
 MESSAGES: tuple[type[Message | Oneof], ...] = (

@@ -15,7 +15,7 @@ from vsh.client import Client
 from vsh.errors import ExecError, VshError
 from vsh.registry import find_machine
 from vsh.session import open_raw
-from vshd.wire.messages import Forward
+from vshd.wire.requests import Forward
 
 DEADLINE_S = 60.0
 TEXTS = [

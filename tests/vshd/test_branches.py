@@ -30,7 +30,8 @@ from vshd.session.refusal import RefusalError
 from vshd.signals import Wakeup
 from vshd.wire import messages
 from vshd.wire.branch import GO, SECRET_SIZE, TOKEN_SIZE
-from vshd.wire.messages import Forward, SetupConnectionResponse
+from vshd.wire.messages import SetupConnectionResponse
+from vshd.wire.requests import Forward
 
 # Of the localhost that a test makes.
 ADDRESSES = ("127.0.0.1", "127.0.0.2")

@@ -20,7 +20,8 @@ from vshd.session.refusal import RefusalError
 from vshd.wire import messages, state
 from vshd.wire.client import STUB_ARGV, STUB_USER, make_service_request
 from vshd.wire.events import HandedOver
-from vshd.wire.messages import Failure, Forward, SetupConnectionRequest, SetupConnectionResponse
+from vshd.wire.messages import Failure, SetupConnectionRequest, SetupConnectionResponse
+from vshd.wire.requests import Forward
 
 SURROUNDINGS = Surroundings(Options(), is_frozen=False, facts=b"", renew=lambda: None)
 

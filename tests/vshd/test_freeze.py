@@ -32,8 +32,9 @@ from vshd.signals import Wakeup
 from vshd.wire import messages
 from vshd.wire.client import make_service_request
 from vshd.wire.errors import TokenError
-from vshd.wire.messages import Freeze, SetupConnectionRequest, Thaw
+from vshd.wire.messages import SetupConnectionRequest
 from vshd.wire.proof import render_token
+from vshd.wire.requests import Freeze, Thaw
 
 SECRET = bytes(range(32))
 TOKEN = bytes(reversed(range(32)))

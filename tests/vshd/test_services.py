@@ -11,7 +11,8 @@ from vshd.flags import OTHER_MODES, Options
 from vshd.log import Log
 from vshd.services.subsystem import SUBSYSTEMS, Row
 from vshd.services.table import MODES, SERVICES, Mode, Service, find_service, run_mode
-from vshd.wire.messages import Forward, SetupConnectionRequest
+from vshd.wire.messages import SetupConnectionRequest
+from vshd.wire.requests import Forward
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 LOADED = """

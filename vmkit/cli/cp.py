@@ -6,6 +6,7 @@ from dataclasses import asdict
 import click
 
 from vmkit.cli.show import open_transfer, print_json
+from vmkit.cli.transfers import transfer_options, warn_of_skipped
 from vmkit.cli.values import complete_endpoints
 from vmkit.copy.copying import Copied, CopyError, copy
 from vmkit.copy.endpoints import plan_copy
@@ -18,12 +19,7 @@ from vsh.text import clean_line
 @click.command("cp")
 @click.argument("paths", nargs=-1, required=True, metavar="SRC... DST", shell_complete=complete_endpoints)
 @click.option("-r", "-R", "--recursive", is_flag=True, help="Accepted, as in cp; vmkit always copies directories.")
-@click.option("--user", default="root", show_default=True, metavar="USER", help="Read and write as this guest user.")
-@click.option("--owners", is_flag=True, help="Keep the numbers of user and group.")
-@click.option("--fsync", is_flag=True, help="Write each file to the disk before it gets its name.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("-v", "--verbose", is_flag=True, help="Print each file and, at the end, how the files went.")
-@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+@transfer_options(verbose="Print each file and, at the end, how the files went.")
 def cp(
     *,
     paths: tuple[str, ...],
@@ -66,8 +62,7 @@ def cp(
             copied = error.copied
         else:
             failure = None
-    for path in copied.skipped:
-        print(f"vmkit: warning: skipped {clean_line(path)}: it is a device, a socket or a FIFO", file=sys.stderr)
+    warn_of_skipped(copied.skipped)
     if verbose:
         print(_describe(copied), file=sys.stderr)
     if as_json:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 import click
 
 from vmkit.cli.show import open_transfer, print_json
+from vmkit.cli.transfers import transfer_options, warn_of_skipped
 from vmkit.cli.values import complete_endpoints
 from vmkit.copy.endpoints import plan_sync
 from vmkit.copy.excludes import Excludes, read_patterns
@@ -27,12 +28,7 @@ from vsh.text import clean_line
 )
 @click.option("-c", "--checksum", is_flag=True, help="Compare the data of files, not their times.")
 @click.option("-n", "--dry-run", is_flag=True, help="Print what would be done, and change nothing.")
-@click.option("--user", default="root", show_default=True, metavar="USER", help="Read and write as this guest user.")
-@click.option("--owners", is_flag=True, help="Keep the numbers of user and group.")
-@click.option("--fsync", is_flag=True, help="Write each file to the disk before it gets its name.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("-v", "--verbose", is_flag=True, help="Print each action.")
-@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+@transfer_options(verbose="Print each action.")
 def sync(  # noqa: PLR0913  (a verb is its options)
     *,
     source: str,
@@ -87,8 +83,7 @@ def sync(  # noqa: PLR0913  (a verb is its options)
             )
         except SyncError as error:
             failure, synced = error, error.synced
-    for path in synced.skipped:
-        print(f"vmkit: warning: skipped {clean_line(path)}: it is a device, a socket or a FIFO", file=sys.stderr)
+    warn_of_skipped(synced.skipped)
     if as_json:
         listed = {"actions": actions} if is_listed else {}
         print_json({**_render(synced, failure.failed if failure else 0), "dry_run": dry_run, **listed})

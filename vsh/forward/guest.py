@@ -12,7 +12,7 @@ from vsh.forward.admissions import TOKEN_SIZE
 from vsh.listener import HostListener, listen_for_guest
 from vsh.session import FOREVER_S, open_raw
 from vsh.transport import open_transport
-from vshd.wire.messages import Forward
+from vshd.wire.requests import Forward
 
 # A burst of the guest's clients waits there for this loop's next turn.
 BACKLOG = 1024

@@ -19,7 +19,7 @@ from vsh.transport import open_transport, remaining_ms
 from vshd.wire import messages
 from vshd.wire.branch import SECRET_SIZE, TOKEN_SIZE, ClientBranch
 from vshd.wire.errors import RemoteProtocolError
-from vshd.wire.messages import Forward
+from vshd.wire.requests import Forward
 
 # A vshd that knows no branches is asked again after this time: the machine may be another one by then.
 REFUSED_S = 60.0

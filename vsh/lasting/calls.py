@@ -16,7 +16,8 @@ from vshd.wire.client import STUB_USER, make_service_request
 from vshd.wire.errors import RemoteProtocolError
 from vshd.wire.events import Positioned
 from vshd.wire.kept import ListReader, SessionRecord
-from vshd.wire.messages import Attach, Extended, Lasting, SetupConnectionRequest
+from vshd.wire.messages import Extended, SetupConnectionRequest
+from vshd.wire.requests import Attach, Lasting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

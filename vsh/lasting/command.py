@@ -20,7 +20,7 @@ from vsh.terminal import find_size
 from vsh.text import clean_line
 from vshd.wire import messages
 from vshd.wire.kept import SessionRecord
-from vshd.wire.messages import Attach, Lasting
+from vshd.wire.requests import Attach, Lasting
 
 # What a terminal gets of the past when --since is not given: some screens.
 TAIL_BYTES = 1 << 15

@@ -13,7 +13,7 @@ from vsh.session import Session
 from vshd.wire import messages
 from vshd.wire.events import Positioned
 from vshd.wire.kept import SessionRecord
-from vshd.wire.messages import Attach
+from vshd.wire.requests import Attach
 
 # More than a session in memory keeps.
 OUTPUT_LIMIT_BYTES = 256 << 20

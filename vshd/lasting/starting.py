@@ -18,7 +18,8 @@ from vshd.signals import SIGCHLD, SIGKILL, SIGTERM, Wakeup
 from vshd.wire import kept, messages
 from vshd.wire.errors import RemoteProtocolError
 from vshd.wire.kept import KeeperAnswer, KeeperCall, SessionRecord
-from vshd.wire.messages import Failure, Lasting, SetupConnectionRequest
+from vshd.wire.messages import Failure, SetupConnectionRequest
+from vshd.wire.requests import Lasting
 
 # LastingSession output: what a client may ask for, and what it gets when it asks for nothing.
 SIZE_MIN = 1 << 16

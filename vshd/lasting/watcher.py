@@ -11,7 +11,7 @@ from vshd.session.running import RunningTarget
 from vshd.wire import messages
 from vshd.wire.connection import WINDOW
 from vshd.wire.events import EndOfStream, Event, Resized, Signalled
-from vshd.wire.messages import Attach
+from vshd.wire.requests import Attach
 from vshd.wire.server import ServerConnection
 
 # What is copied out of the ring at once, for each client.

@@ -23,7 +23,8 @@ from vshd.signals import Wakeup
 from vshd.wire import messages
 from vshd.wire.branch import TOKEN_SIZE, ServerBranch, encode_acceptance, encode_refusal
 from vshd.wire.errors import RemoteProtocolError
-from vshd.wire.messages import Failure, Forward
+from vshd.wire.messages import Failure
+from vshd.wire.requests import Forward
 
 # Branches at once; later ones wait in the backlog. Each has two descriptors, and these are for the rest.
 BRANCHES_MAX = 512

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vshd.log import Log
     from vshd.services.table import Surroundings
     from vshd.signals import Wakeup
-    from vshd.wire.messages import Clock
+    from vshd.wire.requests import Clock
 
 # One time, in nanoseconds since 1970, little-endian.
 WORD_BYTES = 8

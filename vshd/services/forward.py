@@ -15,7 +15,7 @@ from vshd.log import Log, Throttle
 from vshd.session.refusal import RefusalError
 from vshd.signals import SIGINT, SIGTERM, Wakeup
 from vshd.wire import messages
-from vshd.wire.messages import Forward
+from vshd.wire.requests import Forward
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from vshd.freeze import FreezeState, write_state
 from vshd.session.refusal import RefusalError
 from vshd.signals import Wakeup, find_ignored
 from vshd.wire import messages
-from vshd.wire.messages import Freeze
+from vshd.wire.requests import Freeze
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

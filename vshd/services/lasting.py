@@ -10,7 +10,7 @@ from vshd.session.account import Account
 from vshd.session.refusal import RefusalError
 from vshd.wire import kept, messages
 from vshd.wire.kept import KeeperCall
-from vshd.wire.messages import Attach, Lasting
+from vshd.wire.requests import Attach, Lasting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

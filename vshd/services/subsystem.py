@@ -9,7 +9,7 @@ import os
 
 from vshd.session.refusal import RefusalError
 from vshd.wire import messages
-from vshd.wire.messages import Subsystem
+from vshd.wire.requests import Subsystem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from vshd.naming import is_name, take_name
 from vshd.services.freeze import BOOT_ID_SUFFIX
 from vshd.session.refusal import RefusalError
 from vshd.wire import messages
-from vshd.wire.messages import Thaw
+from vshd.wire.requests import Thaw
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

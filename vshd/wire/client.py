@@ -6,22 +6,16 @@ from vshd.wire.errors import LocalProtocolError, RemoteProtocolError
 from vshd.wire.events import Distrusted, Established, Exited, Failed, HandedOver, Positioned, Refused
 from vshd.wire.frames import LEGACY_MAX_PAYLOAD, DataPiece
 from vshd.wire.messages import (
-    Attach,
-    Clock,
     ConnectionStatusMessage,
     Extended,
-    Forward,
-    Freeze,
     GuestMessage,
     HostMessage,
-    Lasting,
     PositionMessage,
     SetupConnectionRequest,
     SetupConnectionResponse,
-    Subsystem,
-    Thaw,
     WindowResizeMessage,
 )
+from vshd.wire.requests import Attach, Clock, Forward, Freeze, Lasting, Subsystem, Thaw
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ nothing of sockets.
 from vshd.wire import messages
 from vshd.wire.errors import RemoteProtocolError
 from vshd.wire.frames import LENGTH_SIZE, encode_frame
-from vshd.wire.messages import Attach, Extended, Failure
+from vshd.wire.messages import Extended, Failure
 from vshd.wire.proto3 import BOOL, BYTES, INT32, MESSAGE, SINT32, UINT32, UINT64, Field, Message
+from vshd.wire.requests import Attach
 
 # A record's frame; with names and commands cut as below, it is far smaller.
 RECORD_MAX = 4096

@@ -21,7 +21,7 @@ from vsh.forward.trunk import Dialer
 OLD_VSHD = """
 import sys
 sys.path.insert(0, {root!r})
-from vshd.wire.messages import Forward
+from vshd.wire.requests import Forward
 Forward.FIELDS = tuple(field for field in Forward.FIELDS if field.name != "branches")
 Forward.__init_subclass__.__func__(Forward)
 from vshd.__main__ import main
