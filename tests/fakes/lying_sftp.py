@@ -36,6 +36,20 @@ WHOLE = {
 }
 
 
+def extended(*names: bytes) -> bytes:
+    """An ATTRS structure of extended attributes, each with the value 1."""
+    pairs = b"".join(text(b"xattr@vmkit") + text(name + b"\0" + b"1") for name in names)
+    return struct.pack(">II", 1 << 31, len(names)) + pairs
+
+
+XATTRS = b"xattrs@vmkit"
+# Answers to it.
+ATTRIBUTES = {
+    "xattrs": extended(b"security.capability", b"trusted.x", b"system.y", b"user.good", b"nothing", b""),
+    "xattrs-name": extended(b"user." + b"x" * 300),
+}
+
+
 class Server:
     """Answers requests in their order."""
 
@@ -77,7 +91,8 @@ class Server:
 
     def answer(self, kind: int, body: bytes) -> bytes:
         if kind == INIT:
-            extensions = text(READ_FILE) + text(b"1") if self.lie in WHOLE else b""
+            name = READ_FILE if self.lie in WHOLE else XATTRS
+            extensions = text(name) + text(b"1") if self.lie in (*WHOLE, *ATTRIBUTES) else b""
             return self.frame(VERSION, struct.pack(">I", 6 if self.lie == "version" else 3) + extensions)
         number, rest = body[:4], body[4:]
         if self.lie == "wrong-id" and kind == READ:
@@ -108,6 +123,8 @@ class Server:
             return NAME, number + struct.pack(">I", count) + rows
         if kind == EXTENDED and self.lie in WHOLE:
             return (STATUS, number + status) if self.lie == "whole-status" else (REPLY, number + WHOLE[self.lie])
+        if kind == EXTENDED and self.lie in ATTRIBUTES:
+            return REPLY, number + ATTRIBUTES[self.lie]
         if kind == READLINK:
             return NAME, number + struct.pack(">I", 1) + text(b"a\0b") + text(b"") + attributes(LINK)
         if kind == READ:

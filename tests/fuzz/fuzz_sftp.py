@@ -23,7 +23,7 @@ KINDS = (*range(3, 21), 200, 200, 200, 0, 2, 101, 255)
 EXTENSIONS = (
     *(b"posix-rename@openssh.com", b"statvfs@openssh.com", b"fstatvfs@openssh.com", b"hardlink@openssh.com"),
     *(b"fsync@openssh.com", b"lsetstat@openssh.com", b"limits@openssh.com", b"expand-path@openssh.com"),
-    *(b"copy-data", b"read-file@vmkit", b"write-file@vmkit", b"x@example.org"),
+    *(b"copy-data", b"read-file@vmkit", b"write-file@vmkit", b"xattrs@vmkit", b"x@example.org"),
 )
 NUMBERS = (0, 1, 5, 4096, 1 << 18, 1 << 31, (1 << 32) - 1)
 OFFSETS = (*NUMBERS, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
@@ -59,6 +59,9 @@ def make_request(rng: random.Random) -> bytes:
     kind = rng.choice(KINDS)
     handle = text(struct.pack(">I", rng.randrange(3)))
     name, attributes = text(rng.choice(NAMES)), struct.pack(">I", rng.choice((0, 4))) + b"\0\0\1\xff"
+    if rng.random() < 0.2:
+        pair = text(rng.choice((b"xattr@vmkit", b"x"))) + text(rng.choice((b"user.a\0b", b"user.a", b"", b"x\0" * 9)))
+        attributes = struct.pack(">II", 1 << 31, rng.choice((0, 1, 2, 65))) + pair * 2
     offset, size = struct.pack(">Q", rng.choice(OFFSETS)), struct.pack(">I", rng.choice(NUMBERS))
     good = {
         3: name + struct.pack(">I", rng.randrange(64)) + attributes,

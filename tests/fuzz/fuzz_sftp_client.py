@@ -4,6 +4,7 @@ Each case ends with replies to requests that were sent, or with SftpError; data 
 Longer than under pytest: python -m tests.fuzz.fuzz_sftp_client --cases 100000
 """
 
+import contextlib
 import random
 import struct
 
@@ -11,9 +12,12 @@ from tests.fuzz.fuzz_vsh_wire import cut, damage
 from tests.fuzz.seeded import run_program
 from vmkit.copy.calls import make_item
 from vmkit.copy.connection import SftpConnection, Ticket
+from vmkit.copy.items import FileError
 from vmkit.copy.wire import (
     PACKET_BYTES_MAX,
+    Cursor,
     DataReply,
+    ExtendedReply,
     FileAttributes,
     Kind,
     NamesReply,
@@ -22,6 +26,7 @@ from vmkit.copy.wire import (
     pack_attributes,
     pack_text,
 )
+from vmkit.copy.xattrs import check_xattrs
 
 ASKED = (Kind.READ, Kind.READDIR, Kind.OPEN, Kind.STAT, Kind.READLINK, Kind.CLOSE, Kind.EXTENDED)
 READ_BYTES = 300
@@ -30,6 +35,7 @@ READ_BYTES = 300
 def make_reply(rng: random.Random, kind: Kind, number: int) -> bytes:
     """A good reply, or a failure."""
     attributes = pack_attributes(FileAttributes(rng.getrandbits(64), 0, 0, rng.getrandbits(16), 1, 2))
+    xattrs = ((rng.randbytes(3), b"value"), (b"user.gone", None))
     name = pack_text(rng.randbytes(rng.randrange(8))) + pack_text(b"long") + attributes
     count = rng.randrange(4)
     replies = {
@@ -38,7 +44,7 @@ def make_reply(rng: random.Random, kind: Kind, number: int) -> bytes:
         Kind.OPEN: (102, pack_text(b"handle")),
         Kind.STAT: (105, attributes),
         Kind.READLINK: (104, struct.pack(">I", 1) + name),
-        Kind.EXTENDED: (201, rng.randbytes(40)),
+        Kind.EXTENDED: (201, rng.choice((rng.randbytes(40), pack_attributes(FileAttributes(xattrs=xattrs))))),
     }
     failure = (101, struct.pack(">I", rng.randrange(10)) + pack_text(b"text") + pack_text(b""))
     answer, body = replies.get(kind, failure) if rng.random() < 0.8 else failure
@@ -88,6 +94,9 @@ def check_reply(ticket: Ticket, reply: object, tickets: set[Ticket]) -> None:
         for name, attributes in reply.names:
             assert b"/" not in check_name(name)
             make_item(attributes)
+    elif isinstance(reply, ExtendedReply):
+        with contextlib.suppress(FileError, SftpError):
+            check_xattrs(Cursor(reply.body).take_attributes().xattrs)
 
 
 if __name__ == "__main__":

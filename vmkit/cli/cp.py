@@ -26,6 +26,7 @@ def cp(
     recursive: bool,
     user: str,
     owners: bool,
+    xattrs: bool,
     fsync: bool,
     as_json: bool,
     verbose: bool,
@@ -43,7 +44,7 @@ def cp(
     sources, destination = plan_copy(paths)
     if as_json and destination.is_stream:
         raise ConfigError("--json does not go with `-` as the destination")
-    keep = Keep(owners, fsync)
+    keep = Keep(owners, fsync, xattrs)
     report = None
     if verbose:
 

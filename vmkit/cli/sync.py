@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import asdict
+from functools import partial
 
 import click
 
@@ -40,6 +41,7 @@ def sync(  # noqa: PLR0913  (a verb is its options)
     dry_run: bool,
     user: str,
     owners: bool,
+    xattrs: bool,
     fsync: bool,
     as_json: bool,
     verbose: bool,
@@ -57,28 +59,20 @@ def sync(  # noqa: PLR0913  (a verb is its options)
     rules = Rules(delete, checksum, dry_run, Excludes(lines) if lines else None)
     is_listed = dry_run or verbose
     actions: list[dict[str, str]] = []
-
-    def tell(action: Action, path: bytes) -> None:
-        text = path.decode(errors="replace")
-        if as_json:
-            actions.append({"action": action.value, "path": text})
-        else:
-            print(f"{action} {clean_line(text)}", flush=True)
-
     # The lines and the progress would share the terminal.
     is_shown = is_listed and not as_json and sys.stdout.isatty()
     with open_transfer(quiet=quiet or is_shown or dry_run) as show:
         tally = SyncTally()
         tally.show = show or tally.show
         if is_listed:
-            tally.tell = tell
+            tally.tell = partial(_keep_action, actions) if as_json else _print_action
         failure: SyncError | None = None
         try:
             synced = sync_sides(
                 *sides,
                 lambda machine: open_sftp(machine, user),
                 rules=rules,
-                keep=Keep(owners, fsync),
+                keep=Keep(owners, fsync, xattrs),
                 tally=tally,
             )
         except SyncError as error:
@@ -89,6 +83,14 @@ def sync(  # noqa: PLR0913  (a verb is its options)
         print_json({**_render(synced, failure.failed if failure else 0), "dry_run": dry_run, **listed})
     if failure is not None:
         raise failure
+
+
+def _keep_action(actions: list[dict[str, str]], action: Action, path: bytes) -> None:
+    actions.append({"action": action.value, "path": path.decode(errors="replace")})
+
+
+def _print_action(action: Action, path: bytes) -> None:
+    print(f"{action} {clean_line(path.decode(errors='replace'))}", flush=True)
 
 
 def _render(synced: Synced, failed: int) -> dict[str, object]:

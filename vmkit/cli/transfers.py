@@ -12,12 +12,13 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 def transfer_options(verbose: str) -> Callable[[F], F]:
-    """Declares --user, --owners, --fsync, --json, --verbose and --quiet. verbose: the help of --verbose."""
+    """Declares --user, --owners, --xattrs, --fsync, --json, --verbose and --quiet. verbose: the help of --verbose."""
     options = (
         click.option(
             "--user", default="root", show_default=True, metavar="USER", help="Read and write as this guest user."
         ),
         click.option("--owners", is_flag=True, help="Keep the numbers of user and group."),
+        click.option("--xattrs", is_flag=True, help="Keep extended attributes of users; in guests, capabilities too."),
         click.option("--fsync", is_flag=True, help="Write each file to the disk before it gets its name."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         click.option("-v", "--verbose", is_flag=True, help=verbose),

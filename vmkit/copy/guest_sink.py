@@ -1,12 +1,15 @@
 """The guest as a destination: writes files under temporary names by SFTP, and renames them when they are whole."""
 
+from dataclasses import replace
+
 from vmkit.copy import wire
 from vmkit.copy.calls import AnswerError, ask, check_done, do, explain_write, find_item, wait_for
 from vmkit.copy.connection import Ticket
 from vmkit.copy.engine import Arrival, Channel, Step
 from vmkit.copy.guest_source import GuestFolder, join, render_path
 from vmkit.copy.items import FileError, FullError, Item, ItemKind, Keep, Piece, is_same_metadata, make_temporary_name
-from vmkit.copy.wire import OPEN_CREATE, OPEN_EXCLUSIVE, OPEN_WRITE, FileAttributes, HandleReply, Kind
+from vmkit.copy.wire import OPEN_CREATE, OPEN_EXCLUSIVE, OPEN_WRITE, FileAttributes, HandleReply, Kind, Xattrs
+from vmkit.copy.xattrs import choose_for_guest
 
 ZEROS = bytes(wire.CHUNK_BYTES_MAX)
 # SFTP 3 counts seconds in 32 bits without a sign.
@@ -47,9 +50,12 @@ class GuestSink:
         """Returns the attributes that a finished file gets. Times that SFTP cannot count are left out."""
         atime, mtime = item.atime_ns // 10**9, item.mtime_ns // 10**9
         has_times = 0 <= atime <= TIME_S_MAX and 0 <= mtime <= TIME_S_MAX
-        owners = (item.uid, item.gid) if self.keep.owners else (None, None)
-        times = (atime, mtime) if has_times else (None, None)
-        return wire.pack_attributes(FileAttributes(size, *owners, item.mode, *times))
+        uid, gid = (item.uid, item.gid) if self.keep.owners else (None, None)
+        xattrs = choose_for_guest(item.xattrs)
+        attributes = FileAttributes(size, uid, gid, item.mode, xattrs=xattrs)
+        if has_times:
+            attributes = replace(attributes, atime_s=atime, mtime_s=mtime)
+        return wire.pack_attributes(attributes)
 
 
 class GuestSinkFolder:
@@ -147,6 +153,9 @@ class GuestSinkFolder:
 
     def is_current(self, item: Item, old: Item) -> bool:
         return is_same_metadata(item, old, MODE_BITS, has_owners=self._sink.keep.owners)
+
+    def choose_xattrs(self, xattrs: Xattrs) -> Xattrs:
+        return choose_for_guest(xattrs)
 
     def set_metadata(self, name: bytes, item: Item) -> Step[None]:
         yield from do(self._channel, Kind.SETSTAT, join(self.path, name), tail=self._sink.render_attributes(item))

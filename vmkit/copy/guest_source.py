@@ -11,6 +11,7 @@ from vmkit.copy.wire import (
     PATH_BYTES_MAX,
     READ_FILE,
     WHOLE_BYTES_MAX,
+    XATTRS,
     Code,
     Cursor,
     DataReply,
@@ -21,9 +22,11 @@ from vmkit.copy.wire import (
     NamesReply,
     SftpError,
     StatusReply,
+    Xattrs,
     check_name,
     pack_attributes,
 )
+from vmkit.copy.xattrs import check_xattrs
 
 # A directory of more is a guest's that sends names without an end.
 NAMES_MAX = 1_000_000
@@ -113,6 +116,11 @@ class GuestFolder:
         # A file of /proc has more data than its size, and one that is being written may have, too.
         is_whole = found.kind == ItemKind.FILE and found.size == len(data) <= WHOLE_BYTES_MAX
         return WholeReader(found, data, is_of_guest=True) if is_whole else None
+
+    def read_xattrs(self, name: bytes) -> Step[Xattrs]:
+        path = join(self.path, name)
+        reply = yield from ask(self._channel, ExtendedReply, Kind.EXTENDED, XATTRS, path)
+        return check_xattrs(Cursor(reply.body).take_attributes().xattrs)
 
     def read_link(self, name: bytes) -> Step[bytes]:
         names = (yield from ask(self._channel, NamesReply, Kind.READLINK, join(self.path, name))).names

@@ -23,7 +23,8 @@ from vmkit.copy.items import (
     make_temporary_name,
     refuse,
 )
-from vmkit.copy.wire import CHUNK_BYTES_MAX
+from vmkit.copy.wire import CHUNK_BYTES_MAX, Xattrs
+from vmkit.copy.xattrs import choose_for_host, set_host_xattrs
 
 # setuid, setgid and the sticky bit of an untrusted guest mean nothing here.
 MODE_MASK = 0o777
@@ -60,9 +61,11 @@ class HostSink:
             os.unlink(name, dir_fd=fd)
 
     def keep_metadata(self, file: int | str, item: Item) -> None:
-        """Gives a file its owner, mode and times: an open one, or by its path in /proc/self/fd. Raises OSError."""
+        """Gives a file what a copy keeps: an open one, or by its path in /proc/self/fd. Raises OSError, FileError."""
         if self.keep.owners and item.uid is not None and item.gid is not None:
             os.chown(file, item.uid, item.gid)
+        # Before the mode, which may not let its owner write them.
+        set_host_xattrs(file, item.xattrs)
         os.chmod(file, item.mode & MODE_MASK)  # noqa: PTH101  (of a descriptor)
         os.utime(file, ns=(item.atime_ns, item.mtime_ns))
 
@@ -152,6 +155,9 @@ class HostSinkFolder:
 
     def is_current(self, item: Item, old: Item) -> bool:
         return is_same_metadata(item, old, MODE_MASK, has_owners=self._sink.keep.owners)
+
+    def choose_xattrs(self, xattrs: Xattrs) -> Xattrs:
+        return choose_for_host(xattrs)
 
     def set_metadata(self, name: bytes, item: Item) -> Step[None]:
         yield from ()

@@ -20,7 +20,8 @@ from vmkit.copy.items import (
     join_path,
     refuse,
 )
-from vmkit.copy.wire import WHOLE_BYTES_MAX
+from vmkit.copy.wire import WHOLE_BYTES_MAX, Xattrs
+from vmkit.copy.xattrs import read_host_xattrs
 
 BATCH_NAMES = 1000
 FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY
@@ -119,6 +120,19 @@ class HostFolder:
             return os.readlink(name, dir_fd=self._fd)
         except OSError as error:
             raise refuse(error) from error
+
+    def read_xattrs(self, name: bytes) -> Step[Xattrs]:
+        yield from ()
+        # `.` is no link, whatever leads there.
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | (0 if self._follows else os.O_NOFOLLOW)
+        try:
+            fd = self._opened.open(name, flags, dir_fd=self._fd)
+        except OSError as error:
+            raise refuse(error) from error
+        try:
+            return read_host_xattrs(fd)
+        finally:
+            self._opened.close(fd)
 
     def close(self) -> Step[None]:
         yield from ()

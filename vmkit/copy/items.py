@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from vmkit.copy.engine import Arrival, Step
+from vmkit.copy.wire import Xattrs
 from vmkit.errors import VmkitError
 
 # Linux takes no offset above it.
@@ -46,7 +47,10 @@ KINDS = {stat.S_IFREG: ItemKind.FILE, stat.S_IFDIR: ItemKind.FOLDER, stat.S_IFLN
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A file's metadata. identity: the same for all hard links of a file that has several; None where unknown."""
+    """A file's metadata. identity: the same for all hard links of a file that has several; None where unknown.
+
+    xattrs: the extended attributes that the copy gets, where it keeps them.
+    """
 
     kind: ItemKind
     size: int
@@ -56,14 +60,19 @@ class Item:
     uid: int | None = None
     gid: int | None = None
     identity: tuple[int, int] | None = None
+    xattrs: Xattrs = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """What a copy keeps besides modes and times. fsync: a file is on the disk before it gets its name."""
+    """What a copy keeps besides modes and times. fsync: a file is on the disk before it gets its name.
+
+    xattrs: extended attributes.
+    """
 
     owners: bool = False
     fsync: bool = False
+    xattrs: bool = False
 
 
 def make_temporary_name() -> bytes:
@@ -230,6 +239,9 @@ class SourceFolder(Protocol):
     def read_link(self, name: bytes) -> Step[bytes]:
         """Returns where a symbolic link in it leads. Raises FileError."""
 
+    def read_xattrs(self, name: bytes) -> Step[Xattrs]:
+        """Returns the extended attributes of a file or a directory in it; `.` is itself. Raises FileError."""
+
     def close(self) -> Step[None]:
         """Closes it."""
 
@@ -286,6 +298,9 @@ class SyncedFolder(SinkFolder, Protocol):
 
     def is_current(self, item: Item, old: Item) -> bool:
         """Whether a file that is there has the mode, the time and the owner that a copy of `item` would have."""
+
+    def choose_xattrs(self, xattrs: Xattrs) -> Xattrs:
+        """Returns the extended attributes that a copy here would have."""
 
     def set_metadata(self, name: bytes, item: Item) -> Step[None]:
         """Gives a regular file in it its mode and times. Raises FileError, FullError."""

@@ -16,6 +16,7 @@ from vmkit.copy.host_sink import HostSink, HostSinkFolder
 from vmkit.copy.host_source import FOLDER_FLAGS, HostFolder, make_host_item
 from vmkit.copy.items import Descriptors, FileError, Item, ItemKind, Keep, join_path
 from vmkit.copy.tree import Tally, TreeCopy
+from vmkit.copy.wire import XATTRS
 from vmkit.errors import ConfigError, MachineError, VmkitError
 
 # A guest that syncs to a slow disk takes long; one that is gone answers never.
@@ -46,7 +47,7 @@ class Sides:
         self._stack = stack
         self.tally = tally
         self.engine = Engine()
-        self.tree = TreeCopy(self.engine, tally)
+        self.tree = TreeCopy(self.engine, tally, has_xattrs=keep.xattrs)
         self._opened = Descriptors()
         self._host_sink = HostSink(keep)
         self._guest_sink: GuestSink | None = None
@@ -77,6 +78,8 @@ class Sides:
             try:
                 for channel in (*self._machines.values(), *([target] if target else [])):
                     yield from start_channel(channel)
+                    if self._keep.xattrs and XATTRS not in channel.extensions:
+                        raise FileError(f"the SFTP server of '{channel.label}' has no extended attributes")
                 yield from begin()
             except FileError as error:
                 # Not of one file among others: the copy never began.

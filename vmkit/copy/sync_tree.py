@@ -5,7 +5,7 @@ file is atomic. A directory of the destination is entered only under a name that
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 
@@ -14,6 +14,8 @@ from vmkit.copy.engine import Engine, Step
 from vmkit.copy.excludes import Excludes
 from vmkit.copy.items import FileError, FullError, Item, ItemKind, SourceFolder, SyncedFolder, is_same_time
 from vmkit.copy.tree import DEPTH_MAX, Group, Move, Tally, TreeCopy
+from vmkit.copy.wire import Xattrs
+from vmkit.copy.xattrs import find_changes
 
 ROOT = b""
 
@@ -85,11 +87,15 @@ class _Level:
 class SyncTree:
     """Makes directories equal. A failure of one file is counted, and the others go on."""
 
-    def __init__(self, engine: Engine, tree: TreeCopy, tally: SyncTally, rules: Rules) -> None:
+    def __init__(
+        self, engine: Engine, tree: TreeCopy, tally: SyncTally, rules: Rules, *, has_xattrs: bool = False
+    ) -> None:
+        """has_xattrs: extended attributes are made equal, too."""
         self._engine = engine
         self._tree = tree
         self._tally = tally
         self._rules = rules
+        self._has_xattrs = has_xattrs
 
     def sync(self, pair: FolderPair) -> Step[None]:
         """Makes the destination of a pair equal to its source, and closes both. Raises FileError, FullError."""
@@ -134,13 +140,28 @@ class SyncTree:
         """Gives a directory its mode and times, which an action in it has changed."""
         if pair.sink is None:
             return
-        if not is_touched and pair.old is not None:
-            if pair.sink.is_current(pair.item, pair.old):
+        changes: Xattrs = ()
+        if self._has_xattrs:
+            listing = yield from pair.sink.open_listing()
+            try:
+                changes = yield from self._compare_xattrs(pair.source, pair.sink, listing, b".")
+            finally:
+                yield from listing.close()
+        if pair.old is not None and (changes or not is_touched):
+            if not changes and pair.sink.is_current(pair.item, pair.old):
                 return
             self._tally.note(Action.CHANGE, pair.path + b"/")
             self._tally.changed += 1
         if not self._rules.dry_run:
-            yield from pair.sink.finish(pair.item)
+            yield from pair.sink.finish(replace(pair.item, xattrs=changes))
+
+    def _compare_xattrs(
+        self, source: SourceFolder, sink: SyncedFolder, listing: SourceFolder, name: bytes
+    ) -> Step[Xattrs]:
+        """Returns what makes the extended attributes of one file equal; `.` is the directory. Raises FileError."""
+        wanted = yield from source.read_xattrs(name)
+        found = yield from listing.read_xattrs(name)
+        return find_changes(sink.choose_xattrs(wanted), sink.choose_xattrs(found))
 
     def _compare(self, level: _Level, name: bytes, item: Item) -> None:
         """Decides what a name of the source needs, and starts it."""
@@ -162,6 +183,8 @@ class SyncTree:
             self._copy(level, name, item, path)
         elif self._rules.checksum:
             self._push(level, name, item.size, partial(self._compare_data, level, name, item, old, path))
+        elif self._has_xattrs:
+            self._push(level, name, 0, partial(self._compare_all_metadata, level, name, item, old, path))
         else:
             self._compare_metadata(level, name, item, old, path)
 
@@ -177,9 +200,18 @@ class SyncTree:
             return
         self._tree.start([Move(level.pair.source, name, item, sink, name)], level.group)
 
-    def _compare_metadata(self, level: _Level, name: bytes, item: Item, old: Item, path: bytes) -> None:
+    def _compare_all_metadata(self, level: _Level, name: bytes, item: Item, old: Item, path: bytes) -> Step[None]:
         sink = level.pair.sink
-        if sink is None or sink.is_current(item, old):
+        if self._has_xattrs and sink is not None:
+            assert level.listing is not None
+            changes = yield from self._compare_xattrs(level.pair.source, sink, level.listing, name)
+            item = replace(item, xattrs=changes)
+        self._compare_metadata(level, name, item, old, path)
+
+    def _compare_metadata(self, level: _Level, name: bytes, item: Item, old: Item, path: bytes) -> None:
+        """Gives a file with the same data its metadata, where it differs. item.xattrs: what differs of those."""
+        sink = level.pair.sink
+        if sink is None or (not item.xattrs and sink.is_current(item, old)):
             self._tally.unchanged += 1
             return
         self._tally.note(Action.CHANGE, path)
@@ -203,7 +235,7 @@ class SyncTree:
         found = yield from find_digest((yield from level.listing.open_reader(name, old, sink.chunk_bytes)))
         wanted = yield from find_digest((yield from level.pair.source.open_reader(name, item, sink.chunk_bytes)))
         if wanted == found:
-            self._compare_metadata(level, name, item, old, path)
+            yield from self._compare_all_metadata(level, name, item, old, path)
         else:
             self._copy(level, name, item, path)
 

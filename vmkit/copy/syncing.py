@@ -62,7 +62,8 @@ def sync(
     tally = SyncTally() if tally is None else tally
     with contextlib.ExitStack() as stack:
         sides = Sides(connect, keep, tally, stack)
-        syncing = _Syncing(sides, SyncTree(sides.engine, sides.tree, tally, rules), rules)
+        tree = SyncTree(sides.engine, sides.tree, tally, rules, has_xattrs=keep.xattrs)
+        syncing = _Syncing(sides, tree, rules)
         sides.run([source], destination, lambda: syncing.begin(source, destination))
     tally.show(tally)
     seconds = time.monotonic() - started_s

@@ -1,7 +1,7 @@
 """The steps of a copy, for any two sides: a file, a directory with all below it, a link."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from vmkit.copy.engine import Engine, Gate, Step
@@ -16,6 +16,7 @@ from vmkit.copy.items import (
     SourceFolder,
     WholeReader,
 )
+from vmkit.copy.wire import Xattrs
 
 # Each level has an open directory on the host; a process has 1,024 descriptors by default.
 DEPTH_MAX = 250
@@ -106,9 +107,11 @@ class _First:
 class TreeCopy:
     """Copies files side by side. A failure of one is counted, and the others go on; a full destination ends all."""
 
-    def __init__(self, engine: Engine, tally: Tally) -> None:
+    def __init__(self, engine: Engine, tally: Tally, *, has_xattrs: bool = False) -> None:
+        """has_xattrs: the copies keep extended attributes."""
         self._engine = engine
         self._tally = tally
+        self._has_xattrs = has_xattrs
         self._firsts: dict[tuple[int, int], _First] = {}
 
     def start(self, moves: list[Move], group: Group) -> None:
@@ -163,7 +166,8 @@ class TreeCopy:
         yield from source.close()
         try:
             if is_new:
-                yield from sink.finish(move.item)
+                xattrs = (yield from move.source.read_xattrs(move.name)) if self._has_xattrs else ()
+                yield from sink.finish(replace(move.item, xattrs=xattrs))
         finally:
             yield from sink.close()
         if failure is not None:
@@ -193,13 +197,18 @@ class TreeCopy:
 
     def _copy_data(self, move: Move) -> Step[None]:
         reader = yield from move.source.open_reader(move.name, move.item, move.sink.chunk_bytes)
-        yield from copy_open_file(reader, move.sink, move.new_name, self._tally)
+        try:
+            xattrs = (yield from move.source.read_xattrs(move.name)) if self._has_xattrs else ()
+        except FileError:
+            yield from reader.close()
+            raise
+        yield from copy_open_file(reader, move.sink, move.new_name, self._tally, xattrs)
 
 
-def copy_open_file(reader: FileReader, sink: SinkFolder, name: bytes, tally: Tally) -> Step[None]:
+def copy_open_file(reader: FileReader, sink: SinkFolder, name: bytes, tally: Tally, xattrs: Xattrs = ()) -> Step[None]:
     """Copies an open file to a name, which it gets when it is whole. Raises FileError, FullError."""
     if isinstance(reader, WholeReader):
-        is_written = yield from sink.write_whole(name, reader.item, reader.data)
+        is_written = yield from sink.write_whole(name, replace(reader.item, xattrs=xattrs), reader.data)
         tally.whole += is_written or reader.is_of_guest
         if is_written:
             tally.move(reader.end)
@@ -210,7 +219,7 @@ def copy_open_file(reader: FileReader, sink: SinkFolder, name: bytes, tally: Tal
         writer = yield from sink.open_writer(name, reader.item)
         yield from pump(reader, writer, tally)
         yield from reader.finish()
-        yield from writer.finish(reader.item, reader.end)
+        yield from writer.finish(replace(reader.item, xattrs=xattrs), reader.end)
     except (FileError, FullError):
         yield from reader.close()
         if writer is not None:

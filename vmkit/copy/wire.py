@@ -31,6 +31,11 @@ LIMITS: Final = b"limits@openssh.com"
 # vshd's own, docs/reference/protocol.md 6.3.
 READ_FILE: Final = b"read-file@vmkit"
 WRITE_FILE: Final = b"write-file@vmkit"
+# 6.4: the extension, and the kind of an extended attribute in ATTRS.
+XATTRS: Final = b"xattrs@vmkit"
+XATTR: Final = b"xattr@vmkit"
+XATTRS_MAX: Final = 64
+XATTRS_BYTES_MAX: Final = 128 << 10
 WHOLE_BYTES_MAX: Final = 32 << 10
 WRITE_FILE_SYNC = 1
 
@@ -100,6 +105,10 @@ class Code(IntEnum):
     UNSUPPORTED = 8
 
 
+# Extended attributes by name; the value None: it is to be removed.
+Xattrs = tuple[tuple[bytes, bytes | None], ...]
+
+
 class SftpError(VmkitError):
     """The guest's SFTP server sent what the protocol does not allow. The copy ends."""
 
@@ -114,6 +123,7 @@ class FileAttributes:
     mode: int | None = None
     atime_s: int | None = None
     mtime_s: int | None = None
+    xattrs: Xattrs = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +193,11 @@ def pack_attributes(attributes: FileAttributes) -> bytes:
     if attributes.atime_s is not None and attributes.mtime_s is not None:
         flags |= HAS_TIMES
         body += struct.pack(">II", attributes.atime_s, attributes.mtime_s)
+    if attributes.xattrs:
+        flags |= HAS_MORE
+        body += struct.pack(">I", len(attributes.xattrs))
+        for name, value in attributes.xattrs:
+            body += pack_text(XATTR) + pack_text(name if value is None else name + b"\0" + value)
     return struct.pack(">I", flags) + body
 
 
@@ -223,11 +238,14 @@ class Cursor:
         uid, gid = (self.take_number(), self.take_number()) if flags & HAS_OWNER else (None, None)
         mode = self.take_number() if flags & HAS_MODE else None
         atime, mtime = (self.take_number(), self.take_number()) if flags & HAS_TIMES else (None, None)
+        xattrs: list[tuple[bytes, bytes | None]] = []
         if flags & HAS_MORE:
             for _ in range(self._take_count(EXTENSIONS_MAX)):
-                self.take_view()
-                self.take_view()
-        return FileAttributes(size, uid, gid, mode, atime, mtime)
+                kind, data = self.take_text(), self.take_view()
+                if kind == XATTR:
+                    name, nul, value = bytes(data).partition(b"\0")
+                    xattrs.append((name, value if nul else None))
+        return FileAttributes(size, uid, gid, mode, atime, mtime, tuple(xattrs))
 
     def take_names(self) -> NamesReply:
         """Returns the names of a listing. The long form of `ls -l` is left out."""

@@ -30,7 +30,7 @@ class Row:
         self.budget = budget
 
 
-SUBSYSTEMS = (Row(b"sftp", "vshd.services.sftp.serving", 10),)
+SUBSYSTEMS = (Row(b"sftp", "vshd.services.sftp.serving", 11),)
 
 
 def user_of(subsystem: Subsystem) -> bytes:

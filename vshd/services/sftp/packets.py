@@ -36,8 +36,11 @@ FOR_READING, FOR_WRITING, APPENDING, CREATING, TRUNCATING, EXCLUSIVE = 1, 2, 4, 
 ATTR_SIZE, ATTR_OWNER, ATTR_MODE, ATTR_TIMES, ATTR_EXTENDED = 1, 2, 4, 8, 1 << 31
 ATTR_ALL = ATTR_SIZE | ATTR_OWNER | ATTR_MODE | ATTR_TIMES
 NO_ATTRIBUTES = bytes(4)
-# No request has a use for more; each is skipped.
+# No request has a use for more.
 EXTENDED_ATTRIBUTES_MAX = 64
+# The kind of an extended attribute of the file system. Its data is the name, NUL and the value, or the name alone where
+# it is to be removed (docs/reference/protocol.md 6.4). Others are skipped.
+XATTR = b"xattr@vmkit"
 
 _INT32 = Struct(">I")
 _INT64 = Struct(">Q")
@@ -62,7 +65,7 @@ class PacketError(Exception):
 class Attributes:
     """The attributes that a request sets; None: it leaves this one alone."""
 
-    __slots__ = ("mode", "owner", "size", "times")
+    __slots__ = ("mode", "owner", "size", "times", "xattrs")
 
     def __init__(
         self,
@@ -70,12 +73,16 @@ class Attributes:
         owner: tuple[int, int] | None = None,
         mode: int | None = None,
         times: tuple[int, int] | None = None,
+        xattrs: "tuple[tuple[bytes, bytes | None], ...]" = (),
     ) -> None:
-        """owner: uid and gid. times: of the last access and the last change, in seconds since 1970."""
+        """owner: uid and gid. times: of the last access and the last change, in seconds since 1970. xattrs: extended
+        attributes by name; None: this one is to be removed.
+        """
         self.size = size
         self.owner = owner
         self.mode = mode
         self.times = times
+        self.xattrs = xattrs
 
 
 class Fields:
@@ -148,8 +155,8 @@ class Fields:
             count = self.int32()
             if count > EXTENDED_ATTRIBUTES_MAX:
                 raise PacketError(f"{count} extended attributes")
-            for _ in range(2 * count):
-                self.view()
+            pairs = [(self.view(), self.view()) for _ in range(count)]
+            attributes.xattrs = tuple(split_xattr(bytes(data)) for kind, data in pairs if kind == XATTR)
         return attributes
 
     def _take(self, form: Struct) -> int:
@@ -246,6 +253,18 @@ def render_attributes(size: int, uid: int, gid: int, mode: int, atime: int, mtim
     return _ATTRIBUTES.pack(ATTR_ALL, size, uid, gid, mode, atime & _MASK32, mtime & _MASK32)
 
 
+def render_xattrs(pairs: "list[tuple[bytes, bytes]]") -> bytes:
+    """An ATTRS structure of extended attributes alone."""
+    words = [render_string(word) for name, value in pairs for word in (XATTR, name + b"\0" + value)]
+    return _TWO_INT32.pack(ATTR_EXTENDED, len(pairs)) + b"".join(words)
+
+
+def split_xattr(data: bytes) -> "tuple[bytes, bytes | None]":
+    """The name and the value of an extended attribute; None: it is to be removed."""
+    name, nul, value = data.partition(b"\0")
+    return name, value if nul else None
+
+
 def render_attributes_answer(ident: int, attributes: bytes) -> bytes:
     return _HEAD.pack(5 + len(attributes), ATTRS, ident) + attributes
 
@@ -254,6 +273,11 @@ def render_extended_reply(ident: int, numbers: tuple[int, ...]) -> bytes:
     """An EXTENDED_REPLY of uint64s."""
     body = b"".join(_INT64.pack(number) for number in numbers)
     return _HEAD.pack(5 + len(body), EXTENDED_REPLY, ident) + body
+
+
+def render_extended_attributes(ident: int, attributes: bytes) -> bytes:
+    """An EXTENDED_REPLY of attributes."""
+    return _HEAD.pack(5 + len(attributes), EXTENDED_REPLY, ident) + attributes
 
 
 def render_whole(ident: int, attributes: bytes, data: bytes) -> bytes:

@@ -13,6 +13,7 @@ from vshd.services.sftp.attributes import LongNames, render_stat
 from vshd.services.sftp.extensions import ANNOUNCED, EXTENSIONS
 from vshd.services.sftp.handles import File, Folder, Handles, StatusError
 from vshd.services.sftp.packets import Attributes, Fields, PacketError, take_head
+from vshd.services.sftp.xattrs import set_xattrs
 from vshd.wire.output import Output
 
 TYPE_CHECKING = False
@@ -267,7 +268,9 @@ def _find_flags(wanted: int) -> int:
 
 
 def set_attributes(place: bytes | int, attributes: Attributes, *, follow_symlinks: bool = True) -> None:
-    """Sets what is given, the owner before the mode: a new owner takes setuid away. Raises OSError."""
+    """Sets what is given. The owner comes first: a new one takes setuid and file capabilities away. The mode comes
+    behind the extended attributes: it may not let its owner write them. Raises OSError, StatusError.
+    """
     if attributes.size is not None:
         os.truncate(place, attributes.size)
     if attributes.owner is not None:
@@ -276,6 +279,8 @@ def set_attributes(place: bytes | int, attributes: Attributes, *, follow_symlink
             os.chown(place, uid, gid)
         else:
             os.chown(place, uid, gid, follow_symlinks=follow_symlinks)
+    if attributes.xattrs:
+        set_xattrs(place, attributes.xattrs, follow_symlinks=follow_symlinks)
     if attributes.mode is not None:
         if isinstance(place, int):
             os.chmod(place, attributes.mode & MODE_BITS)
