@@ -44,6 +44,23 @@ def test_streams_and_holes(ready: str, vmkit: Run, tmp_path: Path) -> None:
     assert state.stdout == f"{1 << 40} 0\n"
 
 
+def test_extended_attributes_go_both_ways(ready: str, vmkit: Run, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "f").write_text("data")
+    try:
+        os.setxattr(tree / "f", "user.mime", b"text/plain")
+        os.setxattr(tree, "user.of-a-folder", b"\0")
+    except OSError as error:
+        pytest.skip(f"the file system of {tree} has no extended attributes: {error.strerror}")
+    assert vmkit("cp", "--xattrs", str(tree), f"{ready}:/tmp/with").returncode == 0
+    assert vmkit("cp", "--xattrs", f"{ready}:/tmp/with", str(tmp_path / "back")).returncode == 0
+    assert os.getxattr(tmp_path / "back" / "f", "user.mime") == b"text/plain"
+    assert os.getxattr(tmp_path / "back", "user.of-a-folder") == b"\0"
+    # None of a guest's /proc: a file system without them is copied as it is.
+    assert vmkit("cp", "--xattrs", f"{ready}:/proc/version", str(tmp_path)).returncode == 0
+
+
 def test_full_guest_keeps_its_old_file(ready: str, vmkit: Run, tmp_path: Path) -> None:
     machine = find_machine(ready)
     script = "mkdir /tmp/small && mount -t tmpfs -o size=1m small /tmp/small && echo old > /tmp/small/f"
