@@ -42,6 +42,27 @@ def extended(*names: bytes) -> bytes:
     return struct.pack(">II", 1 << 31, len(names)) + pairs
 
 
+READ_FOLDER = b"read-folder@vmkit"
+
+
+def content(name: bytes, mode: int, size: int, data: bytes) -> bytes:
+    """One entry of an answer to read-folder."""
+    return text(name) + attributes(mode, size) + struct.pack(">I", 1) + text(data)
+
+
+# Answers to it.
+FOLDERS = {
+    "folder-slash": struct.pack(">I", 1) + content(b"../evil", FILE, 4, b"evil"),
+    "folder-size": struct.pack(">I", 1) + content(b"f", FILE, 1 << 40, DATA),
+    "folder-link": struct.pack(">I", 1) + content(b"f", LINK, len(DATA), DATA),
+    "folder-large": struct.pack(">I", 1) + content(b"f", FILE, 50_000, bytes(50_000)),
+    "folder-count": struct.pack(">I", 1 << 30) + content(b"f", FILE, len(DATA), DATA),
+    "folder-twice": struct.pack(">I", 2) + 2 * content(b"f", FILE, len(DATA), DATA),
+    "folder-none": struct.pack(">I", 0),
+    "folder-endless": struct.pack(">I", 1) + content(b"f", FILE, len(DATA), DATA),
+    "folder-status": b"",
+}
+
 XATTRS = b"xattrs@vmkit"
 # Answers to it.
 ATTRIBUTES = {
@@ -91,8 +112,8 @@ class Server:
 
     def answer(self, kind: int, body: bytes) -> bytes:
         if kind == INIT:
-            name = READ_FILE if self.lie in WHOLE else XATTRS
-            extensions = text(name) + text(b"1") if self.lie in (*WHOLE, *ATTRIBUTES) else b""
+            name = READ_FILE if self.lie in WHOLE else READ_FOLDER if self.lie in FOLDERS else XATTRS
+            extensions = text(name) + text(b"1") if self.lie in (*WHOLE, *FOLDERS, *ATTRIBUTES) else b""
             return self.frame(VERSION, struct.pack(">I", 6 if self.lie == "version" else 3) + extensions)
         number, rest = body[:4], body[4:]
         if self.lie == "wrong-id" and kind == READ:
@@ -123,6 +144,9 @@ class Server:
             return NAME, number + struct.pack(">I", count) + rows
         if kind == EXTENDED and self.lie in WHOLE:
             return (STATUS, number + status) if self.lie == "whole-status" else (REPLY, number + WHOLE[self.lie])
+        if kind == EXTENDED and self.lie in FOLDERS:
+            answer = FOLDERS[self.lie]
+            return (REPLY, number + answer) if answer else (STATUS, number + status)
         if kind == EXTENDED and self.lie in ATTRIBUTES:
             return REPLY, number + ATTRIBUTES[self.lie]
         if kind == READLINK:

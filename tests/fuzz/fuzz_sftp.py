@@ -23,7 +23,8 @@ KINDS = (*range(3, 21), 200, 200, 200, 0, 2, 101, 255)
 EXTENSIONS = (
     *(b"posix-rename@openssh.com", b"statvfs@openssh.com", b"fstatvfs@openssh.com", b"hardlink@openssh.com"),
     *(b"fsync@openssh.com", b"lsetstat@openssh.com", b"limits@openssh.com", b"expand-path@openssh.com"),
-    *(b"copy-data", b"read-file@vmkit", b"write-file@vmkit", b"xattrs@vmkit", b"x@example.org"),
+    *(b"copy-data", b"read-file@vmkit", b"write-file@vmkit", b"xattrs@vmkit", b"read-folder@vmkit"),
+    b"x@example.org",
 )
 NUMBERS = (0, 1, 5, 4096, 1 << 18, 1 << 31, (1 << 32) - 1)
 OFFSETS = (*NUMBERS, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)

@@ -38,13 +38,15 @@ def make_reply(rng: random.Random, kind: Kind, number: int) -> bytes:
     xattrs = ((rng.randbytes(3), b"value"), (b"user.gone", None))
     name = pack_text(rng.randbytes(rng.randrange(8))) + pack_text(b"long") + attributes
     count = rng.randrange(4)
+    content = pack_text(b"name") + attributes + rng.choice((bytes(4), struct.pack(">I", 1) + pack_text(b"data")))
+    listing = struct.pack(">I", count) + content * count
     replies = {
         Kind.READ: (103, pack_text(rng.randbytes(rng.randrange(1, READ_BYTES + 1)))),
         Kind.READDIR: (104, struct.pack(">I", count) + name * count),
         Kind.OPEN: (102, pack_text(b"handle")),
         Kind.STAT: (105, attributes),
         Kind.READLINK: (104, struct.pack(">I", 1) + name),
-        Kind.EXTENDED: (201, rng.choice((rng.randbytes(40), pack_attributes(FileAttributes(xattrs=xattrs))))),
+        Kind.EXTENDED: (201, rng.choice((rng.randbytes(40), pack_attributes(FileAttributes(xattrs=xattrs)), listing))),
     }
     failure = (101, struct.pack(">I", rng.randrange(10)) + pack_text(b"text") + pack_text(b""))
     answer, body = replies.get(kind, failure) if rng.random() < 0.8 else failure
@@ -97,6 +99,10 @@ def check_reply(ticket: Ticket, reply: object, tickets: set[Ticket]) -> None:
     elif isinstance(reply, ExtendedReply):
         with contextlib.suppress(FileError, SftpError):
             check_xattrs(Cursor(reply.body).take_attributes().xattrs)
+        with contextlib.suppress(SftpError):
+            for name, attributes, data in Cursor(reply.body).take_contents():
+                assert len(name) + len(data or b"") < len(reply.body)
+                make_item(attributes)
 
 
 if __name__ == "__main__":

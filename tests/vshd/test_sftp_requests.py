@@ -49,6 +49,7 @@ def test_version_announces_openssh_extensions() -> None:
         b"copy-data": b"1",
         b"read-file@vmkit": b"1",
         b"write-file@vmkit": b"1",
+        b"read-folder@vmkit": b"1",
         b"xattrs@vmkit": b"1",
     }
 

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.other_user import ask_as_other
 from tests.vshd import sftp_peer as sftp
 from tests.vshd.sftp_peer import NO_ATTRIBUTES, Peer, text, u32, u64
-from tests.vshd.test_sftp_requests import BAD_MESSAGE, FAILURE, NO_SUCH_FILE, OK, field
+from tests.vshd.test_sftp_requests import BAD_MESSAGE, EOF, FAILURE, NO_SUCH_FILE, OK, field
 from vshd.services.sftp.whole import WHOLE_MAX
 
-GET, PUT = b"read-file@vmkit", b"write-file@vmkit"
+GET, PUT, LIST = b"read-file@vmkit", b"write-file@vmkit", b"read-folder@vmkit"
 OLD_S = 1_000_000_000
 
 
@@ -39,6 +40,77 @@ def test_other_files_are_not_read(tmp_path: Path) -> None:
         assert peer.extended(GET, field(tmp_path, b"none")).status()[0] == NO_SUCH_FILE
         assert peer.extended(GET, u32(5)).status()[0] == BAD_MESSAGE
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def list_folder(peer: Peer, folder: Path) -> tuple[list[list[bytes]], dict[bytes, tuple[int, bytes | None]]]:
+    """The names of each answer to read-folder, and what each name has: its mode, and its data."""
+    handle = peer.ask(sftp.OPENDIR, text(os.fsencode(folder))).text()
+    answers: list[list[bytes]] = []
+    found: dict[bytes, tuple[int, bytes | None]] = {}
+    while (answer := peer.extended(LIST, text(handle))).kind == sftp.EXTENDED_REPLY:
+        answers.append([])
+        for _ in range(answer.u32()):
+            name, attributes = answer.text(), answer.attributes()
+            answers[-1].append(name)
+            found[name] = attributes.get("mode", 0), answer.text() if answer.u32() else None
+        assert answer.rest == b""
+    assert answer.status()[0] == EOF
+    return answers, found
+
+
+def test_folder_is_read_with_the_data_of_small_files(tmp_path: Path) -> None:
+    (tmp_path / "small").write_text("data")
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "most").write_bytes(b"m" * WHOLE_MAX)
+    (tmp_path / "large").write_bytes(bytes(WHOLE_MAX + 1))
+    (tmp_path / "link").symlink_to("small")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    before = len(os.listdir("/proc/self/fd"))
+    with Peer() as peer:
+        _, found = list_folder(peer, tmp_path)
+        data = {name: data for name, (_, data) in found.items() if data is not None}
+        assert data == {b"small": b"data", b"empty": b"", b"most": b"m" * WHOLE_MAX}
+        kinds = {name: mode & 0o170000 for name, (mode, _) in found.items()}
+        assert kinds[b"link"] == 0o120000
+        assert kinds[b"fifo"] == 0o010000
+        assert set(found) == {b"small", b"empty", b"most", b"large", b"link", b"folder", b"fifo"}
+        assert peer.requests.bytes_out == 4 + WHOLE_MAX
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_answers_to_read_folder_fit_into_packets(tmp_path: Path) -> None:
+    for number in range(20):
+        (tmp_path / f"{number}").write_bytes(bytes(WHOLE_MAX))
+    with Peer() as peer:
+        answers, found = list_folder(peer, tmp_path)
+    # Four files are below the limit of an answer, and the fifth passes it.
+    assert [len(names) for names in answers] == [4, 4, 4, 4, 4]
+    assert len(found) == 20
+
+
+def test_files_of_proc_come_without_data(tmp_path: Path) -> None:
+    """Their sizes say nothing."""
+    with Peer() as peer:
+        _, found = list_folder(peer, Path("/proc/self/net"))
+    assert found[b"dev"][1] is None
+
+
+@pytest.mark.root
+def test_file_that_may_not_be_read_comes_without_data(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("s")
+    (tmp_path / "secret").chmod(0)
+    tmp_path.chmod(0o755)
+
+    def ask() -> object:
+        with Peer() as peer:
+            return list_folder(peer, Path(os.curdir))[1]
+
+    os.chdir(tmp_path)
+    try:
+        assert ask_as_other(ask) == repr({b"secret": (0o100000, None)})
+    finally:
+        os.chdir("/")
 
 
 @pytest.mark.parametrize("flags", [0, 1])

@@ -1,6 +1,7 @@
 """The guest as a source: reads its directories and files by SFTP, many requests at a time."""
 
 import os
+from collections.abc import Sequence
 
 from vmkit.copy.calls import ask, check_done, make_item, wait_for
 from vmkit.copy.connection import Ticket
@@ -10,6 +11,7 @@ from vmkit.copy.wire import (
     OPEN_READ,
     PATH_BYTES_MAX,
     READ_FILE,
+    READ_FOLDER,
     WHOLE_BYTES_MAX,
     XATTRS,
     Code,
@@ -34,6 +36,10 @@ NAMES_MAX = 1_000_000
 UNKNOWN = 1 << 64
 # Requests for one listing at once. An answer has some hundred names.
 READDIRS_MAX = 8
+# What an answer to read-folder has, about.
+FOLDER_BYTES = 128 << 10
+# Answers to requests under way come on top: READDIRS_MAX for each directory that is read.
+AHEAD_BYTES_MAX = 4 << 20
 
 
 def join(folder: bytes, name: bytes) -> bytes:
@@ -44,12 +50,22 @@ def join(folder: bytes, name: bytes) -> bytes:
     return path
 
 
+class Ahead:
+    """Data of small files that came with their names, and is not written yet."""
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+
+
 class GuestFolder:
     """A directory of the guest, by its path. It is open once read_batch() has begun, until its end."""
 
-    def __init__(self, channel: Channel, path: bytes) -> None:
+    def __init__(self, channel: Channel, path: bytes, ahead: "Ahead | None" = None) -> None:
+        """ahead: what all directories of one tree share."""
         self._channel = channel
         self.path = path
+        self._ahead = Ahead() if ahead is None else ahead
+        self._whole: dict[bytes, WholeReader] = {}
         self._handle: HandleReply | None = None
         self._seen: set[bytes] = set()
         # READDIRs of the next batch.
@@ -59,19 +75,23 @@ class GuestFolder:
         return render_path(self._channel, self.path, name)
 
     def open_folder(self, name: bytes) -> "Step[GuestFolder]":
-        folder = GuestFolder(self._channel, join(self.path, name))
+        folder = GuestFolder(self._channel, join(self.path, name), self._ahead)
         folder._handle = yield from ask(self._channel, HandleReply, Kind.OPENDIR, folder.path)
         return folder
 
-    def read_batch(self) -> Step[list[tuple[bytes, Item]]]:
+    def read_batch(self, *, with_data: bool = False) -> Step[list[tuple[bytes, Item]]]:
         found: list[tuple[bytes, Item]] = []
         while not found and self._handle is not None:
+            # Data that came along waits until its file's turn. While much waits, a listing has names alone.
+            with_data &= READ_FOLDER in self._channel.extensions and self._ahead.size_bytes < AHEAD_BYTES_MAX
             # The server lists on while the first names are read. A small directory and its end come in one exchange.
-            tickets = [self._channel.send(Kind.READDIR, self._handle.value) for _ in range(self._asked)]
+            tickets = [self._ask_for_names(self._handle.value, with_data=with_data) for _ in range(self._asked)]
             self._asked = min(self._asked * 2, READDIRS_MAX)
             for reply in (yield from wait_for(tickets)):
                 if isinstance(reply, NamesReply):
-                    self._take_names(reply, found)
+                    self._take_names([(name, attributes, None) for name, attributes in reply.names], found)
+                elif isinstance(reply, ExtendedReply):
+                    self._take_names(Cursor(reply.body).take_contents(), found)
                 elif isinstance(reply, StatusReply) and reply.code == Code.EOF:
                     yield from self.close()
                     break
@@ -80,18 +100,38 @@ class GuestFolder:
                     raise SftpError("the guest's SFTP server answered READDIR with success and no names")
         return found
 
-    def _take_names(self, reply: NamesReply, found: list[tuple[bytes, Item]]) -> None:
-        if not reply.names:
+    def _ask_for_names(self, handle: bytes, *, with_data: bool) -> Ticket:
+        if with_data:
+            return self._channel.send(Kind.EXTENDED, READ_FOLDER, handle, size_bytes=FOLDER_BYTES)
+        return self._channel.send(Kind.READDIR, handle)
+
+    def _take_names(
+        self, names: Sequence[tuple[bytes, FileAttributes, memoryview | None]], found: list[tuple[bytes, Item]]
+    ) -> None:
+        if not names:
             raise SftpError("the guest's SFTP server sent a listing without names, and not its end")
-        for name, attributes in reply.names:
+        for name, attributes, data in names:
             if name in self._seen or len(self._seen) >= NAMES_MAX:
                 where = self.describe(b".")
                 raise SftpError(f"the guest's SFTP server sends a listing of {where} without an end")
             self._seen.add(name)
-            if name not in (b".", b".."):
-                found.append((check_name(name), make_item(attributes)))
+            if name in (b".", b".."):
+                continue
+            item = make_item(attributes)
+            found.append((check_name(name), item))
+            if data is not None:
+                if item.kind != ItemKind.FILE or not item.size == len(data) <= WHOLE_BYTES_MAX:
+                    what = f"a file of {item.size} bytes, which is a {item.kind}"
+                    raise SftpError(f"the guest's SFTP server sent {len(data)} bytes for {what}")
+                # Of its own: the packet is much larger.
+                self._whole[name] = WholeReader(item, bytes(data), is_of_guest=True)
+                self._ahead.size_bytes += item.size
 
     def open_reader(self, name: bytes, item: Item, chunk_bytes: int) -> "Step[GuestReader | WholeReader]":
+        ready = self._whole.pop(name, None)
+        if ready is not None:
+            self._ahead.size_bytes -= ready.end
+            return ready
         path = join(self.path, name)
         if READ_FILE in self._channel.extensions and item.size <= WHOLE_BYTES_MAX:
             whole = yield from self._read_whole(path, item)

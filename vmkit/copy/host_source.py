@@ -68,7 +68,7 @@ class HostFolder:
             raise refuse(error) from error
         return HostFolder(self._opened, fd, join_path(self._path, name), follows=False)
 
-    def read_batch(self) -> Step[list[tuple[bytes, Item]]]:
+    def read_batch(self, *, with_data: bool = False) -> Step[list[tuple[bytes, Item]]]:
         yield from ()
         found = []
         try:

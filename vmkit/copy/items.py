@@ -230,8 +230,11 @@ class SourceFolder(Protocol):
     def open_folder(self, name: bytes) -> "Step[SourceFolder]":
         """Opens a directory in it. Raises FileError."""
 
-    def read_batch(self) -> Step[list[tuple[bytes, Item]]]:
-        """Returns the next names; none at the end. Raises FileError."""
+    def read_batch(self, *, with_data: bool = False) -> Step[list[tuple[bytes, Item]]]:
+        """Returns the next names; none at the end. Raises FileError.
+
+        with_data: their files will be opened soon, so the data of small ones may come along.
+        """
 
     def open_reader(self, name: bytes, item: Item, chunk_bytes: int) -> Step[FileReader]:
         """Opens a file in it. Raises FileError."""

@@ -156,7 +156,7 @@ class TreeCopy:
         group = Group(self._engine)
         failure: FileError | None = None
         try:
-            while batch := (yield from source.read_batch()):
+            while batch := (yield from source.read_batch(with_data=True)):
                 self.start([Move(source, name, item, sink, name, move.depth + 1) for name, item in batch], group)
                 yield self._engine.find_room()
         except FileError as error:

@@ -36,6 +36,7 @@ XATTRS: Final = b"xattrs@vmkit"
 XATTR: Final = b"xattr@vmkit"
 XATTRS_MAX: Final = 64
 XATTRS_BYTES_MAX: Final = 128 << 10
+READ_FOLDER: Final = b"read-folder@vmkit"
 WHOLE_BYTES_MAX: Final = 32 << 10
 WRITE_FILE_SYNC = 1
 
@@ -255,6 +256,14 @@ class Cursor:
             self.take_view()
             names.append((name, self.take_attributes()))
         return NamesReply(tuple(names))
+
+    def take_contents(self) -> "list[tuple[bytes, FileAttributes, memoryview | None]]":
+        """Returns the names of an answer to read-folder, with the data of those that have it."""
+        contents: list[tuple[bytes, FileAttributes, memoryview | None]] = []
+        for _ in range(self._take_count(NAMES_MAX)):
+            name, attributes = self.take_text(), self.take_attributes()
+            contents.append((name, attributes, self.take_view() if self.take_number() else None))
+        return contents
 
     def take_rest(self) -> memoryview:
         """Returns what is left."""

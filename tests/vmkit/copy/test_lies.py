@@ -58,6 +58,15 @@ def test_same_server_without_a_lie_is_copied(cp: Cp, host: Path, lie: Peers) -> 
         ("cut", "too short"),
         ("link", "answered READLINK without one path"),
         ("version", "has version 6"),
+        ("folder-slash", "a name that no file can have: b'../evil'"),
+        ("folder-size", "9 bytes for a file of 1099511627776 bytes"),
+        ("folder-link", "9 bytes for a file of 9 bytes, which is a symbolic link"),
+        ("folder-large", "50000 bytes for a file of 50000 bytes"),
+        ("folder-count", "a list of 1073741824 items"),
+        ("folder-twice", "a listing of m:t without an end"),
+        ("folder-none", "a listing without names"),
+        ("folder-endless", "a listing of m:t without an end"),
+        ("folder-status", "answered READDIR with success and no names"),
     ],
 )
 def test_lie_ends_the_copy(cp: Cp, host: Path, lie: Peers, word: str, brief: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 from tests.vmkit.copy.conftest import Cp, Peers, show
 from tests.vmkit.copy.test_copy import make_tree
 from tests.vmkit.copy.test_lies import tell
+from vmkit.copy import guest_source
 from vmkit.copy.copying import CopyError, copy
 from vmkit.copy.endpoints import plan_copy
 from vmkit.copy.tree import Tally
@@ -34,6 +35,19 @@ def test_tree_is_the_same_after_both_ways(cp: Cp, host: Path, guest: Path, vshd:
     assert (cp("m:tree", "back").files, show(host / "back")) == (9, before)
     cp("m:tree", "n:again")
     assert show(guest / "again") == before
+
+
+@pytest.mark.parametrize("limit", [1, 100_000, 1 << 30])
+def test_data_that_comes_with_names_is_limited(
+    cp: Cp, host: Path, guest: Path, vshd: Peers, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """Above the limit a listing has names alone, and each file is asked for."""
+    monkeypatch.setattr(guest_source, "AHEAD_BYTES_MAX", limit)
+    (guest / "tree").mkdir()
+    for number in range(60):
+        (guest / "tree" / f"{number}").write_bytes(os.urandom(10_000 + number))
+    assert cp("m:tree", ".").files == 60
+    assert show(host / "tree") == show(guest / "tree")
 
 
 @pytest.mark.parametrize("words", [("f", "m:"), ("m:f", "n:g")])

@@ -6,7 +6,7 @@ import pwd
 
 from vshd.services.sftp import packets
 from vshd.services.sftp.handles import HANDLES_MAX, StatusError
-from vshd.services.sftp.whole import read_file, write_file
+from vshd.services.sftp.whole import read_file, read_folder, write_file
 from vshd.services.sftp.xattrs import read_xattrs
 
 TYPE_CHECKING = False
@@ -132,6 +132,7 @@ EXTENSIONS: "dict[bytes, Callable[[Requests, int, Fields], None]]" = {
     b"copy-data": copy_data,
     b"read-file@vmkit": read_file,
     b"write-file@vmkit": write_file,
+    b"read-folder@vmkit": read_folder,
     b"xattrs@vmkit": read_xattrs,
 }
 _VERSIONS = {b"statvfs@openssh.com": b"2", b"fstatvfs@openssh.com": b"2"}

@@ -36,6 +36,7 @@ FOR_READING, FOR_WRITING, APPENDING, CREATING, TRUNCATING, EXCLUSIVE = 1, 2, 4, 
 ATTR_SIZE, ATTR_OWNER, ATTR_MODE, ATTR_TIMES, ATTR_EXTENDED = 1, 2, 4, 8, 1 << 31
 ATTR_ALL = ATTR_SIZE | ATTR_OWNER | ATTR_MODE | ATTR_TIMES
 NO_ATTRIBUTES = bytes(4)
+NO_DATA = bytes(4)
 # No request has a use for more.
 EXTENDED_ATTRIBUTES_MAX = 64
 # The kind of an extended attribute of the file system. Its data is the name, NUL and the value, or the name alone where
@@ -284,6 +285,18 @@ def render_whole(ident: int, attributes: bytes, data: bytes) -> bytes:
     """An EXTENDED_REPLY of a file's attributes and its data."""
     size = 5 + len(attributes) + LENGTH_SIZE + len(data)
     return b"".join((_HEAD.pack(size, EXTENDED_REPLY, ident), attributes, _INT32.pack(len(data)), data))
+
+
+def render_contents(ident: int, count: int, entries: bytes) -> bytes:
+    """An EXTENDED_REPLY of `count` entries, which render_content() made."""
+    return _HEAD.pack(9 + len(entries), EXTENDED_REPLY, ident) + _INT32.pack(count) + entries
+
+
+def render_content(name: bytes, attributes: bytes, data: bytes | None) -> bytes:
+    """A name with attributes, and 1 and the data, or 0 without it."""
+    if data is None:
+        return b"".join((_INT32.pack(len(name)), name, attributes, NO_DATA))
+    return b"".join((_INT32.pack(len(name)), name, attributes, _TWO_INT32.pack(1, len(data)), data))
 
 
 def render_string(data: bytes) -> bytes:
