@@ -7,7 +7,7 @@ import os
 import secrets
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -61,6 +61,10 @@ class Item:
     gid: int | None = None
     identity: tuple[int, int] | None = None
     xattrs: Xattrs = ()
+
+    def with_xattrs(self, xattrs: Xattrs) -> "Item":
+        """Returns the same with these extended attributes; most files have none."""
+        return replace(self, xattrs=xattrs) if xattrs else self
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ file is atomic. A directory of the destination is entered only under a name that
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 
@@ -153,7 +153,7 @@ class SyncTree:
             self._tally.note(Action.CHANGE, pair.path + b"/")
             self._tally.changed += 1
         if not self._rules.dry_run:
-            yield from pair.sink.finish(replace(pair.item, xattrs=changes))
+            yield from pair.sink.finish(pair.item.with_xattrs(changes))
 
     def _compare_xattrs(
         self, source: SourceFolder, sink: SyncedFolder, listing: SourceFolder, name: bytes
@@ -205,7 +205,7 @@ class SyncTree:
         if self._has_xattrs and sink is not None:
             assert level.listing is not None
             changes = yield from self._compare_xattrs(level.pair.source, sink, level.listing, name)
-            item = replace(item, xattrs=changes)
+            item = item.with_xattrs(changes)
         self._compare_metadata(level, name, item, old, path)
 
     def _compare_metadata(self, level: _Level, name: bytes, item: Item, old: Item, path: bytes) -> None:

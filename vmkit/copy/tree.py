@@ -1,7 +1,7 @@
 """The steps of a copy, for any two sides: a file, a directory with all below it, a link."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 from vmkit.copy.engine import Engine, Gate, Step
@@ -122,7 +122,6 @@ class TreeCopy:
         self._engine.push((move.item.size, partial(self._run, move, group)) for move in moves)
 
     def _run(self, move: Move, group: Group) -> Step[None]:
-        where = move.source.describe(move.name)
         try:
             match move.item.kind:
                 case ItemKind.FILE:
@@ -134,11 +133,11 @@ class TreeCopy:
                     yield from move.sink.make_link(move.new_name, target, move.item)
                     self._tally.links += 1
                 case ItemKind.OTHER:
-                    self._tally.skip(where)
+                    self._tally.skip(move.source.describe(move.name))
             if self._tally.report is not None and move.item.kind != ItemKind.OTHER:
-                self._tally.report(where, move.sink.describe(move.new_name))
+                self._tally.report(move.source.describe(move.name), move.sink.describe(move.new_name))
         except FileError as error:
-            self._tally.fail(f"{where}: {error.brief}")
+            self._tally.fail(f"{move.source.describe(move.name)}: {error.brief}")
         except FullError as error:
             path = move.sink.describe(move.new_name)
             raise FullError(f"cannot write {path}: {error.brief}") from error
@@ -167,7 +166,7 @@ class TreeCopy:
         try:
             if is_new:
                 xattrs = (yield from move.source.read_xattrs(move.name)) if self._has_xattrs else ()
-                yield from sink.finish(replace(move.item, xattrs=xattrs))
+                yield from sink.finish(move.item.with_xattrs(xattrs))
         finally:
             yield from sink.close()
         if failure is not None:
@@ -208,7 +207,7 @@ class TreeCopy:
 def copy_open_file(reader: FileReader, sink: SinkFolder, name: bytes, tally: Tally, xattrs: Xattrs = ()) -> Step[None]:
     """Copies an open file to a name, which it gets when it is whole. Raises FileError, FullError."""
     if isinstance(reader, WholeReader):
-        is_written = yield from sink.write_whole(name, replace(reader.item, xattrs=xattrs), reader.data)
+        is_written = yield from sink.write_whole(name, reader.item.with_xattrs(xattrs), reader.data)
         tally.whole += is_written or reader.is_of_guest
         if is_written:
             tally.move(reader.end)
@@ -219,7 +218,7 @@ def copy_open_file(reader: FileReader, sink: SinkFolder, name: bytes, tally: Tal
         writer = yield from sink.open_writer(name, reader.item)
         yield from pump(reader, writer, tally)
         yield from reader.finish()
-        yield from writer.finish(replace(reader.item, xattrs=xattrs), reader.end)
+        yield from writer.finish(reader.item.with_xattrs(xattrs), reader.end)
     except (FileError, FullError):
         yield from reader.close()
         if writer is not None:
