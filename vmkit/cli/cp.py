@@ -75,7 +75,7 @@ def cp(
 def _describe(copied: Copied) -> str:
     """How the files went, for --verbose."""
     counts = f"{copied.files} files, {copied.bytes} bytes in {copied.seconds:.2f} s"
-    return f"{counts}; {copied.whole} small files went in one message each"
+    return f"{counts}; {copied.whole} small files went whole in one message"
 
 
 def _render(copied: Copied, failed: int) -> dict[str, object]:

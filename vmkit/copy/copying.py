@@ -22,7 +22,7 @@ PLAIN = Keep()
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """What a copy did. whole: files that went in or out of a guest in one message each.
+    """What a copy did. whole: files that went in or out of a guest whole in one message.
 
     skipped: devices, sockets and FIFOs, which have no data to copy.
     """

@@ -71,7 +71,7 @@ def test_verbose_copy_names_files_and_how_they_went(vmkit: Vmkit, machine: FakeM
     assert lines[0] == f"{tmp_path}/t/f -> m:{tmp_path}/there/f"
     assert lines[1] == f"{tmp_path}/t -> m:{tmp_path}/there"
     assert lines[2].startswith("1 files, 4 bytes in ")
-    assert lines[2].endswith("; 1 small files went in one message each")
+    assert lines[2].endswith("; 1 small files went whole in one message")
 
 
 def test_failure_is_an_error_and_part_of_the_summary(vmkit: Vmkit, machine: FakeMachine, tmp_path: Path) -> None:

@@ -288,15 +288,13 @@ def render_whole(ident: int, attributes: bytes, data: bytes) -> bytes:
 
 
 def render_contents(ident: int, count: int, entries: bytes) -> bytes:
-    """An EXTENDED_REPLY of `count` entries, which render_content() made."""
+    """An EXTENDED_REPLY of entries: a name, attributes, and what render_data_size() gave with the data, or NO_DATA."""
     return _HEAD.pack(9 + len(entries), EXTENDED_REPLY, ident) + _INT32.pack(count) + entries
 
 
-def render_content(name: bytes, attributes: bytes, data: bytes | None) -> bytes:
-    """A name with attributes, and 1 and the data, or 0 without it."""
-    if data is None:
-        return b"".join((_INT32.pack(len(name)), name, attributes, NO_DATA))
-    return b"".join((_INT32.pack(len(name)), name, attributes, _TWO_INT32.pack(1, len(data)), data))
+def render_data_size(size: int) -> bytes:
+    """What precedes the data of an entry."""
+    return _TWO_INT32.pack(1, size)
 
 
 def render_string(data: bytes) -> bytes:

@@ -22,6 +22,9 @@ FLAG_SYNC = 1
 FOLDER_SIZE = 1 << 17
 # Not to wait, and no terminal: as for every file that is opened here. In a folder no link is followed.
 _READING = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_READING_NO_LINK = _READING | os.O_NOFOLLOW
+# An entry without its name and data: two lengths, attributes, and whether there is data.
+ENTRY_SIZE = 44
 
 
 def read_file(requests: "Requests", ident: int, fields: "Fields") -> None:
@@ -44,51 +47,57 @@ def read_folder(requests: "Requests", ident: int, fields: "Fields") -> None:
     files.
     """
     folder = requests.handles.folder(fields.handle())
-    size = count = 0
     parts: list[bytes] = []
+    count = size = size_of_data = 0
     for entry in folder.entries:
+        data = None
         try:
-            attributes, data = _read_entry(entry)
+            if entry.is_file(follow_symlinks=False):
+                found, data = _read_small(entry.path)
+            else:
+                found = entry.stat(follow_symlinks=False)
+            attributes = render_stat(found)
         except FileNotFoundError:
             continue
-        parts.append(packets.render_content(entry.name, attributes, data))
+        except OSError:
+            # The client asks for it by OPEN, and gets this error.
+            attributes = _look(entry)
+        name = entry.name
+        if data is None:
+            parts += (packets.render_string(name), attributes, packets.NO_DATA)
+        else:
+            # One string each, and not one for the entry: most entries are such files.
+            parts += (packets.render_string(name), attributes, packets.render_data_size(len(data)), data)
+            size_of_data += len(data)
+        size += len(name) + ENTRY_SIZE
         count += 1
-        size += len(parts[-1])
-        if data:
-            requests.bytes_out += len(data)
-        if size > FOLDER_SIZE:
+        if size + size_of_data > FOLDER_SIZE:
             break
     if not count:
         requests.status(ident, packets.EOF, b"end of the folder")
         return
     requests.output.append(packets.render_contents(ident, count, b"".join(parts)))
+    requests.bytes_out += size_of_data
 
 
-def _read_entry(entry: "os.DirEntry[bytes]") -> tuple[bytes, bytes | None]:
-    """A file's attributes, and its data if it is small. Raises FileNotFoundError."""
-    try:
-        if not entry.is_file(follow_symlinks=False):
-            return render_stat(entry.stat(follow_symlinks=False)), None
-    except FileNotFoundError:
-        raise
-    except OSError:
-        return packets.NO_ATTRIBUTES, None
-    try:
-        fd = os.open(entry.path, _READING | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        raise
-    except OSError:
-        # The client asks for it by OPEN, and gets this error.
-        return render_stat(entry.stat(follow_symlinks=False)), None
+def _read_small(path: bytes) -> "tuple[os.stat_result, bytes | None]":
+    """A file's state, and its data if it is small. Raises OSError."""
+    fd = os.open(path, _READING_NO_LINK)
     try:
         data = os.read(fd, WHOLE_MAX + 1)
         found = os.fstat(fd)
-    except OSError:
-        return render_stat(entry.stat(follow_symlinks=False)), None
     finally:
         os.close(fd)
-    is_whole = stat.S_ISREG(found.st_mode) and len(data) == found.st_size <= WHOLE_MAX
-    return render_stat(found), data if is_whole else None
+    is_whole = len(data) == found.st_size <= WHOLE_MAX and stat.S_ISREG(found.st_mode)
+    return found, data if is_whole else None
+
+
+def _look(entry: "os.DirEntry[bytes]") -> bytes:
+    """The attributes of a file that could not be read."""
+    try:
+        return render_stat(entry.stat(follow_symlinks=False))
+    except OSError:
+        return packets.NO_ATTRIBUTES
 
 
 def write_file(requests: "Requests", ident: int, fields: "Fields") -> None:
