@@ -226,6 +226,15 @@ def _has_ended_child(pid: int) -> bool:
     return states == ["Z"]
 
 
+def _is_killed(pid: int) -> bool:
+    """Whether a process has ended, or has SIGKILL to take (proc(5), /proc/PID/status)."""
+    try:
+        lines = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return lines["State"][0] in "ZX" or bool(int(lines["ShdPnd"], 16) >> (signal.SIGKILL - 1) & 1)
+
+
 def test_silent_clients_are_few_at_a_time_and_make_room(start_vshd: StartVshd) -> None:
     """Each costs a process: together they must not fill a small guest's memory, nor keep other clients out."""
     vshd = start_vshd("--handshake_timeout=6")
@@ -233,5 +242,6 @@ def test_silent_clients_are_few_at_a_time_and_make_room(start_vshd: StartVshd) -
         for _ in range(UNPROVEN_MAX + 20):
             stack.enter_context(vshd.connect())
         assert vshd.run("--", "echo", "in").stdout == b"in\n"
-        assert len(vshd.children()) <= UNPROVEN_MAX + 2
+        # On a busy host, some of those that were dropped have still to end.
+        assert sum(not _is_killed(pid) for pid in vshd.children()) <= UNPROVEN_MAX + 2
     assert "dropped: it is silent, and others wait" in vshd.log
