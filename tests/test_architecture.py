@@ -37,6 +37,9 @@ ARROWS = {
     "vmkit.errors": ("vsh.errors",),
     "vmkit.run": ("vmkit.errors",),
     "vmkit.state": ("vmkit.errors",),
+    # Reports are text of anybody's.
+    "vmkit.junit": (),
+    "vmkit.ktap": ("vmkit.ktap.*", "vmkit.junit", "vsh.text"),
     "vmkit.entries": ("vmkit.entries.*", "vmkit.errors", "vsh.registry"),
     "vmkit.snapshots": ("vmkit.snapshots.*", "vmkit.errors", "vshd.wire.version"),
     "vmkit.image": ("vmkit.image.*", "vmkit.errors", "vmkit.run", "vmkit.state", "vsh.errors", "vmkit", "vshd"),
@@ -66,7 +69,7 @@ ARROWS = {
         *("vmkit.testing.*", "vmkit.pool.*", "vmkit.machine.*", "vmkit.forward.*", "vmkit.packets.*"),
         *("vmkit.errors", "vsh.*"),
     ),
-    "vmkit.matrix": ("vmkit.matrix.*", "vmkit.machine.*", "vmkit.errors", "vsh.*"),
+    "vmkit.matrix": ("vmkit.matrix.*", "vmkit.ktap.*", "vmkit.machine.*", "vmkit.junit", "vmkit.errors", "vsh.*"),
     # A container's devices are what doctor found, its terminal is vsh's.
     "vmkit.docker": ("vmkit.docker.*", "vmkit.machine.doctor", "vmkit.errors", "vsh.*", "vshd.carry.*"),
     "vmkit.bench": ("vmkit.*", "vsh.*", "vshd.wire.*", "vshd.wire", "vshd.carry.*"),

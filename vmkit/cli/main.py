@@ -45,6 +45,7 @@ TASKS = {
     },
     "Tests and measurements": {
         "matrix": "vmkit.cli.matrix:matrix",
+        "ktap": "vmkit.cli.ktap:ktap",
         "bench": "vmkit.cli.bench:bench",
     },
     "The vsock device": {
@@ -60,7 +61,7 @@ TASKS = {
 # A summary is the first sentence of the verb's help; a test holds that none is longer.
 MAX_SUMMARY_CHARACTERS = 72
 # These look for no running machine.
-WITHOUT_MACHINES = ("build", "images", "snapshot", "device", "doctor", "docker", "completion")
+WITHOUT_MACHINES = ("build", "images", "snapshot", "device", "doctor", "docker", "completion", "ktap")
 # click's variable: a shell asks for completions.
 COMPLETION_VARIABLE = "_VMKIT_COMPLETE"
 VERBS = {name: place for verbs in TASKS.values() for name, place in verbs.items()}

@@ -9,9 +9,10 @@ from vmkit.cli.show import open_progress, print_table
 from vmkit.cli.values import COUNT
 from vmkit.image.build import build_image
 from vmkit.image.recipe.config import load_image
-from vmkit.matrix.execute import CellVerdict, find_jobs, run_cells
+from vmkit.junit import CaseVerdict
+from vmkit.matrix.execute import find_jobs, run_cells
 from vmkit.matrix.plan import pick_cells, read_matrix
-from vmkit.matrix.report import COLUMNS, render_github, render_junit, render_rows
+from vmkit.matrix.report import COLUMNS, render_github, render_report, render_rows
 
 
 @click.command("matrix")
@@ -43,7 +44,7 @@ def matrix(
         outcomes = run_cells(planned, cells, count, tell)
     if junit is not None:
         junit.parent.mkdir(parents=True, exist_ok=True)
-        junit.write_bytes(render_junit(outcomes))
+        junit.write_bytes(render_report(outcomes))
     print_table(COLUMNS, render_rows(outcomes))
-    if any(outcome.verdict in (CellVerdict.FAILED, CellVerdict.ERROR) for outcome in outcomes):
+    if any(outcome.verdict in (CaseVerdict.FAILED, CaseVerdict.ERROR) for outcome in outcomes):
         sys.exit(1)

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from enum import StrEnum
 from threading import Condition, Event
 
 from vmkit.errors import HostError
+from vmkit.junit import CaseVerdict
 from vmkit.machine import stop
 from vmkit.machine.machine import Machine
 from vmkit.machine.probe import read_available_memory_mib
@@ -27,24 +27,16 @@ MAX_OUTPUT_BYTES = 64 * 1024
 LOOK_AGAIN_S = 0.2
 
 
-class CellVerdict(StrEnum):
-    """passed; failed: the command's status was not 0; error: it could not be run; skipped: the host cannot do this."""
-
-    PASSED = "passed"
-    FAILED = "failed"
-    ERROR = "error"
-    SKIPPED = "skipped"
-
-
 @dataclass(frozen=True, slots=True)
 class CellResult:
-    """The result of one command of one cell. text: its output, or why there is none. brief and text have no control
+    """The result of one command of one cell. failed: the command's status was not 0; error: it could not be run;
+    skipped: the host cannot do this. text: its output, or why there is none. brief and text have no control
     characters that change a terminal.
     """
 
     cell: Cell
     command: GuestCommand
-    verdict: CellVerdict
+    verdict: CaseVerdict
     seconds: float
     brief: str
     text: str = ""
@@ -121,7 +113,7 @@ class MatrixRun:
         except VshError as error:
             # A backend or an accelerator that was asked for, and this host has not.
             skipped = isinstance(error, HostError) and cell.backend == "vhost"
-            verdict = CellVerdict.SKIPPED if skipped else CellVerdict.ERROR
+            verdict = CaseVerdict.SKIPPED if skipped else CaseVerdict.ERROR
             seconds = time.monotonic() - started_s
             text = clean_text("\n".join(filter(None, (error.brief, error.details, error.hint))))
             brief = clean_line(error.brief)
@@ -157,7 +149,7 @@ class MatrixRun:
             result = machine.run(command.argv, timeout=self._matrix.timeout_s)
         except VshError as error:
             brief, text = clean_line(error.brief), clean_text(error.details)
-            return CellResult(cell, command, CellVerdict.ERROR, time.monotonic() - started_s, brief, text)
+            return CellResult(cell, command, CaseVerdict.ERROR, time.monotonic() - started_s, brief, text)
         text = clean_text((result.stdout + result.stderr)[-MAX_OUTPUT_BYTES:])
-        verdict = CellVerdict.PASSED if result.exit == 0 else CellVerdict.FAILED
+        verdict = CaseVerdict.PASSED if result.exit == 0 else CaseVerdict.FAILED
         return CellResult(cell, command, verdict, time.monotonic() - started_s, f"status {result.exit}", text)

@@ -11,7 +11,8 @@ from xml.etree import ElementTree as Xml
 import pytest
 
 from tests.vmkit.cli.conftest import DEADLINE_S, Vmkit
-from vmkit.matrix.execute import CellResult, CellVerdict, MatrixRun
+from vmkit.junit import CaseVerdict
+from vmkit.matrix.execute import CellResult, MatrixRun
 from vmkit.matrix.plan import read_matrix
 from vsh.registry import read_machines
 
@@ -76,7 +77,7 @@ def test_end_of_a_run_waits_for_cells_that_nobody_else_counts(write_matrix: Writ
     run.end_all()
     assert read_machines() == []
     thread.join(DEADLINE_S)
-    assert [result.verdict for result in results] == [CellVerdict.ERROR, CellVerdict.ERROR]
+    assert [result.verdict for result in results] == [CaseVerdict.ERROR, CaseVerdict.ERROR]
     assert [result.brief for result in run.run_cell(cell)] == ["interrupted", "interrupted"]
 
 

@@ -9,10 +9,11 @@ from xml.etree import ElementTree as Xml
 import pytest
 
 from vmkit.errors import ConfigError, HostError
+from vmkit.junit import CaseVerdict
 from vmkit.matrix import execute
-from vmkit.matrix.execute import CellResult, CellVerdict, find_jobs
+from vmkit.matrix.execute import CellResult, find_jobs
 from vmkit.matrix.plan import Matrix, pick_cells, plan_matrix, read_matrix
-from vmkit.matrix.report import render_github, render_junit, render_rows
+from vmkit.matrix.report import render_github, render_report, render_rows
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 FILE = Path("/lab/lab.toml")
@@ -108,9 +109,9 @@ def test_github_output_is_json_in_one_line() -> None:
 def test_report_tells_all_kinds_of_outcomes() -> None:
     cell = plan().cells[0]
     outcomes = [
-        CellResult(cell, cell.commands[0], verdict, 1.5, "why", "text \x00\x1b[0m <&>") for verdict in CellVerdict
+        CellResult(cell, cell.commands[0], verdict, 1.5, "why", "text \x00\x1b[0m <&>") for verdict in CaseVerdict
     ]
-    suite = Xml.fromstring(render_junit(outcomes))[0]
+    suite = Xml.fromstring(render_report(outcomes))[0]
     assert {key: suite.get(key) for key in ("tests", "failures", "errors", "skipped")} == {
         "tests": "4", "failures": "1", "errors": "1", "skipped": "1"
     }  # fmt: skip
