@@ -52,3 +52,25 @@ def test_matrix_names_the_panic_under_a_command_and_after_it(built: None, vmkit:
         assert case[0].tag == "error"
         assert what in str(case[0].get("message")) and cause in str(case[0].get("message"))
         assert "the console's last lines:" in str(case[0].text)
+
+
+KTAP = """
+backends = ["user"]
+ktap = ["selftest"]
+[commands]
+selftest = "printf 'KTAP version 1\\n1..3\\nok 1 a\\nb begins\\n'; sleep 3; echo c > /proc/sysrq-trigger; sleep 60"
+"""
+
+
+def test_matrix_has_the_tests_until_a_panic(built: None, vmkit: Run, tmp_path: Path) -> None:
+    (tmp_path / "lab.toml").write_text(KTAP)
+    done = vmkit("matrix", str(tmp_path / "lab.toml"), "--junit", str(tmp_path / "junit.xml"))
+    assert done.returncode == 1, done.stderr.decode()
+    command, first, second, third = Xml.parse(tmp_path / "junit.xml").getroot()[0]
+    panic = "the guest's kernel panicked: sysrq triggered crash"
+    assert command[0].tag == "error" and panic in str(command[0].get("message"))
+    assert (first.get("classname"), first.get("name"), len(first)) == ("tiny.own.user.selftest", "a", 0)
+    assert second[0].text == "b begins"
+    assert "was running when the output ended" in str(second[0].get("message"))
+    assert panic in str(second[0].get("message"))
+    assert third[0].get("message") == "did not run"

@@ -5,9 +5,10 @@ can never pass. Each buffer has a limit: of a line, the depth, the number of tes
 """
 
 from vmkit.junit import CaseVerdict
-from vmkit.ktap.blocks import MAX_TESTS, REBOOTED, RUNNING, Allowance, Stream
+from vmkit.ktap.blocks import MAX_TESTS, Allowance
 from vmkit.ktap.lines import BootLine, PanicLine, parse_line
 from vmkit.ktap.results import KtapResult
+from vmkit.ktap.streams import REBOOTED, RUNNING, Stream
 
 # Of a longer line the start is kept. The kernel's own lines have 1 KiB at most (linux/printk.h).
 MAX_LINE_CHARACTERS = 16 * 1024

@@ -10,10 +10,14 @@ from threading import Condition, Event
 
 from vmkit.errors import HostError
 from vmkit.junit import CaseVerdict
+from vmkit.ktap.results import KtapResult, count_results
 from vmkit.machine import stop
 from vmkit.machine.machine import Machine
 from vmkit.machine.probe import read_available_memory_mib
+from vmkit.matrix.outputs import KtapSink, Tail, TailSink
 from vmkit.matrix.plan import Cell, GuestCommand, Matrix
+from vsh.client import Client
+from vsh.command import run_into
 from vsh.errors import VshError
 from vsh.registry import find_machine
 from vsh.text import clean_line, clean_text
@@ -31,7 +35,8 @@ LOOK_AGAIN_S = 0.2
 class CellResult:
     """The result of one command of one cell. failed: the command's status was not 0; error: it could not be run;
     skipped: the host cannot do this. text: its output, or why there is none. brief and text have no control
-    characters that change a terminal.
+    characters that change a terminal. tests: the results that it printed, if the matrix asks for them; then it has
+    failed if one of them has.
     """
 
     cell: Cell
@@ -40,6 +45,7 @@ class CellResult:
     seconds: float
     brief: str
     text: str = ""
+    tests: tuple[KtapResult, ...] = ()
 
 
 Tell = Callable[[str, float | None], None]
@@ -144,6 +150,8 @@ class MatrixRun:
         )
 
     def _run_command(self, cell: Cell, machine: Machine, command: GuestCommand) -> CellResult:
+        if command.has_ktap:
+            return run_tests(cell, machine.connect, command, self._matrix.timeout_s)
         started_s = time.monotonic()
         try:
             result = machine.run(command.argv, timeout=self._matrix.timeout_s)
@@ -153,3 +161,27 @@ class MatrixRun:
         text = clean_text((result.stdout + result.stderr)[-MAX_OUTPUT_BYTES:])
         verdict = CaseVerdict.PASSED if result.exit == 0 else CaseVerdict.FAILED
         return CellResult(cell, command, verdict, time.monotonic() - started_s, f"status {result.exit}", text)
+
+
+def run_tests(cell: Cell, connect: Callable[[], Client], command: GuestCommand, timeout_s: float) -> CellResult:
+    """Runs a command that prints test results. What it printed before an error counts."""
+    started_s = time.monotonic()
+    tail = Tail(MAX_OUTPUT_BYTES)
+    # Of stdout alone: the streams come in pieces, and one may break a line of the other.
+    sink = KtapSink(tail)
+    verdict, cause, details = CaseVerdict.PASSED, "", ""
+    try:
+        status = run_into(connect(), command.argv, sink, TailSink(tail), timeout_s)
+        if status:
+            verdict, cause = CaseVerdict.FAILED, f"status {status}"
+    except VshError as error:
+        verdict, cause, details = CaseVerdict.ERROR, clean_line(error.brief), clean_text(error.details)
+    tests = sink.finish(cause)
+    text = "\n".join(filter(None, (clean_text(tail.read()), details)))
+    if not sink.has_found and verdict is not CaseVerdict.ERROR:
+        verdict, cause = CaseVerdict.ERROR, ", ".join(filter(None, ("it printed no test results", cause)))
+    bad = sum(test.is_bad for test in tests)
+    if bad and verdict is not CaseVerdict.ERROR:
+        verdict = CaseVerdict.FAILED
+    brief = ", ".join(filter(None, (cause, count_results(tests) if tests else "")))
+    return CellResult(cell, command, verdict, time.monotonic() - started_s, brief, text, tests)

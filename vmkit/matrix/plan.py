@@ -6,7 +6,7 @@ images x kernels x backends x commands; docs/howto/matrix.md explains every key.
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,19 @@ MAX_FILE_BYTES = 1 << 20
 MAX_CELLS = 1000
 # Machine options that all cells have in common.
 OPTION_KEYS = tuple(option.name for option in OPTIONS if option.is_matrix)
-KEYS = ("images", "kernels", "backends", *OPTION_KEYS, "timeout", "fresh", "commands")
+KEYS = ("images", "kernels", "backends", *OPTION_KEYS, "timeout", "fresh", "ktap", "commands")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
 class GuestCommand:
-    """One command of every cell. argv: the words themselves; `sh -c LINE` for a line for the guest's shell."""
+    """One command of every cell. argv: the words themselves; `sh -c LINE` for a line for the guest's shell. has_ktap:
+    it prints test results.
+    """
 
     name: str
     argv: tuple[str, ...]
+    has_ktap: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,7 @@ def plan_matrix(raw: Mapping[str, Any], path: Path) -> Matrix:
     for backend in backends:
         if backend not in BACKENDS:
             raise ConfigError(f"{path}: backends: must be one of {', '.join(BACKENDS)}, not '{backend}'")
-    commands = _commands(raw.get("commands"), path)
+    commands = _mark_ktap(_commands(raw.get("commands"), path), raw, path)
     is_fresh = _value(raw, "fresh", bool, False, path)
     groups = [(command,) for command in commands] if is_fresh else [tuple(commands)]
     cells = tuple(
@@ -171,3 +174,14 @@ def _commands(value: object, path: Path) -> list[GuestCommand]:
         else:
             raise ConfigError(f"{path}: commands.{name}: must be a line for the shell, or a list of words")
     return commands
+
+
+def _mark_ktap(commands: list[GuestCommand], raw: Mapping[str, Any], path: Path) -> list[GuestCommand]:
+    if "ktap" not in raw:
+        return commands
+    wanted = _texts(raw, "ktap", path, [])
+    known = [command.name for command in commands]
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(f"{path}: ktap: there is no command '{name}'", hint=f"there are: {', '.join(known)}")
+    return [replace(command, has_ktap=command.name in wanted) for command in commands]

@@ -1,9 +1,10 @@
 """Renders results: JUnit's XML for CI, rows for a table, and the cells for GitHub Actions. Pure."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from vmkit.junit import Case, CaseVerdict, render_junit
+from vmkit.ktap.results import make_case
 from vmkit.matrix.execute import CellResult
 from vmkit.matrix.plan import Cell
 
@@ -11,19 +12,18 @@ COLUMNS = ("IMAGE", "KERNEL", "BACKEND", "COMMAND", "RESULT", "SECONDS")
 
 
 def render_report(outcomes: Sequence[CellResult]) -> bytes:
-    """Returns JUnit's XML: one suite with a case for each command of each cell. Its classname is the cell."""
-    return render_junit("vmkit matrix", map(_make_case, outcomes))
+    """Returns JUnit's XML: one suite with a case for each command of each cell, whose classname is the cell.
+
+    Behind a command come the tests whose results it printed. Cell, command and the tests around are their classname.
+    """
+    return render_junit("vmkit matrix", (case for outcome in outcomes for case in _make_cases(outcome)))
 
 
-def _make_case(outcome: CellResult) -> Case:
-    return Case(
-        outcome.cell.name.replace("/", "."),
-        outcome.command.name,
-        outcome.verdict,
-        outcome.brief,
-        outcome.text,
-        outcome.seconds,
-    )
+def _make_cases(outcome: CellResult) -> Iterator[Case]:
+    cell, name = outcome.cell.name.replace("/", "."), outcome.command.name
+    yield Case(cell, name, outcome.verdict, outcome.brief, outcome.text, outcome.seconds)
+    for test in outcome.tests:
+        yield make_case(test, f"{cell}.{name}")
 
 
 def render_rows(outcomes: Sequence[CellResult]) -> list[tuple[str, ...]]:

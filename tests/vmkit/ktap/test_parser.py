@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from tests.fuzz.fuzz_ktap import PIECES, check_output
 from vmkit.junit import CaseVerdict
-from vmkit.ktap.blocks import DID_NOT_RUN, MAX_DEPTH, MAX_LOG_CHARACTERS, MAX_MISSING, NO_RESULT, REBOOTED, RUNNING
+from vmkit.ktap.blocks import MAX_DEPTH, MAX_LOG_CHARACTERS, MAX_MISSING
 from vmkit.ktap.parser import MAX_LINE_CHARACTERS, KtapParser
 from vmkit.ktap.results import KtapResult
+from vmkit.ktap.streams import DID_NOT_RUN, NO_RESULT, REBOOTED, RUNNING
 
 PASSED, FAILED, ERROR, SKIPPED = CaseVerdict
 
