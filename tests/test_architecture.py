@@ -70,6 +70,7 @@ ARROWS = {
         *("vmkit.errors", "vsh.*"),
     ),
     "vmkit.matrix": ("vmkit.matrix.*", "vmkit.ktap.*", "vmkit.machine.*", "vmkit.junit", "vmkit.errors", "vsh.*"),
+    "vmkit.bisect": ("vmkit.ktap.*", "vmkit.machine.*", "vmkit.junit", "vsh.*"),
     # A container's devices are what doctor found, its terminal is vsh's.
     "vmkit.docker": ("vmkit.docker.*", "vmkit.machine.doctor", "vmkit.errors", "vsh.*", "vshd.carry.*"),
     "vmkit.bench": ("vmkit.*", "vsh.*", "vshd.wire.*", "vshd.wire", "vshd.carry.*"),

@@ -23,12 +23,15 @@ GRACE_S = 3.0
 
 
 class Ending:
-    """The end of one machine. details: the console's last lines, when the end was not asked for."""
+    """The end of one machine. reason: in a word, such as panic. details: the console's last lines, when the end was not
+    asked for.
+    """
 
-    __slots__ = ("at_s", "brief", "details", "hint", "is_expected", "pid")
+    __slots__ = ("at_s", "brief", "details", "hint", "is_expected", "pid", "reason")
 
     def __init__(self, record: dict[str, object]) -> None:
         self.brief = str(record["brief"])
+        self.reason = str(record.get("end", ""))
         self.is_expected = bool(record["expected"])
         self.details = str(record.get("details", ""))
         self.hint = str(record.get("hint", ""))

@@ -46,6 +46,7 @@ TASKS = {
     "Tests and measurements": {
         "matrix": "vmkit.cli.matrix:matrix",
         "ktap": "vmkit.cli.ktap:ktap",
+        "bisect-run": "vmkit.cli.bisect_run:bisect_run",
         "bench": "vmkit.cli.bench:bench",
     },
     "The vsock device": {
