@@ -86,8 +86,6 @@ class Block:
         self.subtests: list[Leaf] = []
         self.has_child = False
         self.child_name = ""
-        # Whether all subtests have reported.
-        self.is_child_whole = False
         self.panic: str | None = None
         # The panic that ended one of its subtests.
         self.cause = ""

@@ -209,7 +209,8 @@ def _parse_outcome(found: re.Match[str]) -> ResultLine:
             verdict, brief = CaseVerdict.ERROR, reason or "ERROR"
         case _:
             verdict, brief = CaseVerdict.SKIPPED, reason
-    return ResultLine(number, _clean_name(rest[: directive.start()]), verdict, brief)
+    # kselftest has the name of a test that it skips behind the word.
+    return ResultLine(number, _clean_name(rest[: directive.start()]) or reason, verdict, brief)
 
 
 def _clean_name(name: str) -> str:

@@ -31,6 +31,7 @@ from vmkit.ktap.lines import (
 )
 from vmkit.ktap.results import BAD, KtapResult
 
+HEADING = "selftests: "
 RUNNING = "was running when the output ended"
 REBOOTED = "was running when the machine restarted"
 DID_NOT_RUN = "did not run"
@@ -173,8 +174,12 @@ class Stream:
         if is_last and number is not None and number != block.last + 1:
             self.keep(line)
             return
+        running = ""
+        if result.verdict in BAD:
+            # The program ended, and one of its tests was the last.
+            running = f"{NO_RESULT}: {result.brief}" if result.brief else NO_RESULT
         while self._blocks[-1] is not block:
-            self._fold("")
+            self._fold(running)
         self._finish(block, result, block.last + 1 if number is None else number)
         self._subtest = ""
 
@@ -190,7 +195,7 @@ class Stream:
         if not self._blocks:
             return
         block = self._blocks[-1]
-        if name.startswith("selftests: "):
+        if name.startswith(HEADING):
             # A remark of kselftest's runner, which is the block around the program's own.
             block = self._find(line.indent[: line.indent.rindex("#")]) or block
         if block.left or (block.plan is None and "#" in line.indent):
@@ -206,8 +211,15 @@ class Stream:
 
     def _imply(self, line: Line, result: ResultLine) -> Block | None:
         """Returns a new block for a result outside of all: its version line is missing, or the log lost its start."""
-        if "#" in line.indent or result.number is None:
+        if result.number is None:
             return None
+        if "#" in line.indent:
+            # Under an older runner of kselftest, programs print no version line, and some no plan.
+            around = self._blocks[-1] if self._blocks else None
+            is_program = around is not None and around.started.startswith(HEADING) and result.number == 1
+            if not is_program or around is None or line.indent != f"{around.indent}# ":
+                return None
+            return self._open(line.indent, is_declared=False, is_tap=False)
         if not self._blocks or (measure(line.indent) > self._blocks[-1].width and result.number == 1):
             return self._open(line.indent, is_declared=False, is_tap=False)
         return None
@@ -238,7 +250,6 @@ class Stream:
         if block.has_child and child.name and block.child_name not in ("", child.name):
             # The result of the test before was lost.
             self._give_up(block, NO_RESULT)
-        block.is_child_whole = child.plan is not None and not child.left
         self._close(child, running)
         block.has_child = True
         block.subtests += child.leaves
@@ -277,8 +288,8 @@ class Stream:
         block.has_own = self.has_found = True
 
     def _adopt(self, block: Block, name: str) -> set[CaseVerdict]:
-        """Adds the subtests of a test to the block's results. Returns their verdicts."""
-        for leaf in block.subtests:
+        """Adds the subtests of a test to the block's results. Returns their verdicts. name: "" if unknown."""
+        for leaf in block.subtests if name else ():
             leaf.parents.append(name)
         block.leaves += block.subtests
         return {leaf.verdict for leaf in block.subtests}
@@ -303,14 +314,13 @@ class Stream:
 
     def _give_up(self, block: Block, brief: str) -> None:
         """Adds an error for the test that runs, unless one of its subtests has it already."""
-        name = block.next_name
-        # Of KUnit's files of results, and of the rest of a log, the test around the subtests is not known.
-        is_implied = not block.is_declared and block.plan is None and not block.has_own
-        is_whole = block.has_child and block.is_child_whole and is_implied and block.panic is None
+        # Nothing is known of a block that stands for a log's lost start, or for what is around KUnit's files.
+        is_known = block.is_declared or block.plan is not None or block.has_own or not block.has_child
+        name = block.next_name if is_known else block.child_name
         found = self._adopt(block, name)
         block.has_bad = block.has_bad or bool(found & BAD)
-        if (CaseVerdict.ERROR not in found or block.panic is not None) and not is_whole:
-            self._add(block, name, CaseVerdict.ERROR, brief)
+        if block.panic is not None or (is_known and CaseVerdict.ERROR not in found):
+            self._add(block, block.next_name, CaseVerdict.ERROR, brief)
             block.has_bad = True
         block.panic = None
         block.count(block.last + 1)

@@ -81,7 +81,7 @@ def test_directives(line: str, verdict: CaseVerdict, brief: str) -> None:
 
 def test_test_without_a_name_has_its_number() -> None:
     assert names(read("TAP version 13\n1..3\nok 1\nok 2 # SKIP more\nok\n")) == [
-        ("test 1", "passed"), ("test 2", "skipped"), ("test 3", "passed")
+        ("test 1", "passed"), ("more", "skipped"), ("test 3", "passed")
     ]  # fmt: skip
 
 
@@ -228,10 +228,32 @@ def test_program_that_dies_leaves_tests_that_did_not_run() -> None:
         """
     assert outline(read(text)) == [
         ("selftests: mm: crash / fine", PASSED, ""),
-        ("selftests: mm: crash / test 2", ERROR, DID_NOT_RUN),
+        ("selftests: mm: crash / test 2", ERROR, f"{NO_RESULT}: exit=139"),
         ("selftests: mm: crash / test 3", ERROR, DID_NOT_RUN),
         ("selftests: mm: next", PASSED, ""),
     ]
+
+
+def test_program_that_takes_too_long_names_the_test_that_ran() -> None:
+    text = KSELFTEST + "#\n    not ok 2 selftests: net: second # TIMEOUT 45 seconds\n    ok 3 third\n"
+    assert outline(read(text))[3:] == [
+        ("selftests: net: second / global.hangs", ERROR, f"{NO_RESULT}: it took too long: 45 seconds"),
+        ("selftests: net: second / test 3", ERROR, DID_NOT_RUN),
+        ("third", PASSED, ""),
+    ]
+
+
+def test_program_without_a_version_line_has_its_tests_under_kselftest() -> None:
+    """As under KSFT_TAP_LEVEL of older kernels."""
+    text = "TAP version 13\n1..1\n# selftests: net: a\n# ok 1 b\n# not ok 2 c\nnot ok 1 selftests: net: a # exit=1\n"
+    assert names(read(text)) == [("selftests: net: a / b", "passed"), ("selftests: net: a / c", "failed")]
+
+
+def test_log_may_be_indented_as_a_whole() -> None:
+    """A prefix that is none of those that are known leaves its blanks."""
+    text = " TAP version 14\n \t# Subtest: in\n \t1..2\n \tok 1 - a\n  # noise\n \tnot ok 2 - b\n not ok 1 - in\n"
+    assert names(read(text)) == [("in / a", "passed"), ("in / b", "failed")]
+    assert names(read(text.replace("not ok 1 - in", "")))[-1] == ("in", "error")
 
 
 def test_test_that_fails_although_its_subtests_pass_is_a_result_of_its_own() -> None:
@@ -392,6 +414,50 @@ def test_limits_hold() -> None:
     assert outline(results)[-1] == (f"tests {MAX_MISSING + 3} to 999999999", ERROR, DID_NOT_RUN)
     deep = "".join(f"{'  ' * depth}KTAP version 1\n" for depth in range(10 * MAX_DEPTH))
     assert len(read(deep)[-1].path) <= MAX_DEPTH
+
+
+# A name alone, or a name with subtests.
+Tree = tuple[str, "list[Tree]"]
+NAMES = st.text("abcxyz_", min_size=1, max_size=8)
+LEAVES: st.SearchStrategy[Tree] = st.tuples(NAMES, st.just([]))
+TREES: st.SearchStrategy[Tree] = st.recursive(
+    LEAVES, lambda inner: st.tuples(NAMES, st.lists(inner, min_size=1, max_size=4)), max_leaves=8
+)
+
+
+def render(tests: list[Tree], indent: str, step: str) -> list[str]:
+    """As a kernel prints it when all pass."""
+    lines = [f"{indent}KTAP version 1", f"{indent}1..{len(tests)}"]
+    for number, (name, subtests) in enumerate(tests, 1):
+        if subtests:
+            lines += render(subtests, indent + step, step)
+        lines += [f"{indent}# {name}: a remark", f"{indent}ok {number} {name}"]
+    return lines
+
+
+def list_leaves(tests: list[Tree]) -> list[str]:
+    return [
+        name if not subtests else f"{name} / {leaf}"
+        for name, subtests in tests
+        for leaf in (list_leaves(subtests) if subtests else [""])
+    ]
+
+
+@given(
+    st.lists(TREES, min_size=1, max_size=4),
+    st.sampled_from(["  ", "    ", "\t", "# "]),
+    st.sampled_from(["", "[    1.250000] ", "<6>[    1.250000][    T1] "]),
+    st.data(),
+)
+def test_any_output_passes_as_a_whole_and_no_part_of_it_does(
+    tests: list[Tree], step: str, before: str, data: st.DataObject
+) -> None:
+    text = "".join(f"{before}{line}\n" for line in render(tests, "", step))
+    assert names(read(text)) == [(name, "passed") for name in list_leaves(tests)]
+    # From the first plan to the last result's number.
+    start, end = text.index("1..") + 4, text.rindex(f"ok {len(tests)}") + 3
+    results = read(text[: data.draw(st.integers(start, max(start, end - 1)))])
+    assert any(result.verdict is ERROR for result in results)
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=60).map(b"".join), st.lists(st.integers(0, 4000), max_size=5))
