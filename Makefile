@@ -82,6 +82,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m tests.bench.short_sessions
 	$(BIN)/python -m tests.bench.forwards
 	$(BIN)/python -m tests.bench.copies
+	$(BIN)/python -m tests.bench.ktap
 	$(BIN)/vmkit bench --quick
 	@echo 'the figures of the Docker image need an engine and its image: $(BIN)/python -m tests.bench.docker'
 	$(BIN)/python -m tests.bench.wall

@@ -5,10 +5,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from xml.etree import ElementTree as Xml
+from xml.sax.saxutils import escape, quoteattr
 
 # Characters that XML 1.0 cannot hold (section 2.2, Char).
 _NO_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# Most texts: no character of theirs means anything in XML.
+_PLAIN = re.compile(r"[ !#-%'-;=?-~]*")
 
 
 class CaseVerdict(StrEnum):
@@ -38,28 +40,39 @@ class Case:
 
 
 def render_junit(suite: str, cases: Iterable[Case]) -> bytes:
-    """Returns one suite with the cases. What XML cannot hold becomes U+FFFD."""
-    root = Xml.Element("testsuites")
-    element = Xml.SubElement(root, "testsuite", name=_clean(suite))
-    found = Counter(_add_case(element, case) for case in cases)
-    element.set("tests", str(found.total()))
-    for verdict, name in _COUNTS.items():
-        element.set(name, str(found[verdict]))
-    Xml.indent(root)
-    return bytes(Xml.tostring(root, encoding="utf-8", xml_declaration=True))
+    """Returns one suite with the cases. What XML cannot hold becomes U+FFFD.
+
+    It is written by hand: xml.etree takes three times as long for 100,000 cases.
+    """
+    found: Counter[CaseVerdict] = Counter()
+    lines = [_render_case(case, found) for case in cases]
+    counts = {"tests": found.total(), **{name: found[verdict] for verdict, name in _COUNTS.items()}}
+    start = "".join(f' {name}="{count}"' for name, count in counts.items())
+    head = ("<?xml version='1.0' encoding='utf-8'?>", "<testsuites>", f"  <testsuite name={_quote(suite)}{start}>")
+    return "\n".join([*head, *lines, "  </testsuite>", "</testsuites>", ""]).encode()
 
 
-def _add_case(suite: Xml.Element, case: Case) -> CaseVerdict:
-    element = Xml.SubElement(suite, "testcase", classname=_clean(case.classname), name=_clean(case.name))
-    if case.seconds is not None:
-        element.set("time", f"{case.seconds:.3f}")
+def _render_case(case: Case, found: Counter[CaseVerdict]) -> str:
+    found[case.verdict] += 1
+    seconds = "" if case.seconds is None else f' time="{case.seconds:.3f}"'
+    start = f"    <testcase classname={_quote(case.classname)} name={_quote(case.name)}{seconds}"
     name = _ELEMENTS.get(case.verdict)
     if name is not None:
-        Xml.SubElement(element, name, message=_clean(case.brief)).text = _clean(case.text)
-    elif case.text:
-        Xml.SubElement(element, "system-out").text = _clean(case.text)
-    return case.verdict
+        return f"{start}>\n{_render_element(name, f' message={_quote(case.brief)}', case.text)}\n    </testcase>"
+    if case.text:
+        return f"{start}>\n{_render_element('system-out', '', case.text)}\n    </testcase>"
+    return f"{start}/>"
+
+
+def _render_element(name: str, attributes: str, text: str) -> str:
+    if not text:
+        return f"      <{name}{attributes}/>"
+    return f"      <{name}{attributes}>{text if _PLAIN.fullmatch(text) else escape(_clean(text))}</{name}>"
+
+
+def _quote(text: str) -> str:
+    return f'"{text}"' if _PLAIN.fullmatch(text) else quoteattr(_clean(text))
 
 
 def _clean(text: str) -> str:
-    return text if text.isascii() and text.isprintable() else _NO_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+    return _NO_XML.sub("\N{REPLACEMENT CHARACTER}", text)

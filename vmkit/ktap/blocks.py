@@ -56,7 +56,8 @@ class Leaf:
     parents: list[str] = field(default_factory=list)
 
     def seal(self) -> KtapResult:
-        return KtapResult((*reversed(self.parents), self.name), self.verdict, self.brief, self.log)
+        path = (*reversed(self.parents), self.name) if self.parents else (self.name,)
+        return KtapResult(path, self.verdict, self.brief, self.log)
 
 
 class Block:

@@ -20,6 +20,8 @@ _BEFORE = re.compile(
     rf"(?:{_DATED}(?:[^\s:]{{1,64}} (?P<journal>kernel): )?)?"
     rf"(?P<kernel>(?:[a-z0-9]{{1,8}} *:[a-z]{{3,6}} *: )?(?:<\d{{1,4}}>)?(?:{_STAMP}|{_DATE})|<\d{{1,4}}>)?"
 )
+# The most frequent of them.
+_STAMPED = re.compile(r"\[ *\d{1,12}\.\d{1,9}\] ")
 # The first letters of what _BEFORE matches; other lines begin at once.
 _MAY_BE_BEFORE = frozenset("<[0123456789JFMASONDkudlscna")
 _OUTCOME = re.compile(r"(?P<not>not )?ok(?:\s+(?P<number>\d{1,9})(?=[\s-]|$))?(?:\s+(?:-\s+)?|-\s+|$)(?P<rest>.*)")
@@ -119,11 +121,15 @@ def parse_line(text: str) -> Line:
     stamp = ""
     is_kernel = False
     if body[:1] in _MAY_BE_BEFORE:
-        found = _BEFORE.match(body)
-        # It matches the empty text.
-        assert found is not None
-        stamp = found["kernel"] or ""
-        is_kernel = bool(stamp or found["journal"])
+        found = _STAMPED.match(body)
+        if found is not None:
+            stamp, is_kernel = found[0], True
+        else:
+            found = _BEFORE.match(body)
+            # It matches the empty text.
+            assert found is not None
+            stamp = found["kernel"] or ""
+            is_kernel = bool(stamp or found["journal"])
         body = body[found.end() :]
     words = body.lstrip("# \t")
     indent = body[: len(body) - len(words)]
@@ -223,4 +229,4 @@ def _join(brief: str, reason: str) -> str:
 
 def measure(indent: str) -> int:
     """Returns the columns of an indentation. KUnit once had a tab for each level."""
-    return len(indent.replace("\t", TAB))
+    return len(indent.replace("\t", TAB)) if "\t" in indent else len(indent)

@@ -99,7 +99,7 @@ class Stream:
         if not self._blocks:
             return
         block = self._blocks[-1]
-        if "#" in line.indent:
+        if "#" in line.indent and not line.indent.startswith(block.indent):
             # A remark belongs to the deepest block that it is indented like.
             block = next((one for one in reversed(self._blocks) if line.indent.startswith(one.indent)), block)
         block.keep(line.text)
@@ -130,6 +130,8 @@ class Stream:
 
     def _take_yaml(self, line: Line, latest: Leaf) -> bool:
         """Takes a line of the YAML that TAP has behind a result, for the log of that. Returns whether it was one."""
+        if not self._yaml and "---" not in line.text:
+            return False
         words = line.text.strip()
         width = measure(line.indent)
         if not self._yaml:
@@ -203,6 +205,8 @@ class Stream:
 
     def _find(self, indent: str) -> Block | None:
         """Returns the open block of exactly this indentation."""
+        if self._blocks and self._blocks[-1].indent == indent:
+            return self._blocks[-1]
         width = measure(indent)
         for block in reversed(self._blocks):
             if block.width == width and (block.indent == indent or "#" not in indent + block.indent):
@@ -278,10 +282,10 @@ class Stream:
         if block.panic is not None:
             verdict, brief, block.panic = CaseVerdict.ERROR, _describe_panic(block.panic), None
         name = result.name[:MAX_NAME_CHARACTERS] or f"test {number}"
-        has_bad = bool(self._adopt(block, name) & BAD)
+        has_bad = bool(block.subtests and self._adopt(block, name) & BAD)
         if not block.subtests or (verdict in BAD and not has_bad):
             self._latest = self._add(block, name, verdict, brief)
-        else:
+        elif block.log:
             block.take_log()
         block.has_bad = block.has_bad or has_bad or verdict in BAD
         block.count(number)
@@ -340,7 +344,7 @@ class Stream:
 
     def _add(self, block: Block, name: str, verdict: CaseVerdict, brief: str) -> Leaf | None:
         """Adds a result, with the log since the one before. None: there are too many."""
-        log = block.take_log()
+        log = block.take_log() if block.log else None
         if not self._allowance.take_test():
             return None
         limit = MAX_PASSED_LOG_CHARACTERS if verdict is CaseVerdict.PASSED else MAX_LOG_CHARACTERS
