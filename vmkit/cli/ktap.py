@@ -1,6 +1,9 @@
 """The verb `vmkit ktap`."""
 
+import contextlib
 import os
+import select
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,11 +31,14 @@ def ktap(*, file: str, junit: Path | None, quiet: bool) -> None:
     """Read test results of a kernel: KTAP, kselftest, KUnit and TAP.
 
     FILE is a test's output, a kernel's log or a console's; - is standard input. Time stamps before the lines do not
-    matter. A test that was planned and did not report is an error: the output may end anywhere.
+    matter. A test that was planned and did not report is an error: the output may end anywhere, also by Ctrl-C.
     Exits with 0 if all tests passed, 1 if one failed or is missing, 2 if there are no results.
     """
-    results, has_found = _read(file)
-    if not has_found:
+    parser = KtapParser()
+    results, interruption = _read(file, parser)
+    if not parser.has_found:
+        if interruption is not None:
+            raise interruption
         name = "standard input" if file == STDIN else file
         raise ConfigError(
             f"found no test results in {name}",
@@ -45,31 +51,55 @@ def ktap(*, file: str, junit: Path | None, quiet: bool) -> None:
         for line in render_bad(results):
             print(line)
     print(count_results(results))
+    if interruption is not None:
+        raise interruption
     if any(result.is_bad for result in results):
         sys.exit(1)
 
 
-def _read(file: str) -> tuple[list[KtapResult], bool]:
-    """Returns the results, and whether there was anything that can have results."""
-    parser = KtapParser()
+def _read(file: str, parser: KtapParser) -> tuple[list[KtapResult], BaseException | None]:
+    """Returns the results, and the signal that ended the reading, if one did: what came before it counts."""
     results: list[KtapResult] = []
-    for data in _read_pieces(file):
-        results += parser.receive_data(data)
-    results += parser.receive_end()
-    return results, parser.has_found
-
-
-def _read_pieces(file: str) -> Iterator[bytes]:
+    interruption: BaseException | None = None
     try:
-        if file == STDIN:
-            while data := os.read(sys.stdin.fileno(), READ_BYTES):
-                yield data
-            return
-        with Path(file).open("rb") as source:
-            while data := source.read(READ_BYTES):
-                yield data
+        with _open(file) as fd:
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            is_open = True
+            while is_open:
+                # A signal ends this wait, and no other step: a piece that was read would be lost, or half taken.
+                poll.poll()
+                with _hold_signals():
+                    data = os.read(fd, READ_BYTES)
+                    results += parser.receive_data(data)
+                    is_open = bool(data)
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}", status=UNUSABLE) from error
+    except Exception:
+        raise
+    except BaseException as error:
+        interruption = error
+    results += parser.receive_end("interrupted" if interruption is not None else "")
+    return results, interruption
+
+
+@contextlib.contextmanager
+def _open(file: str) -> Iterator[int]:
+    if file == STDIN:
+        yield sys.stdin.fileno()
+        return
+    with Path(file).open("rb") as source:
+        yield source.fileno()
+
+
+@contextlib.contextmanager
+def _hold_signals() -> Iterator[None]:
+    """A signal in the block comes at its end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _write(path: Path, report: bytes) -> None:

@@ -13,7 +13,7 @@ MAX_DEPTH = 32
 MAX_LOG_CHARACTERS = 64 * 1024
 MAX_PASSED_LOG_CHARACTERS = 4 * 1024
 # Of a whole output. A result without a log is still a result.
-MAX_LOGS_CHARACTERS = 64 * 1024 * 1024
+MAX_LOGS_CHARACTERS = 32 * 1024 * 1024
 MAX_TESTS = 250_000
 # A plan may promise any number: so many of the missing have a result each, and the others one together.
 MAX_MISSING = 1000
@@ -23,9 +23,9 @@ MAX_NAME_CHARACTERS = 1024
 class Allowance:
     """What all blocks of one output share: the room that is left."""
 
-    def __init__(self) -> None:
-        self.tests_left = MAX_TESTS
-        self.log_left = MAX_LOGS_CHARACTERS
+    def __init__(self, tests: int, log_characters: int) -> None:
+        self.tests_left = tests
+        self.log_left = log_characters
         self.is_full = False
 
     def take_test(self) -> bool:

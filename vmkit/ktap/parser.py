@@ -5,7 +5,7 @@ can never pass. Each buffer has a limit: of a line, the depth, the number of tes
 """
 
 from vmkit.junit import CaseVerdict
-from vmkit.ktap.blocks import MAX_TESTS, Allowance
+from vmkit.ktap.blocks import MAX_LOGS_CHARACTERS, MAX_TESTS, Allowance
 from vmkit.ktap.lines import BootLine, PanicLine, parse_line
 from vmkit.ktap.results import KtapResult
 from vmkit.ktap.streams import REBOOTED, RUNNING, Stream
@@ -23,8 +23,10 @@ class KtapParser:
     run within a test of kselftest.
     """
 
-    def __init__(self) -> None:
-        self._allowance = Allowance()
+    def __init__(self, *, max_tests: int = MAX_TESTS, max_log_characters: int = MAX_LOGS_CHARACTERS) -> None:
+        """max_tests: of more, one error tells. max_log_characters: of all logs together."""
+        self._max_tests = max_tests
+        self._allowance = Allowance(max_tests, max_log_characters)
         self._kernel = Stream(self._allowance)
         self._program = Stream(self._allowance)
         self._rest = b""
@@ -59,7 +61,7 @@ class KtapParser:
         running = f"{RUNNING}: {cause}" if cause else RUNNING
         results += self._end_streams(running)
         if self._allowance.is_full:
-            brief = f"there are more than {MAX_TESTS} tests, and the others were left out"
+            brief = f"there are more than {self._max_tests} tests, and the others were left out"
             results.append(KtapResult(("all tests",), CaseVerdict.ERROR, brief, ""))
         return results
 

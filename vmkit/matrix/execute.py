@@ -10,10 +10,12 @@ from threading import Condition, Event
 
 from vmkit.errors import HostError
 from vmkit.junit import CaseVerdict
+from vmkit.ktap.parser import KtapParser
 from vmkit.ktap.results import KtapResult, count_results
 from vmkit.machine import stop
 from vmkit.machine.machine import Machine
 from vmkit.machine.probe import read_available_memory_mib
+from vmkit.machine.running import find_logs, read_log
 from vmkit.matrix.outputs import KtapSink, Tail, TailSink
 from vmkit.matrix.plan import Cell, GuestCommand, Matrix
 from vsh.client import Client
@@ -123,7 +125,11 @@ class MatrixRun:
             seconds = time.monotonic() - started_s
             text = clean_text("\n".join(filter(None, (error.brief, error.details, error.hint))))
             brief = clean_line(error.brief)
-            return [CellResult(cell, command, verdict, seconds, brief, text) for command in cell.commands]
+            tests = read_boot_tests(name, brief) if any(command.has_ktap for command in cell.commands) else ()
+            return [
+                CellResult(cell, command, verdict, seconds, brief, text, tests if command.has_ktap else ())
+                for command in cell.commands
+            ]
         finally:
             with self._lock:
                 self._names.discard(name)
@@ -161,6 +167,20 @@ class MatrixRun:
         text = clean_text((result.stdout + result.stderr)[-MAX_OUTPUT_BYTES:])
         verdict = CaseVerdict.PASSED if result.exit == 0 else CaseVerdict.FAILED
         return CellResult(cell, command, verdict, time.monotonic() - started_s, f"status {result.exit}", text)
+
+
+def read_boot_tests(name: str, cause: str) -> tuple[KtapResult, ...]:
+    """Returns the tests that a kernel ran in its boot, from the kept logs of a machine that did not start."""
+    for kind in ("kernel", "console"):
+        parser = KtapParser()
+        results: list[KtapResult] = []
+        with contextlib.suppress(VshError):
+            for data in read_log(find_logs(name), kind):
+                results += parser.receive_data(data)
+        results += parser.receive_end(cause)
+        if parser.has_found:
+            return tuple(results)
+    return ()
 
 
 def run_tests(cell: Cell, connect: Callable[[], Client], command: GuestCommand, timeout_s: float) -> CellResult:

@@ -1,13 +1,19 @@
 """`vmkit ktap`: what it prints, its report, and its three statuses."""
 
+import contextlib
+import os
+import select
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
 import pytest
 
 from tests.vmkit.cli.conftest import DEADLINE_S, Program, Vmkit
+from tests.vsh.live import wait_until
 
 GOOD = "TAP version 13\n1..2\nok 1 a\nok 2 b # SKIP no\n"
 HUNG = "KTAP version 1\n1..3\n# what a says\nnot ok 1 a # exit=1\nok 2 b\n\x1b[2Jc begins\n"
@@ -86,3 +92,31 @@ def test_reader_that_goes_away_is_no_traceback(folders: Path, tmp_path: Path) ->
         process.stdout.close()
         assert process.stderr.read() == b""
         process.wait(DEADLINE_S)
+
+
+@contextlib.contextmanager
+def open_pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    try:
+        yield ends
+    finally:
+        for fd in ends:
+            os.close(fd)
+
+
+def test_interruption_is_the_end_of_the_output(folders: Path, tmp_path: Path) -> None:
+    """As a CI system cancels a job whose machine hangs."""
+    junit = tmp_path / "junit.xml"
+    argv = [sys.executable, "-m", "vmkit", "ktap", "-", "--junit", str(junit)]
+    with (
+        open_pipe() as (source, sink),
+        subprocess.Popen(argv, stdin=source, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process,
+    ):
+        os.write(sink, b"KTAP version 1\n1..2\nok 1 a\n")
+        # Once the output is taken, a signal comes before or behind its reading, and never amid.
+        wait_until(lambda: not select.select([source], [], [], 0)[0], "the output is taken")
+        process.terminate()
+        out, err = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, err) == (128 + signal.SIGTERM, b"")
+    assert out == (b"error: test 2: was running when the output ended: interrupted\n2 tests: 1 passed, 1 error\n")
+    assert len(Xml.parse(junit).getroot()[0]) == 2

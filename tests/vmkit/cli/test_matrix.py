@@ -42,6 +42,25 @@ def test_machines_that_do_not_start_are_errors_and_vhost_is_skipped(
     assert read_machines() == []
 
 
+def test_kernel_that_panics_in_a_test_of_its_boot_has_the_results_until_then(
+    vmkit: Vmkit, write_matrix: WriteMatrix, tmp_path: Path
+) -> None:
+    """As one with KUnit built in."""
+    matrix = write_matrix("panic-in-a-test")
+    matrix.write_text('ktap = ["two"]\n' + matrix.read_text())
+    junit = tmp_path / "junit.xml"
+    done = vmkit("matrix", str(matrix), "--only", "my/own/user", "--junit", str(junit), "--quiet")
+    assert done.status == 1
+    one, two, *tests = Xml.parse(junit).getroot()[0]
+    assert [case.get("classname") for case in (one, two, *tests)] == ["my.own.user"] * 2 + ["my.own.user.two"] * 3
+    assert [(case.get("name"), None if not len(case) else str(case[0].get("message"))) for case in tests] == [
+        ("a", None),
+        ("test 2", "the guest's kernel panicked: Fatal exception"),
+        ("test 3", "did not run: the guest's kernel panicked: Fatal exception"),
+    ]
+    assert "b begins" in str(tests[1][0].text)
+
+
 def test_one_cell(vmkit: Vmkit, write_matrix: WriteMatrix) -> None:
     done = vmkit("matrix", str(write_matrix("ready")), "--only", "my/own/vhost", "--quiet")
     # All of it was skipped: nothing failed.

@@ -416,6 +416,23 @@ def test_limits_hold() -> None:
     assert len(read(deep)[-1].path) <= MAX_DEPTH
 
 
+def test_more_tests_than_the_limit_never_pass() -> None:
+    parser = KtapParser(max_tests=3)
+    results = parser.receive_data(b"KTAP version 1\n" + b"".join(b"ok %d a\n" % n for n in range(1, 6)))
+    results += parser.receive_end()
+    assert outline(results)[3:] == [
+        ("all tests", ERROR, "there are more than 3 tests, and the others were left out")
+    ]  # fmt: skip
+
+
+def test_logs_have_a_limit_together_and_results_have_not() -> None:
+    parser = KtapParser(max_log_characters=1000)
+    text = "KTAP version 1\n1..40\n" + "".join(f"{'x' * 99}\nnot ok {n} a\n" for n in range(1, 41))
+    results = parser.receive_data(text.encode()) + parser.receive_end()
+    assert len(results) == 40
+    assert 500 < sum(len(result.log) for result in results) <= 1000
+
+
 # A name alone, or a name with subtests.
 Tree = tuple[str, "list[Tree]"]
 NAMES = st.text("abcxyz_", min_size=1, max_size=8)
