@@ -13,10 +13,11 @@ from vmkit.ktap.parser import KtapParser
 from vmkit.ktap.results import KtapResult, count_results
 from vmkit.machine.machine import Machine
 from vsh.command import run_into
-from vsh.ending import Ending, read_ending
+from vsh.ending import Ending, await_ending, read_ending
 from vsh.errors import ExecError, VshError
 from vsh.process import SIGNALLED
 from vsh.pump import Sink, TimedOut
+from vsh.registry import find_machine
 from vsh.stdio import FdSink
 
 # Ends that the guest's kernel has brought about; and those of one that did not come up.
@@ -108,16 +109,32 @@ def judge_start(error: VshError, ending: Ending | None, *, boot_is_test: bool) -
     return Judgement(CommitVerdict.BAD if boot_is_test and is_kernel else CommitVerdict.SKIP, error.brief)
 
 
-def _judge_loss(machine: Machine, error: VshError) -> Judgement:
-    """Judges a session that was lost: by the machine's end, or by whether its guest still answers."""
-    started = machine.started
-    ending = read_ending(started.name, started.monitor.pid)
+def judge_loss(error: VshError, ending: Ending | None, *, is_hanging: bool) -> Judgement:
+    """Judges a lost session. ending: of the machine, if it has ended. is_hanging: it runs and does not answer."""
     if ending is not None:
-        return Judgement(CommitVerdict.BAD if ending.reason in KERNEL_ENDS else CommitVerdict.SKIP, error.brief)
+        return Judgement(CommitVerdict.BAD if ending.reason in KERNEL_ENDS else CommitVerdict.SKIP, ending.brief)
+    if is_hanging:
+        return Judgement(CommitVerdict.BAD, f"the guest hangs: {error.brief}")
+    return Judgement(CommitVerdict.SKIP, error.brief)
+
+
+def _judge_loss(machine: Machine, error: VshError) -> Judgement:
+    name, pid = machine.started.name, machine.started.monitor.pid
+    entry = find_machine(name=name)
+    ending = read_ending(name, pid)
+    is_silent = ending is None and not _is_answering(machine)
+    if is_silent and entry is not None:
+        # A busy host takes its time to record an end.
+        ending = await_ending(entry, ANSWER_S)
+    return judge_loss(error, ending, is_hanging=is_silent and entry is not None)
+
+
+def _is_answering(machine: Machine) -> bool:
     try:
         machine.run(["true"], timeout=ANSWER_S)
     except ExecError:
-        pass
+        # Its vshd has answered.
+        return True
     except VshError:
-        return Judgement(CommitVerdict.BAD, f"the guest hangs: {error.brief}")
-    return Judgement(CommitVerdict.SKIP, error.brief)
+        return False
+    return True

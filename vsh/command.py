@@ -11,14 +11,13 @@ from vshd.wire import messages
 def run_into(client: Client, argv: Argv, stdout: Sink, stderr: Sink, timeout_s: float) -> int:
     """Runs a command with an empty stdin to its end. Returns its exit status, 128+N for signal N.
 
-    timeout_s: for the whole command; at the deadline vsh ends its processes. Raises ExecError, ConnectionLost, which
-    names the machine's end if that was the cause, TimedOut, VshError.
+    timeout_s: from the start of the command on; then vsh ends its processes. Raises ExecError, TimedOut, VshError,
+    and ConnectionLost, which names the machine's end if that was the cause.
     """
-    deadline_s = deadline_after(timeout_s)
     sinks = {messages.STDOUT: stdout, messages.STDERR: stderr}
-    with client.open_session(argv, timeout_s=timeout_s) as session:
+    with client.open_session(argv) as session:
         try:
-            end = Pump(session, BytesSource(b""), sinks).run(deadline_s)
+            end = Pump(session, BytesSource(b""), sinks).run(deadline_after(timeout_s))
         except ConnectionLost as error:
             session.explain(error)
             raise

@@ -15,7 +15,8 @@ from vmkit.ktap.results import KtapResult, count_results
 from vmkit.machine import stop
 from vmkit.machine.machine import Machine
 from vmkit.machine.probe import read_available_memory_mib
-from vmkit.machine.running import find_logs, read_log
+from vmkit.machine.registry import find_state_directory
+from vmkit.machine.running import read_log
 from vmkit.matrix.outputs import KtapSink, Tail, TailSink
 from vmkit.matrix.plan import Cell, GuestCommand, Matrix
 from vsh.client import Client
@@ -170,12 +171,16 @@ class MatrixRun:
 
 
 def read_boot_tests(name: str, cause: str) -> tuple[KtapResult, ...]:
-    """Returns the tests that a kernel ran in its boot, from the kept logs of a machine that did not start."""
+    """Returns the tests that a kernel ran in its boot, from the kept logs of a machine that did not start.
+
+    They are there before the failure is reported, while the machine's own folder may go at any time.
+    """
+    folder = find_state_directory() / name
     for kind in ("kernel", "console"):
         parser = KtapParser()
         results: list[KtapResult] = []
         with contextlib.suppress(VshError):
-            for data in read_log(find_logs(name), kind):
+            for data in read_log(folder, kind):
                 results += parser.receive_data(data)
         results += parser.receive_end(cause)
         if parser.has_found:

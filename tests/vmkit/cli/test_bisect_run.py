@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.vmkit.cli.conftest import DEADLINE_S, Done, Vmkit
-from vmkit.bisect import CommitVerdict, judge_start, judge_status, judge_tests
+from vmkit.bisect import CommitVerdict, judge_loss, judge_start, judge_status, judge_tests
 from vmkit.errors import MachineError
 from vmkit.junit import CaseVerdict
 from vmkit.ktap.results import KtapResult
 from vsh.ending import Ending
+from vsh.errors import ConnectionLost
 from vsh.registry import read_machines
 
 GOOD, BAD, SKIP = 0, 1, 125
@@ -143,6 +144,17 @@ def test_start_is_judged_by_its_end() -> None:
         assert judge_start(error, ending, boot_is_test=True).verdict == verdict
         assert judge_start(error, ending, boot_is_test=False).verdict == SKIP
     assert judge_start(error, None, boot_is_test=True).verdict == SKIP
+
+
+def test_lost_session_is_judged_by_the_end_of_its_machine_or_by_its_silence() -> None:
+    error = ConnectionLost("lost the connection")
+    for reason, verdict in (("panic", BAD), ("reset", BAD), ("qemu-exit", SKIP), ("power-off", SKIP), ("", SKIP)):
+        ending = Ending({"brief": "why", "expected": False, "end": reason})
+        for is_hanging in (False, True):
+            judgement = judge_loss(error, ending, is_hanging=is_hanging)
+            assert (judgement.verdict, judgement.why) == (verdict, "why")
+    assert judge_loss(error, None, is_hanging=True).verdict == BAD
+    assert judge_loss(error, None, is_hanging=False).verdict == SKIP
 
 
 def test_tests_are_judged_by_those_that_ran() -> None:
