@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # zstd unpacks Debian's kernel; the keyring verifies Debian's packages; mmdebstrap and e2fsprogs make images with a disk.
 PACKAGES := qemu-system-x86 zstd debian-archive-keyring ca-certificates mmdebstrap e2fsprogs
-# The tests sign archives of their own, try every compression, boot a busybox to measure against, look into a guest with gdb, and play recordings and captures.
-TEST_PACKAGES := cpio gpg lz4 busybox-static gdb nftables iproute2 curl socat openssh-client openssh-sftp-server asciinema tshark
+# The tests sign archives of their own, try every compression, boot a busybox to measure against, look into a guest with gdb, play recordings and
+# captures, and make container images, disks and file systems of every kind.
+TEST_PACKAGES := cpio gpg lz4 busybox-static gdb nftables iproute2 curl socat openssh-client openssh-sftp-server asciinema tshark btrfs-progs erofs-utils fdisk qemu-utils skopeo squashfs-tools umoci xfsprogs
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST_ARGS ?=
 

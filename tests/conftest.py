@@ -43,7 +43,7 @@ PROCESS_MODULES = (
     "tests/vmkit/image/debian/", "tests/vmkit/image/recipe/test_template.py", "tests/vmkit/image/test_build.py",
     "tests/vmkit/machine/test_handover.py", "tests/vmkit/machine/test_limits.py", "tests/vshd/test_proto3.py",
     "tests/vmkit/machine/test_owner.py", "tests/vmkit/machine/test_start.py", "tests/vmkit/machine/test_stop.py",
-    "tests/vmkit/monitor/", "tests/vmkit/test_run.py", "tests/vmkit/vsock/test_lifecycle.py",
+    "tests/vmkit/monitor/", "tests/vmkit/roots/", "tests/vmkit/test_run.py", "tests/vmkit/vsock/test_lifecycle.py",
     "tests/vmkit/vsock/test_sandbox.py", "tests/vsh/forward/test_forward.py", "tests/vsh/test_background.py",
     "tests/vsh/test_debug.py", "tests/vsh/test_faults.py", "tests/vsh/test_limits.py",
     "tests/vsh/test_patience.py", "tests/vsh/test_shared_terminal.py", "tests/vsh/test_streams.py",

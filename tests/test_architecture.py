@@ -43,6 +43,11 @@ ARROWS = {
     "vmkit.entries": ("vmkit.entries.*", "vmkit.errors", "vsh.registry"),
     "vmkit.snapshots": ("vmkit.snapshots.*", "vmkit.errors", "vshd.wire.version"),
     "vmkit.image": ("vmkit.image.*", "vmkit.errors", "vmkit.run", "vmkit.state", "vsh.errors", "vmkit", "vshd"),
+    # What a user brings becomes a disk in the cache; no machine is known here.
+    "vmkit.roots": (
+        *("vmkit.roots.*", "vmkit.image.formats.*", "vmkit.image.cache", "vmkit.docker.engine"),
+        *("vmkit.errors", "vmkit.run"),
+    ),
     # What a guest has in its memory is read without I/O but for one file.
     "vmkit.memory": ("vmkit.memory.*", "vmkit.errors"),
     "vmkit.machine": (
