@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vmkit.errors import BuildError
-from vmkit.image.formats.tree import FileKind, Node, Tree
+from vmkit.image.formats.tree import FileKind, Node, Tree, encode_name
 
 _MAGIC = b"070701"
 _HEADER_BYTES = 110
@@ -23,6 +23,8 @@ _TYPE_BITS = {
     FileKind.DIRECTORY: 0o040000,
     FileKind.SYMLINK: 0o120000,
     FileKind.CHARACTER: 0o020000,
+    FileKind.BLOCK: 0o060000,
+    FileKind.FIFO: 0o010000,
 }
 _KINDS = {bits: kind for kind, bits in _TYPE_BITS.items()}
 
@@ -51,9 +53,9 @@ def _append(
     links: int | None = None,
     mode: int | None = None,
 ) -> None:
-    name = path.encode() + b"\0"
-    if len(node.data) >= _FIELD_LIMIT:
-        raise BuildError(f"'/{path}' is too large for an initramfs: {len(node.data)} bytes")
+    name = encode_name(path) + b"\0"
+    if node.size_bytes >= _FIELD_LIMIT:
+        raise BuildError(f"'/{path}' is too large for an initramfs: {node.size_bytes} bytes")
     fields = (
         inode,
         (_TYPE_BITS[node.kind] | node.mode) if mode is None else mode,
@@ -61,7 +63,7 @@ def _append(
         node.gid,
         (2 if node.kind is FileKind.DIRECTORY else 1) if links is None else links,
         node.mtime_s,
-        len(node.data),
+        node.size_bytes,
         0,
         0,
         *node.device,
@@ -70,7 +72,8 @@ def _append(
     )
     out += _MAGIC + b"".join(b"%08X" % field for field in fields) + name
     _pad(out, 4)
-    out += node.data
+    for chunk in node.chunks():
+        out += chunk
     _pad(out, 4)
 
 

@@ -6,11 +6,13 @@ It has no journal and no free space: it is mounted read-only, below an overlay.
 
 import re
 import uuid
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from vmkit.errors import BuildError, CommandError
-from vmkit.image.formats.tree import FileKind, Node, Tree
+from vmkit.image.formats.tree import FileKind, Node, Tree, decode_name, encode_name
 from vmkit.run import run
 
 BLOCK_BYTES = 4096
@@ -19,9 +21,24 @@ _INODE_BYTES = 256
 _OWN_INODES = 11
 # 300 MB take ten seconds.
 _TIMEOUT_S = 900.0
-_TYPE_BITS = {FileKind.FILE: 0o100000, FileKind.DIRECTORY: 0o040000}
-# A name that debugfs's command line cannot hold between two quotes.
-_UNQUOTABLE = re.compile(r'["\n\0]')
+_TYPE_BITS = {
+    FileKind.FILE: 0o100000,
+    FileKind.DIRECTORY: 0o040000,
+    FileKind.CHARACTER: 0o020000,
+    FileKind.BLOCK: 0o060000,
+    FileKind.FIFO: 0o010000,
+}
+_DEVICES = {FileKind.CHARACTER: "c", FileKind.BLOCK: "b"}
+# debugfs reads its commands by lines, of this length at most (BUFSIZ).
+_UNWRITABLE = re.compile(r"[\n\r\0]")
+_LINE_LIMIT_BYTES = 8000
+# Contents wait in files until debugfs has read them: so many bytes at a time, and no second copy of a whole root.
+_BATCH_BYTES = 256 << 20
+# ext4 keeps a file's attributes in one block, beside what fits into the inode.
+_XATTR_LIMIT_BYTES = 3072
+# Signed 32 bits: the fields that debugfs sets.
+_TIME_LIMIT_S = (1 << 31) - 1
+_ZEROS = bytes(1 << 20)
 # The program's version, each command, and what `write` prints.
 _EXPECTED_ANSWERS = ("debugfs ", "debugfs: ", "Allocated inode: ")
 _TOLD_CHARACTERS = 1000
@@ -32,10 +49,10 @@ _INLINE_LINK_BYTES = 59
 def write_ext4(tree: Tree, path: Path, work: Path, label: str) -> None:
     """Writes the tree as an ext4 file system to path. work is an empty folder for the files' contents.
 
-    label: what the file system's UUID is made from; equal trees and labels give equal bytes. Device nodes are left
-    out: a guest mounts its own /dev.
+    label: what the file system's UUID is made from; equal trees and labels give equal bytes. A node at several paths
+    becomes one file with hard links. Device nodes in /dev are left out: a guest mounts its own.
     """
-    nodes = [(name, node) for name, node in tree.walk() if node.kind is not FileKind.CHARACTER]
+    nodes = [(name, node) for name, node in tree.walk() if node.kind not in _DEVICES or not name.startswith("dev/")]
     size_bytes = _measure(nodes)
     with path.open("wb") as file:
         file.truncate(size_bytes)
@@ -51,24 +68,61 @@ def write_ext4(tree: Tree, path: Path, work: Path, label: str) -> None:
     ]  # fmt: skip
     run(argv, timeout_s=_TIMEOUT_S, env={**environ, "MKE2FS_CONFIG": "/dev/null"}, package="e2fsprogs")
     script = work / "debugfs.commands"
-    script.write_text("".join(f"{line}\n" for line in _render_commands(nodes, work)))
     # debugfs's status is always 0. It prints failures on stderr, between the commands that it repeats.
     words: list[str | Path] = ["sh", "-c", 'exec debugfs -w -f "$1" "$2" 2>&1', "sh", script, path]
-    _check_answers(run(words, timeout_s=_TIMEOUT_S, env=environ, package="e2fsprogs").decode(errors="replace"))
+    for batch in _split(nodes):
+        contents: list[Path] = []
+        lines = list(_render_commands(batch, work, contents))
+        script.write_bytes(b"".join(encode_name(f"{line}\n") for line in lines))
+        told = run(words, timeout_s=_TIMEOUT_S, env=environ, package="e2fsprogs").decode(errors="replace")
+        _check_answers(told)
+        for content in contents:
+            content.unlink()
     _check(path, environ)
+
+
+class _Placed(NamedTuple):
+    """A node at one of its paths. links: how many it has in all; 0 at all of them but the first, `first`."""
+
+    name: str
+    node: Node
+    links: int
+    first: str
+
+
+def _split(nodes: list[tuple[str, Node]]) -> Iterator[list[_Placed]]:
+    """The nodes in batches whose contents are _BATCH_BYTES together, or one larger file."""
+    counts = Counter(id(node) for _, node in nodes if node.kind is FileKind.FILE)
+    firsts: dict[int, str] = {}
+    batch: list[_Placed] = []
+    size = 0
+    for name, node in nodes:
+        first = firsts.setdefault(id(node), name) if node.kind is FileKind.FILE else name
+        placed = _Placed(name, node, counts.get(id(node), 1) if first == name else 0, first)
+        if batch and placed.links and size + node.size_bytes > _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(placed)
+        size += node.size_bytes if placed.links else 0
+    yield batch
 
 
 def _measure(nodes: list[tuple[str, Node]]) -> int:
     """A size in bytes that the file system is sure to fit in, in whole MiB."""
     blocks = 0
     children: dict[str, int] = {}
+    seen: set[int] = set()
     for name, node in nodes:
         folder, _, base = name.rpartition("/")
         # ext4_dir_entry_2: 8 bytes and the name, rounded up to 4; a block is never full to its last byte.
-        children[folder] = children.get(folder, 0) + 12 + len(base.encode())
-        if node.kind is FileKind.FILE or (node.kind is FileKind.SYMLINK and len(node.data) > _INLINE_LINK_BYTES):
-            blocks += -(-len(node.data) // BLOCK_BYTES)
-        elif node.kind is FileKind.DIRECTORY:
+        children[folder] = children.get(folder, 0) + 12 + len(encode_name(base))
+        if node.kind is FileKind.FILE:
+            # A second name of a file is no second file.
+            blocks += 0 if id(node) in seen else -(-node.size_bytes // BLOCK_BYTES) + bool(node.xattrs)
+            seen.add(id(node))
+            continue
+        blocks += bool(node.xattrs)
+        if node.kind is FileKind.DIRECTORY or len(node.data) > _INLINE_LINK_BYTES:
             blocks += 1
     blocks += sum(size * 5 // 4 // BLOCK_BYTES for size in children.values())
     inode_blocks = (len(nodes) + _OWN_INODES + 1) * _INODE_BYTES // BLOCK_BYTES + 1
@@ -77,35 +131,76 @@ def _measure(nodes: list[tuple[str, Node]]) -> int:
     return -(-total * BLOCK_BYTES // (1 << 20)) * (1 << 20)
 
 
-def _render_commands(nodes: list[tuple[str, Node]], work: Path) -> Iterator[str]:
-    """debugfs(8) commands, and the files they read. `write` knows no path: the folder is entered first."""
+def _render_commands(nodes: Iterable[_Placed], work: Path, contents: list[Path]) -> Iterator[str]:
+    """debugfs(8) commands, and the files they read. `write` knows no path: the folder is entered first.
+
+    The files are appended to contents.
+    """
     here = ""
-    for number, (name, node) in enumerate(nodes):
+    for name, node, links, first in nodes:
         folder, _, base = name.rpartition("/")
-        if _UNQUOTABLE.search(name) or (node.kind is FileKind.SYMLINK and _UNQUOTABLE.search(_target(node))):
-            raise BuildError(f"cannot put '/{name}' on a disk: its name or target has a quote or a newline")
+        _check_writable(name, node)
         if folder != here:
-            yield f'cd "/{folder}"'
+            yield f"cd {_quote(f'/{folder}')}"
             here = folder
-        match node.kind:
-            case FileKind.DIRECTORY:
-                yield f'mkdir "{base}"'
-            case FileKind.SYMLINK:
-                yield f'symlink "{base}" "{_target(node)}"'
-            case _:
-                content = work / str(number)
-                content.write_bytes(node.data)
-                yield f'write "{content}" "{base}"'
+        if not links:
+            yield f"ln {_quote(f'/{first}')} {_quote(base)}"
+            continue
+        if node.kind is FileKind.FILE:
+            contents.append(work / str(len(contents)))
+            _write_content(node, contents[-1])
+            yield f"write {_quote(str(contents[-1]))} {_quote(base)}"
+        else:
+            yield _render_making(_quote(base), node)
+        # A name like <2> would be an inode's number.
+        word = _quote(f"./{base}" if base.startswith("<") else base)
         if node.kind is not FileKind.SYMLINK:
-            yield f'sif "{base}" mode 0{_TYPE_BITS[node.kind] | node.mode:o}'
-        for field, value in (("uid", node.uid), ("gid", node.gid)):
+            yield f"sif {word} mode 0{_TYPE_BITS[node.kind] | node.mode:o}"
+        for field, value in (("uid", node.uid), ("gid", node.gid), ("links_count", links if links > 1 else 0)):
             if value:
-                yield f'sif "{base}" {field} {value}'
-        yield f'sif "{base}" mtime @{node.mtime_s}'
+                yield f"sif {word} {field} {value}"
+        yield f"sif {word} mtime @{min(max(node.mtime_s, 0), _TIME_LIMIT_S)}"
+        for attribute, data in node.xattrs:
+            contents.append(work / str(len(contents)))
+            contents[-1].write_bytes(data)
+            yield f"ea_set -f {_quote(str(contents[-1]))} {word} {_quote(attribute)}"
 
 
-def _target(node: Node) -> str:
-    return node.data.decode()
+def _render_making(word: str, node: Node) -> str:
+    match node.kind:
+        case FileKind.DIRECTORY:
+            return f"mkdir {word}"
+        case FileKind.SYMLINK:
+            return f"symlink {word} {_quote(decode_name(node.data))}"
+        case FileKind.FIFO:
+            return f"mknod {word} p"
+        case _:
+            major, minor = node.device
+            return f"mknod {word} {_DEVICES[node.kind]} {major} {minor}"
+
+
+def _check_writable(name: str, node: Node) -> None:
+    texts = [name, decode_name(node.data) if node.kind is FileKind.SYMLINK else "", *(key for key, _ in node.xattrs)]
+    if any(_UNWRITABLE.search(text) or len(encode_name(text)) * 2 > _LINE_LIMIT_BYTES for text in texts):
+        raise BuildError(f"cannot put '/{name}' on a disk: its name or target has a line break, or is too long")
+    if sum(len(key) + len(data) + 16 for key, data in node.xattrs) > _XATTR_LIMIT_BYTES:
+        raise BuildError(f"cannot put '/{name}' on a disk: its extended attributes are larger than ext4 allows")
+
+
+def _quote(text: str) -> str:
+    """A word of debugfs's command line: a quote in it is doubled (libss)."""
+    return '"' + text.replace('"', '""') + '"'
+
+
+def _write_content(node: Node, path: Path) -> None:
+    """Writes a file's content, with holes where it has long runs of zeros: debugfs keeps those."""
+    with path.open("wb") as file:
+        for chunk in node.chunks():
+            if len(chunk) >= BLOCK_BYTES and chunk == _ZEROS[: len(chunk)]:
+                file.seek(len(chunk), 1)
+            else:
+                file.write(chunk)
+        file.truncate(node.size_bytes)
 
 
 def _check_answers(told: str) -> None:

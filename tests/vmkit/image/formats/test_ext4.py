@@ -64,11 +64,71 @@ def test_same_tree_gives_the_same_bytes(tmp_path: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
 
 
-@pytest.mark.parametrize("name", ['a"b', "a\nb"])
-def test_name_that_debugfs_cannot_be_told_is_refused(tmp_path: Path, name: str) -> None:
+def test_root_of_a_stranger_is_kept_as_it_is(tmp_path: Path) -> None:
+    """Hard links, attributes, devices, pipes, and names that debugfs could take for something else."""
+    tree = Tree(merged=False)
+    shared = Node(FileKind.FILE, 0o755, b"shared", xattrs=(("security.capability", b"\1\0\0\2" + bytes(16)),))
+    for name in ("bin/one", "bin/two", 'etc/"three"'):
+        tree.put(name, shared)
+    tree.put("<2>", Node(FileKind.FILE, 0o600, b"no inode's number", uid=5))
+    tree.put("caf\udce9", file_node(b"latin-1"))
+    tree.put("srv/disk", Node(FileKind.BLOCK, 0o660, device=(8, 1)))
+    tree.put("dev/null", Node(FileKind.CHARACTER, 0o666, device=(1, 3)))
+    tree.put("run/pipe", Node(FileKind.FIFO, 0o622))
+    tree.put("old", Node(FileKind.FILE, 0o644, b"", mtime_s=-5))
+    image = write(tree, tmp_path / "a")
+    inodes = {ask(image, f'stat "{name}"').split()[1] for name in ("/bin/one", "/bin/two", '/etc/""three""')}
+    assert len(inodes) == 1
+    told = ask(image, 'stat "/bin/two"')
+    assert "Links: 3 " in told
+    assert "security.capability (20) = 01 00 00 02" in told
+    assert ask(image, 'cat "/<2>"') == "no inode's number"
+    assert re.search(r"Mode:\s+0600 .*\n.*\nUser:\s+5 ", ask(image, 'stat "/<2>"'))
+    assert re.search(r"Mode:\s+0755 ", ask(image, "stat <2>"))
+    assert "Device major/minor number: 08:01" in ask(image, "stat /srv/disk")
+    assert "Type: FIFO" in ask(image, "stat /run/pipe")
+    assert "mtime: 0x00000000" in ask(image, "stat /old")
+    assert "null" not in ask(image, "ls /dev")
+    words = ["/usr/sbin/debugfs", "-R", "ls -p /", str(image)]
+    assert b"/caf\xe9/" in subprocess.run(words, check=True, capture_output=True).stdout
+
+
+class Holes:
+    """200 MB of zeros and a word."""
+
+    size_bytes = (200 << 20) + 4
+
+    def chunks(self) -> Iterator[bytes]:
+        for _ in range(200):
+            yield bytes(1 << 20)
+        yield b"word"
+
+
+def test_content_that_is_not_in_memory_is_written_batch_by_batch(tmp_path: Path) -> None:
+    tree = Tree(merged=False)
+    for name in "abc":
+        tree.put(name, Node(FileKind.FILE, 0o644, content=Holes()))
+    image = write(tree, tmp_path / "a")
+    assert image.stat().st_blocks * 512 < 16 << 20
+    assert [path.name for path in (tmp_path / "a/work").iterdir()] == ["debugfs.commands"]
+    for name in "abc":
+        told = ask(image, f"stat /{name}")
+        assert f"Size: {Holes.size_bytes}\n" in told
+        assert "(51200):" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "node", "seen"),
+    [
+        ("a\nb", file_node(b""), "has a line break, or is too long"),
+        ("a", symlink_node("x\ny"), "has a line break, or is too long"),
+        ("a", Node(FileKind.FILE, 0o644, xattrs=(("user.x", bytes(4000)),)), "attributes are larger than ext4 allows"),
+    ],
+)
+def test_what_debugfs_cannot_write_is_refused(tmp_path: Path, name: str, node: Node, seen: str) -> None:
     tree = Tree()
-    tree.add(name, file_node(b""))
-    with pytest.raises(BuildError, match="its name or target has a quote or a newline"):
+    tree.add(name, node)
+    with pytest.raises(BuildError, match=seen):
         write(tree, tmp_path / "a")
 
 

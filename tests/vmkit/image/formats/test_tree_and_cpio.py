@@ -1,6 +1,7 @@
 """Trees and the archives made of them: the same in, the same out, and nothing outside."""
 
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,67 @@ def test_archive_is_what_cpio_reads(tmp_path: Path) -> None:
 def test_reader_refuses_what_is_no_archive(archive: bytes) -> None:
     with pytest.raises(BuildError):
         list(read_cpio(archive))
+
+
+# Trees of roots that users bring: not merged, and changed as a container's layers change them
+
+
+def test_root_of_a_user_keeps_its_own_folders() -> None:
+    tree = Tree(merged=False)
+    tree.put("bin/sh", file_node(b"1"))
+    assert [path for path, _ in tree.walk()] == ["bin", "bin/sh"]
+
+
+def test_layer_replaces_what_was_there_and_keeps_a_folder_that_stays_one() -> None:
+    tree = Tree(merged=False)
+    tree.put("a/b/c", file_node(b"1"))
+    tree.put("a/b", directory_node(0o700))
+    assert tree.find("a/b/c") is not None
+    tree.put("a/b", file_node(b"2"))
+    assert [path for path, _ in tree.walk()] == ["a", "a/b"]
+    tree.put("a", symlink_node("/elsewhere"))
+    assert [path for path, _ in tree.walk()] == ["a"]
+    tree.put("a", directory_node())
+    found = tree.find("a")
+    assert found is not None
+    assert found.kind is FileKind.DIRECTORY
+
+
+def test_layer_takes_away_files_and_the_content_of_folders() -> None:
+    tree = Tree(merged=False)
+    for path in ("a/b/c", "a/b/d", "a/e", "f"):
+        tree.put(path, file_node(b""))
+    tree.discard("a/b")
+    tree.discard("missing/file")
+    assert [path for path, _ in tree.walk()] == ["a", "a/e", "f"]
+    tree.empty("a")
+    assert [path for path, _ in tree.walk()] == ["a", "f"]
+    tree.empty("/")
+    assert len(tree) == 0
+
+
+def test_symlink_leads_nowhere_but_into_the_tree() -> None:
+    tree = Tree(merged=False)
+    tree.put("up", symlink_node("../../../.."))
+    tree.put("bin", symlink_node("usr/bin"))
+    tree.put("up/etc/passwd", file_node(b"1"))
+    tree.put("bin/sh", file_node(b"2"))
+    assert [path for path, _ in tree.walk()] == ["bin", "etc", "etc/passwd", "up", "usr", "usr/bin", "usr/bin/sh"]
+    assert tree.look_up("bin/sh") == file_node(b"2")
+    assert tree.look_up("bin") == symlink_node("usr/bin")
+    tree.put("one", symlink_node("two"))
+    tree.put("two", symlink_node("one"))
+    with pytest.raises(BuildError, match="too many symlinks"):
+        tree.put("one/file", file_node(b""))
+
+
+def test_archive_holds_content_that_is_elsewhere() -> None:
+    class Far:
+        size_bytes = 6
+
+        def chunks(self) -> Iterator[bytes]:
+            yield from (b"far", b"off")
+
+    tree = Tree(merged=False)
+    tree.put("a", Node(FileKind.FILE, 0o644, content=Far()))
+    assert [entry.node.data for entry in read_cpio(render_cpio(tree))] == [b"", b"faroff"]
