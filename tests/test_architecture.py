@@ -45,7 +45,8 @@ ARROWS = {
     "vmkit.image": ("vmkit.image.*", "vmkit.errors", "vmkit.run", "vmkit.state", "vsh.errors", "vmkit", "vshd"),
     # What a user brings becomes a disk in the cache; no machine is known here.
     "vmkit.roots": (
-        *("vmkit.roots.*", "vmkit.image.formats.*", "vmkit.image.cache", "vmkit.docker.engine"),
+        *("vmkit.roots.*", "vmkit.image.formats.*", "vmkit.image.artifacts", "vmkit.image.cache"),
+        *("vmkit.docker.engine",),
         *("vmkit.errors", "vmkit.run"),
     ),
     # What a guest has in its memory is read without I/O but for one file.

@@ -66,6 +66,14 @@ class Cache:
     def image_dir(self, digest: str) -> Path:
         return self._folder / "images" / digest
 
+    def root_dir(self, key: str) -> Path:
+        """Returns the folder of a root that a user brought, as a disk (vmkit.roots)."""
+        return self._folder / "roots" / key
+
+    def is_inside(self, folder: Path) -> bool:
+        """Whether the cache is in `folder`, which then changes with the cache."""
+        return self._folder.resolve().is_relative_to(folder.resolve())
+
     def note_path(self, digest: str) -> Path:
         """Returns the file that keeps the last comparison of an image with its manifest (vmkit.image.artifacts)."""
         return self._folder / "compared" / f"{digest}.json"
@@ -122,7 +130,7 @@ class Cache:
             os.close(descriptor)
 
     def sweep(self) -> None:
-        """Removes what dead processes left, and images unused for IMAGE_IDLE_LIMIT_S."""
+        """Removes what dead processes left, and images and roots unused for IMAGE_IDLE_LIMIT_S."""
         for path in _list(self._folder / "tmp"):
             with suppress(OSError):
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -132,12 +140,12 @@ class Cache:
                 finally:
                     os.close(descriptor)
         oldest = time.time() - IMAGE_IDLE_LIMIT_S
-        for path in _list(self._folder / "images"):
+        for path in (*_list(self._folder / "images"), *_list(self._folder / "roots")):
             with suppress(OSError):
                 if path.stat().st_mtime < oldest:
                     self.discard(path)
         for path in _list(self._folder / "compared"):
-            if not self.image_dir(path.stem).exists():
+            if not (self.image_dir(path.stem).exists() or self.root_dir(path.stem).exists()):
                 path.unlink(missing_ok=True)
 
     def discard(self, path: Path) -> None:

@@ -4,6 +4,8 @@ mke2fs makes it empty and debugfs fills it, so that owners and modes are fields 
 It has no journal and no free space: it is mounted read-only, below an overlay.
 """
 
+import itertools
+import os
 import re
 import uuid
 from collections import Counter
@@ -32,8 +34,10 @@ _DEVICES = {FileKind.CHARACTER: "c", FileKind.BLOCK: "b"}
 # debugfs reads its commands by lines, of this length at most (BUFSIZ).
 _UNWRITABLE = re.compile(r"[\n\r\0]")
 _LINE_LIMIT_BYTES = 8000
-# Contents wait in files until debugfs has read them: so many bytes at a time, and no second copy of a whole root.
+# Contents wait in files until debugfs has read them: so many bytes at a time, and no second copy of a whole root. The
+# files are few and are written again for the next batch: making one takes up to a millisecond.
 _BATCH_BYTES = 256 << 20
+_BATCH_FILES = 256
 # ext4 keeps a file's attributes in one block, beside what fits into the inode.
 _XATTR_LIMIT_BYTES = 3072
 # Signed 32 bits: the fields that debugfs sets.
@@ -71,13 +75,9 @@ def write_ext4(tree: Tree, path: Path, work: Path, label: str) -> None:
     # debugfs's status is always 0. It prints failures on stderr, between the commands that it repeats.
     words: list[str | Path] = ["sh", "-c", 'exec debugfs -w -f "$1" "$2" 2>&1', "sh", script, path]
     for batch in _split(nodes):
-        contents: list[Path] = []
-        lines = list(_render_commands(batch, work, contents))
-        script.write_bytes(b"".join(encode_name(f"{line}\n") for line in lines))
+        script.write_bytes(b"".join(encode_name(f"{line}\n") for line in _render_commands(batch, work)))
         told = run(words, timeout_s=_TIMEOUT_S, env=environ, package="e2fsprogs").decode(errors="replace")
         _check_answers(told)
-        for content in contents:
-            content.unlink()
     _check(path, environ)
 
 
@@ -91,19 +91,20 @@ class _Placed(NamedTuple):
 
 
 def _split(nodes: list[tuple[str, Node]]) -> Iterator[list[_Placed]]:
-    """The nodes in batches whose contents are _BATCH_BYTES together, or one larger file."""
+    """The nodes in batches whose contents are few files of _BATCH_BYTES together, or one larger file."""
     counts = Counter(id(node) for _, node in nodes if node.kind is FileKind.FILE)
     firsts: dict[int, str] = {}
     batch: list[_Placed] = []
-    size = 0
+    size = files = 0
     for name, node in nodes:
         first = firsts.setdefault(id(node), name) if node.kind is FileKind.FILE else name
         placed = _Placed(name, node, counts.get(id(node), 1) if first == name else 0, first)
-        if batch and placed.links and size + node.size_bytes > _BATCH_BYTES:
+        if placed.links and (size + node.size_bytes > _BATCH_BYTES or files >= _BATCH_FILES) and batch:
             yield batch
-            batch, size = [], 0
+            batch, size, files = [], 0, 0
         batch.append(placed)
         size += node.size_bytes if placed.links else 0
+        files += (node.kind is FileKind.FILE and placed.links > 0) + len(node.xattrs)
     yield batch
 
 
@@ -131,12 +132,10 @@ def _measure(nodes: list[tuple[str, Node]]) -> int:
     return -(-total * BLOCK_BYTES // (1 << 20)) * (1 << 20)
 
 
-def _render_commands(nodes: Iterable[_Placed], work: Path, contents: list[Path]) -> Iterator[str]:
-    """debugfs(8) commands, and the files they read. `write` knows no path: the folder is entered first.
-
-    The files are appended to contents.
-    """
+def _render_commands(nodes: Iterable[_Placed], work: Path) -> Iterator[str]:
+    """debugfs(8) commands, and the files they read. `write` knows no path: the folder is entered first."""
     here = ""
+    contents = (work / str(number) for number in itertools.count())
     for name, node, links, first in nodes:
         folder, _, base = name.rpartition("/")
         _check_writable(name, node)
@@ -147,9 +146,9 @@ def _render_commands(nodes: Iterable[_Placed], work: Path, contents: list[Path])
             yield f"ln {_quote(f'/{first}')} {_quote(base)}"
             continue
         if node.kind is FileKind.FILE:
-            contents.append(work / str(len(contents)))
-            _write_content(node, contents[-1])
-            yield f"write {_quote(str(contents[-1]))} {_quote(base)}"
+            content = next(contents)
+            _write_content(content, node.chunks(), node.size_bytes)
+            yield f"write {_quote(str(content))} {_quote(base)}"
         else:
             yield _render_making(_quote(base), node)
         # A name like <2> would be an inode's number.
@@ -161,9 +160,9 @@ def _render_commands(nodes: Iterable[_Placed], work: Path, contents: list[Path])
                 yield f"sif {word} {field} {value}"
         yield f"sif {word} mtime @{min(max(node.mtime_s, 0), _TIME_LIMIT_S)}"
         for attribute, data in node.xattrs:
-            contents.append(work / str(len(contents)))
-            contents[-1].write_bytes(data)
-            yield f"ea_set -f {_quote(str(contents[-1]))} {word} {_quote(attribute)}"
+            content = next(contents)
+            _write_content(content, [data], len(data))
+            yield f"ea_set -f {_quote(str(content))} {word} {_quote(attribute)}"
 
 
 def _render_making(word: str, node: Node) -> str:
@@ -192,15 +191,19 @@ def _quote(text: str) -> str:
     return '"' + text.replace('"', '""') + '"'
 
 
-def _write_content(node: Node, path: Path) -> None:
-    """Writes a file's content, with holes where it has long runs of zeros: debugfs keeps those."""
-    with path.open("wb") as file:
-        for chunk in node.chunks():
-            if len(chunk) >= BLOCK_BYTES and chunk == _ZEROS[: len(chunk)]:
-                file.seek(len(chunk), 1)
+def _write_content(path: Path, chunks: Iterable[bytes], size_bytes: int) -> None:
+    """Writes a content over what the file holds; a large one with holes where it is zeros, which debugfs keeps."""
+    with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as file:  # noqa: PTH123
+        if size_bytes > len(_ZEROS):
+            # For small ones it would cost more than it saves: a file that was emptied is synced when it is closed
+            # (auto_da_alloc in ext4(5)).
+            file.truncate(0)
+        for chunk in chunks:
+            if size_bytes > len(_ZEROS) and chunk == _ZEROS[: len(chunk)]:
+                file.seek(len(chunk), os.SEEK_CUR)
             else:
                 file.write(chunk)
-        file.truncate(node.size_bytes)
+        file.truncate(size_bytes)
 
 
 def _check_answers(told: str) -> None:

@@ -1,0 +1,84 @@
+"""Gets a container image from a registry by skopeo, or from a Docker engine where there is no skopeo.
+
+skopeo needs no daemon and no root. Its first question is the image's configuration alone: where the cache has the root
+already, no layer is fetched.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from vmkit.docker.engine import open_engine
+from vmkit.errors import CommandError, HostError
+from vmkit.roots.extents import Extent
+from vmkit.roots.settings import ImageConfig, parse_config
+from vmkit.roots.workplace import Workplace
+from vmkit.run import run
+
+# A registry's answer; a few gigabytes on a slow line.
+_ASK_TIMEOUT_S = 60.0
+_COPY_TIMEOUT_S = 3600.0
+# As docker does, registries of this host may speak plain HTTP.
+_LOOPBACK = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?/")
+_POLICIES = ("~/.config/containers/policy.json", "/etc/containers/policy.json")
+
+Progress = Callable[[str, float | None], None]
+
+
+def has_skopeo() -> bool:
+    return shutil.which("skopeo") is not None
+
+
+def read_registry_config(reference: str, architecture: str) -> ImageConfig:
+    """The configuration of an image in a registry. Raises HostError where none answers or has it."""
+    words = [*_plan_skopeo(architecture), "inspect", "--config", *_plan_tls(reference, "--tls-verify=false")]
+    return parse_config(_run_skopeo([*words, f"docker://{reference}"], _ASK_TIMEOUT_S), f"configuration of {reference}")
+
+
+def copy_from_registry(reference: str, architecture: str, place: Workplace) -> Path:
+    """Copies an image into an OCI layout of the workplace. Raises HostError."""
+    folder = place.make_folder()
+    words = [*_plan_skopeo(architecture), "copy", "--quiet", *_plan_tls(reference, "--src-tls-verify=false")]
+    _run_skopeo([*words, f"docker://{reference}", f"oci:{folder}:root"], _COPY_TIMEOUT_S)
+    return folder
+
+
+def _plan_skopeo(architecture: str) -> list[str]:
+    words = ["skopeo", "--override-os", "linux", "--override-arch", architecture]
+    if not any(os.path.exists(os.path.expanduser(path)) for path in _POLICIES):  # noqa: PTH110, PTH111
+        # Debian's skopeo comes without one where recommended packages are left out, and then refuses everything.
+        words.append("--insecure-policy")
+    return words
+
+
+def _plan_tls(reference: str, word: str) -> list[str]:
+    return [word] if _LOOPBACK.match(reference) else []
+
+
+def _run_skopeo(words: list[str], timeout_s: float) -> bytes:
+    try:
+        return run(words, timeout_s=timeout_s, package="skopeo")
+    except CommandError as error:
+        raise HostError(
+            f"skopeo cannot get the image: {error.brief}",
+            details=error.details,
+            hint="check the name and the network; for a registry that asks who you are: skopeo login",
+        ) from error
+
+
+def save_from_engine(reference: str, architecture: str, place: Workplace, tell: Progress) -> Extent:
+    """What `docker save` would write, from an engine that has the image or can pull it. Raises HostError."""
+    with open_engine() as engine:
+        if not engine.images(name=reference):
+            tell(f"the engine pulls {reference}", None)
+            engine.pull(reference, platform=f"linux/{architecture}")
+        tell(f"the engine saves {reference}", None)
+        return place.keep(_limit(engine.get_image(reference), place))
+
+
+def _limit(chunks: Iterator[bytes], place: Workplace) -> Iterator[bytes]:
+    for chunk in chunks:
+        place.budget.take_unpacked(len(chunk))
+        yield chunk
