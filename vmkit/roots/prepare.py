@@ -30,10 +30,10 @@ from vmkit.roots.partitions import Partition
 from vmkit.roots.programs import check_architecture
 from vmkit.roots.qcow2 import Qcow2Disk, read_header, require_named
 from vmkit.roots.settings import ContainerSettings
-from vmkit.roots.source import HEAD_BYTES, RootSource, Shape, SourceKind, parse_source, recognise
+from vmkit.roots.source import HEAD_BYTES, PACKED, RootSource, Shape, SourceKind, parse_source, recognise
 from vmkit.roots.stores import IMAGE_TOPS, ArchiveStore, FolderStore, ImageStore
 from vmkit.roots.superblocks import FileSystemKind, Reader
-from vmkit.roots.unpack import find_shape, unpack
+from vmkit.roots.unpack import find_shape, hash_extent, unpack
 from vmkit.roots.workplace import Workplace, open_workplace
 
 # Part of every key: packing otherwise is another root.
@@ -234,20 +234,24 @@ class _Packer:
     ) -> PreparedRoot:
         """A tar of a root, or one of a container image: its members tell which."""
         self._tell(f"reading {name}", None)
-        unpacked = unpack(archive, name, self._place)
-        shape = find_shape(unpacked.archive, name)
+        digest = ""
+        if find_shape(archive, name) in PACKED:
+            unpacked = unpack(archive, name, self._place)
+            archive, digest = unpacked.archive, unpacked.digest
+        shape = find_shape(archive, name)
         if shape is not Shape.TAR:
             what = "a disk" if shape in (Shape.DISK, Shape.QCOW2) else "no tar"
             raise ConfigError(f"{name} holds {what}, and vmkit expects a tar", hint="unpack it, and give its path")
-        if kind is not SourceKind.PATH or _is_image(unpacked.archive, name):
-            return self._pack_image(ArchiveStore(unpacked.archive, name), reference)
+        if kind is not SourceKind.PATH or _is_image(archive, name):
+            # Its own documents have the digests.
+            return self._pack_image(ArchiveStore(archive, name), reference)
 
         def make() -> Tree:
             tree = Tree(merged=False)
-            add_archive(tree, unpacked.archive, name, self._place.budget)
+            add_archive(tree, archive, name, self._place.budget)
             return tree
 
-        return self._find_or_make("tar", [unpacked.digest], name, make, self._place.require_unchanged)
+        return self._find_or_make("tar", [digest or hash_extent(archive)], name, make, self._place.require_unchanged)
 
     def _pack_image(self, store: ImageStore, reference: str) -> PreparedRoot:
         return self._pack_layers(read_image(store, self._place, reference, self._architecture), store.name)

@@ -42,6 +42,10 @@ class Shape(StrEnum):
     DISK = "disk"
 
 
+# These become something else when they are unpacked.
+PACKED = (Shape.GZIP, Shape.XZ, Shape.ZSTD)
+
+
 @dataclass(frozen=True, slots=True)
 class RootSource:
     """A named root. path: of a file or folder. reference: the tag in a layout or archive, or a registry's name."""

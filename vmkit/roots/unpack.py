@@ -39,6 +39,14 @@ def find_shape(archive: Extent, name: str) -> Shape:
     return recognise(archive.read(0, HEAD_BYTES), name)
 
 
+def hash_extent(archive: Extent, algorithm: str = "sha256") -> str:
+    """The digest of a part of a file, in hexadecimal."""
+    digest = hashlib.new(algorithm)
+    for chunk in archive.chunks():
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
 def unpack(archive: Extent, name: str, place: Workplace, algorithm: str = "sha256") -> Unpacked:
     """The archive unpacked; itself where it is not packed. algorithm: of packed_digest.
 
@@ -54,9 +62,9 @@ def unpack(archive: Extent, name: str, place: Workplace, algorithm: str = "sha25
         case Shape.ZSTD:
             pieces = _unpack_zstd(chunks, place)
         case _:
-            for _ in _hash(chunks, unpacked):
-                pass
-            return Unpacked(archive, packed.hexdigest(), unpacked.hexdigest())
+            digest = hash_extent(archive)
+            packed_digest = digest if algorithm == "sha256" else hash_extent(archive, algorithm)
+            return Unpacked(archive, packed_digest, digest)
     try:
         result = place.keep(_hash(_count(pieces, place), unpacked))
     except (zlib.error, lzma.LZMAError, EOFError) as error:
