@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vmkit.docker.engine import open_engine
-from vmkit.errors import CommandError, HostError
+from vmkit.errors import CommandError, ConfigError, HostError
 from vmkit.roots.extents import Extent
 from vmkit.roots.settings import ImageConfig, parse_config
 from vmkit.roots.workplace import Workplace
@@ -70,12 +70,21 @@ def _run_skopeo(words: list[str], timeout_s: float) -> bytes:
 
 def save_from_engine(reference: str, architecture: str, place: Workplace, tell: Progress) -> Extent:
     """What `docker save` would write, from an engine that has the image or can pull it. Raises HostError."""
-    with open_engine() as engine:
-        if not engine.images(name=reference):
-            tell(f"the engine pulls {reference}", None)
-            engine.pull(reference, platform=f"linux/{architecture}")
-        tell(f"the engine saves {reference}", None)
-        return place.keep(_limit(engine.get_image(reference), place))
+    # Without a tag the engine would list every tag, and pull them all.
+    name = reference if re.search(r"[:@][^/]*$", reference) else f"{reference}:latest"
+    try:
+        with open_engine() as engine:
+            if not engine.images(name=name):
+                tell(f"the engine pulls {name}", None)
+                engine.pull(name, platform=f"linux/{architecture}")
+            tell(f"the engine saves {name}", None)
+            return place.keep(_limit(engine.get_image(name), place))
+    except (ConfigError, CommandError) as error:
+        raise HostError(
+            f"the Docker engine cannot give the image {name}: {error.brief}",
+            details=error.details,
+            hint="check the name and the network, or install skopeo",
+        ) from error
 
 
 def _limit(chunks: Iterator[bytes], place: Workplace) -> Iterator[bytes]:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import subprocess
 import tarfile
 from collections.abc import Iterable
@@ -74,9 +75,11 @@ def make_layout(path: Path, layers: Iterable[bytes], config: dict[str, object] |
 def make_umoci_layout(path: Path, work: Path) -> Path:
     """Two images by umoci: `one` has a file that `two` takes away, and a configuration."""
     image = f"{path}:one"
+    # Without root, umoci neither sets owners nor needs to.
+    rootless = ["--rootless"] if os.geteuid() else []
     run("umoci", "init", "--layout", path)
     run("umoci", "new", "--image", image)
-    run("umoci", "unpack", "--image", image, work)
+    run("umoci", "unpack", *rootless, "--image", image, work)
     for name in ("bin/sh", "etc/passwd", "etc/gone", "srv/old/a", "srv/old/b"):
         (work / "rootfs" / name).parent.mkdir(parents=True, exist_ok=True)
         (work / "rootfs" / name).write_bytes(SHELL)
@@ -87,7 +90,7 @@ def make_umoci_layout(path: Path, work: Path) -> Path:
     words = ["--config.env", "A=b", "--config.env", "PATH=/bin", "--config.user", "5:6", "--config.workingdir", "/srv"]
     run("umoci", "config", "--image", image, *words, "--config.cmd", "sh", "--config.entrypoint", "/bin/sh")
     second = work.with_name(f"{work.name}-2")
-    run("umoci", "unpack", "--image", image, second)
+    run("umoci", "unpack", *rootless, "--image", image, second)
     (second / "rootfs/etc/gone").unlink()
     for name in "ab":
         (second / "rootfs/srv/old" / name).unlink()

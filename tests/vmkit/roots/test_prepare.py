@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,7 +28,8 @@ from tests.vmkit.roots.archives import (
     read_ext4,
 )
 from tests.vmkit.roots.disks import MIB, make_disk, make_file_system, run
-from tests.vmkit.roots.registry import serve
+from tests.vmkit.roots.registry import serve, serve_engine
+from tests.vshd.test_init import needs_namespace
 from vmkit.errors import BuildError, ConfigError, HostError
 from vmkit.roots.limits import RootLimits
 from vmkit.roots.prepare import PreparedRoot, prepare_root
@@ -286,6 +288,35 @@ def test_full_disk_is_told_and_leaves_nothing(tmp_path: Path, cache_dir: Path) -
     assert not (cache_dir / "roots").exists()
 
 
+FULL_DISK = """
+import sys
+from pathlib import Path
+from vmkit.errors import BuildError
+from vmkit.roots.prepare import prepare_root
+try:
+    prepare_root(sys.argv[1])
+except BuildError as error:
+    print(error.brief)
+print([str(path) for path in Path(sys.argv[2]).rglob("*") if path.is_file() and path.parent.name != "flock"])
+"""
+MOUNT = 'mount -t tmpfs -o mode=700,size="$0" none "$VMKIT_CACHE_DIR" && exec "$@"'
+
+
+@needs_namespace
+@pytest.mark.parametrize("size", ["3m", "9m", "16m"])
+def test_disk_that_becomes_full_is_told_at_every_step(tmp_path: Path, cache_dir: Path, size: str) -> None:
+    """While it is unpacked, while contents are written, and while debugfs writes them once more."""
+    (tmp_path / "root.tar.gz").write_bytes(gzip.compress(make_tar([("noise", os.urandom(6 << 20))]), 1))
+    cache_dir.mkdir(mode=0o700)
+    argv = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", MOUNT, size]
+    argv += [sys.executable, "-c", FULL_DISK, f"{tmp_path}/root.tar.gz", str(cache_dir)]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=120, check=True)
+    brief, files = done.stdout.splitlines()
+    assert brief.startswith("the disk is full while writing to"), done.stdout + done.stderr
+    assert files == "[]"
+
+
 def test_program_that_is_told_to_end_leaves_nothing(tmp_path: Path, cache_dir: Path) -> None:
     """A stream that does not end: SIGTERM comes in the middle of it, as to vmkit, where it unwinds."""
     code = (
@@ -326,6 +357,27 @@ def test_registry_is_asked_for_no_layer_that_the_cache_has(umoci: Path) -> None:
         assert len(set(registry.fetched[len(fetched) :])) == 1
         with pytest.raises(HostError, match="skopeo cannot get the image"):
             prepare_root(f"docker://{registry.address}/me/mine:two")
+
+
+@pytest.mark.parametrize("is_pulled", [True, False])
+def test_engine_saves_the_image_where_there_is_no_skopeo(
+    umoci: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_pulled: bool
+) -> None:
+    pytest.importorskip("docker")
+    first = prepare_root(f"oci:{umoci}:one")
+    run("skopeo", "--insecure-policy", "copy", "-q", f"oci:{umoci}:one", f"docker-archive:{tmp_path}/a.tar:me/x:latest")
+    data = (tmp_path / "a.tar").read_bytes()
+    # A UNIX socket's path must be short.
+    with tempfile.TemporaryDirectory(prefix="vmkit-") as name:
+        socket = Path(name) / "s"
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{socket}")
+        monkeypatch.setenv("PATH", "/nowhere")
+        with serve_engine(socket, data, "me/x:latest", is_pulled=is_pulled) as asked:
+            assert prepare_root("docker://me/x") == replace(first, cached=True)
+            pulled = [path for path in asked if path.startswith("/create")]
+            assert pulled == ([] if is_pulled else ["/create?tag=latest&fromImage=me/x&platform=linux/amd64"])
+            with pytest.raises(HostError, match="the Docker engine cannot give the image other:1"):
+                prepare_root("docker://other:1")
 
 
 def test_registry_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

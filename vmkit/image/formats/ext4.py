@@ -4,6 +4,7 @@ mke2fs makes it empty and debugfs fills it, so that owners and modes are fields 
 It has no journal and no free space: it is mounted read-only, below an overlay.
 """
 
+import errno
 import itertools
 import os
 import re
@@ -54,7 +55,8 @@ def write_ext4(tree: Tree, path: Path, work: Path, label: str) -> None:
     """Writes the tree as an ext4 file system to path. work is an empty folder for the files' contents.
 
     label: what the file system's UUID is made from; equal trees and labels give equal bytes. A node at several paths
-    becomes one file with hard links. Device nodes in /dev are left out: a guest mounts its own.
+    becomes one file with hard links. Device nodes in /dev are left out: a guest mounts its own. Raises OSError where
+    the host's disk is full, BuildError for a tree that ext4 cannot hold.
     """
     nodes = [(name, node) for name, node in tree.walk() if node.kind not in _DEVICES or not name.startswith("dev/")]
     size_bytes = _measure(nodes)
@@ -70,14 +72,18 @@ def write_ext4(tree: Tree, path: Path, work: Path, label: str) -> None:
         "-N", str(len(nodes) + _OWN_INODES + 1), "-U", str(identity),
         "-E", f"hash_seed={identity},root_owner=0:0,lazy_itable_init=0,nodiscard", path,
     ]  # fmt: skip
-    run(argv, timeout_s=_TIMEOUT_S, env={**environ, "MKE2FS_CONFIG": "/dev/null"}, package="e2fsprogs")
+    try:
+        run(argv, timeout_s=_TIMEOUT_S, env={**environ, "MKE2FS_CONFIG": "/dev/null"}, package="e2fsprogs")
+    except CommandError as error:
+        _check_room(error.details, path)
+        raise
     script = work / "debugfs.commands"
     # debugfs's status is always 0. It prints failures on stderr, between the commands that it repeats.
     words: list[str | Path] = ["sh", "-c", 'exec debugfs -w -f "$1" "$2" 2>&1', "sh", script, path]
     for batch in _split(nodes):
         script.write_bytes(b"".join(encode_name(f"{line}\n") for line in _render_commands(batch, work)))
         told = run(words, timeout_s=_TIMEOUT_S, env=environ, package="e2fsprogs").decode(errors="replace")
-        _check_answers(told)
+        _check_answers(told, path)
     _check(path, environ)
 
 
@@ -206,9 +212,16 @@ def _write_content(path: Path, chunks: Iterable[bytes], size_bytes: int) -> None
         file.truncate(size_bytes)
 
 
-def _check_answers(told: str) -> None:
+def _check_room(told: str, path: Path) -> None:
+    """Raises OSError when a program found the host's disk full; of a full ext4 it has other words."""
+    if os.strerror(errno.ENOSPC) in told:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def _check_answers(told: str, path: Path) -> None:
     for line in told.splitlines():
         if not line.startswith(_EXPECTED_ANSWERS):
+            _check_room(line, path)
             raise BuildError(f"debugfs cannot write the root file system: {line}", details=told[-_TOLD_CHARACTERS:])
 
 
