@@ -131,7 +131,12 @@ def _read_descriptor(value: object, name: str) -> _Descriptor:
 
 
 def _choose_by_name(found: list[_Descriptor], reference: str, architecture: str, name: str) -> _Descriptor:
-    fitting = [descriptor for descriptor in found if not reference or reference in descriptor.names]
+    fitting = [
+        descriptor
+        for descriptor in found
+        # docker save writes whole names, and users name images as docker lists them.
+        if not reference or reference in descriptor.names or _complete(reference) in map(_complete, descriptor.names)
+    ]
     if not fitting:
         raise _explain_choice(f"{name} holds no image '{reference}'", [text for one in found for text in one.names])
     if len({descriptor.digest for descriptor in fitting}) == 1:

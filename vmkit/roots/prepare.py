@@ -52,8 +52,9 @@ class PreparedRoot:
     """A disk that holds a root, and how to find the root in it.
 
     path: in the cache, or the user's own disk. disk_format: `raw` or `qcow2`. partition: None where the disk is one
-    file system; sector_bytes: of the disk, without which Linux finds no partition of it. others: the files that a qcow2
-    needs and the user has named. key: of the cache; empty for a disk. notes: what a person should read.
+    file system. sector_bytes: of the disk; with others Linux finds no partition of it. others: the files that a qcow2
+    reads and the user has named: QEMU must be given exactly these. key: of the cache; empty for a disk. notes: what a
+    person should read.
     """
 
     path: Path

@@ -18,7 +18,7 @@ _NAME = re.compile(r"[A-Za-z0-9._+=@-][A-Za-z0-9._+=@/:-]{0,1023}")
 # What is at the top of an image's archive: documents, blobs, and the folders or files of layers, named by digests. The
 # empty name is the archive's own folder.
 IMAGE_TOPS = re.compile(
-    r"|blobs|oci-layout|index\.json|manifest\.json|repositories|(sha256:)?[0-9a-f]{64}(\.json|\.tar|\.tar\.gz)?"
+    r"|blobs|oci-layout|(index|manifest|config)\.json|repositories|(sha256:)?[0-9a-f]{64}(\.json|\.tar|\.tar\.gz)?"
 )
 # An image's archive has a few members for each layer.
 _MEMBER_LIMIT = 20_000

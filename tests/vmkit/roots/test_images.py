@@ -195,6 +195,21 @@ def test_index_gives_the_image_for_the_machine(tmp_path: Path, place: Workplace)
     assert caught.value.details == "linux/arm64"
 
 
+def test_image_is_named_as_docker_lists_it(tmp_path: Path, place: Workplace) -> None:
+    """docker save, since its version 25, is a layout as well, with whole names."""
+    layout = make_layout(tmp_path / "layout", [make_tar([("bin/sh", b"x")])])
+    index = json.loads((layout / "index.json").read_text())
+    names = {"io.containerd.image.name": "docker.io/library/debian:12", "org.opencontainers.image.ref.name": "12"}
+    other = {"digest": "sha256:" + "0" * 64, "size": 1, "annotations": {"io.containerd.image.name": "other:latest"}}
+    (layout / "index.json").write_text(
+        json.dumps({"manifests": [index["manifests"][0] | {"annotations": names}, other]})
+    )
+    for reference in ("debian:12", "docker.io/library/debian:12", "12"):
+        assert len(read(layout, place, reference).layers) == 1
+    with pytest.raises(ConfigError, match="holds no image 'debian:13'"):
+        read(layout, place, "debian:13")
+
+
 def test_name_in_an_archive_leads_nowhere_else(tmp_path: Path, place: Workplace) -> None:
     path = tmp_path / "image.tar"
     entry: dict[str, object] = {"Config": "../../etc/passwd", "RepoTags": None, "Layers": []}
