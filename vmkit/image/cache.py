@@ -70,6 +70,10 @@ class Cache:
         """Returns the folder of a root that a user brought, as a disk (vmkit.roots)."""
         return self._folder / "roots" / key
 
+    def source_path(self, name: str) -> Path:
+        """Returns the file that tells which root an archive of a user's became (vmkit.roots)."""
+        return self._folder / "sources" / name
+
     def is_inside(self, folder: Path) -> bool:
         """Whether the cache is in `folder`, which then changes with the cache."""
         return self._folder.resolve().is_relative_to(folder.resolve())
@@ -144,6 +148,10 @@ class Cache:
             with suppress(OSError):
                 if path.stat().st_mtime < oldest:
                     self.discard(path)
+        for path in _list(self._folder / "sources"):
+            with suppress(OSError):
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
         for path in _list(self._folder / "compared"):
             if not (self.image_dir(path.stem).exists() or self.root_dir(path.stem).exists()):
                 path.unlink(missing_ok=True)

@@ -36,7 +36,7 @@ class HostFile:
         except OSError as error:
             raise explain_unreadable(path, error) from error
         status = os.fstat(self.fd)
-        self._identity = identify(status)
+        self.identity = identify(status)
         self.is_block_device = stat.S_ISBLK(status.st_mode)
         # The size of a block device is where its end is.
         self.size_bytes = os.lseek(self.fd, 0, os.SEEK_END) if self.is_block_device else status.st_size
@@ -56,7 +56,7 @@ class HostFile:
 
     def require_unchanged(self) -> None:
         """Raises BuildError when the file was written to since it was opened."""
-        if identify(os.fstat(self.fd)) != self._identity:
+        if identify(os.fstat(self.fd)) != self.identity:
             raise BuildError(f"{self.path} changed while vmkit read it", hint="try again when no program writes to it")
 
     def close(self) -> None:

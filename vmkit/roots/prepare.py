@@ -9,13 +9,13 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from vmkit.errors import BuildError, ConfigError
 from vmkit.image.artifacts import are_whole, describe_artifacts
-from vmkit.image.cache import Cache, find_cache_dir, open_cache
+from vmkit.image.cache import Cache, find_cache_dir, open_cache, write_atomically
 from vmkit.image.formats.ext4 import write_ext4
 from vmkit.image.formats.tree import Tree
 from vmkit.roots.disk import choose_root
@@ -212,11 +212,44 @@ class _Packer:
             with path.open("rb", buffering=0) as pipe:
                 return self._pack_archive(self._read_stream(pipe.fileno()), str(path), source.reference)
         if not stat.S_ISDIR(status.st_mode):
-            return self._pack_archive(self._place.open(path), str(path), source.reference, source.kind)
+            return self._pack_file(self._place.open(path), source)
         # Every layout has this file (image-layout.md), and no root has it at its top.
         if source.kind is not SourceKind.PATH or (path / "oci-layout").is_file():
             return self._pack_image(FolderStore(path, self._place), source.reference)
         return self._pack_folder(path)
+
+    def _pack_file(self, archive: Extent, source: RootSource) -> PreparedRoot:
+        """An archive on disk. While the file is the same, a note in the cache saves unpacking and hashing it again."""
+        if archive.file.is_block_device:
+            # It may change without a trace in its times.
+            return self._pack_archive(archive, str(source.path), source.reference, source.kind)
+        covered = repr((_FORMAT, self._architecture, source.kind.value, source.reference, archive.file.identity))
+        note = self._cache.source_path(hashlib.sha256(covered.encode()).hexdigest())
+        known = self._read_note(note)
+        if known is not None:
+            return known
+        made = self._pack_archive(archive, str(source.path), source.reference, source.kind)
+        self._place.require_unchanged()
+        # If the note cannot be written, the next start reads the archive again.
+        with suppress(OSError):
+            write_atomically(note, json.dumps({"key": made.key, "settings": asdict(made.settings)}).encode())
+        return made
+
+    def _read_note(self, path: Path) -> PreparedRoot | None:
+        try:
+            note = json.loads(path.read_bytes())
+            found = self._find(str(note["key"]))
+            texts = note["settings"]
+            settings = ContainerSettings(
+                env=tuple(texts["env"]),
+                working_dir=texts["working_dir"],
+                user=texts["user"],
+                entrypoint=tuple(texts["entrypoint"]),
+                cmd=tuple(texts["cmd"]),
+            )
+            return None if found is None else replace(found, settings=settings)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
 
     def _read_stream(self, descriptor: int) -> Extent:
         """Copies a stream, which can be read once only and not by offset."""

@@ -3,6 +3,7 @@
 import gc
 import gzip
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,6 +101,29 @@ def test_forms_of_one_tar_are_one_disk(tmp_path: Path) -> None:
     for suffix, words in (("gz", ["gzip", "-k"]), ("xz", ["xz", "-k"]), ("zst", ["zstd", "-q"])):
         run(*words, tmp_path / "root.tar")
         assert prepare_root(f"{tmp_path}/root.tar.{suffix}") == replace(first, cached=True)
+
+
+@pytest.mark.parametrize("content", ["root", "image"])
+def test_archive_is_unpacked_once_while_it_is_the_same_file(umoci: Path, tmp_path: Path, content: str) -> None:
+    run("skopeo", "--insecure-policy", "copy", "-q", f"oci:{umoci}:one", f"docker-archive:{tmp_path}/a.tar:me/x:1")
+    path = tmp_path / "archive.tar.gz"
+    path.write_bytes(gzip.compress(ROOT if content == "root" else (tmp_path / "a.tar").read_bytes()))
+    told: list[str] = []
+
+    def prepare() -> PreparedRoot:
+        told.clear()
+        return prepare_root(str(path), progress=lambda text, _: told.append(text))
+
+    first = prepare()
+    assert told[0] == f"reading {path}"
+    assert prepare() == replace(first, cached=True)
+    assert told == []
+    # Another content is another root, and a root that is gone is made again.
+    path.write_bytes(gzip.compress(make_tar([("bin/sh", SHELL * 2)])))
+    second = prepare()
+    assert second.key != first.key
+    shutil.rmtree(second.path.parent)
+    assert prepare() == second
 
 
 def test_folder_is_packed_anew_after_a_change_only(tmp_path: Path) -> None:
