@@ -16,7 +16,6 @@ from vshd.log import Log, Throttle
 from vshd.oom import Shield
 from vshd.processes import kill_session, reap_ended, wait_until_none
 from vshd.services.table import Surroundings
-from vshd.session.account import warm_up
 from vshd.session.session import ENDED, Session
 from vshd.signals import SIGCHLD, SIGINT, SIGKILL, SIGTERM, Wakeup
 from vshd.spare import Spare, Spares, is_waited_for, make_channel, rehearse, wait_for_connection
@@ -89,7 +88,6 @@ class Server:
     def run(self) -> None:
         """Serves until SIGTERM or SIGINT."""
         self._shield.take()
-        warm_up()
         # Children share these objects' pages as long as no process touches them.
         gc.collect()
         gc.freeze()

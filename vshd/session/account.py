@@ -4,16 +4,24 @@ The choice is made as root, from the request alone; after switch_to() nothing of
 """
 
 import os
-import pwd
 
 from vshd.flags import Options
+from vshd.session import users
 from vshd.session.refusal import RefusalError
 from vshd.wire import messages
 from vshd.wire.messages import SetupConnectionRequest
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    Key = TypeVar("Key")
+    Found = TypeVar("Found")
+
 FALLBACK_SHELL = "/bin/sh"
-# (uid_t)-1 means no user to setresuid(2).
-ID_MAX = (1 << 32) - 2
+# Its number is the kernel's, not a file's.
+ROOT = "root"
 
 
 class Account:
@@ -50,15 +58,6 @@ def choose_account(request: SetupConnectionRequest, options: Options) -> Account
     return account
 
 
-def warm_up() -> None:
-    """Lets the C library load and parse what look-ups need, once for all sessions that are forked from here."""
-    try:
-        account = _find_own(os.geteuid())
-        os.getgrouplist(account.name, account.gid)
-    except (RefusalError, OSError):
-        pass
-
-
 def is_own(account: Account) -> bool:
     """Whether switch_to() leaves this process the user that it is, with that user's own groups."""
     return (account.uid, account.gid) == (os.geteuid(), os.getegid()) and account.has_own_groups
@@ -70,10 +69,7 @@ def switch_to(account: Account) -> None:
         return
     is_other = account.uid != 0
     try:
-        if account.has_own_groups:
-            os.initgroups(account.name, account.gid)
-        else:
-            os.setgroups([account.gid])
+        os.setgroups(_list_groups(account))
     except OSError as error:
         # Where a container denies it, root may stay as it is.
         if is_other:
@@ -90,62 +86,74 @@ def switch_to(account: Account) -> None:
 
 
 def _find_own(uid: int) -> Account:
-    try:
-        return _from_entry(pwd.getpwuid(uid))
-    except KeyError as error:
-        raise _bad_user(f"could not find uid: {uid}", str(uid)) from error
+    found = _ask(users.find_uid, uid)
+    if found is not None:
+        return _from_entry(found)
+    if uid == 0:
+        return _make_root()
+    raise _bad_user(f"could not find uid: {uid}", str(uid))
 
 
 def _find_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+    found = _ask(users.find_uid, uid)
+    return str(uid) if found is None else os.fsdecode(found.name)
 
 
 def _find_named(user: str) -> Account:
     """NAME or UID, with :GROUP or :GID behind it, as docker has them; digits are a name first."""
     name, colon, group = user.partition(":")
-    try:
-        account = _find_user(name)
-        if colon:
-            account.gid = _find_group(group)
-            account.has_own_groups = False
-        return account
-    except (KeyError, ValueError, UnicodeError) as error:
+    account = _find_user(name)
+    gid = _find_group(group) if colon else 0
+    if account is None or gid is None:
         hint = "if attempting to connect to a containerless guest please use `vsh termina penguin`."
-        raise _bad_user(f"could not find user: {user}, {hint}", user) from error
+        raise _bad_user(f"could not find user: {user}, {hint}", user)
+    if colon:
+        account.gid = gid
+        account.has_own_groups = False
+    return account
 
 
-def _find_user(name: str) -> Account:
+def _find_user(name: str) -> Account | None:
+    found = _ask(users.find_user, os.fsencode(name))
+    if found is not None:
+        return _from_entry(found)
+    if name == ROOT:
+        return _make_root()
+    uid = users.parse_id(os.fsencode(name))
+    if uid is None:
+        return None
+    found = _ask(users.find_uid, uid)
+    return Account(str(uid), uid, 0, "/", FALLBACK_SHELL) if found is None else _from_entry(found)
+
+
+def _find_group(name: str) -> int | None:
+    found = _ask(users.find_group, os.fsencode(name))
+    return users.parse_id(os.fsencode(name)) if found is None else found.gid
+
+
+def _list_groups(account: Account) -> list[int]:
+    """Raises OSError."""
+    if not account.has_own_groups:
+        return [account.gid]
+    return users.list_groups(os.fsencode(account.name), account.gid)
+
+
+def _ask(find: "Callable[[Key], Found | None]", key: "Key") -> "Found | None":
+    """What a look-up finds. Raises RefusalError where the file cannot be read."""
     try:
-        return _from_entry(pwd.getpwnam(name))
-    except KeyError:
-        uid = _parse_id(name)
-    try:
-        return _from_entry(pwd.getpwuid(uid))
-    except KeyError:
-        return Account(str(uid), uid, 0, "/", FALLBACK_SHELL)
+        return find(key)
+    except OSError as error:
+        reason = f"could not read the users: {error.filename or 'file'}: {error.strerror}"
+        raise RefusalError(reason, messages.BAD_USER, error=error.errno or 0) from error
 
 
-def _find_group(name: str) -> int:
-    import grp  # noqa: PLC0415 - few ask for a group
-
-    try:
-        return grp.getgrnam(name).gr_gid
-    except KeyError:
-        return _parse_id(name)
+def _make_root() -> Account:
+    """Root of a system without a file of users, or whose file has no root."""
+    return Account(ROOT, 0, 0, "/", FALLBACK_SHELL)
 
 
-def _parse_id(text: str) -> int:
-    """Raises KeyError for what is no number, or too large a one."""
-    if not (text.isascii() and text.isdigit() and int(text) <= ID_MAX):
-        raise KeyError(text)
-    return int(text)
-
-
-def _from_entry(entry: pwd.struct_passwd) -> Account:
-    return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir, entry.pw_shell)
+def _from_entry(entry: users.UserEntry) -> Account:
+    return Account(os.fsdecode(entry.name), entry.uid, entry.gid, os.fsdecode(entry.home), os.fsdecode(entry.shell))
 
 
 def _bad_user(description: str, user: str) -> RefusalError:

@@ -36,6 +36,6 @@ def test_needs_of_vshd_hold_every_module_of_it() -> None:
     folder = find_vshd_dir()
     sources = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.py")}
     needs = find_needs("vshd", sources)
-    assert {"vshd", "vshd.log", "vshd.wire.proof", "_socket", "pwd"} <= set(needs.modules)
+    assert {"vshd", "vshd.log", "vshd.wire.proof", "_socket", "fcntl"} <= set(needs.modules)
     assert len([name for name in needs.modules if name.startswith("vshd")]) == len(sources)
     assert "utf-8" in needs.codecs

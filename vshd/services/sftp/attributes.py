@@ -1,10 +1,10 @@
 """What SFTP tells of a file: its attributes, and the line that `ls -l` of a client prints."""
 
-import pwd
 import stat
 import time
 
 from vshd.services.sftp.packets import render_attributes
+from vshd.session import users
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,15 +91,15 @@ def _look_up(table: "dict[Key, bytes]", key: "Key", find: "Callable[[Key], bytes
 
 def _find_user(uid: int) -> bytes:
     try:
-        return pwd.getpwuid(uid).pw_name.encode("utf-8", "surrogateescape")
-    except KeyError:
-        return b"%d" % uid
+        found = users.find_uid(uid)
+    except OSError:
+        found = None
+    return b"%d" % uid if found is None else found.name
 
 
 def _find_group(gid: int) -> bytes:
     try:
-        import grp  # noqa: PLC0415 - not in every minimal Python
-
-        return grp.getgrgid(gid).gr_name.encode("utf-8", "surrogateescape")
-    except (KeyError, ImportError):
-        return b"%d" % gid
+        found = users.find_gid(gid)
+    except OSError:
+        found = None
+    return b"%d" % gid if found is None else found.name

@@ -2,12 +2,12 @@
 
 import errno
 import os
-import pwd
 
 from vshd.services.sftp import packets
 from vshd.services.sftp.handles import HANDLES_MAX, StatusError
 from vshd.services.sftp.whole import read_file, read_folder, write_file
 from vshd.services.sftp.xattrs import read_xattrs
+from vshd.session import users
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,10 +86,10 @@ def expand_path(requests: "Requests", ident: int, fields: "Fields") -> None:
 
 
 def _find_home(user: bytes) -> bytes:
-    try:
-        return os.fsencode(pwd.getpwnam(os.fsdecode(user)).pw_dir)
-    except KeyError as error:
-        raise StatusError(packets.NO_SUCH_FILE, b"no user has this name") from error
+    found = users.find_user(user)
+    if found is None:
+        raise StatusError(packets.NO_SUCH_FILE, b"no user has this name")
+    return found.home
 
 
 def copy_data(requests: "Requests", ident: int, fields: "Fields") -> None:
