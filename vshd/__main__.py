@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vshd.freeze import FreezeState
+    from vshd.root import Root
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,6 +77,7 @@ def serve(
             status = run_mode(options, log)
             if status is not None:
                 return status
+        root = _open_root(options)
         allowed_cids = parse_allowed_cids(options.allow_cid)
         listener = take_passed_listener(allowed_cids) or open_listener(options.listen, allowed_cids, bound)
         # When a required token is missing, vshd sends no READY. An optional token is looked for later, with the rest of
@@ -102,7 +104,7 @@ def serve(
         elif not is_certain:
             token = _find_token(options, listener)
         is_frozen = state is not None and state.is_frozen
-        Server(listener, options, log, wakeup, token, is_frozen=is_frozen, facts=facts).run()
+        Server(listener, options, log, wakeup, token, is_frozen=is_frozen, facts=facts, root=root).run()
         return 0
     except (VsockError, OSError, ValueError) as error:
         return _report_failure(error, log)
@@ -132,6 +134,15 @@ def _find_token(options: Options, listener: Listener) -> bytes | None:
         listener.close()
         raise
     return token
+
+
+def _open_root(options: Options) -> "Root | None":
+    """Returns the root of sessions, where it is not vshd's own. Raises OSError."""
+    if not options.root_namespace:
+        return None
+    from vshd.root import open_root  # noqa: PLC0415 - most guests have one root
+
+    return open_root(options.root_namespace)
 
 
 def _read_state(options: Options, listener: Listener) -> "FreezeState | None":

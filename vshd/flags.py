@@ -70,6 +70,7 @@ class Options(Words):
         "max_sessions",
         "persistent",
         "ready",
+        "root_namespace",
         "spare_time",
         "token_from",
         "version",
@@ -106,6 +107,7 @@ class Options(Words):
         self.max_sessions = 256
         self.persistent = False
         self.ready = ""
+        self.root_namespace = ""
         self.spare_time = 5
         self.token_from = "auto"  # noqa: S105 - where it is, not what
         self.version = False
@@ -140,6 +142,8 @@ Serves shells and commands to vsh, over vsock. Values in parentheses are default
   --exec_from=[CID]:[PORT]        no shells: connect to the host, run one command that it sends, exit with its status
                                   (CID 2, port 1024; a part that is no number is the default)
   --persistent                    with --exec_from: run commands until the host leaves (false)
+  --root_namespace=PATH           sessions and commands run in the mount namespace that PATH stands for, with its users
+                                  and files: /proc/PID/ns/mnt, or a file that unshare --mount=PATH made
   --freeze_file=PATH              the host may freeze this machine for a snapshot, and thaw it; PATH keeps the state
   --handshake_timeout=SECONDS     how long a client may take to send its request (30)
   --keepalive=SECONDS             give up a client that sends nothing for this time (120); 0: never

@@ -116,7 +116,12 @@ def kill_session(pid: int) -> None:
 def _find_running(pid: int, only_group: bool) -> list[int]:
     """Returns the processes of session `pid`, or only of its first group, that are not dead yet."""
     running = []
-    for entry in os.listdir("/proc"):
+    try:
+        entries = os.listdir("/proc")
+    except OSError:
+        # Another root may have none.
+        return []
+    for entry in entries:
         if not entry.isdigit():
             continue
         try:

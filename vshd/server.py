@@ -24,6 +24,10 @@ from vshd.wire.connection import default_limits
 from vshd.wire.frames import LEGACY_MAX_PAYLOAD, encode_frame
 from vshd.wire.messages import Failure, SetupConnectionResponse
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vshd.root import Root
+
 # Sessions get TERM and then this long to end their targets (processes.GRACE_S) before they are killed.
 SHUTDOWN_S = 7.0
 # (session's pid, target's pid); a pipe writes so few bytes whole.
@@ -61,9 +65,10 @@ class Server:
         *,
         is_frozen: bool = False,
         facts: bytes = b"",
+        root: "Root | None" = None,
     ) -> None:
         """wakeup: gets SIGCHLD, SIGTERM and SIGINT, perhaps already. token: the secret that clients must prove.
-        is_frozen, facts: see Surroundings.
+        is_frozen, facts, root: see Surroundings.
         """
         self.listener = listener
         self.options = options
@@ -76,6 +81,7 @@ class Server:
         self._token = token
         self._is_frozen = is_frozen
         self._facts = facts
+        self._root = root
         self._targets: dict[int, int] = {}
         self._dropped: set[int] = set()
         self._accepted_s: dict[int, float] = {}
@@ -348,6 +354,7 @@ class Server:
             renew=lambda: self._report(RENEW),
             preload=lambda: self._report(PRELOAD),
             forget=forget,
+            root=self._root,
         )
         return Session(*connection, self.options, self.log, wakeup, self._report, self._token, around).run()
 
@@ -382,6 +389,9 @@ class Server:
         """Ends the sessions that would outlive this server. Their keepers are not its children."""
         from vshd.lasting.place import end_keepers  # noqa: PLC0415 - few servers end so
 
+        if self._root is not None:
+            # Where the sessions are. This server has closed all else, and ends.
+            self._root.enter()
         end_keepers(self.options, SHUTDOWN_S)
 
     def _signal_sessions(self, number: int) -> None:

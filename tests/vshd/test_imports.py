@@ -16,7 +16,8 @@ VSH = CHECKOUT / "vsh"
 
 # All of them are in Debian's python3-minimal; `resource` alone is not, and is needed for two optional flags only.
 ALLOWED = {"_signal", "_socket", "errno", "fcntl", "gc", "os", "select", "stat", "struct", "sys", "time"}
-LAZY = {"resource"}
+# Before Python 3.12, setns(2) is ctypes's.
+LAZY = {"ctypes", "resource"}
 # The one calculation the protocol has, and only where there is a token: from modules that the interpreter has built in.
 OF_THE_PROOF = {"_operator", "_sha2", "_sha256", "hashlib"}
 FOR_TYPES_ONLY = {"collections.abc", "typing"}

@@ -202,8 +202,10 @@ def begin_connect(family: int, address: "tuple[object, ...] | str", place: str) 
 
 def _look_up(place: str, host: str, port: int, flags: int) -> "list[tuple[int, tuple[object, ...] | str]]":
     try:
-        found = _socket.getaddrinfo(None if host == "*" else host, port, 0, _socket.SOCK_STREAM, 0, flags)
-    except (OSError, UnicodeError) as error:
+        # As bytes, an ASCII name needs no codec: Python would load one, and for all names the tables of Unicode.
+        name = host.encode() if host.isascii() else host
+        found = _socket.getaddrinfo(None if host == "*" else name, port, 0, _socket.SOCK_STREAM, 0, flags)
+    except (OSError, UnicodeError, LookupError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "no such name"
         raise PlaceError(f"cannot find {place}: {reason}", errno.EADDRNOTAVAIL) from error
     return [(family, address) for family, _, _, _, address in found]

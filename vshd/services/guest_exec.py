@@ -14,6 +14,7 @@ from vshd.carry import vsock
 from vshd.flags import Options
 from vshd.log import Log, fit
 from vshd.processes import end_session, find_exit, reap
+from vshd.root import open_root
 from vshd.signals import SIGCHLD, SIGINT, SIGTERM, Wakeup, find_ignored
 from vshd.wire.commands import COMMAND_BYTES_MAX, BadCommandError, CommandReader, check_command, parse_host
 
@@ -34,7 +35,10 @@ class GivenUpError(Exception):
 
 def run_commands(options: Options, log: Log) -> int:
     """Connects, and runs what the host sends; returns the exit status. Raises OSError, VsockError."""
+    root = open_root(options.root_namespace)
     fd, place = connect(options.exec_from)
+    if root is not None:
+        root.enter()
     runner = CommandRunner(fd, place, log, Wakeup((SIGCHLD, SIGTERM, SIGINT)), options.handshake_timeout)
     try:
         return runner.run_all() if options.persistent else runner.run_one()

@@ -14,6 +14,7 @@ from vshd.flags import Options
 from vshd.listener import LISTEN_FDS_START, Listener, open_listener, parse_allowed_cids, take_passed_listener
 from vshd.log import Log
 from vshd.processes import reap_ended, wait_until_none
+from vshd.root import open_root
 from vshd.signals import SIGCHLD, SIGINT, SIGKILL, SIGTERM, Wakeup, find_ignored
 
 # Commands get TERM and then this long before they are killed.
@@ -192,6 +193,9 @@ def serve_commands(options: Options, log: Log) -> int:
     """Starts a command for each connection, or one command for the listening socket. Raises OSError, FlagError."""
     where = options.inetd or options.activate
     allowed_cids = parse_allowed_cids(options.allow_cid)
+    root = open_root(options.root_namespace)
+    if root is not None:
+        root.enter()
     listener = take_passed_listener(allowed_cids) or open_listener(
         f"vsock:{where}" if where.isdigit() else where, allowed_cids
     )

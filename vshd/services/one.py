@@ -5,6 +5,8 @@ from vshd.firmware import check_provable, find_token
 from vshd.flags import Options
 from vshd.listener import connect_to
 from vshd.log import Log
+from vshd.root import open_root
+from vshd.services.table import Surroundings
 from vshd.session.session import Session
 from vshd.signals import SIGCHLD, SIGTERM, Wakeup
 
@@ -18,7 +20,9 @@ def serve_one(options: Options, log: Log) -> int:
     # Before connecting: the client gives up a caller that takes long to prove itself.
     token = find_token(options.token_from, is_vsock=False)
     check_provable(token, options)
+    root = open_root(options.root_namespace)
     fd = connect_to(where)
+    around = Surroundings(options, is_frozen=False, facts=b"", renew=lambda: None, root=root)
     log.info("vshd started")
-    Session(fd, where, options, log, Wakeup((SIGCHLD, SIGTERM)), token=token).run()
+    Session(fd, where, options, log, Wakeup((SIGCHLD, SIGTERM)), token=token, around=around).run()
     return 0

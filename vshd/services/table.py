@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from vshd.flags import Options
     from vshd.log import Log
+    from vshd.root import Root
     from vshd.session.account import Account
     from vshd.signals import Wakeup
     from vshd.wire.messages import SetupConnectionRequest
@@ -55,10 +56,11 @@ class Service:
 
     is_hosts: only the host may ask for it, whomever else this vshd serves. is_thaw: a frozen machine serves it, and
     nothing else; one that is not frozen does not. is_own: it runs as vshd's own user, answers the client itself, and
-    must look at whose client it is.
+    must look at whose client it is. is_outside: it acts in vshd's own root, where --root_namespace names another.
+    later: modules that it loads when it runs. From another root it could not.
     """
 
-    __slots__ = ("budget", "field", "is_hosts", "is_own", "is_thaw", "module", "name")
+    __slots__ = ("budget", "field", "is_hosts", "is_outside", "is_own", "is_thaw", "later", "module", "name")
 
     def __init__(
         self,
@@ -69,7 +71,9 @@ class Service:
         *,
         is_hosts: bool = False,
         is_thaw: bool = False,
+        is_outside: bool = False,
         is_own: bool = False,
+        later: tuple[str, ...] = (),
     ) -> None:
         self.name = name
         self.field = field
@@ -77,7 +81,9 @@ class Service:
         self.budget = budget
         self.is_hosts = is_hosts
         self.is_thaw = is_thaw
+        self.is_outside = is_outside
         self.is_own = is_own
+        self.later = later
 
 
 class Mode:
@@ -99,10 +105,10 @@ class Surroundings:
     is_frozen: the machine awaits its thaw. facts: the wall's layers as pid 1 found them, a line each. renew: has the
     server read the machine's state again, before it accepts the next connection. preload: has the server load what
     sessions that last need. forget: has this process, which serves no other client, forget its server and the token.
-    home: of the service's user, once that is known.
+    home: of the service's user, once that is known. root: that of sessions, where it is not vshd's own.
     """
 
-    __slots__ = ("facts", "forget", "home", "is_frozen", "options", "preload", "renew")
+    __slots__ = ("facts", "forget", "home", "is_frozen", "options", "preload", "renew", "root")
 
     def __init__(
         self,
@@ -113,6 +119,7 @@ class Surroundings:
         renew: "Callable[[], None]",
         preload: "Callable[[], None]" = lambda: None,
         forget: "Callable[[], None]" = lambda: None,
+        root: "Root | None" = None,
     ) -> None:
         self.options = options
         self.is_frozen = is_frozen
@@ -121,6 +128,7 @@ class Surroundings:
         self.preload = preload
         self.forget = forget
         self.home = "/"
+        self.root = root
 
     def prove_wall(self) -> bytes:
         """The wall's layers as they are now, a line each; none where there is no wall."""
@@ -132,12 +140,12 @@ class Surroundings:
 
 
 SERVICES = (
-    Service("forward", "forward", "vshd.services.forward", 10),
-    Service("freeze", "freeze", "vshd.services.freeze", 2, is_hosts=True),
-    Service("thaw", "thaw", "vshd.services.thaw", 4, is_hosts=True, is_thaw=True),
-    Service("clock", "clock", "vshd.services.clock", 2, is_hosts=True),
-    Service("subsystem", "subsystem", "vshd.services.subsystem", 3),
-    Service("lasting sessions", "lasting", "vshd.services.lasting", 5, is_own=True),
+    Service("forward", "forward", "vshd.services.forward", 10, later=("vshd.services.branches",)),
+    Service("freeze", "freeze", "vshd.services.freeze", 2, is_hosts=True, is_outside=True),
+    Service("thaw", "thaw", "vshd.services.thaw", 4, is_hosts=True, is_thaw=True, is_outside=True),
+    Service("clock", "clock", "vshd.services.clock", 2, is_hosts=True, is_outside=True),
+    Service("subsystem", "subsystem", "vshd.services.subsystem", 3, later=("vshd.services.sftp.serving",)),
+    Service("lasting sessions", "lasting", "vshd.services.lasting", 5, is_own=True, later=("vshd.lasting.starting",)),
     Service("attached client", "attach", "vshd.services.lasting", 5, is_own=True),
 )
 MODES = (

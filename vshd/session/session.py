@@ -140,14 +140,20 @@ class Session:
             end = f"{relay.exit}, not all of it sent ({relay.undelivered}),"
         self._log_end(end, command, started_s, relay.running.count)
         if is_whole:
-            os.close(self.fd)
-            # No file system is kept busy.
-            os.chdir("/")
-            if carried >= FIRST_SIZE:
-                # Its larger buffers are in cycles, and Python looks for those after many sessions only.
-                del relay
-                gc.collect()
+            del relay
+            self._tidy_up(carried)
         return is_whole
+
+    def _tidy_up(self, carried: int) -> None:
+        """Makes this process fit for another session. carried: how many bytes this one had. Raises OSError."""
+        os.close(self.fd)
+        # No file system is kept busy.
+        os.chdir("/")
+        if self.around.root is not None:
+            self.around.root.leave()
+        if carried >= FIRST_SIZE:
+            # Its larger buffers are in cycles, and Python looks for those after many sessions only.
+            gc.collect()
 
     def _prepare(
         self, request: SetupConnectionRequest, service: "Asked | None", command: str
@@ -156,6 +162,7 @@ class Session:
         connection, and is done with it. Raises RefusalError.
         """
         self._check_state(service)
+        self._enter_root(service)
         account = choose_account(request, self.options)
         self.who = f"{self.who} user {account.name}"
         self._stays_own = service is None and is_own(account) and not has_limits(self.options, account)
@@ -175,6 +182,17 @@ class Session:
         notice = self._enter_directory(request, account)
         environment = build_environment(request, account, inherit=self.options.inherit_env)
         return start_target(request, account, environment), notice
+
+    def _enter_root(self, service: "Asked | None") -> None:
+        """The root of sessions becomes this process's, where it is another. Raises RefusalError."""
+        root = self.around.root
+        if root is None or (service is not None and service.service.is_outside):
+            return
+        try:
+            root.enter(() if service is None else service.service.later)
+        except OSError as error:
+            reason = f"could not enter the root of sessions: {error.strerror}"
+            raise RefusalError(reason, messages.OTHER, error=error.errno or 0) from error
 
     def _check_state(self, service: "Asked | None") -> None:
         """A frozen machine serves its thaw alone, and some services are the host's alone. Raises RefusalError."""

@@ -67,8 +67,8 @@ def enter_directory(request: SetupConnectionRequest, account: Account) -> None:
     """Home, else /; then what the request names. Raises RefusalError, from the directory reached so far."""
     try:
         os.chdir(account.home)
-    except OSError:
-        os.chdir("/")
+    except (OSError, ValueError):
+        _enter(b"/")
     if request.cwd:
         _enter(request.cwd)
     if request.cwd_pid:
