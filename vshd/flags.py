@@ -69,6 +69,7 @@ class Options(Words):
         "max_processes",
         "max_sessions",
         "persistent",
+        "power_off",
         "ready",
         "root_namespace",
         "spare_time",
@@ -106,6 +107,7 @@ class Options(Words):
         self.max_processes = DEFAULT_PROCESSES
         self.max_sessions = 256
         self.persistent = False
+        self.power_off = False
         self.ready = ""
         self.root_namespace = ""
         self.spare_time = 5
@@ -142,6 +144,8 @@ Serves shells and commands to vsh, over vsock. Values in parentheses are default
   --exec_from=[CID]:[PORT]        no shells: connect to the host, run one command that it sends, exit with its status
                                   (CID 2, port 1024; a part that is no number is the default)
   --persistent                    with --exec_from: run commands until the host leaves (false)
+  --power_off                     the host may end this guest: pid 1 takes USR2 for it, as busybox's and vshd's own do
+                                  (false; set by vshd's own init)
   --root_namespace=PATH           sessions and commands run in the mount namespace that PATH stands for, with its users
                                   and files: /proc/PID/ns/mnt, or a file that unshare --mount=PATH made
   --freeze_file=PATH              the host may freeze this machine for a snapshot, and thaw it; PATH keeps the state

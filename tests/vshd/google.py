@@ -38,6 +38,7 @@ MESSAGES = {
         (5, "token", "bytes", ""),
     ],
     "Clock": [],
+    "PowerOff": [],
     "Subsystem": [(1, "name", "bytes", ""), (2, "user", "bytes", "")],
     "Lasting": [
         (1, "verb", "int32", ""),
@@ -90,6 +91,7 @@ MESSAGES = {
         (VENDOR + 7, "attach", "Attach", ""),
         (VENDOR + 8, "window_xpixels", "uint32", ""),
         (VENDOR + 9, "window_ypixels", "uint32", ""),
+        (VENDOR + 10, "power_off", "PowerOff", ""),
     ],
     "SetupConnectionResponse": [
         (1, "status", "int32", ""),

@@ -11,7 +11,10 @@ from typing import Protocol
 
 import pytest
 
-from tests.vsh.live import CHECKOUT, DEADLINE_S, ENVIRONMENT, Program, ended, wait_until
+from tests.vsh.live import CHECKOUT, DEADLINE_S, ENVIRONMENT, Program, Vshd, ended, wait_until
+from vsh.address import Address
+from vsh.errors import VshError
+from vsh.power_off import ask_to_power_off
 from vshd.pid1 import init
 from vshd.pid1.init import InitError, find_pause_s, find_ready_port
 
@@ -139,6 +142,20 @@ def test_init_is_told_to_power_off_through_vsh(start_guest: StartGuest) -> None:
     guest.run("--", "sh", "-c", "kill -USR2 1")
     guest.finish()
     assert guest.called.read_text() == "poweroff -f\n"
+
+
+@needs_namespace
+def test_init_is_told_to_power_off_by_the_request_for_it(start_guest: StartGuest) -> None:
+    guest = start_guest()
+    guest.wait_until_ready()
+    ask_to_power_off(Address.unix(str(guest.socket)), timeout_s=DEADLINE_S)
+    guest.finish()
+    assert guest.called.read_text() == "poweroff -f\n"
+
+
+def test_vshd_of_another_init_refuses_to_end_the_guest(vshd: Vshd) -> None:
+    with pytest.raises(VshError, match="without --power_off"):
+        ask_to_power_off(Address.unix(str(vshd.path)), timeout_s=DEADLINE_S)
 
 
 @needs_namespace

@@ -27,6 +27,7 @@ from vmkit.machine.words import (
 from vsh.address import Address, address_of
 from vsh.client import Client
 from vsh.errors import VshError
+from vsh.power_off import ask_to_power_off
 from vsh.registry import Entry, find_machine
 
 # A guest under TCG on a busy host needs seconds to stop its processes.
@@ -210,12 +211,17 @@ def _find_address(entry: Entry) -> Address | None:
 
 
 def _ask_guest(address: Address, timeout_s: float) -> None:
-    """Runs `poweroff`, which busybox and systemd both have.
+    """Asks vshd, and where it knows no such request, runs `poweroff`, which busybox and systemd both have.
 
     The guest may be gone before it can answer: that is what was asked for.
     """
+    end_s = time.monotonic() + timeout_s
     with contextlib.suppress(VshError, OSError):
-        Client(address, timeout_s=timeout_s).run(["poweroff"], timeout=timeout_s)
+        return ask_to_power_off(address, timeout_s=timeout_s)
+    left_s = max(1.0, end_s - time.monotonic())
+    with contextlib.suppress(VshError, OSError):
+        Client(address, timeout_s=left_s).run(["poweroff"], timeout=left_s)
+    return None
 
 
 def _await_gone(entry: Entry) -> None:

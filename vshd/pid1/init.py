@@ -128,6 +128,7 @@ class Init:
         if self._token_from is not None:
             options.token_from = self._token_from
         options.freeze_file = options.freeze_file or FREEZE_FILE
+        options.power_off = True
         pid = os.fork()
         if pid:
             self._vshd = pid

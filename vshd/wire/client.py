@@ -15,7 +15,7 @@ from vshd.wire.messages import (
     SetupConnectionResponse,
     WindowResizeMessage,
 )
-from vshd.wire.requests import Attach, Clock, Forward, Freeze, Lasting, Subsystem, Thaw
+from vshd.wire.requests import Attach, Clock, Forward, Freeze, Lasting, PowerOff, Subsystem, Thaw
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ STUB_ARGV = b"/nonexistent/vsh-extended"
 # `nopty` with its default value: a request of no bytes could not be announced.
 EMPTY_REQUEST = bytes((8 << 3, 0))
 # Of a request: what it asks for instead of a command.
-SERVICE_FIELDS = ("forward", "freeze", "thaw", "clock", "subsystem", "lasting")
+SERVICE_FIELDS = ("forward", "freeze", "thaw", "clock", "subsystem", "lasting", "power_off")
 
 
 def make_service_request(
@@ -39,6 +39,7 @@ def make_service_request(
     subsystem: Subsystem | None = None,
     lasting: Lasting | None = None,
     attach: Attach | None = None,
+    power_off: PowerOff | None = None,
 ) -> SetupConnectionRequest:
     """A request for a service (3 to 7), which servers that do not know it refuse as they refuse the stub."""
     request = SetupConnectionRequest(
@@ -50,6 +51,7 @@ def make_service_request(
     request.subsystem = subsystem
     request.lasting = lasting
     request.attach = attach
+    request.power_off = power_off
     return request
 
 

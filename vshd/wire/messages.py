@@ -19,7 +19,7 @@ from vshd.wire.proto3 import (
     Message,
     Oneof,
 )
-from vshd.wire.requests import Attach, Clock, Forward, Freeze, Lasting, Subsystem, Thaw
+from vshd.wire.requests import Attach, Clock, Forward, Freeze, Lasting, PowerOff, Subsystem, Thaw
 
 # ConnectionStatus
 UNKNOWN, READY, EXITED, FAILED = 0, 1, 2, 3
@@ -128,6 +128,7 @@ class SetupConnectionRequest(Message):
         "freeze",
         "lasting",
         "nopty",
+        "power_off",
         "subsystem",
         "target",
         "thaw",
@@ -159,6 +160,7 @@ class SetupConnectionRequest(Message):
         Field(VENDOR + 7, "attach", MESSAGE, Attach),
         Field(VENDOR + 8, "window_xpixels", UINT32),
         Field(VENDOR + 9, "window_ypixels", UINT32),
+        Field(VENDOR + 10, "power_off", MESSAGE, PowerOff),
     )
 
     def __init__(
@@ -196,6 +198,7 @@ class SetupConnectionRequest(Message):
         self.subsystem: Subsystem | None = None
         self.lasting: Lasting | None = None
         self.attach: Attach | None = None
+        self.power_off: PowerOff | None = None
 
 
 class SetupConnectionResponse(Message):

@@ -89,6 +89,12 @@ class Clock(Message):
     __slots__ = ()
 
 
+class PowerOff(Message):
+    """Asks the server to end its guest (5.5)."""
+
+    __slots__ = ()
+
+
 class Subsystem(Message):
     """Asks for a subsystem instead of a command (6), by its name, such as sftp."""
 
