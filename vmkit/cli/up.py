@@ -14,6 +14,7 @@ from vmkit.errors import ConfigError
 from vmkit.machine.handover import start_monitor
 from vmkit.machine.options import OPTIONS, make_spec
 from vmkit.machine.parts.part import Option, OptionKind
+from vmkit.machine.source import ANY, name_machine
 from vsh.registry import find_machine
 
 
@@ -65,14 +66,16 @@ def _plan_click(option: Option) -> dict[str, Any]:
 def up(*, image: str, console: bool, reuse: bool, dry_run: bool, as_json: bool, quiet: bool, **options: Any) -> None:
     """Start a machine and wait until it is ready.
 
-    IMAGE is a shipped image's name (see `vmkit images`; default: tiny) or the path of your own recipe.
+    IMAGE is a shipped image's name (see `vmkit images`; default: tiny), the path of your own recipe, or a disk of
+    yours: the path of an ext4, squashfs or erofs file, with a slash (./disk.img).
     """
     image = _read_gdb(image, options)
     spec = make_spec(image, options)
     # The rest of vmkit is imported while the monitor's interpreter starts: each takes a tenth of a second.
     with contextlib.ExitStack() as stack:
         if reuse:
-            spec = replace(spec, name=spec.name or Path(image).stem)
+            base = Path(image).stem if spec.image != ANY or spec.root is None else name_machine(spec.root)
+            spec = replace(spec, name=spec.name or base)
         is_there = reuse and find_machine(name=spec.name) is not None
         monitor = None if dry_run or is_there else stack.enter_context(start_monitor())
         from vmkit.cli import boot  # noqa: PLC0415

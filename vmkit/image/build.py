@@ -55,6 +55,8 @@ class BuiltImage:
     cached: bool
     # The root file system; None where it is the initramfs.
     root: Path | None = None
+    # Each machine gets its root as a disk of its user's.
+    takes_root: bool = False
 
 
 @dataclass(frozen=True)
@@ -258,6 +260,7 @@ def _read_built(cache: Cache, spec: ImageSpec, digest: str, *, cached: bool) -> 
         digest=digest,
         cached=cached,
         root=folder / "root" if "root" in artifacts else None,
+        takes_root=spec.root == "given",
     )
 
 

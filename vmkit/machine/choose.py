@@ -16,6 +16,7 @@ from vmkit.machine.kernel import check_kernel
 from vmkit.machine.memory import check_guest_memory
 from vmkit.machine.parts.table import PARTS
 from vmkit.machine.registry import check_path_length
+from vmkit.machine.source import read_root_type
 from vmkit.machine.spec import MAX_NAME_CHARACTERS, Accelerator, Backend, MachineSpec
 from vmkit.machine.token import find_token_path, needs_token
 from vmkit.machine.vhost import VhostDoor
@@ -37,6 +38,7 @@ class Choices:
     backend: Backend
     backend_reason: str
     root: Path | None = None
+    root_type: str = ""
     nested: bool = False
 
 
@@ -81,6 +83,7 @@ def choose(
         backend,
         backend_reason,
         root=spec.root or built.root,
+        root_type=read_root_type(spec.root) if built.takes_root and spec.root is not None else "",
         nested=probe.is_emulated(),
     )
 
@@ -103,6 +106,7 @@ def plan_hardware(
         ready_port=USER_READY_PORT if choices.backend is Backend.USER else None,
         token=find_token_path(directory) if needs_token(choices.backend, asked=spec.token) else None,
         root=choices.root,
+        root_type=choices.root_type,
         nested=choices.nested,
         is_restored=is_restored,
     )

@@ -13,6 +13,7 @@ from typing import Any
 from vmkit.errors import ConfigError
 from vmkit.machine.parts.part import Option, OptionKind
 from vmkit.machine.parts.table import PARTS
+from vmkit.machine.source import ANY, find_source
 from vmkit.machine.spec import (
     DEFAULT_CPUS,
     DEFAULT_MEMORY_MIB,
@@ -166,7 +167,9 @@ _KINDS: dict[OptionKind, tuple[tuple[type, ...], str]] = {
 
 
 def make_spec(image: str, values: Mapping[str, Any]) -> MachineSpec:
-    """A machine of options by their names; what is missing has its default. Raises ConfigError.
+    """A machine of options by their names; what is missing has its default. Raises ConfigError, HostError.
+
+    image: a name, a recipe's path, or the path of a disk that is the root of the image `any`.
 
     Options of one field are tuples, and follow each other there.
     """
@@ -184,6 +187,11 @@ def make_spec(image: str, values: Mapping[str, Any]) -> MachineSpec:
         value = option.read(value)
         place = known if field in _FIELDS else more
         place[field] = (*place[field], *value) if field in place else value
+    source = find_source(image)
+    if source is not None:
+        if known["root"] is not None:
+            raise ConfigError(f"the machine has a root already: {image}", hint="leave --root out")
+        image, known["root"] = ANY, source
     return MachineSpec(image=image, more=tuple(more.items()), **known)
 
 

@@ -22,6 +22,7 @@ from vmkit.machine.parts.table import PARTS, list_companion_logs
 from vmkit.machine.qemu import plan_qemu
 from vmkit.machine.registry import Reservation, check_free, find_state_directory, reserve
 from vmkit.machine.restore import SnapshotSource, drop_source, find_source, take_options
+from vmkit.machine.source import name_machine
 from vmkit.machine.spec import Backend, MachineSpec
 from vmkit.machine.token import DEMANDED, find_token_path, make_token, needs_token
 from vmkit.machine.vhost import KernelVhostDoor, VhostClaim, VhostDoor
@@ -126,7 +127,9 @@ class _Start:
             claim = VhostClaim(self.door)
             stack.callback(claim.close)
             asks = {"claim": claim.take} if choices.backend is Backend.VHOST else {}
-            reservation = stack.enter_context(reserve(spec.name, spec.cid, choices.built.name, record, **asks))
+            reservation = stack.enter_context(
+                reserve(spec.name, spec.cid, _find_base_name(spec, choices), record, **asks)
+            )
             self.say("starting QEMU", None)
             if self.on_directory is not None:
                 self.on_directory(reservation.directory)
@@ -148,6 +151,13 @@ class _Start:
             started_by,
             None if source is None else source.name,
         )
+
+
+def _find_base_name(spec: MachineSpec, choices: Choices) -> str:
+    """What the machine is called when its user gave no name, and others have not taken it."""
+    if choices.built.takes_root and spec.root is not None:
+        return name_machine(spec.root)
+    return choices.built.name
 
 
 def plan_record(spec: MachineSpec, choices: Choices) -> dict[str, object]:

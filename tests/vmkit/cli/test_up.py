@@ -182,7 +182,11 @@ def test_second_up_of_an_image_takes_the_next_name(up: Vmkit) -> None:
         (("--kernel", "/"), "vmkit: cannot read the kernel /: Is a directory", 1),
         (("--root", "/nowhere"), "vmkit: cannot use the root /nowhere: No such file or directory", 1),
         (("--root", "/"), "vmkit: cannot use the root /: it is a directory", 1),
-        (("--root", "/proc/self/exe"), "vmkit: the root /proc/self/exe holds no ext4 file system", 1),
+        (
+            ("--root", "/proc/self/exe"),
+            "vmkit: the root /proc/self/exe holds no file system of those: ext4, squashfs or erofs",
+            1,
+        ),
         (("--disk", "/nowhere"), "vmkit: cannot use the disk /nowhere: No such file or directory", 1),
         (("--rwdisk", "/nowhere"), "vmkit: cannot use the disk /nowhere: No such file or directory", 1),
         (("--disk", "/usr"), "vmkit: cannot use the disk /usr: it is a directory", 1),

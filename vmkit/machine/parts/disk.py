@@ -4,13 +4,12 @@ They are read before QEMU starts, so that the error names the file and the remed
 machine has the file) is told from its last words.
 """
 
-import os
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmkit.errors import ConfigError, HostError
 from vmkit.machine.parts.part import Fitting, KnownEnd, Option, OptionKind, Part, render_options
+from vmkit.machine.source import ANY, read_head, read_root_type
 from vmkit.machine.spec import MAX_DISKS, DiskMode, DiskSpec, make_disks, read_path
 
 if TYPE_CHECKING:
@@ -21,12 +20,12 @@ if TYPE_CHECKING:
 # By this the guest's init tells the root from other disks. A serial has at most 20 bytes (linux/virtio_blk.h,
 # VIRTIO_BLK_ID_BYTES).
 ROOT_SERIAL = "vmkit-root"
+# What the file system of a root is that its user gave: the guest tries no others.
+ROOT_ARGUMENT = "vmkit.root="
 # Makes a guest load the driver of disks; one whose root is a disk has it.
 DISKS_ARGUMENT = "vmkit.disks"
 
 _QCOW2_MAGIC = b"QFI\xfb"
-# struct ext4_super_block at 1024, s_magic at 56 in it (fs/ext4/ext4.h).
-_EXT4_MAGIC_AT, _EXT4_MAGIC = 1024 + 56, b"\x53\xef"
 _SECTOR_BYTES = 512
 # QEMU's words when it does not get its lock on an image (block/file-posix.c).
 IN_USE = KnownEnd(
@@ -47,7 +46,7 @@ class DiskPart(Part):
             OptionKind.PATH,
             flag="--root",
             metavar="FILE",
-            help="Boot this ext4 file system instead of the image's disk.",
+            help="Boot this file system, read-only, as the root of a disk image or of the image any.",
             read=read_path,
             is_python=True,
         ),
@@ -85,6 +84,17 @@ class DiskPart(Part):
             check_root(spec.root)
 
     def check_image(self, spec: "MachineSpec", built: "BuiltImage") -> None:
+        if built.takes_root:
+            if spec.root is None:
+                raise ConfigError(
+                    f"the image {built.name} has no root of its own", hint="give it one: vmkit up PATH, or --root PATH"
+                )
+            return
+        if spec.root is not None and built.root is not None and read_root_type(spec.root) != "ext4":
+            raise ConfigError(
+                f"the image {built.name} needs an ext4 as its root, and {spec.root} holds another file system",
+                hint=f"the image {ANY} takes others, too: vmkit up {spec.root}",
+            )
         if spec.root is not None and built.root is None:
             raise ConfigError(
                 f"the image {built.name} has its root in memory, and no disk that {spec.root} can replace",
@@ -114,7 +124,8 @@ class DiskPart(Part):
         return tuple(words)
 
     def plan_words(self, hardware: "Hardware") -> tuple[str, ...]:
-        return (DISKS_ARGUMENT,) if hardware.spec.disks else ()
+        root = (f"{ROOT_ARGUMENT}{hardware.root_type}",) if hardware.root_type else ()
+        return (*root, DISKS_ARGUMENT) if hardware.spec.disks else root
 
     def plan_fitting(self, hardware: "Hardware") -> Fitting | None:
         return Fitting(self.name, ends=(IN_USE,)) if hardware.root is not None or hardware.spec.disks else None
@@ -122,7 +133,7 @@ class DiskPart(Part):
 
 def check_disk(disk: DiskSpec) -> None:
     """Raises HostError for what QEMU could not take as a disk."""
-    head = _read_head(disk.path, "the disk", write=disk.mode is DiskMode.READ_WRITE)
+    head = _read_disk(disk.path, "the disk", write=disk.mode is DiskMode.READ_WRITE)
     is_named_qcow2, is_qcow2 = disk.path.suffix == ".qcow2", head.startswith(_QCOW2_MAGIC)
     if is_qcow2 != is_named_qcow2:
         seen = (
@@ -135,28 +146,13 @@ def check_disk(disk: DiskSpec) -> None:
 
 def check_root(root: Path) -> None:
     """Raises HostError for what no guest could mount as its root."""
-    head = _read_head(root, "the root", write=False)
-    if head[_EXT4_MAGIC_AT : _EXT4_MAGIC_AT + 2] != _EXT4_MAGIC:
-        raise HostError(
-            f"the root {root} holds no ext4 file system",
-            hint="a root is the file system itself, without a partition table: mke2fs -t ext4 -d FOLDER FILE SIZE",
-        )
+    _read_disk(root, "the root", write=False)
+    read_root_type(root)
 
 
-def _read_head(path: Path, what: str, *, write: bool) -> bytes:
-    """The first bytes of a file or block device that can be opened as needed."""
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise HostError(f"cannot use {what} {path}: it is a directory")
-        # Opening a FIFO would wait for its other end.
-        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-            raise HostError(f"cannot use {what} {path}: it is neither a file nor a block device")
-        with path.open("r+b" if write else "rb") as file:
-            head = file.read(_EXT4_MAGIC_AT + 2)
-    except OSError as error:
-        hint = "a new one of 1 GiB: truncate -s 1G FILE" if isinstance(error, FileNotFoundError) and write else ""
-        raise HostError(f"cannot use {what} {path}: {os.strerror(error.errno or 0)}", hint=hint) from error
+def _read_disk(path: Path, what: str, *, write: bool) -> bytes:
+    """The first bytes of what QEMU can take as a disk. Raises HostError."""
+    head = read_head(path, what, write=write)
     if len(head) < _SECTOR_BYTES:
         raise HostError(f"cannot use {what} {path}: it is smaller than one sector of {_SECTOR_BYTES} bytes")
     return head

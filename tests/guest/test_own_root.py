@@ -1,0 +1,131 @@
+"""Roots of a user's own, which have nothing of ours: vshd stays beside them, and sessions are in them."""
+
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import vmkit as vmkit_package
+from tests.guest.conftest import Run
+from vmkit.errors import ConfigError
+from vmkit.image.build import build_image
+from vmkit.image.formats.cpio import read_cpio
+from vmkit.image.recipe.config import load_image
+from vsh.address import find_by_name
+from vsh.forward.guest import connect_guest
+
+APPLETS = ("ash", "cat", "echo", "env", "id", "ls", "mount", "pwd", "readlink", "sh", "sleep", "stty", "tty", "unshare")
+MKE2FS = "/usr/sbin/mke2fs"
+
+
+def make_ext4(folder: Path, disk: Path) -> Path:
+    subprocess.run([MKE2FS, "-q", "-t", "ext4", "-d", folder, disk, "32M"], check=True)
+    return disk
+
+
+@pytest.fixture(scope="module")
+def busybox(folders: Path) -> bytes:
+    """A static program."""
+    entries = read_cpio(build_image(load_image("tiny")).initrd.read_bytes())
+    return next(entry.node.data for entry in entries if entry.path == "usr/bin/busybox")
+
+
+@pytest.fixture(scope="module")
+def small(busybox: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of a system that is busybox alone. Its /tmp is a symlink that leads out of it."""
+    folder = tmp_path_factory.mktemp("small")
+    for name in ("bin", "etc", "root", "home/ann"):
+        (folder / name).mkdir(parents=True)
+    (folder / "bin/busybox").write_bytes(busybox)
+    (folder / "bin/busybox").chmod(0o755)
+    for applet in APPLETS:
+        (folder / "bin" / applet).symlink_to("busybox")
+    (folder / "etc/passwd").write_text("root:x:0:0::/root:/bin/ash\nann:x:777:777::/home/ann:/bin/ash\n")
+    (folder / "etc/group").write_text("wheel:x:778:ann\n")
+    (folder / "tmp").symlink_to("/etc/vmkit")
+    return folder
+
+
+def test_system_of_busybox_alone(small: Path, tmp_path: Path, up: Run, vmkit: Run, vsh: Run) -> None:
+    disk = make_ext4(small, tmp_path / "my small.img")
+    before = disk.read_bytes()
+    done = up(str(disk), "--quiet")
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.startswith(b"my-small is ready")
+    where = ("--vm_name", "my-small")
+    done = vsh(*where, "--user", "ann", "--", "sh", "-c", "id; pwd; echo $SHELL; readlink /bin/ls")
+    assert done.stdout.decode().splitlines() == [
+        *("uid=777(ann) gid=777 groups=777,778(wheel)", "/home/ann", "/bin/ash", "busybox")
+    ]
+    # All of it is the root's, and nothing but its modules is vshd's.
+    names = set(vsh(*where, "--", "ls", "/").stdout.decode().split())
+    assert names - {"lost+found"} == {*("bin", "dev", "etc", "home", "proc", "root", "run", "sys", "tmp")}
+    assert vsh(*where, "--", "sh", "-c", "echo x >/tmp/x && ls /etc /tmp").stdout.split() == [
+        *(b"/etc:", b"group", b"passwd", b"/tmp:", b"x")
+    ]
+    # What a chroot forbids.
+    assert vsh(*where, "--", "unshare", "-Ur", "id", "-u").stdout == b"0\n"
+    done = vsh(*where, "-t", "--", "sh", "-c", "tty; stty size")
+    assert done.stdout.startswith(b"/dev/pts/"), done.stderr
+    (tmp_path / "note").write_text("hello")
+    assert vmkit("cp", str(tmp_path / "note"), "my-small:/root/").returncode == 0
+    assert vmkit("cp", "my-small:/root/note", str(tmp_path / "back")).returncode == 0
+    assert (tmp_path / "back").read_text() == "hello"
+    done = vmkit("snapshot", "save", "of-a-root", "--image", str(disk))
+    assert done.returncode == 64
+    assert b"its root is a disk of its user's" in done.stderr
+    # There is no poweroff in it.
+    done = vmkit("down", "my-small")
+    assert (done.returncode, done.stdout) == (0, b"my-small is down\n")
+    assert b"did not power off" not in done.stderr
+    assert disk.read_bytes() == before
+
+
+def test_root_of_one_program_and_nothing_else(busybox: bytes, tmp_path: Path, folders: Path) -> None:
+    folder = tmp_path / "one"
+    folder.mkdir()
+    (folder / "busybox").write_bytes(busybox)
+    (folder / "busybox").chmod(0o755)
+    with vmkit_package.Machine(str(make_ext4(folder, tmp_path / "one.img")), accelerator="tcg") as machine:
+        assert machine.name == "one"
+        assert machine.run(["/busybox", "id", "-u"]).stdout == b"0\n"
+        assert machine.run(["/busybox", "id"], user="12:34").stdout == b"uid=12 gid=34 groups=34\n"
+        assert machine.run(["/busybox", "pwd"]).stdout == b"/\n"
+        machine.down()
+
+
+@pytest.mark.parametrize("program", [["mksquashfs", "{0}", "{1}", "-quiet"], ["mkfs.erofs", "{1}", "{0}"]])
+def test_root_that_no_system_can_write(program: list[str], small: Path, tmp_path: Path, folders: Path) -> None:
+    if shutil.which(program[0]) is None:
+        pytest.skip(f"needs {program[0]}")
+    disk = tmp_path / "packed.img"
+    subprocess.run([word.format(small, disk) for word in program], check=True, capture_output=True)
+    with vmkit_package.Machine(str(disk), accelerator="tcg") as machine:
+        assert machine.run(["sh", "-c", "echo new >/etc/new; cat /etc/new"]).stdout == b"new\n"
+
+
+def test_debian_without_python(folders: Path, tmp_path: Path) -> None:
+    """Its own shell, users and group database, with libraries of its own."""
+    built = build_image(load_image("debian"))
+    assert built.root is not None
+    with vmkit_package.Machine(str(built.root), name="minbase", accelerator="tcg") as machine:
+        done = machine.run(["sh", "-c", "useradd -m ann && su ann -c 'echo $HOME' && dpkg -s bash | grep Status"])
+        assert done.stdout.decode().splitlines() == ["/home/ann", "Status: install ok installed"], done.stderr
+        assert machine.run(["id", "-un"], user="ann").stdout == b"ann\n"
+        # The modules of the kernel that runs are where its own kmod looks.
+        assert machine.run(["sh", "-c", "ls /lib/modules/$(uname -r)/modules.dep"]).exit == 0
+        listen = "import socket; s = socket.create_server(('127.0.0.1', 4000)); print(1, flush=True)"
+        with machine.popen(["python3", "-c", f"{listen}; s.accept()[0].sendall(b'hi')"]) as server:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"1\n"
+            fd, early = connect_guest(find_by_name("minbase"), "tcp:localhost:4000", timeout_s=60)
+            with socket.socket(fileno=fd) as connection:
+                connection.settimeout(60)
+                assert early + connection.recv(2 - len(early), socket.MSG_WAITALL) == b"hi"
+
+
+def test_image_without_a_root_says_so(folders: Path) -> None:
+    with pytest.raises(ConfigError, match="has no root of its own"):
+        vmkit_package.Machine("any").start()
