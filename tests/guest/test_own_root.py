@@ -83,16 +83,24 @@ def test_system_of_busybox_alone(small: Path, tmp_path: Path, up: Run, vmkit: Ru
     assert disk.read_bytes() == before
 
 
-def test_root_of_one_program_and_nothing_else(busybox: bytes, tmp_path: Path, folders: Path) -> None:
+def test_root_of_one_program_and_traps(busybox: bytes, tmp_path: Path, folders: Path) -> None:
+    """No shell, no users. Its names of what is mounted in it are symlinks and files, which lead nowhere."""
     folder = tmp_path / "one"
     folder.mkdir()
     (folder / "busybox").write_bytes(busybox)
     (folder / "busybox").chmod(0o755)
+    for name, target in (("dev", "/usr"), ("sys", "/etc"), ("lib", "/usr/lib"), ("run", "run")):
+        (folder / name).symlink_to(target)
+    (folder / "proc").write_text("a file\n")
     with vmkit_package.Machine(str(make_ext4(folder, tmp_path / "one.img")), accelerator="tcg") as machine:
         assert machine.name == "one"
-        assert machine.run(["/busybox", "id", "-u"]).stdout == b"0\n"
         assert machine.run(["/busybox", "id"], user="12:34").stdout == b"uid=12 gid=34 groups=34\n"
         assert machine.run(["/busybox", "pwd"]).stdout == b"/\n"
+        places = machine.run(["/busybox", "awk", "{ print $2 }", "/proc/mounts"]).stdout.split()
+        assert set(places) == {b"/", b"/dev", b"/dev/pts", b"/dev/shm", b"/proc", b"/sys"}
+        # vshd starts again, and still finds the root.
+        machine.run(["/busybox", "sh", "-c", "/busybox kill -9 $(/busybox pgrep -P 1)"])
+        assert machine.run(["/busybox", "id", "-u"]).stdout == b"0\n"
         machine.down()
 
 
