@@ -53,7 +53,7 @@ ARROWS = {
     "vmkit.memory": ("vmkit.memory.*", "vmkit.errors"),
     "vmkit.machine": (
         *("vmkit.machine.*", "vmkit.entries.*", "vmkit.image.*", "vmkit.errors", "vmkit.run", "vmkit.state"),
-        *("vmkit.memory.lines", "vmkit.snapshots.*", "vmkit.copy.*", "vsh.*", "vmkit"),
+        *("vmkit.memory.lines", "vmkit.roots.*", "vmkit.snapshots.*", "vmkit.copy.*", "vsh.*", "vmkit"),
     ),
     "vmkit.monitor": (
         *("vmkit.monitor.*", "vmkit.machine.*", "vmkit.memory.*", "vmkit.entries.*", "vmkit.snapshots.*"),

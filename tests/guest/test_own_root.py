@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+import struct
 import subprocess
 from pathlib import Path
 
@@ -112,6 +113,23 @@ def test_root_that_no_system_can_write(program: list[str], small: Path, tmp_path
     subprocess.run([word.format(small, disk) for word in program], check=True, capture_output=True)
     with vmkit_package.Machine(str(disk), accelerator="tcg") as machine:
         assert machine.run(["sh", "-c", "echo new >/etc/new; cat /etc/new"]).stdout == b"new\n"
+
+
+def test_root_in_a_partition_of_a_qcow2(small: Path, tmp_path: Path, folders: Path) -> None:
+    if shutil.which("qemu-img") is None:
+        pytest.skip("needs qemu-img")
+    whole = make_ext4(small, tmp_path / "whole.img").read_bytes()
+    # An MBR: one partition of Linux, the second of four, at 1 MiB.
+    entry = struct.pack("<4xB3xII", 0x83, 2048, len(whole) // 512)
+    table = bytes(446 + 16) + entry + bytes(32) + b"\x55\xaa"
+    (tmp_path / "disk.raw").write_bytes(table.ljust(1 << 20, b"\0") + whole)
+    disk = tmp_path / "disk.qcow2"
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", tmp_path / "disk.raw", disk], check=True)
+    before = disk.read_bytes()
+    with vmkit_package.Machine(str(disk), partition=2, accelerator="tcg") as machine:
+        assert machine.run(["sh", "-c", "echo new >/etc/new; id -u ann"]).stdout == b"777\n"
+        assert b"vmkit.root=ext4:2" in machine.run(["cat", "/proc/cmdline"]).stdout
+    assert disk.read_bytes() == before
 
 
 def test_debian_without_python(folders: Path, tmp_path: Path) -> None:

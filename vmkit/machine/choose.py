@@ -16,7 +16,7 @@ from vmkit.machine.kernel import check_kernel
 from vmkit.machine.memory import check_guest_memory
 from vmkit.machine.parts.table import PARTS
 from vmkit.machine.registry import check_path_length
-from vmkit.machine.source import read_root_type
+from vmkit.machine.source import read_root
 from vmkit.machine.spec import MAX_NAME_CHARACTERS, Accelerator, Backend, MachineSpec
 from vmkit.machine.token import find_token_path, needs_token
 from vmkit.machine.vhost import VhostDoor
@@ -83,9 +83,14 @@ def choose(
         backend,
         backend_reason,
         root=spec.root or built.root,
-        root_type=read_root_type(spec.root) if built.takes_root and spec.root is not None else "",
+        root_type=_render_root(spec) if built.takes_root else "",
         nested=probe.is_emulated(),
     )
+
+
+def _render_root(spec: MachineSpec) -> str:
+    assert spec.root is not None, "its part has looked"
+    return read_root(spec.root, spec.partition).render()
 
 
 def plan_hardware(

@@ -31,7 +31,7 @@ class Hardware:
     ready_port: int | None
     token: Path | None = None
     root: Path | None = None
-    # Of a root that its user gave, for a guest that has to know.
+    # Of a root that its user gave, for a guest that has to know: ext4, or ext4:2 for the second partition.
     root_type: str = ""
     nested: bool = False
     is_restored: bool = False

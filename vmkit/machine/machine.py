@@ -32,13 +32,13 @@ class Machine(MachineHandle):
     vhost always does. What is None is chosen: the name after the image, the lowest free CID from 3 on, KVM where it is
     proven to work, vhost where it is there.
 
-    root: an ext4 instead of the image's disk, or what the image `any` has as its root. disks: files the guest has as
-    disks and may read; rwdisks: may write, after those. gdb: serve gdb's remote protocol on the socket `gdb.sock` in
-    the machine's directory. gdb_port: on this port of the host's loopback, where every user of the host can take the
-    guest over. cpu: as QEMU's -cpu. netdev: a network device, by QEMU's -netdev without an id (otherwise there is
-    none). record: the folder of the host into which every vsh records its sessions of this machine; sessions of Python
-    are not recorded. boot: boot it, although there is a snapshot of it. snapshot: start it from the one that `vmkit
-    snapshot save NAME` made, with its image and options.
+    root: an ext4 instead of the image's disk, or what the image `any` has as its root; partition: in that disk. disks:
+    files the guest has as disks and may read; rwdisks: may write, after those. gdb: serve gdb's remote protocol on the
+    socket `gdb.sock` in the machine's directory. gdb_port: on this port of the host's loopback, where every user of the
+    host can take the guest over. cpu: as QEMU's -cpu. netdev: a network device, by QEMU's -netdev without an id
+    (otherwise there is none). record: the folder of the host into which every vsh records its sessions of this machine;
+    sessions of Python are not recorded. boot: boot it, although there is a snapshot of it. snapshot: start it from the
+    one that `vmkit snapshot save NAME` made, with its image and options.
     """
 
     def __init__(  # noqa: PLR0913  (a machine is its options)
@@ -56,6 +56,7 @@ class Machine(MachineHandle):
         timeout_s: float = DEFAULT_TIMEOUT_S,
         token: bool = False,
         root: str | Path | None = None,
+        partition: int | None = None,
         disks: Sequence[str | Path] = (),
         rwdisks: Sequence[str | Path] = (),
         gdb: bool = False,

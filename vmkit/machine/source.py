@@ -1,34 +1,45 @@
 """A path in the place of an image's name: a disk that a machine has as its root, in the image `any`.
 
-Reads the first bytes of a file, and nothing else of it.
+vmkit.roots knows file systems, partition tables and qcow2. Here is what the guest must be told of a disk.
 """
 
 import os
 import re
 import stat
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vmkit.errors import ConfigError, HostError
 from vmkit.machine.spec import MAX_NAME_CHARACTERS
 
+if TYPE_CHECKING:
+    from vmkit.roots.extents import HostFile
+    from vmkit.roots.superblocks import Reader
+
 # Its guest takes any root (images/any.toml).
 ANY = "any"
-# Where and how each file system begins, by the name that mount(8) has for it: s_magic of struct ext4_super_block at
-# 1024 (fs/ext4/ext4.h), of squashfs_super_block at 0, of erofs_super_block at 1024.
-_MAGICS = (
-    ("ext4", 1024 + 56, b"\x53\xef"),
-    ("squashfs", 0, b"hsqs"),
-    ("erofs", 1024, b"\xe2\xe1\xf5\xe0"),
-)
 HEAD_BYTES = 2048
-KNOWN = "ext4, squashfs or erofs"
-_HINT = f"a root is the file system itself, without a partition table: {KNOWN}"
+QCOW2 = ".qcow2"
+
+
+@dataclass(frozen=True, slots=True)
+class RootDisk:
+    """What is in a disk: the type of the root's file system, as mount(8) has it, and its partition, if it is in one."""
+
+    type: str
+    partition: int | None = None
+
+    def render(self) -> str:
+        """As the guest is told: `ext4`, or `ext4:2`."""
+        return self.type if self.partition is None else f"{self.type}:{self.partition}"
 
 
 def find_source(image: str) -> Path | None:
     """The disk that stands for an image; None for an image's name or a recipe's path.
 
-    Raises ConfigError for a file that is neither a disk nor a recipe, HostError for one that cannot be read.
+    Raises ConfigError for what can be neither a disk nor a recipe, HostError for what cannot be read.
     """
     if "/" not in image or image.endswith(".toml"):
         return None
@@ -38,25 +49,44 @@ def find_source(image: str) -> Path | None:
     if path.is_dir():
         raise ConfigError(f"{path} is a directory", hint="make a disk of it: mke2fs -t ext4 -d FOLDER FILE SIZE")
     head = read_head(path, "the root")
-    if find_file_system(head):
-        return path
-    # Recipes are text, and a new disk is empty.
-    if head and b"\0" not in head:
-        return None
-    raise ConfigError(f"{path} holds no file system that a guest can have as its root", hint=_HINT)
+    # A recipe is text, and the beginning of no disk is.
+    return None if head and b"\0" not in head else path
 
 
-def find_file_system(head: bytes) -> str:
-    """The type of the file system that begins so; empty for one that is not known. Pure."""
-    return next((name for name, at, magic in _MAGICS if head[at : at + len(magic)] == magic), "")
+def read_root(root: Path, partition: int | None) -> RootDisk:
+    """What is in a disk that is to be a root. partition: the one that the user chose.
+
+    Raises ConfigError where there is no root or more than one, BuildError for a broken disk, HostError for one that
+    cannot be read.
+    """
+    # Most machines have no such disk.
+    from vmkit.roots.disk import choose_root  # noqa: PLC0415
+    from vmkit.roots.extents import HostFile  # noqa: PLC0415
+
+    read_head(root, "the root")
+    with closing(HostFile(root)) as file:
+        read, size_bytes = _open_content(file, root)
+        try:
+            found = choose_root(read, size_bytes, str(root), partition)
+        except ConfigError as error:
+            hint = _HINT if error.hint.startswith("give a ") else error.hint
+            raise ConfigError(error.brief, details=error.details, hint=hint) from error
+    return RootDisk(found.file_system.kind.value, None if found.partition is None else found.partition.number)
 
 
-def read_root_type(root: Path) -> str:
-    """The type of a root's file system. Raises HostError."""
-    found = find_file_system(read_head(root, "the root"))
-    if not found:
-        raise HostError(f"the root {root} holds no file system of those: {KNOWN}", hint=_HINT)
-    return found
+_HINT = "a root is a disk with ext4, squashfs or erofs, with partitions or without"
+
+
+def _open_content(file: "HostFile", path: Path) -> "tuple[Reader, int]":
+    """A reader of the disk as its guest sees it, and its size."""
+    if path.suffix != QCOW2:
+        return file.read, file.size_bytes
+    from vmkit.roots.qcow2 import Qcow2Disk, read_header, require_named  # noqa: PLC0415
+
+    header = read_header(file.read)
+    # QEMU would open the files that it names. Who made a disk must not choose which of its user's files a guest reads.
+    require_named(header, path, ())
+    return Qcow2Disk(header, file.read).read, header.size_bytes
 
 
 def name_machine(root: Path) -> str:

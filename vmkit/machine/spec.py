@@ -29,6 +29,8 @@ DEFAULT_TIMEOUT_S = 120.0
 MAX_PORT = 2**16 - 1
 # The root bus of q35 has 32 slots, and other devices are there, too.
 MAX_DISKS = 20
+# What GPT has room for, unless its maker asked for more.
+MAX_PARTITIONS = 128
 # A week: longer than any boot, and less than the milliseconds that poll(2) counts in an int.
 MAX_TIMEOUT_S = 7 * 24 * 3600.0
 # COMMAND_LINE_SIZE of x86 (arch/x86/include/asm/setup.h): the kernel cuts a longer one silently.
@@ -74,12 +76,12 @@ class DiskSpec:
 class MachineSpec:
     """One machine as asked for; None means: vmkit chooses, and prints its choice.
 
-    root replaces the disk of an image whose root is one. disks are the guest's disks after that, in their order.
-    gdb: serve gdb's protocol on a UNIX socket in the machine's directory; gdb_port: on this port of the loopback, which
-    every user of the host can reach. cpu: a model and features, as QEMU's -cpu has them. netdev: gives the guest a
-    network device with this behind it, as QEMU's -netdev has it, without an id: for measuring against, and so no option
-    of the command line. record: the folder of the host into which vsh records its sessions. more: name and value of
-    each option that has no field here.
+    root replaces the disk of an image whose root is one, or is that of an image that has none; partition: in that disk.
+    disks are the guest's disks after that, in their order. gdb: serve gdb's protocol on a UNIX socket in the machine's
+    directory; gdb_port: on this port of the loopback, which every user of the host can reach. cpu: a model and
+    features, as QEMU's -cpu has them. netdev: gives the guest a network device with this behind it, as QEMU's -netdev
+    has it, without an id: for measuring against, and so no option of the command line. record: the folder of the host
+    into which vsh records its sessions. more: name and value of each option that has no field here.
     """
 
     image: str = "tiny"
@@ -95,6 +97,7 @@ class MachineSpec:
     # Demand the machine's token where the backend does not do so anyway.
     token: bool = False
     root: Path | None = None
+    partition: int | None = None
     disks: tuple[DiskSpec, ...] = ()
     gdb: bool = False
     gdb_port: int | None = None

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.vmkit.machine.conftest import Boot
+from tests.vmkit.roots.disks import make_file_system
 from vmkit.errors import ConfigError, HostError, MachineError
 from vmkit.image.build import BuiltImage
 from vmkit.machine import stop
@@ -16,14 +17,6 @@ from vmkit.machine.parts.gdb import check_gdb_port
 from vmkit.machine.probe import is_emulated
 from vmkit.machine.spec import DiskMode, DiskSpec, MachineSpec
 from vsh.registry import find_machine, read_machines
-
-
-def ext4(path: Path) -> Path:
-    """As much of one as can be told from outside."""
-    head = bytearray(4096)
-    head[1024 + 56 : 1024 + 58] = b"\x53\xef"
-    path.write_bytes(head)
-    return path
 
 
 def test_disk_is_a_file_that_can_be_opened(tmp_path: Path) -> None:
@@ -47,9 +40,9 @@ def test_kind_of_a_disk_is_told_by_its_name_and_never_guessed(tmp_path: Path) ->
 
 
 def test_root_is_a_file_system(tmp_path: Path) -> None:
-    check_root(ext4(tmp_path / "root"))
+    check_root(make_file_system("ext4", tmp_path / "root"))
     (tmp_path / "other").write_bytes(bytes(4096))
-    with pytest.raises(HostError, match="holds no file system of those: ext4, squashfs or erofs"):
+    with pytest.raises(ConfigError, match=r"vmkit cannot tell what .*other is"):
         check_root(tmp_path / "other")
 
 
@@ -86,7 +79,7 @@ def test_disk_that_another_machine_has_is_named(boot: Boot, tmp_path: Path) -> N
 
 def test_root_of_an_image_that_has_none_cannot_be_replaced(boot: Boot, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the image tiny has its root in memory"):
-        boot("ready", root=ext4(tmp_path / "root"))
+        boot("ready", root=make_file_system("ext4", tmp_path / "root"))
     assert read_machines() == []
 
 

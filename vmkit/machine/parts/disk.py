@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from vmkit.errors import ConfigError, HostError
 from vmkit.machine.parts.part import Fitting, KnownEnd, Option, OptionKind, Part, render_options
-from vmkit.machine.source import ANY, read_head, read_root_type
-from vmkit.machine.spec import MAX_DISKS, DiskMode, DiskSpec, make_disks, read_path
+from vmkit.machine.source import ANY, QCOW2, RootDisk, read_head, read_root
+from vmkit.machine.spec import MAX_DISKS, MAX_PARTITIONS, DiskMode, DiskSpec, make_disks, read_path
 
 if TYPE_CHECKING:
     from vmkit.image.build import BuiltImage
@@ -25,6 +25,8 @@ ROOT_ARGUMENT = "vmkit.root="
 # Makes a guest load the driver of disks; one whose root is a disk has it.
 DISKS_ARGUMENT = "vmkit.disks"
 
+# What the image `any` has the drivers of.
+ANYS_TYPES = ("ext4", "squashfs", "erofs")
 _QCOW2_MAGIC = b"QFI\xfb"
 _SECTOR_BYTES = 512
 # QEMU's words when it does not get its lock on an image (block/file-posix.c).
@@ -48,6 +50,14 @@ class DiskPart(Part):
             metavar="FILE",
             help="Boot this file system, read-only, as the root of a disk image or of the image any.",
             read=read_path,
+            is_python=True,
+        ),
+        Option(
+            "partition",
+            OptionKind.INTEGER,
+            flag="--partition",
+            metavar="N",
+            help="Which partition of the root's disk is the root [default: the only one that can be].",
             is_python=True,
         ),
         Option(
@@ -76,29 +86,31 @@ class DiskPart(Part):
     def check(self, spec: "MachineSpec") -> None:
         if len(spec.disks) > MAX_DISKS:
             raise ConfigError(f"a machine can have {MAX_DISKS} disks, not {len(spec.disks)}")
+        if spec.partition is not None and spec.root is None:
+            raise ConfigError("--partition needs a disk of yours as the root", hint="give it: vmkit up PATH")
+        if spec.partition is not None and not 0 < spec.partition <= MAX_PARTITIONS:
+            raise ConfigError(f"--partition must be between 1 and {MAX_PARTITIONS}, not {spec.partition}")
 
     def check_host(self, spec: "MachineSpec") -> None:
         for disk in spec.disks:
             check_disk(disk)
         if spec.root is not None:
-            check_root(spec.root)
+            check_root(spec.root, spec.partition)
 
     def check_image(self, spec: "MachineSpec", built: "BuiltImage") -> None:
         if built.takes_root:
-            if spec.root is None:
-                raise ConfigError(
-                    f"the image {built.name} has no root of its own", hint="give it one: vmkit up PATH, or --root PATH"
-                )
+            _check_given(spec, built)
+        elif spec.root is None:
             return
-        if spec.root is not None and built.root is not None and read_root_type(spec.root) != "ext4":
-            raise ConfigError(
-                f"the image {built.name} needs an ext4 as its root, and {spec.root} holds another file system",
-                hint=f"the image {ANY} takes others, too: vmkit up {spec.root}",
-            )
-        if spec.root is not None and built.root is None:
+        elif built.root is None:
             raise ConfigError(
                 f"the image {built.name} has its root in memory, and no disk that {spec.root} can replace",
                 hint="give it as a disk beside (--disk), or use an image with a disk root, such as debian",
+            )
+        elif read_root(spec.root, spec.partition) != RootDisk("ext4"):
+            raise ConfigError(
+                f"the image {built.name} needs an ext4 without partitions as its root, and {spec.root} is another disk",
+                hint=f"the image {ANY} takes others, too: vmkit up {spec.root}",
             )
 
     def plan_record(self, spec: "MachineSpec") -> dict[str, object]:
@@ -113,7 +125,7 @@ class DiskPart(Part):
             blockdev = {
                 # Never guessed from the content: a guest that writes a header to its raw disk could name any file of
                 # ours.
-                "driver": "qcow2" if disk.path.suffix == ".qcow2" else "raw",
+                "driver": "qcow2" if disk.path.suffix == QCOW2 else "raw",
                 "node-name": f"disk{number}",
                 "read-only": "on" if disk.mode is DiskMode.READ_ONLY else "off",
                 "file.driver": "file",
@@ -131,23 +143,40 @@ class DiskPart(Part):
         return Fitting(self.name, ends=(IN_USE,)) if hardware.root is not None or hardware.spec.disks else None
 
 
+def _check_given(spec: "MachineSpec", built: "BuiltImage") -> None:
+    """The root of an image that has none of its own. Raises ConfigError."""
+    if spec.root is None:
+        raise ConfigError(
+            f"the image {built.name} has no root of its own", hint="give it one: vmkit up PATH, or --root PATH"
+        )
+    kind = read_root(spec.root, spec.partition).type
+    if built.name == ANY and kind not in ANYS_TYPES:
+        raise ConfigError(
+            f"the root {spec.root} holds {kind}, and the image {ANY} has no driver for it",
+            hint=f'write a recipe: extends = "{ANY}" and modules_available = ["{kind}"]; give it the disk with --root',
+        )
+
+
 def check_disk(disk: DiskSpec) -> None:
     """Raises HostError for what QEMU could not take as a disk."""
-    head = _read_disk(disk.path, "the disk", write=disk.mode is DiskMode.READ_WRITE)
-    is_named_qcow2, is_qcow2 = disk.path.suffix == ".qcow2", head.startswith(_QCOW2_MAGIC)
+    _check_name(disk.path, _read_disk(disk.path, "the disk", write=disk.mode is DiskMode.READ_WRITE))
+
+
+def check_root(root: Path, partition: int | None = None) -> None:
+    """Raises HostError, ConfigError, BuildError for what no guest could mount as its root."""
+    _check_name(root, _read_disk(root, "the root", write=False))
+    read_root(root, partition)
+
+
+def _check_name(path: Path, head: bytes) -> None:
+    is_named_qcow2, is_qcow2 = path.suffix == QCOW2, head.startswith(_QCOW2_MAGIC)
     if is_qcow2 != is_named_qcow2:
         seen = (
             "is a qcow2 image, and its name does not end in .qcow2"
             if is_qcow2
             else "is named .qcow2, but is not a qcow2 image"
         )
-        raise HostError(f"the disk {disk.path} {seen}", hint="rename it: a disk is raw, unless its name ends in .qcow2")
-
-
-def check_root(root: Path) -> None:
-    """Raises HostError for what no guest could mount as its root."""
-    _read_disk(root, "the root", write=False)
-    read_root_type(root)
+        raise HostError(f"the disk {path} {seen}", hint="rename it: a disk is raw, unless its name ends in .qcow2")
 
 
 def _read_disk(path: Path, what: str, *, write: bool) -> bytes:
