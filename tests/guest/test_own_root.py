@@ -1,9 +1,11 @@
 """Roots of a user's own, which have nothing of ours: vshd stays beside them, and sessions are in them."""
 
+import io
 import shutil
 import socket
 import struct
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,22 @@ def test_root_in_a_partition_of_a_qcow2(small: Path, tmp_path: Path, folders: Pa
         assert machine.run(["sh", "-c", "echo new >/etc/new; id -u ann"]).stdout == b"777\n"
         assert b"vmkit.root=ext4:2" in machine.run(["cat", "/proc/cmdline"]).stdout
     assert disk.read_bytes() == before
+
+
+def test_folder_and_archive_become_a_root(small: Path, tmp_path: Path, up: Run, vsh: Run) -> None:
+    """As `docker export x | vmkit up -` has it; packed once."""
+    folder = tmp_path / "my folder"
+    shutil.copytree(small, folder, symlinks=True)
+    done = up(str(folder), "--quiet")
+    assert done.stdout.startswith(b"my-folder is ready"), done.stderr
+    assert vsh("--vm_name", "my-folder", "--", "sh", "-c", "ls /bin/ash; touch /new").stdout == b"/bin/ash\n"
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        archive.add(folder, ".")
+    done = up("-", "--quiet", "--name", "piped", stdin=packed.getvalue())
+    assert done.stdout.startswith(b"piped is ready"), done.stderr
+    assert vsh("--vm_name", "piped", "--user", "ann", "--", "pwd").stdout == b"/home/ann\n"
+    assert not (folder / "new").exists()
 
 
 def test_debian_without_python(folders: Path, tmp_path: Path) -> None:

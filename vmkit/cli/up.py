@@ -66,15 +66,16 @@ def _plan_click(option: Option) -> dict[str, Any]:
 def up(*, image: str, console: bool, reuse: bool, dry_run: bool, as_json: bool, quiet: bool, **options: Any) -> None:
     """Start a machine and wait until it is ready.
 
-    IMAGE is a shipped image's name (see `vmkit images`; default: tiny), the path of your own recipe, or a disk of
-    yours: the path of an ext4, squashfs or erofs file, with a slash (./disk.img).
+    IMAGE is a shipped image's name (see `vmkit images`; default: tiny), the path of your own recipe, or a root
+    of yours. A path with a slash names a disk, a folder or a tar: ./disk.img. oci:PATH, docker-archive:PATH and
+    docker://NAME name a container image, and - an archive on standard input.
     """
     image = _read_gdb(image, options)
     spec = make_spec(image, options)
     # The rest of vmkit is imported while the monitor's interpreter starts: each takes a tenth of a second.
     with contextlib.ExitStack() as stack:
         if reuse:
-            base = Path(image).stem if spec.image != ANY or spec.root is None else name_machine(spec.root)
+            base = Path(image).stem if spec.image != ANY else name_machine(spec.source or spec.root or ANY)
             spec = replace(spec, name=spec.name or base)
         is_there = reuse and find_machine(name=spec.name) is not None
         monitor = None if dry_run or is_there else stack.enter_context(start_monitor())

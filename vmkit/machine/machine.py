@@ -27,10 +27,10 @@ class Machine(MachineHandle):
 
     A machine of a with-block lives no longer than its process, even when SIGKILL ends that. One of start() does.
 
-    image: a shipped image's name, a recipe's path, or the path of a disk that is the root, with a slash. memory: MiB as
-    a number, or text such as "1G". timeout_s: the deadline for READY. token: demand the machine's token, as the backend
-    vhost always does. What is None is chosen: the name after the image, the lowest free CID from 3 on, KVM where it is
-    proven to work, vhost where it is there.
+    image: a shipped image's name, a recipe's path, or what the root is: a disk, a folder or a tar by its path, with a
+    slash, or a container image (`docker://NAME`). memory: MiB as a number, or text such as "1G". timeout_s: the
+    deadline for READY. token: demand the machine's token, as the backend vhost always does. What is None is chosen: the
+    name after the image, the lowest free CID from 3 on, KVM where it is proven to work, vhost where it is there.
 
     root: an ext4 instead of the image's disk, or what the image `any` has as its root; partition: in that disk. disks:
     files the guest has as disks and may read; rwdisks: may write, after those. gdb: serve gdb's remote protocol on the

@@ -191,7 +191,7 @@ def make_spec(image: str, values: Mapping[str, Any]) -> MachineSpec:
     if source is not None:
         if known["root"] is not None:
             raise ConfigError(f"the machine has a root already: {image}", hint="leave --root out")
-        image, known["root"] = ANY, source
+        image, known["root"], known["source"] = ANY, source.disk, "" if source.disk else source.text
     return MachineSpec(image=image, more=tuple(more.items()), **known)
 
 

@@ -1,4 +1,4 @@
-"""A path in the place of an image's name: a disk that a machine has as its root, in the image `any`.
+"""What a user names in the place of an image: a disk, or what becomes one, as the root of the image `any`.
 
 vmkit.roots knows file systems, partition tables and qcow2. Here is what the guest must be told of a disk.
 """
@@ -7,14 +7,16 @@ import os
 import re
 import stat
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmkit.errors import ConfigError, HostError
-from vmkit.machine.spec import MAX_NAME_CHARACTERS
+from vmkit.machine.spec import MAX_NAME_CHARACTERS, MachineSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmkit.roots.extents import HostFile
     from vmkit.roots.superblocks import Reader
 
@@ -36,21 +38,50 @@ class RootDisk:
         return self.type if self.partition is None else f"{self.type}:{self.partition}"
 
 
-def find_source(image: str) -> Path | None:
-    """The disk that stands for an image; None for an image's name or a recipe's path.
+@dataclass(frozen=True, slots=True)
+class NamedRoot:
+    """What a user named in the place of an image. disk: where it is one; None: a disk is made of it."""
 
-    Raises ConfigError for what can be neither a disk nor a recipe, HostError for what cannot be read.
+    text: str
+    disk: Path | None = None
+
+
+def find_source(image: str) -> NamedRoot | None:
+    """What stands for an image; None for an image's name or a recipe's path.
+
+    Raises ConfigError for what can be neither a root nor a recipe, HostError for what cannot be read.
     """
-    if "/" not in image or image.endswith(".toml"):
+    if image.endswith(".toml") or not ("/" in image or ":" in image or image == "-"):
         return None
-    path = Path(image).expanduser().absolute()
+    # Most machines are of an image.
+    from vmkit.roots.source import HEAD_BYTES, Shape, SourceKind, parse_source, recognise  # noqa: PLC0415
+
+    parsed = parse_source(image)
+    if parsed.kind is not SourceKind.PATH or parsed.path is None:
+        return NamedRoot(image)
+    path = parsed.path.expanduser().absolute()
     if not path.exists():
-        raise ConfigError(f"there is no disk or recipe {path}", hint="`vmkit images` lists the shipped images")
+        raise ConfigError(f"there is no root or recipe {path}", hint="`vmkit images` lists the shipped images")
     if path.is_dir():
-        raise ConfigError(f"{path} is a directory", hint="make a disk of it: mke2fs -t ext4 -d FOLDER FILE SIZE")
-    head = read_head(path, "the root")
-    # A recipe is text, and the beginning of no disk is.
-    return None if head and b"\0" not in head else path
+        return NamedRoot(str(path))
+    head = read_head(path, "the root", size=HEAD_BYTES)
+    # A recipe is text, and the beginning of no root is.
+    if head and b"\0" not in head:
+        return None
+    is_disk = recognise(head, str(path)) in (Shape.DISK, Shape.QCOW2)
+    return NamedRoot(str(path), path if is_disk else None)
+
+
+def take_source(spec: MachineSpec, tell: "Callable[[str, float | None], None]") -> MachineSpec:
+    """The spec with a disk of what its user named as its root: packed now, or found in the cache.
+
+    Raises ConfigError, BuildError, HostError.
+    """
+    if not spec.source:
+        return spec
+    from vmkit.roots.prepare import prepare_root  # noqa: PLC0415
+
+    return replace(spec, root=prepare_root(spec.source, progress=tell).path)
 
 
 def read_root(root: Path, partition: int | None) -> RootDisk:
@@ -89,13 +120,14 @@ def _open_content(file: "HostFile", path: Path) -> "tuple[Reader, int]":
     return Qcow2Disk(header, file.read).read, header.size_bytes
 
 
-def name_machine(root: Path) -> str:
-    """The name of a machine after its root's file."""
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", root.stem).strip("._-")[:MAX_NAME_CHARACTERS]
+def name_machine(root: Path | str) -> str:
+    """The name of a machine after its root's file, or after the words that its user gave for the root."""
+    stem = Path(root).stem.removesuffix(".tar")
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("._-")[:MAX_NAME_CHARACTERS]
     return stem or ANY
 
 
-def read_head(path: Path, what: str, *, write: bool = False) -> bytes:
+def read_head(path: Path, what: str, *, write: bool = False, size: int = HEAD_BYTES) -> bytes:
     """The first bytes of a file or block device that can be opened as needed. Raises HostError."""
     try:
         mode = path.stat().st_mode
@@ -105,7 +137,7 @@ def read_head(path: Path, what: str, *, write: bool = False) -> bytes:
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             raise HostError(f"cannot use {what} {path}: it is neither a file nor a block device")
         with path.open("r+b" if write else "rb") as file:
-            return file.read(HEAD_BYTES)
+            return file.read(size)
     except OSError as error:
         hint = "a new one of 1 GiB: truncate -s 1G FILE" if isinstance(error, FileNotFoundError) and write else ""
         raise HostError(f"cannot use {what} {path}: {os.strerror(error.errno or 0)}", hint=hint) from error

@@ -98,6 +98,8 @@ class MachineSpec:
     token: bool = False
     root: Path | None = None
     partition: int | None = None
+    # What the root's disk is made of at the start; "": there is a disk already.
+    source: str = ""
     disks: tuple[DiskSpec, ...] = ()
     gdb: bool = False
     gdb_port: int | None = None

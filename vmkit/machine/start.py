@@ -22,7 +22,7 @@ from vmkit.machine.parts.table import PARTS, list_companion_logs
 from vmkit.machine.qemu import plan_qemu
 from vmkit.machine.registry import Reservation, check_free, find_state_directory, reserve
 from vmkit.machine.restore import SnapshotSource, drop_source, find_source, take_options
-from vmkit.machine.source import name_machine
+from vmkit.machine.source import name_machine, take_source
 from vmkit.machine.spec import Backend, MachineSpec
 from vmkit.machine.token import DEMANDED, find_token_path, make_token, needs_token
 from vmkit.machine.vhost import KernelVhostDoor, VhostClaim, VhostDoor
@@ -86,7 +86,7 @@ def start_machine(
     check_free(spec.name, spec.cid)
     with contextlib.ExitStack() as stack:
         monitor = monitor or stack.enter_context(start_monitor())
-        spec = take_options(spec)
+        spec = take_source(take_options(spec), say)
         choices = choose(spec, say, vhost_door, build or build_named_image)
         start = _Start(spec, choices, say, on_directory, vhost_door, started_s, is_owned=is_owned)
         source = find_source(spec, choices)
@@ -156,7 +156,7 @@ class _Start:
 def _find_base_name(spec: MachineSpec, choices: Choices) -> str:
     """What the machine is called when its user gave no name, and others have not taken it."""
     if choices.built.takes_root and spec.root is not None:
-        return name_machine(spec.root)
+        return name_machine(spec.source or spec.root)
     return choices.built.name
 
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import struct
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from vmkit.errors import ConfigError, HostError, VmkitError
 from vmkit.image.build import BuiltImage
 from vmkit.image.recipe.config import load_image
 from vmkit.machine.parts.disk import DiskPart, check_root
-from vmkit.machine.source import RootDisk, find_source, name_machine, read_root
+from vmkit.machine.source import NamedRoot, RootDisk, find_source, name_machine, read_root, take_source
 
 MAKERS = {"ext4": "mke2fs", "squashfs": "mksquashfs", "erofs": "mkfs.erofs", "xfs": "mkfs.xfs"}
 
@@ -50,7 +51,7 @@ def make_built(tmp_path: Path, *, name: str = "any", root: Path | None = None, t
 @pytest.mark.parametrize("kind", ["ext4", "squashfs", "erofs"])
 def test_disk_is_known_by_its_file_system(tmp_path: Path, kind: str) -> None:
     disk = make_root(kind, tmp_path / "disk.img")
-    assert (find_source(str(disk)), read_root(disk, None)) == (disk, RootDisk(kind))
+    assert (find_source(str(disk)), read_root(disk, None)) == (NamedRoot(str(disk), disk), RootDisk(kind))
     assert RootDisk(kind).render() == kind
 
 
@@ -99,14 +100,11 @@ def test_name_without_a_slash_and_a_recipe_are_no_disks(
 def test_what_is_neither_is_refused_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "zero.img").write_bytes(bytes(4096))
     (tmp_path / "small.img").write_bytes(bytes(100))
-    (tmp_path / "packed.img").write_bytes(b"\x1f\x8b" + bytes(4000))
     os.mkfifo(tmp_path / "fifo")
     for name, words in (
         ("zero.img", "vmkit cannot tell what .*zero.img is"),
         ("small.img", "it is smaller than one sector"),
-        ("packed.img", r"packed.img"),
-        ("none.img", "there is no disk or recipe"),
-        ("", "is a directory"),
+        ("none.img", "there is no root or recipe"),
         ("fifo", "it is neither a file nor a block device"),
     ):
         with pytest.raises(VmkitError, match=words):
@@ -125,6 +123,37 @@ def test_qcow2_that_names_a_file_of_the_host_is_refused(tmp_path: Path) -> None:
         check_root(disk.rename(tmp_path / "disk.img"))
 
 
+def test_folder_and_archive_become_a_disk_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VMKIT_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "my folder/etc").mkdir(parents=True)
+    (tmp_path / "my folder/etc/hostname").write_text("mine\n")
+    with tarfile.open(tmp_path / "web.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "my folder", ".")
+    monkeypatch.chdir(tmp_path)
+    for words, name in (("./my folder", "my-folder"), ("./web.tar.gz", "web")):
+        spec = vmkit.Machine(words).spec
+        assert (spec.image, spec.root) == ("any", None)
+        assert name_machine(spec.source) == name
+        taken = take_source(spec, lambda _text, _fraction: None)
+        assert taken.root is not None
+        assert taken.root.is_relative_to(tmp_path / "cache")
+        assert read_root(taken.root, None) == RootDisk("ext4")
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [("oci:a/layout:stable", "layout-stable"), ("docker://debian:stable", "debian-stable"), ("-", "any")],
+)
+def test_container_image_is_named_by_a_scheme(words: str, name: str) -> None:
+    spec = vmkit.Machine(words).spec
+    assert (spec.image, spec.source, name_machine(spec.source)) == ("any", words, name)
+
+
+def test_word_before_a_colon_is_a_known_scheme() -> None:
+    with pytest.raises(ConfigError, match="begins with 'ftp:', which is no kind of root"):
+        vmkit.Machine("ftp:thing")
+
+
 def test_root_is_given_once(ext4: Path) -> None:
     with pytest.raises(ConfigError, match="has a root already"):
         vmkit.Machine(str(ext4), root=ext4)
@@ -134,6 +163,8 @@ def test_image_and_root_must_fit(tmp_path: Path, ext4: Path) -> None:
     part, in_partition = DiskPart(), partition(tmp_path / "disk.img", ext4)
     with pytest.raises(ConfigError, match="has no root of its own"):
         part.check_image(vmkit.Machine("any").spec, make_built(tmp_path, takes_root=True))
+    with pytest.raises(ConfigError, match="makes a disk of docker://x when it starts the machine"):
+        part.check_image(vmkit.Machine("docker://x").spec, make_built(tmp_path, takes_root=True))
     part.check_image(vmkit.Machine("any", root=in_partition).spec, make_built(tmp_path, takes_root=True))
     with pytest.raises(ConfigError, match="needs an ext4 without partitions as its root"):
         part.check_image(vmkit.Machine("debian", root=in_partition).spec, make_built(tmp_path, root=tmp_path))

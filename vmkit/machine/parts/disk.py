@@ -145,6 +145,11 @@ class DiskPart(Part):
 
 def _check_given(spec: "MachineSpec", built: "BuiltImage") -> None:
     """The root of an image that has none of its own. Raises ConfigError."""
+    if spec.root is None and spec.source:
+        raise ConfigError(
+            f"vmkit makes a disk of {spec.source} when it starts the machine, and not before",
+            hint="vmkit up starts it; anything else needs the disk itself: --root FILE",
+        )
     if spec.root is None:
         raise ConfigError(
             f"the image {built.name} has no root of its own", hint="give it one: vmkit up PATH, or --root PATH"
