@@ -1,10 +1,11 @@
 """Layers over each other: what a later one takes away, puts and replaces, and that no name leads out of the tree."""
 
 import tarfile
+from collections.abc import Sequence
 
 import pytest
 
-from tests.vmkit.roots.archives import folder, link, make_tar, member
+from tests.vmkit.roots.archives import Piece, folder, link, make_tar, member
 from vmkit.errors import BuildError
 from vmkit.image.formats.tree import FileKind, Tree
 from vmkit.roots.layers import add_archive, add_layer
@@ -12,10 +13,10 @@ from vmkit.roots.limits import RootLimits
 from vmkit.roots.workplace import Workplace
 
 
-def lay(place: Workplace, *layers: list[object]) -> Tree:
+def lay(place: Workplace, *layers: Sequence[Piece]) -> Tree:
     tree = Tree(merged=False)
     for number, pieces in enumerate(layers):
-        archive = place.keep([make_tar(pieces)])  # type: ignore[arg-type]
+        archive = place.keep([make_tar(pieces)])
         add_layer(tree, archive, f"layer {number}", place.budget)
     return tree
 
