@@ -195,6 +195,16 @@ class StartVshd(Protocol):
     def __call__(self, *flags: str, **options: Unpack[VshdOptions]) -> Vshd: ...
 
 
+def is_listening(path: Path) -> bool:
+    """Whether a program listens at a UNIX socket. Its path is there earlier: bind(2) comes before listen(2)."""
+    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+        # Num, RefCount, Protocol, Flags, Type, St, Inode, Path; the flag is __SO_ACCEPTCON.
+        words = line.split(maxsplit=7)
+        if words[7:] == [str(path)] and int(words[3], 16) & 0x10000:
+            return True
+    return False
+
+
 def find_own_cid() -> int:
     """This guest's CID."""
     with Path("/dev/vsock").open("rb") as device:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import pytest
 
-from tests.vsh.live import CHECKOUT, DEADLINE_S, ENVIRONMENT, Program, Vshd, ended, wait_until
+from tests.vsh.live import CHECKOUT, DEADLINE_S, ENVIRONMENT, Program, Vshd, ended, is_listening, wait_until
 from vsh.address import Address
 from vsh.errors import VshError
 from vsh.power_off import ask_to_power_off
@@ -54,7 +54,7 @@ class Guest:
         )
 
     def wait_until_ready(self) -> None:
-        wait_until(self.socket.exists, "vshd listens")
+        wait_until(lambda: is_listening(self.socket), "vshd listens")
         # It listens before it tells pid 1 that it is ready, and serves after: a vshd that dies between ends the guest.
         assert self.run("--", "true").returncode == 0
         # A session that outlived its vshd would become pid 1's child, and look like another vshd.

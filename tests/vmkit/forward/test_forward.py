@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from tests.vsh.forward.servers import CountThenAnswer, Echo, connect, serving
-from tests.vsh.live import CHECKOUT, DEADLINE_S, Vshd, wait_until
+from tests.vsh.live import CHECKOUT, DEADLINE_S, Vshd, is_listening, wait_until
 from tests.vshd.test_init import needs_namespace
 from vmkit.forward.registry import read_kept
 from vmkit.forward.start import open_forwards
@@ -172,7 +172,7 @@ def test_forward_serves_the_next_machine_of_its_name(runtime: Path, guest: dict[
             client.sendall(b"again")
             assert client.recv(10) == b"again"
         path = Path(f"{machine.path}_445")
-        wait_until(path.exists, "the host's vsock port is bound for the new machine")
+        wait_until(lambda: is_listening(path), "the host's vsock port is bound for the new machine")
         with connect(str(path)) as client:
             client.sendall(b"by vsock")
             assert client.recv(10) == b"by vsock"
