@@ -2,6 +2,7 @@
 
 import gc
 import gzip
+import lzma
 import os
 import shutil
 import signal
@@ -98,8 +99,10 @@ def test_forms_of_one_tar_are_one_disk(tmp_path: Path) -> None:
     first = prepare_root(f"{tmp_path}/root.tar")
     found = list_ext4(first.path)
     assert found["/bin/ash"] == found["/bin/sh"] == f"100644 0:0 {len(SHELL)}"
-    for suffix, words in (("gz", ["gzip", "-k"]), ("xz", ["xz", "-k"]), ("zst", ["zstd", "-q"])):
-        run(*words, tmp_path / "root.tar")
+    (tmp_path / "root.tar.gz").write_bytes(gzip.compress(ROOT))
+    (tmp_path / "root.tar.xz").write_bytes(lzma.compress(ROOT))
+    run("zstd", "-q", tmp_path / "root.tar")
+    for suffix in ("gz", "xz", "zst"):
         assert prepare_root(f"{tmp_path}/root.tar.{suffix}") == replace(first, cached=True)
 
 

@@ -56,7 +56,7 @@ class DiskPart(Part):
             "partition",
             OptionKind.INTEGER,
             flag="--partition",
-            metavar="N",
+            metavar="NUMBER",
             help="Which partition of the root's disk is the root [default: the only one that can be].",
             is_python=True,
         ),
