@@ -86,7 +86,7 @@ def run_command(machine: Machine, argv: Sequence[str], timeout_s: float, *, has_
 def judge_status(status: int) -> Judgement:
     """status: 128+N for signal N."""
     if status in NOT_JUDGED:
-        meaning = "asks to skip the commit" if status == NOT_JUDGED[0] else "says that it could not be run"
+        meaning = "asks to skip the commit" if status == NOT_JUDGED[0] else "means that the command could not be run"
         return Judgement(CommitVerdict.SKIP, f"the command ended with status {status}, which {meaning}")
     how = f"signal {status - SIGNALLED} ended the command" if status > SIGNALLED else f"status {status}"
     return Judgement(CommitVerdict.BAD if status else CommitVerdict.GOOD, how)

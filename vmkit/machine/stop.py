@@ -217,11 +217,11 @@ def _ask_guest(address: Address, timeout_s: float) -> None:
     """
     end_s = time.monotonic() + timeout_s
     with contextlib.suppress(VshError, OSError):
-        return ask_to_power_off(address, timeout_s=timeout_s)
+        ask_to_power_off(address, timeout_s=timeout_s)
+        return
     left_s = max(1.0, end_s - time.monotonic())
     with contextlib.suppress(VshError, OSError):
         Client(address, timeout_s=left_s).run(["poweroff"], timeout=left_s)
-    return None
 
 
 def _await_gone(entry: Entry) -> None:

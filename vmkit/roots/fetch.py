@@ -7,7 +7,7 @@ already, no layer is fetched.
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from vmkit.docker.engine import open_engine
@@ -78,16 +78,10 @@ def save_from_engine(reference: str, architecture: str, place: Workplace, tell: 
                 tell(f"the engine pulls {name}", None)
                 engine.pull(name, platform=f"linux/{architecture}")
             tell(f"the engine saves {name}", None)
-            return place.keep(_limit(engine.get_image(name), place))
+            return place.keep(place.budget.limit(engine.get_image(name)))
     except (ConfigError, CommandError) as error:
         raise HostError(
             f"the Docker engine cannot give the image {name}: {error.brief}",
             details=error.details,
             hint="check the name and the network, or install skopeo",
         ) from error
-
-
-def _limit(chunks: Iterator[bytes], place: Workplace) -> Iterator[bytes]:
-    for chunk in chunks:
-        place.budget.take_unpacked(len(chunk))
-        yield chunk

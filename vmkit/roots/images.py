@@ -161,7 +161,7 @@ def _choose_by_platform(found: list[_Descriptor], architecture: str, name: str) 
     raise ConfigError(
         f"{name} has no image for linux/{architecture}",
         details="\n".join(platforms[:_LISTED]),
-        hint="choose a machine that the image has with --arch, or another image",
+        hint="choose an image that was built for this architecture, too",
     )
 
 
@@ -271,5 +271,5 @@ def _check(config: ImageConfig, layers: int, architecture: str, name: str) -> No
     if config.system not in ("", "linux") or config.architecture not in ("", *known):
         raise ConfigError(
             f"{name} is for {config.system or 'linux'}/{config.architecture}, and the machine is linux/{architecture}",
-            hint="choose another machine with --arch, or another image",
+            hint="choose an image for this architecture",
         )

@@ -1,5 +1,6 @@
 """How much a root may hold: a ceiling for each thing that an archive of a few kilobytes can claim to have."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from vmkit.errors import BuildError
@@ -51,6 +52,12 @@ class Budget:
         self._unpacked_bytes += size_bytes
         if self._unpacked_bytes > self.limits.size_bytes:
             raise self._refuse_size()
+
+    def limit(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """Passes on what a packed archive becomes, up to the limit."""
+        for chunk in chunks:
+            self.take_unpacked(len(chunk))
+            yield chunk
 
     def _refuse_size(self) -> BuildError:
         return BuildError(

@@ -256,12 +256,7 @@ class _Packer:
         if os.isatty(descriptor):
             raise ConfigError("standard input is a terminal", hint="give an archive: docker save IMAGE | vmkit up -")
         self._tell("reading standard input", None)
-        return self._place.keep(self._limit(iter(lambda: os.read(descriptor, CHUNK_BYTES), b"")))
-
-    def _limit(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        for chunk in chunks:
-            self._place.budget.take_unpacked(len(chunk))
-            yield chunk
+        return self._place.keep(self._place.budget.limit(iter(lambda: os.read(descriptor, CHUNK_BYTES), b"")))
 
     def _pack_archive(
         self, archive: Extent, name: str, reference: str, kind: SourceKind = SourceKind.PATH

@@ -42,6 +42,6 @@ def check_architecture(tree: Tree, architecture: str, name: str) -> None:
             if machine not in _RUNS.get(architecture, (architecture,)):
                 raise ConfigError(
                     f"{name} is made for {machine}, and the machine is {architecture}: see /{path}",
-                    hint="choose another machine with --arch, or a root for this one",
+                    hint="choose a root for this architecture",
                 )
             return

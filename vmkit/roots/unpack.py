@@ -66,7 +66,7 @@ def unpack(archive: Extent, name: str, place: Workplace, algorithm: str = "sha25
             packed_digest = digest if algorithm == "sha256" else hash_extent(archive, algorithm)
             return Unpacked(archive, packed_digest, digest)
     try:
-        result = place.keep(_hash(_count(pieces, place), unpacked))
+        result = place.keep(_hash(place.budget.limit(pieces), unpacked))
     except (zlib.error, lzma.LZMAError, EOFError) as error:
         raise BuildError(f"{name} is damaged: {error}", hint=_AGAIN) from error
     except CommandError as error:
@@ -80,12 +80,6 @@ def unpack(archive: Extent, name: str, place: Workplace, algorithm: str = "sha25
 def _hash(chunks: Iterable[bytes], digest: "hashlib._Hash") -> Iterator[bytes]:
     for chunk in chunks:
         digest.update(chunk)
-        yield chunk
-
-
-def _count(chunks: Iterable[bytes], place: Workplace) -> Iterator[bytes]:
-    for chunk in chunks:
-        place.budget.take_unpacked(len(chunk))
         yield chunk
 
 

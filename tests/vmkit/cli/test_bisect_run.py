@@ -54,7 +54,7 @@ def step(words: Callable[..., list[str]], vmkit: Vmkit, tmp_path: Path, monkeypa
         ("true", GOOD, "good: status 0"),
         ("exit 1", BAD, "bad: status 1"),
         ("kill -SEGV $$", BAD, "bad: signal 11 ended the command"),
-        ("no-such-program", SKIP, "says that it could not be run"),
+        ("no-such-program", SKIP, "means that the command could not be run"),
         ("kill -USR1 $QEMU; exec sleep 1000", BAD, "the guest's kernel panicked: the test did it"),
         ("kill -KILL $QEMU; exec sleep 1000", SKIP, "QEMU ended with signal 9"),
     ],
