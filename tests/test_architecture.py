@@ -49,11 +49,17 @@ ARROWS = {
         *("vmkit.docker.engine",),
         *("vmkit.errors", "vmkit.run"),
     ),
+    # A kernel that its user built; no machine is known here.
+    "vmkit.trees": (
+        *("vmkit.trees.*", "vmkit.image.formats.*", "vmkit.image.cache", "vmkit.image.modules"),
+        "vmkit.errors",
+    ),
     # What a guest has in its memory is read without I/O but for one file.
     "vmkit.memory": ("vmkit.memory.*", "vmkit.errors"),
     "vmkit.machine": (
         *("vmkit.machine.*", "vmkit.entries.*", "vmkit.image.*", "vmkit.errors", "vmkit.run", "vmkit.state"),
-        *("vmkit.memory.lines", "vmkit.roots.*", "vmkit.snapshots.*", "vmkit.copy.*", "vsh.*", "vmkit"),
+        *("vmkit.memory.lines", "vmkit.roots.*", "vmkit.trees.*", "vmkit.snapshots.*", "vmkit.copy.*"),
+        *("vsh.*", "vmkit"),
     ),
     "vmkit.monitor": (
         *("vmkit.monitor.*", "vmkit.machine.*", "vmkit.memory.*", "vmkit.entries.*", "vmkit.snapshots.*"),

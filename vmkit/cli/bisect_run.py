@@ -15,8 +15,8 @@ from vmkit.cli.up import add_options
 from vmkit.cli.values import SECONDS, complete_images
 from vmkit.image.build import build_image
 from vmkit.image.recipe.config import load_image
-from vmkit.machine.kernel import check_kernel
 from vmkit.machine.machine import Machine
+from vmkit.machine.own_kernel import read_kernel
 from vmkit.matrix.plan import DEFAULT_COMMAND_TIMEOUT_S
 from vsh.ending import read_ending
 from vsh.errors import VshError
@@ -49,7 +49,7 @@ def bisect_run(
 ) -> None:
     """Run a command in a fresh machine, for `git bisect run`.
 
-    COMMAND follows after --. It runs in the guest, under the kernel of --kernel.
+    COMMAND follows after --. It runs in the guest, under the kernel of --kernel or --tree.
     Exits with 0 (good) if the command ended with 0, with 1 (bad) if it failed, took too long, or the guest's kernel
     panicked under it. Everything else is 125 (skip): the machine failed or did not start, or an option is wrong.
     """
@@ -79,8 +79,7 @@ def _run(
     name = f"bisect-{os.getpid()}"
     machine = Machine(image, name=name, boot=True, **options)
     # What cannot work is refused before a build, which may take minutes.
-    if machine.spec.kernel is not None:
-        check_kernel(machine.spec.kernel)
+    read_kernel(machine.spec)
     with open_progress(quiet=quiet) as tell:
         build_image(load_image(image), progress=tell)
         tell("booting the kernel", None)

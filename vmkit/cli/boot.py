@@ -144,9 +144,11 @@ def print_running(entry: Entry, *, as_json: bool) -> None:
     _print_next(entry.name, entry.cid, None if gdb is None else str(gdb))
 
 
-def _print_next(name: str, cid: int, gdb: str | None) -> None:
+def _print_next(name: str, cid: int, gdb: str | None, vmlinux: Path | None = None) -> None:
     print(f"a shell:  {_find_command('vsh')} --cid {cid}")
-    if gdb is not None:
+    if gdb is not None and vmlinux is not None:
+        print(f"gdb:      gdb {shlex.quote(str(vmlinux))} -ex {shlex.quote(f'target remote {gdb}')}")
+    elif gdb is not None:
         print(f"in gdb:   target remote {gdb}")
     print(f"stop it:  {_find_command('vmkit')} down {shlex.quote(name)}")
 
@@ -182,7 +184,7 @@ def _print_started(started: Started, *, quiet: bool, is_building: bool) -> None:
             print(f"  the wall's {layer} layer is {state}")
     if is_building:
         print("  a snapshot is made in the background; the next start is quicker")
-    _print_next(started.name, started.cid, started.gdb)
+    _print_next(started.name, started.cid, started.gdb, choices.vmlinux)
 
 
 def _render_start(started: Started) -> str:

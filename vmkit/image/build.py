@@ -57,6 +57,9 @@ class BuiltImage:
     root: Path | None = None
     # Each machine gets its root as a disk of its user's.
     takes_root: bool = False
+    # What the guest loads at boot, and what it can load: another kernel's are found by these names.
+    modules: tuple[str, ...] = ()
+    modules_available: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -261,6 +264,8 @@ def _read_built(cache: Cache, spec: ImageSpec, digest: str, *, cached: bool) -> 
         cached=cached,
         root=folder / "root" if "root" in artifacts else None,
         takes_root=spec.root == "given",
+        modules=spec.modules,
+        modules_available=spec.modules_available,
     )
 
 

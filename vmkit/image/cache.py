@@ -70,6 +70,10 @@ class Cache:
         """Returns the folder of a root that a user brought, as a disk (vmkit.roots)."""
         return self._folder / "roots" / key
 
+    def initrd_dir(self, key: str) -> Path:
+        """Returns the folder of an image's initramfs with the modules of another kernel (vmkit.trees)."""
+        return self._folder / "initrds" / key
+
     def source_path(self, name: str) -> Path:
         """Returns the file that tells which root an archive of a user's became (vmkit.roots)."""
         return self._folder / "sources" / name
@@ -134,7 +138,7 @@ class Cache:
             os.close(descriptor)
 
     def sweep(self) -> None:
-        """Removes what dead processes left, and images and roots unused for IMAGE_IDLE_LIMIT_S."""
+        """Removes what dead processes left, and images, roots and initramfs unused for IMAGE_IDLE_LIMIT_S."""
         for path in _list(self._folder / "tmp"):
             with suppress(OSError):
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -144,7 +148,7 @@ class Cache:
                 finally:
                     os.close(descriptor)
         oldest = time.time() - IMAGE_IDLE_LIMIT_S
-        for path in (*_list(self._folder / "images"), *_list(self._folder / "roots")):
+        for path in (path for name in ("images", "roots", "initrds") for path in _list(self._folder / name)):
             with suppress(OSError):
                 if path.stat().st_mtime < oldest:
                     self.discard(path)

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from vmkit.errors import BuildError
-from vmkit.image.formats.elf import read_modinfo
+from vmkit.image.formats.elf import drop_debug, read_modinfo
 from vmkit.image.formats.packed import unpack_gzip, unpack_xz, unpack_zstd
 from vmkit.image.formats.tree import Node, Tree, file_node
 
-# The largest of Debian's, amdgpu, is 25 MB.
-_MODULE_LIMIT_BYTES = 256 << 20
+# The largest of Debian's, amdgpu, is 25 MB; with what debuggers read, as in a build tree, some have 200.
+_MODULE_LIMIT_BYTES = 512 << 20
 _UNPACKERS: dict[str, Callable[[bytes, int], bytes]] = {
     ".ko": lambda data, _limit_bytes: data,
     ".ko.xz": unpack_xz,
@@ -118,7 +118,7 @@ class ModuleSet:
         if name in self._open:
             raise BuildError(f"the module {name} of the kernel {self._version} depends on itself")
         path, node = self._files[name]
-        data = _unpack(path, node.data)
+        data = drop_debug(_unpack(path, node))
         info = read_modinfo(data)
         depends = [word.replace("-", "_") for line in info.get("depends", ()) for word in line.split(",") if word]
         self._open.add(name)
@@ -159,7 +159,7 @@ class ModuleSet:
     def _read_ciphers(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         for name, (path, node) in self._files.items():
             if any(folder in path for folder in _CIPHERS):
-                yield name, read_modinfo(_unpack(path, node.data)).get("alias", ())
+                yield name, read_modinfo(_unpack(path, node)).get("alias", ())
 
     def _render_dependencies(self, name: str) -> str:
         """A line of modules.dep. modprobe, busybox's and kmod's, loads it from right to left (depmod(8)).
@@ -183,7 +183,8 @@ class ModuleSet:
         return self._chosen[name].path.removeprefix(self._root + "/")
 
 
-def _unpack(path: str, data: bytes) -> bytes:
+def _unpack(path: str, node: Node) -> bytes:
+    data = b"".join(node.chunks())
     extension = path[path.rindex(".ko") :]
     try:
         return _UNPACKERS[extension](data, _MODULE_LIMIT_BYTES)

@@ -12,11 +12,11 @@ from vmkit.image.build import BuiltImage, build_image
 from vmkit.image.recipe.config import load_image
 from vmkit.machine import probe
 from vmkit.machine.hardware import USER_READY_PORT, Hardware
-from vmkit.machine.kernel import check_kernel
 from vmkit.machine.memory import check_guest_memory
+from vmkit.machine.own_kernel import fit_initrd, read_kernel
 from vmkit.machine.parts.table import PARTS
 from vmkit.machine.registry import check_path_length
-from vmkit.machine.source import read_root
+from vmkit.machine.source import RootDisk, read_root
 from vmkit.machine.spec import MAX_NAME_CHARACTERS, Accelerator, Backend, MachineSpec
 from vmkit.machine.token import find_token_path, needs_token
 from vmkit.machine.vhost import VhostDoor
@@ -33,10 +33,13 @@ class Choices:
     built: BuiltImage
     qemu: probe.Qemu
     kernel: Path
+    initrd: Path
     accelerator: Accelerator
     accelerator_reason: str
     backend: Backend
     backend_reason: str
+    # Of the kernel's build tree, for gdb.
+    vmlinux: Path | None = None
     root: Path | None = None
     root_type: str = ""
     nested: bool = False
@@ -54,8 +57,7 @@ def choose(
 
     prove: whether KVM may be proven by booting a kernel under it, where that has not been done yet.
     """
-    if spec.kernel is not None:
-        check_kernel(spec.kernel)
+    own = read_kernel(spec)
     for part in PARTS:
         part.check_host(spec)
     runtime = open_runtime_directory()
@@ -68,8 +70,11 @@ def choose(
     built = build(spec.image, tell)
     for part in PARTS:
         part.check_image(spec, built)
-    kernel = spec.kernel or built.kernel
-    check_guest_memory(spec.memory_mib, kernel, built.initrd)
+    root = _read_root(spec) if built.takes_root else None
+    kernel, initrd = spec.kernel or built.kernel, built.initrd
+    if own is not None:
+        kernel, initrd = own.image, fit_initrd(spec, own, built, root.type if root else "", backend)
+    check_guest_memory(spec.memory_mib, kernel, initrd)
     kvm = None
     if spec.accelerator is None:
         kvm = probe.probe_kvm(qemu, built.kernel, runtime, prove=prove)
@@ -78,19 +83,21 @@ def choose(
         built,
         qemu,
         kernel,
+        initrd,
         accelerator,
         accelerator_reason,
         backend,
         backend_reason,
+        vmlinux=None if own is None else own.vmlinux,
         root=spec.root or built.root,
-        root_type=_render_root(spec) if built.takes_root else "",
+        root_type=root.render() if root else "",
         nested=probe.is_emulated(),
     )
 
 
-def _render_root(spec: MachineSpec) -> str:
+def _read_root(spec: MachineSpec) -> RootDisk:
     assert spec.root is not None, "its part has looked"
-    return read_root(spec.root, spec.partition).render()
+    return read_root(spec.root, spec.partition)
 
 
 def plan_hardware(
@@ -106,7 +113,7 @@ def plan_hardware(
         backend=choices.backend,
         qemu=choices.qemu.path,
         kernel=choices.kernel,
-        initrd=choices.built.initrd,
+        initrd=choices.initrd,
         kernel_args=choices.built.kernel_args,
         ready_port=USER_READY_PORT if choices.backend is Backend.USER else None,
         token=find_token_path(directory) if needs_token(choices.backend, asked=spec.token) else None,

@@ -53,6 +53,8 @@ class Machine(MachineHandle):
         backend: str | None = None,
         kernel: str | Path | None = None,
         append: str = "",
+        tree: str | Path | None = None,
+        modules: str | Path | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         token: bool = False,
         root: str | Path | None = None,

@@ -34,7 +34,7 @@ NEUTRAL_NAME, NEUTRAL_DIRECTORY = "machine", Path("/")
 CPU_FACTS = ("vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags")
 # The fields of a spec that a snapshot with a name remembers; all others are the new machine's own.
 KEPT_FIELDS = ("image", "memory_mib", "cpus", "append", "cpu")
-KEPT_PATHS = ("kernel", "root")
+KEPT_PATHS = ("kernel", "tree", "modules", "root")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,8 @@ def find_facts(spec: MachineSpec, choices: Choices) -> dict[str, Any]:
     paths: list[str | Path] = [
         choices.qemu.path,
         *filter(None, (spec.kernel, spec.root)),
+        # That of a build tree is another one after each build.
+        *(() if spec.tree is None else (choices.kernel,)),
         *(disk.path for disk in spec.disks),
     ]
     return {
@@ -165,7 +167,8 @@ def render_options(spec: MachineSpec) -> dict[str, Any]:
 def parse_options(value: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a spec, as render_options() wrote them."""
     options: dict[str, Any] = {name: value[name] for name in KEPT_FIELDS}
-    options |= {name: None if value[name] is None else Path(value[name]) for name in KEPT_PATHS}
+    # Those of an earlier vmkit lack the newer options.
+    options |= {name: None if value.get(name) is None else Path(value[name]) for name in KEPT_PATHS}
     return options | {"disks": tuple(DiskSpec(Path(path)) for path in value["disks"])}
 
 

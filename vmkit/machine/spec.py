@@ -76,6 +76,7 @@ class DiskSpec:
 class MachineSpec:
     """One machine as asked for; None means: vmkit chooses, and prints its choice.
 
+    tree: the build tree of the kernel; modules: the folder with those of `kernel`.
     root replaces the disk of an image whose root is one, or is that of an image that has none; partition: in that disk.
     disks are the guest's disks after that, in their order. gdb: serve gdb's protocol on a UNIX socket in the machine's
     directory; gdb_port: on this port of the loopback, which every user of the host can reach. cpu: a model and
@@ -92,6 +93,8 @@ class MachineSpec:
     accelerator: Accelerator | None = None
     backend: Backend | None = None
     kernel: Path | None = None
+    tree: Path | None = None
+    modules: Path | None = None
     append: str = ""
     timeout_s: float = DEFAULT_TIMEOUT_S
     # Demand the machine's token where the backend does not do so anyway.
@@ -113,7 +116,7 @@ class MachineSpec:
 
     def __post_init__(self) -> None:
         # QEMU runs in the machine's directory, where a relative path leads elsewhere.
-        for name in ("kernel", "root", "record"):
+        for name in ("kernel", "tree", "modules", "root", "record"):
             object.__setattr__(self, name, read_path(getattr(self, name)))
         if self.name is not None:
             check_name(self.name)

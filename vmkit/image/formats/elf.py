@@ -1,5 +1,5 @@
 """What an image build asks an ELF file: the libraries it needs, a module's words about itself, a kernel's PVH entry
-and its BTF.
+and its BTF; and a module without its debug sections.
 
 Layouts are those of elf.h (Elf64_Ehdr, Elf64_Shdr, Elf64_Dyn); only 64-bit little-endian files are read, others have no
 answers.
@@ -15,6 +15,15 @@ _DYN = struct.Struct("<qQ")
 _NHDR = struct.Struct("<III")
 _SHT_DYNAMIC, _SHT_NOTE = 6, 7
 _XEN_ELFNOTE_PHYS32_ENTRY = 18
+_SHT_NULL, _SHT_NOBITS = 0, 8
+# Where Elf64_Ehdr has e_shoff.
+_PLACE, _PLACE_AT = struct.Struct("<Q"), 40
+# DWARF and its relocations, for these alone are large.
+_DEBUG = (".debug_", ".rela.debug_")
+# A module's sections have at most 4096 (a page); the field could claim more.
+_ALIGNMENT_LIMIT = 4096
+# scripts/sign-file.c
+_SIGNED = b"~Module signature appended~\n"
 _DT_NEEDED = 1
 # A kernel module has some fifty sections; the field could claim 65,535.
 _SECTION_LIMIT = 4096
@@ -89,6 +98,32 @@ def read_modinfo(data: bytes) -> dict[str, tuple[str, ...]]:
         if equals:
             values[key] = (*values.get(key, ()), value)
     return values
+
+
+def drop_debug(data: bytes) -> bytes:
+    """A kernel module without what only debuggers read, which is most of it in a build tree.
+
+    The sections keep their numbers, so that nothing that names one has to change: those that go become empty
+    (SHT_NULL). A signed module stays as it is, for its signature covers every byte.
+    """
+    sections = _read_sections(data)
+    if not sections or data.endswith(_SIGNED):
+        return data
+    names = _content(data, sections[_EHDR.unpack_from(data)[13]])
+    is_dropped = [_text(names, section.name).startswith(_DEBUG) for section in sections]
+    if not any(is_dropped) or max(section.alignment for section in sections) > _ALIGNMENT_LIMIT:
+        return data
+    out, table = bytearray(data[: _EHDR.size]), bytearray()
+    for section, dropped in zip(sections, is_dropped, strict=True):
+        kept = section._replace(kind=_SHT_NULL, flags=0, size=0, offset=0) if dropped else section
+        if kept.kind not in (_SHT_NULL, _SHT_NOBITS):
+            out += bytes(-len(out) % max(kept.alignment, 1))
+            kept, content = kept._replace(offset=len(out)), _content(data, section)
+            out += content
+        table += _SHDR.pack(*kept)
+    out += bytes(-len(out) % 8)
+    _PLACE.pack_into(out, _PLACE_AT, len(out))
+    return bytes(out + table)
 
 
 def _read_sections(data: bytes) -> list[_Section]:

@@ -5,11 +5,13 @@ from vmkit.machine.parts.gdb import GdbPart
 from vmkit.machine.parts.network import NetworkPart
 from vmkit.machine.parts.part import Part
 from vmkit.machine.parts.recording import RecordingPart
+from vmkit.machine.parts.tree import TreePart
 from vmkit.machine.parts.vsock import VsockPart
 
 # In the order of QEMU's argv, where a device's place decides its address on the bus.
 PARTS: tuple[Part, ...] = (
     VsockPart(),
+    TreePart(),
     DiskPart(),
     NetworkPart(),
     GdbPart(),

@@ -1,0 +1,101 @@
+"""The archive with a kernel's modules, and the initramfs that it stands behind."""
+
+import os
+import struct
+from pathlib import Path
+
+import pytest
+
+from tests.vmkit.trees.trees import VERSION, MakeTree, add_section, make_bzimage, make_module, write_file
+from vmkit.errors import BuildError, ConfigError
+from vmkit.image.formats.cpio import read_cpio
+from vmkit.image.formats.elf import drop_debug, read_modinfo, read_section
+from vmkit.trees.config import find_needs
+from vmkit.trees.files import find_installed, find_tree
+from vmkit.trees.initrd import LIST_PATH, extend_initrd, plan_modules
+
+ROOT = f"usr/lib/modules/{VERSION}"
+TINYS = ("virtio_pci", "vsock", "vmw_vsock_virtio_transport")
+
+
+def read_files(archive: bytes) -> dict[str, bytes]:
+    return {entry.path: entry.node.data for entry in read_cpio(archive)}
+
+
+def test_archive_has_what_the_machine_loads_and_no_more(make_tree: MakeTree) -> None:
+    files = read_files(plan_modules(find_tree(make_tree()), find_needs(), TINYS, ("virtio_blk", "no_such")))
+    names = {Path(path).name for path in files if path.endswith(".ko")}
+    # virtio_pci is built in.
+    assert names == {
+        *("vsock.ko", "vmw_vsock_virtio_transport_common.ko", "vmw_vsock_virtio_transport.ko", "virtio_blk.ko")
+    }
+    order = files[LIST_PATH].split()
+    assert order == [b"vsock", b"vmw_vsock_virtio_transport_common", b"vmw_vsock_virtio_transport"]
+    dependencies = files[f"{ROOT}/modules.dep"].decode()
+    assert "kernel/net/vmw_vsock/vmw_vsock_virtio_transport.ko: kernel/net/vmw_vsock/vmw_vsock_virtio" in dependencies
+    assert b"virtio_pci.ko" in files[f"{ROOT}/modules.builtin"]
+
+
+def test_root_brings_its_modules(make_tree: MakeTree) -> None:
+    files = read_files(plan_modules(find_tree(make_tree()), find_needs(root="ext4"), TINYS))
+    assert {"ext4.ko", "jbd2.ko", "overlay.ko", "virtio_blk.ko"} <= {Path(path).name for path in files}
+
+
+def test_module_that_is_configured_and_not_built_is_named(make_tree: MakeTree) -> None:
+    tree = make_tree()
+    (tree / "modules.order").unlink()
+    with pytest.raises(ConfigError, match=f"the kernel {VERSION} has no module 'vsock'") as caught:
+        plan_modules(find_tree(tree), find_needs(), TINYS)
+    assert caught.value.hint == "build the modules: make -j$(nproc) modules"
+    tree = make_tree()
+    (tree / "net/vmw_vsock/vsock.ko").unlink()
+    with pytest.raises(BuildError, match=r"cannot read the module .*/vsock.ko: No such file") as gone:
+        plan_modules(find_tree(tree), find_needs(), TINYS)
+    assert "make" in gone.value.hint
+    with pytest.raises(ConfigError, match="no module 'odd'") as odd:
+        plan_modules(find_tree(make_tree()), find_needs(), ("odd",))
+    assert "leave odd out of the image's recipe" in odd.value.hint
+
+
+def test_folder_of_modules_without_vsock_is_told_the_option(tmp_path: Path) -> None:
+    folder = tmp_path / VERSION
+    write_file(folder / "kernel/a.ko", make_module(""))
+    write_file(folder / "modules.builtin", "kernel/drivers/virtio/virtio_pci.ko\n")
+    write_file(tmp_path / "kernel", make_bzimage())
+    with pytest.raises(ConfigError, match="no module 'vsock'") as caught:
+        plan_modules(find_installed(folder, tmp_path / "kernel"), find_needs(), TINYS)
+    assert caught.value.details == "CONFIG_VSOCKETS=y"
+
+
+def test_initramfs_is_extended_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VMKIT_CACHE_DIR", str(tmp_path / "cache"))
+    initrd = tmp_path / "initrd"
+    initrd.write_bytes(b"first")
+    made = extend_initrd(initrd, "digest", b"070701second")
+    # The kernel looks for the next archive at a multiple of four.
+    assert made.read_bytes() == b"first" + bytes(3) + b"070701second"
+    os.utime(made.parent, (1, 1))
+    assert extend_initrd(initrd, "digest", b"070701second") == made
+    assert made.parent.stat().st_mtime > 1
+    assert extend_initrd(initrd, "other", b"070701second") != made
+    made.unlink()
+    assert extend_initrd(initrd, "digest", b"070701second").read_bytes().endswith(b"second")
+
+
+def test_debug_sections_are_dropped_and_the_others_keep_their_numbers() -> None:
+    plain = make_module("vsock")
+    fat = add_section(add_section(plain, b".debug_info", b"D" * 100_000), b".kept", b"kept")
+    thin = drop_debug(fat)
+    assert len(thin) < len(fat) - 99_000
+    assert (read_modinfo(thin), read_section(thin, ".kept")) == (read_modinfo(plain), b"kept")
+    assert struct.unpack_from("<H", thin, 60) == struct.unpack_from("<H", fat, 60)
+    assert drop_debug(plain) == plain
+    # Its signature is of every byte.
+    signed = fat + b"~Module signature appended~\n"
+    assert drop_debug(signed) == signed
+
+
+@pytest.mark.parametrize("size", [0, 3, 64, 100, 200])
+def test_broken_module_stays_as_it_is(size: int) -> None:
+    data = add_section(make_module(""), b".debug_info", b"D")[:size]
+    assert drop_debug(data) == data
