@@ -2,7 +2,8 @@
 
 Prints tables for docs/explanation/comparison.md; judges nothing. The sides take turns, in another order each round.
 The first call installs the rivals below --folder: virtme-ng and quicksand from PyPI in environments of their own, and
-Debian's kernel for virtme-ng. quicksand needs qemu-img (package qemu-utils), virtme-ng needs depmod (package kmod).
+Debian's kernel for virtme-ng. quicksand needs qemu-img (package qemu-utils). virtme-ng needs depmod (package kmod), and
+udevd (package udev): without it the output of --exec is lost.
 
 boot      from the first process to the first output of a command in the guest, and to the end of the whole command
 warm      commands and bulk in a machine that runs already (virtme-ng has one command for each machine)
@@ -11,8 +12,10 @@ size      what an installation takes on disk
 """
 
 import argparse
+import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import statistics
@@ -21,7 +24,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,7 +179,7 @@ def run_at_once(machine: vmkit.Machine, argv: list[str]) -> None:
         process.communicate()
 
 
-@contextmanager
+@contextlib.contextmanager
 def machine_of_ours() -> Iterator[vmkit.Machine]:
     with vmkit.Machine("tiny", name=MACHINE, accelerator="tcg") as machine:
         yield machine
@@ -199,14 +201,18 @@ def measure_warm(rivals: Rivals, rounds: int) -> None:
         for name, call in ours.items():
             count = TRUE_ROUNDS if "true" in name else rounds
             ours_s, theirs_s = [], []
+            fails = False
             for _ in range(count):
                 ours_s += measure(call, 1)
-                theirs_s.append(ask(name))
-            rows.append([name, render_series(ours_s), render_series([v for v in theirs_s if v is not None])])
+                # A failure can take its whole time limit, and is not asked for again.
+                took_s = None if fails else ask(name)
+                fails = took_s is None
+                theirs_s += [] if took_s is None else [took_s]
+            rows.append([name, render_series(ours_s), "fails" if fails else render_series(theirs_s)])
     print_table(["what", "vmkit, s", "quicksand, s"], rows)
 
 
-@contextmanager
+@contextlib.contextmanager
 def quicksand_side(rivals: Rivals) -> Iterator[Callable[[str], Any]]:
     """A machine of quicksand's, in a process of its own environment: a name goes in, what came of it comes out."""
     argv = [rivals.program("quicksand", "python"), str(QUICKSAND_SIDE), "serve"]
@@ -215,16 +221,24 @@ def quicksand_side(rivals: Rivals) -> Iterator[Callable[[str], Any]]:
         assert asked and answers
 
         def ask(name: str) -> Any:
-            asked.write(f"{name}\n".encode())
-            asked.flush()
-            line = answers.readline()
+            """None where quicksand failed, ended or does not answer; it is asked no more then."""
+            try:
+                asked.write(f"{name}\n".encode())
+                asked.flush()
+            except BrokenPipeError:
+                return None
+            # One line at a time is on its way, so nothing waits in the buffer.
+            line = answers.readline() if select.select([answers], [], [], DEADLINE_S)[0] else b""
             if not line:
-                raise RivalEndedError(f"quicksand ended at {name!r}")
-            return json.loads(line)
+                print(f"quicksand ended, or did not answer within {DEADLINE_S} s: {name}", flush=True)
+                process.kill()
+            return json.loads(line) if line else None
 
-        assert ask("ready")
+        if not ask("ready"):
+            raise RivalEndedError("quicksand did not start")
         yield ask
-        asked.close()
+        with contextlib.suppress(BrokenPipeError):
+            asked.close()
         process.wait(DEADLINE_S)
 
 
