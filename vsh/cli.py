@@ -109,6 +109,10 @@ def is_recorded(options: Options, where: Address) -> bool:
 
 def _join_session(options: Options, where: Address, recorders: "Sequence[Recorder]", *, has_pty: bool) -> int:
     request = make_request(options, has_pty=has_pty)
+    if where.entry is not None and where.entry.container:
+        from vsh.defaults import fill_request  # noqa: PLC0415 - few machines are of a container image
+
+        fill_request(request, where.entry)
     limits = make_limits(int(options.keepalive * 1000)) if options.extended else None
     deadline_s = deadline_after(options.timeout or None)
     connect_s = min(filter(None, (options.timeout, options.connect_timeout)), default=0.0)

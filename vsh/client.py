@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import AnyStr, BinaryIO, Generic, Literal, Self, TextIO, TypedDict, Unpack, overload
 
 from vsh.address import Address
+from vsh.defaults import fill_request
 from vsh.errors import CommandFailed, ConnectionLost, UsageError
 from vsh.memory import BytesSource, CaptureSink
 from vsh.process import PIPE, SIGNALLED, Process, Stream, Wiring
@@ -357,6 +358,7 @@ class Client:
         argv: empty for a login shell. size: rows and columns of a pty; None for pipes.
         """
         request = _make_request(argv, env, cwd, user, size)
+        fill_request(request, self._address.entry)
         limits = make_limits() if self._is_extended else None
         wait_s = self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s)
         return open_session(self._address, request, limits=limits, timeout_s=wait_s)

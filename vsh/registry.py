@@ -23,7 +23,19 @@ MAX_RECORD_BYTES = 64 * 1024
 class Entry:
     """One entry of the registry, from its record at one moment. state: starting, ready, paused or stopping."""
 
-    __slots__ = ("backend", "cid", "directory", "name", "pid", "record", "recordings", "state", "token_file", "vsock")
+    __slots__ = (
+        "backend",
+        "cid",
+        "container",
+        "directory",
+        "name",
+        "pid",
+        "record",
+        "recordings",
+        "state",
+        "token_file",
+        "vsock",
+    )
 
     def __init__(self, directory: str, record: dict[str, object]) -> None:
         self.directory = directory
@@ -37,6 +49,9 @@ class Entry:
         self.vsock = str(vsock) if vsock else None
         # The folder into which vsh records its sessions; empty: it records none by itself.
         self.recordings = str(record.get("recordings") or "")
+        # What a container image says of its program (vsh.defaults); empty: the root is of none.
+        container = record.get("container")
+        self.container: dict[str, object] = container if isinstance(container, dict) else {}
         # Where the machine's token is, should it demand one.
         self.token_file = os.path.join(directory, TOKEN) if record.get("token") else ""
 

@@ -54,6 +54,7 @@ class Register(Protocol):
         vsock: str | None = "/run/x.sock",
         alive: bool = True,
         recordings: str | None = None,
+        container: dict[str, object] | None = None,
     ) -> None: ...
 
 
@@ -79,11 +80,13 @@ def registry(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registe
         vsock: str | None = "/run/x.sock",
         alive: bool = True,
         recordings: str | None = None,
+        container: dict[str, object] | None = None,
     ) -> None:
         folder = runtime / "machines" / name
         folder.mkdir()
         record = {"schema": 1, "name": name, "cid": cid, "backend": "user", "state": state, "vsock": vsock, "pid": 1}
         record["recordings"] = recordings
+        record["container"] = container
         (folder / "machine.json").write_text(json.dumps(record))
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
         held.append(lock)

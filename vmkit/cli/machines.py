@@ -1,9 +1,11 @@
 """Verbs about running machines: list, status, pause, resume, down, kill, wait."""
 
+import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
@@ -16,10 +18,12 @@ from vmkit.machine import stop
 from vmkit.machine.builders import end_builder, read_builders
 from vmkit.machine.registry import sweep
 from vmkit.machine.running import pick_entry
+from vmkit.machine.source import ANY
 from vmkit.pool.registry import read_pools
 from vsh.ending import read_ending
 from vsh.errors import VshError
 from vsh.registry import Entry, is_for_users, read_machines
+from vsh.text import clean_line
 
 # A guest that hangs must not hold up what a person asks about it.
 CLOCK_DEADLINE_S = 3.0
@@ -47,7 +51,7 @@ def list_(*, as_json: bool) -> None:
             machine.name,
             str(machine.cid),
             machine.state,
-            str(machine.record.get("image", "")),
+            _render_image(machine),
             str(machine.record.get("accelerator", "")),
             machine.backend,
             f"{machine.record.get('memory_mib', '?')} MiB",
@@ -85,6 +89,8 @@ def status(*, name: str | None, as_json: bool) -> None:
     # One line per layer: a reason may be a sentence.
     shown |= {f"wall {layer}": state for layer, state in read_wall(entry.record).items()}
     shown.pop("wall", None)
+    shown |= {f"container {key}": text for key, text in _render_container(entry)}
+    shown.pop("container", None)
     shown |= {f"vsock fault {fault.number}": render_fault(fault) for fault in faults}
     width = max(len(key) for key in shown)
     for key, value in shown.items():
@@ -254,6 +260,22 @@ def _pick_several(names: tuple[str, ...], everything: bool) -> list[Entry]:
     picked = [pick_entry(name) for name in names] or [pick_entry(None)]
     # Named twice, by its name and its CID perhaps, a machine ends once.
     return list({entry.name: entry for entry in picked}.values())
+
+
+def _render_image(entry: Entry) -> str:
+    """The image; of a root that the user gave its name, a path without its folders."""
+    image, source = str(entry.record.get("image", "")), str(entry.record.get("source") or "")
+    if image != ANY or not source:
+        return image
+    return clean_line(Path(source).name if source.startswith("/") else source)
+
+
+def _render_container(entry: Entry) -> Iterator[tuple[str, str]]:
+    """What a container image says of its program, as words for a shell: its maker wrote it."""
+    for key, value in entry.container.items():
+        text = shlex.join(map(str, value)) if isinstance(value, list) else str(value)
+        if text:
+            yield key, clean_line(text)
 
 
 def _render_age(entry: Entry) -> str:

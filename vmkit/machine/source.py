@@ -3,11 +3,12 @@
 vmkit.roots knows file systems, partition tables and qcow2. Here is what the guest must be told of a disk.
 """
 
+import json
 import os
 import re
 import stat
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmkit.roots.extents import HostFile
+    from vmkit.roots.settings import ContainerSettings
     from vmkit.roots.superblocks import Reader
 
 # Its guest takes any root (images/any.toml).
 ANY = "any"
 HEAD_BYTES = 2048
+# A record has 64 KiB in all (vsh.registry).
+MAX_SETTINGS_BYTES = 32 << 10
 QCOW2 = ".qcow2"
 
 
@@ -73,15 +77,33 @@ def find_source(image: str) -> NamedRoot | None:
 
 
 def take_source(spec: MachineSpec, tell: "Callable[[str, float | None], None]") -> MachineSpec:
-    """The spec with a disk of what its user named as its root: packed now, or found in the cache.
+    """The spec with a disk of what its user named as its root: packed now, or found in the cache; and with what a
+    container image says of its program. A spec that has its disk is returned as it is.
 
     Raises ConfigError, BuildError, HostError.
     """
-    if not spec.source:
+    if not spec.source or spec.root is not None:
         return spec
     from vmkit.roots.prepare import prepare_root  # noqa: PLC0415
 
-    return replace(spec, root=prepare_root(spec.source, progress=tell).path)
+    prepared = prepare_root(spec.source, progress=tell)
+    settings = prepared.settings
+    if settings.is_empty:
+        return replace(spec, root=prepared.path)
+    # An image's paths begin at its root, also where it does not write so.
+    settings = replace(settings, working_dir=f"/{settings.working_dir.lstrip('/')}")
+    return replace(spec, root=prepared.path, container=check_settings(settings, spec.source))
+
+
+def check_settings(settings: "ContainerSettings", name: str) -> "ContainerSettings":
+    """The settings, if a machine's record can hold them. name: whose. Raises ConfigError."""
+    size = len(json.dumps(asdict(settings)))
+    if size > MAX_SETTINGS_BYTES:
+        raise ConfigError(
+            f"the variables and the command of {name} take {size} bytes, more than {MAX_SETTINGS_BYTES}",
+            hint="copy long texts into the machine as a file: vmkit cp",
+        )
+    return settings
 
 
 def read_root(root: Path, partition: int | None) -> RootDisk:

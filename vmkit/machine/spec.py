@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vmkit.roots.settings import ContainerSettings
 
 # Names become a directory below the runtime directory and part of a UNIX socket's path, which may have 107 bytes in
 # all (unix(7)).
@@ -103,6 +106,8 @@ class MachineSpec:
     partition: int | None = None
     # What the root's disk is made of at the start; "": there is a disk already.
     source: str = ""
+    # What sessions have, where the root is a container image's; known when its disk is made.
+    container: "ContainerSettings | None" = None
     disks: tuple[DiskSpec, ...] = ()
     gdb: bool = False
     gdb_port: int | None = None

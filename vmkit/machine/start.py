@@ -10,7 +10,7 @@ import logging
 import subprocess
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +28,10 @@ from vmkit.machine.token import DEMANDED, find_token_path, make_token, needs_tok
 from vmkit.machine.vhost import KernelVhostDoor, VhostClaim, VhostDoor
 
 log = logging.getLogger("vmkit")
+
+# What a start tells each time, with everything built.
+STARTING, PLUGGING, BOOTING, THAWING = "starting QEMU", "plugging the vsock device", "booting", "thawing"
+STAGES = frozenset((STARTING, PLUGGING, BOOTING, THAWING))
 
 # The monitor itself keeps the deadline of the start; this is for a monitor that hangs.
 MONITOR_GRACE_S = 30.0
@@ -130,7 +134,7 @@ class _Start:
             reservation = stack.enter_context(
                 reserve(spec.name, spec.cid, _find_base_name(spec, choices), record, **asks)
             )
-            self.say("starting QEMU", None)
+            self.say(STARTING, None)
             if self.on_directory is not None:
                 self.on_directory(reservation.directory)
             if needs_token(choices.backend, asked=spec.token):
@@ -160,10 +164,19 @@ def _find_base_name(spec: MachineSpec, choices: Choices) -> str:
     return choices.built.name
 
 
+def _find_source(spec: MachineSpec, choices: Choices) -> str | None:
+    """What the user gave as the root, where the image takes any; else None."""
+    if not choices.built.takes_root or spec.root is None:
+        return None
+    return spec.source or str(spec.root)
+
+
 def plan_record(spec: MachineSpec, choices: Choices) -> dict[str, object]:
     """Returns the fields of machine.json beyond name, cid and state."""
     return {
         "image": choices.built.name,
+        "source": _find_source(spec, choices),
+        "container": None if spec.container is None else asdict(spec.container),
         "digest": choices.built.digest,
         "backend": choices.backend.value,
         "accelerator": choices.accelerator.value,
@@ -228,9 +241,9 @@ def _await_ready(plan: LaunchPlan, monitor: MonitorHandle, tell: Tell) -> None:
                 case Stage.FAILED:
                     raise _explain_failure(plan, report)
                 case Stage.RUNNING:
-                    tell("booting" if plan.snapshot is None else "thawing", None)
+                    tell(BOOTING if plan.snapshot is None else THAWING, None)
                 case Stage.STARTED:
-                    tell("plugging the vsock device", None)
+                    tell(PLUGGING, None)
     raise MachineError("the monitor of the machine ended without a report", details=monitor.read_log(plan))
 
 

@@ -5,12 +5,14 @@ maker wrote it.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vmkit.errors import BuildError
 
 _LIST_LIMIT = 10_000
+_HALVES = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,11 @@ class ContainerSettings:
     user: str = ""
     entrypoint: tuple[str, ...] = ()
     cmd: tuple[str, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it says nothing."""
+        return self == ContainerSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +84,8 @@ def take_list(value: object, name: str) -> Sequence[object]:
 
 
 def take_text(value: object, name: str) -> str:
-    if not isinstance(value, str) or "\0" in value:
+    # JSON can hold half of a character, which no file system and no process takes.
+    if not isinstance(value, str) or "\0" in value or _HALVES.search(value):
         raise BuildError(f"the {name} is damaged: it is no text")
     return value
 

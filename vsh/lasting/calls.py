@@ -8,6 +8,7 @@ import select
 import time
 
 from vsh.address import Address
+from vsh.defaults import fill_request, find_user
 from vsh.errors import ConnectionLost, ExecError, Unanswered, VshError
 from vsh.session import Session, make_limits, open_service, open_session
 from vsh.transport import wait_until
@@ -34,6 +35,7 @@ _HINTS = {
 
 def start(address: Address, request: SetupConnectionRequest, lasting: Lasting, *, timeout_s: float) -> str:
     """Starts a session with the command of `request`, and returns its id. Raises VshError."""
+    fill_request(request, address.entry)
     lasting.verb = messages.START
     lasting.user, request.user = request.user, b""
     lasting.command = request.encode()
@@ -53,7 +55,8 @@ def forget(address: Address, session: str, *, user: str, timeout_s: float) -> No
 def read_sessions(address: Address, *, user: str, timeout_s: float) -> list[SessionRecord]:
     """The sessions that the user may reach, the oldest first. Raises VshError."""
     deadline_s = time.monotonic() + timeout_s
-    request = make_service_request(lasting=Lasting(verb=messages.LIST, user=os.fsencode(user)))
+    whose = os.fsencode(user) or find_user(address.entry)
+    request = make_service_request(lasting=Lasting(verb=messages.LIST, user=whose))
     fd, rest, _ = open_service(address, request, timeout_s=timeout_s, name=SERVICE)
     try:
         return sorted(_read_records(fd, rest, address, deadline_s), key=lambda record: (record.started_s, record.id))
@@ -74,6 +77,7 @@ def open_attached(
     see: "Callable[[str, memoryview], None] | None" = None,
 ) -> tuple[Session, Positioned]:
     """A connection to a lasting session, and where its output begins. Raises VshError."""
+    attach.user = attach.user or find_user(address.entry)
     request = make_service_request(attach=attach)
     deadline_s = time.monotonic() + (timeout_s or 1e9)
     try:
@@ -108,6 +112,7 @@ def _await_position(session: Session, deadline_s: float) -> Positioned:
 
 
 def _order(address: Address, lasting: Lasting, timeout_s: float) -> str:
+    lasting.user = lasting.user or find_user(address.entry)
     request = make_service_request(lasting=lasting)
     try:
         fd, _, description = open_service(address, request, timeout_s=timeout_s, name=SERVICE)

@@ -58,8 +58,9 @@ def build_environment(request: SetupConnectionRequest, account: Account, *, inhe
     environment.setdefault(b"TERM", b"linux")
     environment.setdefault(b"USER", os.fsencode(account.name))
     environment.setdefault(b"LOGNAME", os.fsencode(account.name))
-    environment[b"SHELL"] = os.fsencode(account.shell)
-    environment[b"HOME"] = os.fsencode(account.home)
+    for name, value in ((b"SHELL", account.shell), (b"HOME", account.home)):
+        if not (request.keeps_env and name in request.env):
+            environment[name] = os.fsencode(value)
     return environment
 
 

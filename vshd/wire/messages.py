@@ -126,6 +126,7 @@ class SetupConnectionRequest(Message):
         "extended",
         "forward",
         "freeze",
+        "keeps_env",
         "lasting",
         "nopty",
         "power_off",
@@ -161,6 +162,7 @@ class SetupConnectionRequest(Message):
         Field(VENDOR + 8, "window_xpixels", UINT32),
         Field(VENDOR + 9, "window_ypixels", UINT32),
         Field(VENDOR + 10, "power_off", MESSAGE, PowerOff),
+        Field(VENDOR + 11, "keeps_env", BOOL),
     )
 
     def __init__(
@@ -199,6 +201,8 @@ class SetupConnectionRequest(Message):
         self.lasting: Lasting | None = None
         self.attach: Attach | None = None
         self.power_off: PowerOff | None = None
+        # HOME and SHELL of `env` are the target's, too.
+        self.keeps_env = False
 
 
 class SetupConnectionResponse(Message):

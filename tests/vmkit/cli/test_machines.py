@@ -44,6 +44,24 @@ def test_list_is_a_table_that_a_pipe_does_not_cut(vmkit: Vmkit, registered: None
     assert lines[2].split()[-1] == "?"
 
 
+@pytest.mark.parametrize(
+    ("image", "source", "shown"),
+    [
+        ("any", "/home/me/images/disk.img", "disk.img"),
+        ("any", "docker://debian:stable", "docker://debian:stable"),
+        ("any", "/home/me/odd\x1b[31m.img", "odd.img"),
+        # A recipe for roots has a name of its own.
+        ("lab", "/home/me/disk.img", "lab"),
+        ("tiny", None, "tiny"),
+    ],
+)
+def test_list_names_the_root_that_the_user_gave(
+    vmkit: Vmkit, folders: Path, image: str, source: str | None, shown: str
+) -> None:
+    with reserve("a", 3, "tiny", {"backend": "user", "image": image, "source": source}):
+        assert vmkit("list").out.splitlines()[1].split()[3] == shown
+
+
 def test_list_in_json_has_the_record_and_the_directory(vmkit: Vmkit, registered: None, folders: Path) -> None:
     first, second = json.loads(vmkit("list", "--json").out)
     assert (first["name"], first["cid"], first["state"], first["schema"]) == ("a", 3, "starting", 1)

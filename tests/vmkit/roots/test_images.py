@@ -107,6 +107,7 @@ def damage(layout: Path, name: str, **changes: object) -> None:
         ("config", {"rootfs": {}}, "it has 1 layers, and digests of 0"),
         ("config", {"config": {"Env": "A=b"}}, "Env of configuration in .* is damaged"),
         ("config", {"config": {"Cmd": ["a\0"]}}, "Cmd of configuration in .* is damaged"),
+        ("config", {"config": {"Env": ["A=\ud800"]}}, "Env of configuration in .* is damaged"),
         ("config", {"config": {"User": 5}}, "User of configuration in .* is damaged"),
         ("manifest", {"layers": [{}] * 501}, "no digest of sha256 or sha512"),
         ("manifest", {"config": {"digest": "sha256:../../etc/passwd", "size": 1}}, "no digest of sha256"),
