@@ -82,6 +82,14 @@ ARROWS = {
         *("vmkit.errors", "vsh.*"),
     ),
     "vmkit.matrix": ("vmkit.matrix.*", "vmkit.ktap.*", "vmkit.machine.*", "vmkit.junit", "vmkit.errors", "vsh.*"),
+    "vmkit.oneshot": (
+        "vmkit.oneshot.*",
+        "vmkit.machine.*",
+        "vmkit.roots.settings",
+        "vmkit.errors",
+        "vsh.*",
+        "vshd.wire.*",
+    ),
     "vmkit.bisect": ("vmkit.ktap.*", "vmkit.machine.*", "vmkit.junit", "vsh.*"),
     # A container's devices are what doctor found, its terminal is vsh's.
     "vmkit.docker": ("vmkit.docker.*", "vmkit.machine.doctor", "vmkit.errors", "vsh.*", "vshd.carry.*"),

@@ -12,12 +12,14 @@ import pytest
 
 import vmkit as vmkit_package
 from tests.guest.conftest import Run
+from tests.vmkit.roots.archives import make_layout
 from vmkit.errors import ConfigError
 from vmkit.image.build import build_image
 from vmkit.image.formats.cpio import read_cpio
 from vmkit.image.recipe.config import load_image
 from vsh.address import find_by_name
 from vsh.forward.guest import connect_guest
+from vsh.registry import read_machines
 
 APPLETS = ("ash", "cat", "echo", "env", "id", "ls", "mount", "pwd", "readlink", "sh", "sleep", "stty", "tty", "unshare")
 MKE2FS = "/usr/sbin/mke2fs"
@@ -169,3 +171,46 @@ def test_debian_without_python(folders: Path, tmp_path: Path) -> None:
 def test_image_without_a_root_says_so(folders: Path) -> None:
     with pytest.raises(ConfigError, match="has no root of its own"):
         vmkit_package.Machine("any").start()
+
+
+@pytest.fixture(scope="module")
+def image(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A container image of busybox, with all that an image can say."""
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as archive:
+        archive.add(small, ".", filter=lambda info: info.replace(uid=0, gid=0, deep=False))
+    settings = {
+        "Env": ["PATH=/bin", "GREETING=hello"],
+        "WorkingDir": "/srv/made/later",
+        "User": "ann",
+        "Entrypoint": ["sh", "-c", 'echo "$GREETING $(id -u) $(pwd) $*"', "entry"],
+        "Cmd": ["from", "the image"],
+    }
+    return make_layout(tmp_path_factory.mktemp("image") / "layout", [layer.getvalue()], {"config": settings})
+
+
+def test_run_of_a_container_image(image: Path, vmkit: Run, folders: Path) -> None:
+    """As docker run --rm: settings, words, streams and statuses of the image and the user; and nothing stays."""
+    source = f"oci:{image}"
+
+    def run(*words: str, stdin: bytes = b"") -> tuple[int, bytes]:
+        done = vmkit("run", "-q", "--accel", "tcg", *words, stdin=stdin)
+        assert not any(machine.record["source"] for machine in read_machines())
+        return done.returncode, done.stdout or done.stderr
+
+    assert run(source) == (0, b"hello 777 /srv/made/later from the image\n")
+    given = ("-i", "-e", "GREETING=bye", "-w", "/home/ann", "-u", "0:0", "--entrypoint", "sh")
+    line = "echo $GREETING $(id -u) $(pwd); cat; exit 3"
+    assert run(*given, source, "--", "-c", line, stdin=b"in") == (3, b"bye 0 /home/ann\nin")
+
+
+def test_sessions_have_what_the_image_says(image: Path, vmkit: Run, up: Run, vsh: Run) -> None:
+    """As docker exec, in a machine of `up`; and copies are root's."""
+    done = up(f"oci:{image}", "--quiet", "--name", "web")
+    assert done.returncode == 0, done.stderr.decode()
+    where = ("--vm_name", "web")
+    done = vsh(*where, "--cwd=/", "--", "sh", "-c", "echo $GREETING $PATH $HOME; id -u; pwd")
+    assert done.stdout.decode().splitlines() == ["hello /bin /home/ann", "777", "/"], done.stderr
+    assert vsh(*where, "--user=0:0", "--cwd=/", "--env=HOME=/x", "--", "sh", "-c", "echo $HOME").stdout == b"/x\n"
+    assert b"container user" in vmkit("status", "web").stdout
+    assert f"oci:{image}".encode() in vmkit("list").stdout

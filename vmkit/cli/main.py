@@ -14,6 +14,7 @@ from vshd.wire.version import __version__
 TASKS = {
     "Machines": {
         "up": "vmkit.cli.up:up",
+        "run": "vmkit.cli.run:run",
         "list": "vmkit.cli.machines:list_",
         "status": "vmkit.cli.machines:status",
         "wait": "vmkit.cli.machines:wait",

@@ -7,15 +7,20 @@ import stat
 import tempfile
 from pathlib import Path
 
+from vmkit.copy.calls import AnswerError, do, start_channel
 from vmkit.copy.copying import copy
 from vmkit.copy.endpoints import Endpoint
-from vmkit.copy.sides import SftpPeer
+from vmkit.copy.engine import Channel, Engine, Step
+from vmkit.copy.sides import SILENCE_S, SftpPeer
+from vmkit.copy.wire import FileAttributes, Kind, pack_attributes
 from vmkit.errors import ConfigError, MachineError
 from vmkit.machine.sftp import connect_sftp
 from vsh.registry import Entry
 
 # What directories and files of a copy in the making may not lack, for their removal.
 OWN_BITS = 0o700
+# Of a directory for any user's programs.
+FOLDER_MODE = 0o755
 
 
 def push(entry: Entry, source: str | os.PathLike[str], destination: str | os.PathLike[str], *, user: str) -> None:
@@ -40,6 +45,29 @@ def pull(entry: Entry, source: str | os.PathLike[str], destination: str | os.Pat
         raise MachineError(f"cannot pull {source} to {destination}: {error.strerror}") from error
     finally:
         _remove(work)
+
+
+def make_folders(entry: Entry, path: str) -> None:
+    """Makes a directory of the guest, and those above it, as vshd's default user. One that is there is no error.
+
+    What cannot be made is not reported: who uses the directory next is told. Raises VshError kinds where the guest does
+    not answer.
+    """
+    engine = Engine()
+    peer = connect_sftp(entry, "")
+    with peer.sock:
+        channel = engine.open_channel(peer.sock, peer.label)
+        engine.push([(0, lambda: _make_folders(channel, os.fsencode(path)))])
+        engine.run(SILENCE_S)
+
+
+def _make_folders(channel: Channel, path: bytes) -> Step[None]:
+    yield from start_channel(channel)
+    words = [word for word in path.split(b"/") if word]
+    for count in range(1, len(words) + 1):
+        with contextlib.suppress(AnswerError):
+            name = b"/" + b"/".join(words[:count])
+            yield from do(channel, Kind.MKDIR, name, tail=pack_attributes(FileAttributes(mode=FOLDER_MODE)))
 
 
 def _copy(entry: Entry, source: Endpoint, destination: Endpoint, user: str) -> None:

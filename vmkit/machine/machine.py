@@ -131,16 +131,7 @@ class Machine(MachineHandle):
             self._end(stop.kill)
 
     def _end(self, end: Callable[[Entry], None]) -> None:
-        started = self._require()
-        entry = self._look_up()
-        if entry is not None:
-            end(entry)
-        try:
-            started.monitor.wait(stop.KILL_DEADLINE_S)
-        except subprocess.TimeoutExpired:
-            # QEMU and the device die with it.
-            started.monitor.kill()
-            started.monitor.wait()
+        end_started(self._require(), end)
         self._started = None
 
     def find_entry(self) -> Entry:
@@ -151,12 +142,28 @@ class Machine(MachineHandle):
         return entry
 
     def _look_up(self) -> Entry | None:
-        """This very machine: when it has ended, another `up` may have taken its name."""
-        started = self._require()
-        entry = find_machine(name=started.name)
-        return entry if entry is not None and entry.pid == started.monitor.pid else None
+        return find_started(self._require())
 
     def _require(self) -> Started:
         if self._started is None:
             raise MachineError("the machine is not started", hint="use it in a with-block, or call start()")
         return self._started
+
+
+def find_started(started: Started) -> Entry | None:
+    """The entry of this very machine: when it has ended, another `up` may have taken its name."""
+    entry = find_machine(name=started.name)
+    return entry if entry is not None and entry.pid == started.monitor.pid else None
+
+
+def end_started(started: Started, end: Callable[[Entry], None]) -> None:
+    """Ends a machine by `end`, if it runs, and sees its monitor gone."""
+    entry = find_started(started)
+    if entry is not None:
+        end(entry)
+    try:
+        started.monitor.wait(stop.KILL_DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        # QEMU and the device die with it.
+        started.monitor.kill()
+        started.monitor.wait()
