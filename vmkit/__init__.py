@@ -16,6 +16,7 @@ Machines
     list_machines    the running machines
     find_machine     the running machine of a name or CID
     wait             block until a machine ends; returns an Ended: the reason, and whether it was expected
+    BootState        how far a guest with systemd has booted; Machine.wait_booted returns it
     logs             a log of a machine, running or ended
     dmesg            the kernel's log of a machine, from the guest's memory; a list of KernelLine
 
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from vmkit.api import build, doctor, find_image, images
     from vmkit.errors import BuildError, CommandError, ConfigError, HostError, MachineError, TrustError, VmkitError
     from vmkit.image.build import BuiltImage as Image
+    from vmkit.machine.booted import BootState
     from vmkit.machine.doctor import Check
     from vmkit.machine.machine import Machine
     from vmkit.machine.running import RunningMachine, dmesg, find_machine, list_machines, logs, wait
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
 
 # Where each public name is: its module and its name there.
 _PUBLIC = {
+    "BootState": ("vmkit.machine.booted", "BootState"),
     "BuildError": ("vmkit.errors", "BuildError"),
     "Check": ("vmkit.machine.doctor", "Check"),
     "Client": ("vsh.client", "Client"),
@@ -110,6 +113,7 @@ __all__ = [
     "DEVNULL",
     "PIPE",
     "STDOUT",
+    "BootState",
     "BuildError",
     "Check",
     "Client",

@@ -4,6 +4,8 @@ A flag is `--name=value` or `-name=value`. `-` may stand for `_`. Booleans may a
 one wins. Knows nothing of what options do.
 """
 
+from vshd.signals import SIGUSR2
+
 UNKNOWN_FLAG_STATUS = 64
 ILLEGAL_VALUE_STATUS = 65
 
@@ -70,6 +72,7 @@ class Options(Words):
         "max_sessions",
         "persistent",
         "power_off",
+        "power_off_signal",
         "ready",
         "root_namespace",
         "spare_time",
@@ -108,6 +111,7 @@ class Options(Words):
         self.max_sessions = 256
         self.persistent = False
         self.power_off = False
+        self.power_off_signal = SIGUSR2
         self.ready = ""
         self.root_namespace = ""
         self.spare_time = 5
@@ -146,6 +150,7 @@ Serves shells and commands to vsh, over vsock. Values in parentheses are default
   --persistent                    with --exec_from: run commands until the host leaves (false)
   --power_off                     the host may end this guest: pid 1 takes USR2 for it, as busybox's and vshd's own do
                                   (false; set by vshd's own init)
+  --power_off_signal=NUMBER       what --power_off sends instead of USR2 (12); systemd's is 38, SIGRTMIN+4
   --root_namespace=PATH           sessions and commands run in the mount namespace that PATH stands for, with its users
                                   and files: /proc/PID/ns/mnt, or a file that unshare --mount=PATH made
   --freeze_file=PATH              the host may freeze this machine for a snapshot, and thaw it; PATH keeps the state

@@ -36,7 +36,7 @@ class Root:
         self._inside = inside
         self._outside = outside
         self._path: list[str] | None = None
-        self._set = _find_setns()
+        self._set = find_call("setns")
 
     def enter(self, later: tuple[str, ...] = ()) -> None:
         """This process has the root as `/`, and as its working directory. later: modules that are loaded before.
@@ -46,14 +46,14 @@ class Root:
         if self._path is not None:
             return
         load(later)
-        self._set(self._inside)
+        self._set(self._inside, CLONE_NEWNS)
         self._path, sys.path = sys.path, []
 
     def leave(self) -> None:
         """The root is vshd's own again. Raises OSError, and for a process that is not root any more, too."""
         if self._path is None:
             return
-        self._set(self._outside)
+        self._set(self._outside, CLONE_NEWNS)
         sys.path, self._path = self._path, None
 
 
@@ -66,6 +66,11 @@ def open_root(path: str) -> Root | None:
         return None
     load(LATER)
     _pin_names()
+    return open_namespaces(path)
+
+
+def open_namespaces(path: str) -> Root:
+    """The root of `path`, for a process that has no sessions in it. Raises OSError that says what is wrong."""
     inside = -1
     try:
         inside = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -105,21 +110,21 @@ def _find_type(fd: int) -> int:
         raise OSError(errno.EINVAL, "it is no mount namespace") from error
 
 
-def _find_setns() -> "Callable[[int], None]":
-    """setns(2) for mount namespaces. Raises OSError where this Python has no way to call it."""
-    setns: Callable[[int, int], None] | None = getattr(os, "setns", None)
-    if setns is not None:
-        return lambda fd: setns(fd, CLONE_NEWNS)
+def find_call(name: str) -> "Callable[..., None]":
+    """setns(2) or unshare(2). Raises OSError where this Python has no way to call it."""
+    call: Callable[..., None] | None = getattr(os, name, None)
+    if call is not None:
+        return call
     try:
         # Python 3.11 and before.
         import ctypes  # noqa: PLC0415
     except ImportError as error:
-        raise OSError(errno.ENOSYS, "this Python has neither os.setns nor ctypes") from error
-    library = ctypes.CDLL(None, use_errno=True)
+        raise OSError(errno.ENOSYS, f"this Python has neither os.{name} nor ctypes") from error
+    function = getattr(ctypes.CDLL(None, use_errno=True), name)
 
-    def call(fd: int) -> None:
-        if library.setns(fd, CLONE_NEWNS):
+    def call_library(*words: int) -> None:
+        if function(*words):
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))
 
-    return call
+    return call_library

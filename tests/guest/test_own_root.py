@@ -1,6 +1,7 @@
 """Roots of a user's own, which have nothing of ours: vshd stays beside them, and sessions are in them."""
 
 import io
+import json
 import shutil
 import socket
 import struct
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import vmkit as vmkit_package
+from tests.docs.schemas import check_form
 from tests.guest.conftest import Run
 from tests.vmkit.roots.archives import make_layout
 from vmkit.errors import ConfigError
@@ -166,6 +168,58 @@ def test_debian_without_python(folders: Path, tmp_path: Path) -> None:
             with socket.socket(fileno=fd) as connection:
                 connection.settimeout(60)
                 assert early + connection.recv(2 - len(early), socket.MSG_WAITALL) == b"hi"
+
+
+# systemd as far as vmkit knows it: it takes a signal that was sent before it began, and a unit has failed.
+SYSTEMD = """#!/bin/sh
+while :; do
+    while read -r name value; do [ "$name" != ShdPnd: ] || pending=$value; done < /proc/self/status
+    [ "$pending" != 0000002000000000 ] || poweroff -f
+    sleep 0.2
+done
+"""
+SYSTEMCTL = """#!/bin/sh
+case $1 in
+is-system-running) echo degraded; exit 1 ;;
+list-units) echo 'broken.service loaded failed failed Broken' ;;
+esac
+"""
+
+
+def test_systemd_of_a_root_is_pid_1(small: Path, tmp_path: Path, up: Run, vsh: Run, vmkit: Run) -> None:
+    """A stand-in of two scripts; tests/guest/test_systemd_root.py has a Debian."""
+    folder = tmp_path / "sys"
+    shutil.copytree(small, folder, symlinks=True)
+    (folder / "sbin").mkdir()
+    (folder / "sbin/init").symlink_to("../lib/systemd/systemd")
+    (folder / "lib/systemd").mkdir(parents=True)
+    (folder / "bin/poweroff").symlink_to("busybox")
+    for path, script in (("lib/systemd/systemd", SYSTEMD), ("bin/systemctl", SYSTEMCTL)):
+        (folder / path).write_text(script)
+        (folder / path).chmod(0o755)
+    done = up(str(folder), "--wait-booted", "--json")
+    assert done.returncode == 0, done.stderr.decode()
+    answer = json.loads(done.stdout)
+    check_form("up", answer)
+    assert answer["booted"] == {"state": "degraded", "failed": ["broken.service"]}
+    assert answer["wall"] == {"transport": "on", "daemon": "on", "kernel": "on"}
+    where = ("--vm_name", "sys")
+    assert vsh(*where, "--", "readlink", "/proc/1/exe").stdout == b"/bin/busybox\n"
+    assert b"vmkit" not in vsh(*where, "--", "sh", "-c", "env; cat /proc/1/mounts").stdout
+    # vshd is nobody's unit, and is started again.
+    kill = "read -r _ _ _ pid _ < /proc/$PPID/stat; kill -9 $pid"
+    vsh(*where, "--", "sh", "-c", kill)
+    assert vsh(*where, "--", "cat", "/proc/self/oom_score_adj").stdout == b"0\n"
+    done = vmkit("status", "sys", "--json")
+    check_form("machine", json.loads(done.stdout))
+    assert json.loads(done.stdout)["init"] == "systemd"
+    assert vmkit("wait", "sys", "--booted").stdout == b"sys has booted: degraded, failed units: broken.service\n"
+    done = vmkit("down", "sys", "--timeout", "60")
+    assert (done.returncode, done.stdout) == (0, b"sys is down\n")
+    assert b"did not power off" not in done.stderr
+    with vmkit_package.Machine(str(folder), init="none", accelerator="tcg") as machine:
+        assert b"vshd.pid1.init" in machine.run(["cat", "/proc/1/cmdline"]).stdout
+        assert machine.wait_booted() == vmkit_package.BootState("ready")
 
 
 def test_image_without_a_root_says_so(folders: Path) -> None:

@@ -39,7 +39,7 @@ pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(BUSYBOX is None, reason="no busybox to make a root of"),
 ]
-APPLETS = ("sh", "cat", "echo", "id", "ls", "pwd", "env", "tty", "stty", "sleep", "readlink", "mount", "touch", "rm")
+APPLETS = ("sh", "cat", "echo", "env", "id", "ls", "mount", "pwd", "readlink", "rm", "sleep", "stty", "touch", "tty")
 # Makes `.` the root of a namespace of its own, and keeps that until its input ends.
 KEEP = 'cd "$1" && {mounts} mount --move . / && echo ready && read -r _'
 PROC_AND_DEV = "mount -t proc proc proc && mount --rbind /dev dev &&"
@@ -80,7 +80,7 @@ def make_folder(folder: Path, *, is_bare: bool = False) -> Path:
     for name in ("bin", "etc", "root", "tmp", "run", "home/ann"):
         (folder / name).mkdir(parents=True)
     shutil.copy(BUSYBOX, folder / "bin/busybox")
-    for applet in APPLETS:
+    for applet in (*APPLETS, "true"):
         (folder / "bin" / applet).symlink_to("busybox")
     (folder / "bin/ash").symlink_to("busybox")
     (folder / "etc/passwd").write_text("root:x:0:0::/root:/bin/ash\nann:x:777:777::/home/ann:/bin/ash\n")

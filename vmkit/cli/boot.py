@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from vmkit.builder.setting import is_allowed
@@ -22,6 +22,7 @@ from vmkit.machine.choose import Choices, choose, plan_hardware
 from vmkit.machine.handover import MonitorHandle
 from vmkit.machine.launch import Layout
 from vmkit.machine.qemu import plan_qemu
+from vmkit.machine.running import pick_entry
 from vmkit.machine.spec import FIRST_GUEST_CID, MachineSpec
 from vmkit.machine.start import Started, start_machine
 from vmkit.machine.vhost import KernelVhostDoor
@@ -36,8 +37,18 @@ READY, PAUSED, POOLED = "ready", "paused", "pooled"
 READ_BYTES = 65536
 
 
-def boot(spec: MachineSpec, monitor: MonitorHandle | None, *, console: bool, as_json: bool, quiet: bool) -> None:
-    """Starts a machine and prints it. monitor: one that was started already."""
+@dataclass(frozen=True, slots=True)
+class Show:
+    """What `up` shows of a start. waits_booted: it waits for the guest's systemd, and prints no JSON before."""
+
+    console: bool = False
+    as_json: bool = False
+    quiet: bool = False
+    waits_booted: bool = False
+
+
+def boot(spec: MachineSpec, monitor: MonitorHandle | None, show: Show) -> dict[str, object]:
+    """Starts a machine and prints it. Returns the answer of `up --json`. monitor: one that was started already."""
     # A wrong value is refused before anything is started.
     may_build = is_allowed()
     if spec.gdb_port is not None:
@@ -47,20 +58,38 @@ def boot(spec: MachineSpec, monitor: MonitorHandle | None, *, console: bool, as_
             file=sys.stderr,
             flush=True,
         )
-    if console and spec.snapshot is None:
+    if show.console and spec.snapshot is None:
         # The console is there to show a boot.
         spec = replace(spec, boot=True)
     with contextlib.ExitStack() as stack:
-        follow = stack.enter_context(_follow_console()) if console else None
-        tell = stack.enter_context(open_progress(quiet=quiet or console))
+        follow = stack.enter_context(_follow_console()) if show.console else None
+        tell = stack.enter_context(open_progress(quiet=show.quiet or show.console))
         started = start_machine(spec, tell=tell, on_directory=follow, monitor=monitor)
     is_building = may_build and not spec.boot and _note_boot(spec, started)
-    if as_json:
-        print_json(render_json(started))
-    else:
-        _print_started(started, quiet=quiet, is_building=is_building)
+    answer = render_json(started)
+    if not show.as_json:
+        _print_started(started, quiet=show.quiet, is_building=is_building)
+    elif not show.waits_booted:
+        print_json(answer)
     # While the machine can still be undone: if its name cannot be printed, it must not stay.
     sys.stdout.flush()
+    return answer
+
+
+def await_booted(answer: dict[str, object], timeout_s: float, show: Show) -> None:
+    """Waits for the systemd of a machine that `up` has started or found, and prints how its boot ended.
+
+    Raises MachineError at the deadline.
+    """
+    from vmkit.machine.booted import wait_booted  # noqa: PLC0415 - most guests have no systemd
+
+    with open_progress(quiet=show.quiet) as tell:
+        tell("waiting for the guest's systemd", None)
+        booted = wait_booted(pick_entry(str(answer["name"])), timeout_s)
+    if show.as_json:
+        print_json(answer | {"booted": asdict(booted)})
+    else:
+        print(f"{answer['name']} has booted: {booted.render()}", flush=True)
 
 
 def _note_boot(spec: MachineSpec, started: Started) -> bool:
@@ -72,24 +101,20 @@ def _note_boot(spec: MachineSpec, started: Started) -> bool:
     return note_boot(spec, started.choices)
 
 
-def boot_or_reuse(
-    spec: MachineSpec, monitor: MonitorHandle | None, *, console: bool, as_json: bool, quiet: bool
-) -> None:
+def boot_or_reuse(spec: MachineSpec, monitor: MonitorHandle | None, show: Show) -> dict[str, object]:
     """Prints the machine of spec's name, and starts it if there is none. Of several that call this at once, one
     starts the machine, and the others wait until it is ready. Raises NotReady when that takes too long.
     """
     deadline_s = time.monotonic() + spec.timeout_s
     while True:
-        entry = _await_ready(spec.name, deadline_s, quiet=quiet)
+        entry = _await_ready(spec.name, deadline_s, quiet=show.quiet)
         if entry is not None:
-            print_running(entry, as_json=as_json)
-            return
+            return print_running(entry, show)
         try:
-            boot(spec, monitor, console=console, as_json=as_json, quiet=quiet)
+            return boot(spec, monitor, show)
         except NameInUseError:
             # Another was faster.
             continue
-        return
 
 
 def _await_ready(name: str | None, deadline_s: float, *, quiet: bool) -> Entry | None:
@@ -134,14 +159,16 @@ def _find_wall(name: str) -> dict[str, str]:
     return {} if entry is None else read_wall(entry.record)
 
 
-def print_running(entry: Entry, *, as_json: bool) -> None:
+def print_running(entry: Entry, show: Show) -> dict[str, object]:
     address_of(entry)
-    if as_json:
-        print_json({**entry.record, "directory": entry.directory, "shell": ["vsh", "--cid", str(entry.cid)]})
-        return
-    print(f"{entry.name} is running already: CID {entry.cid}")
-    gdb = entry.record.get("gdb")
-    _print_next(entry.name, entry.cid, None if gdb is None else str(gdb))
+    answer = {**entry.record, "directory": entry.directory, "shell": ["vsh", "--cid", str(entry.cid)]}
+    if not show.as_json:
+        print(f"{entry.name} is running already: CID {entry.cid}")
+        gdb = entry.record.get("gdb")
+        _print_next(entry.name, entry.cid, None if gdb is None else str(gdb))
+    elif not show.waits_booted:
+        print_json(answer)
+    return answer
 
 
 def _print_next(name: str, cid: int, gdb: str | None, vmlinux: Path | None = None) -> None:

@@ -15,10 +15,12 @@ from vmkit.cli.vsock import read_faults, render_fault
 from vmkit.errors import ConfigError, MachineError
 from vmkit.machine import pause as pausing
 from vmkit.machine import stop
+from vmkit.machine.booted import BootState, has_systemd, read_boot, wait_booted
 from vmkit.machine.builders import end_builder, read_builders
 from vmkit.machine.registry import sweep
 from vmkit.machine.running import pick_entry
 from vmkit.machine.source import ANY
+from vmkit.machine.spec import DEFAULT_TIMEOUT_S
 from vmkit.pool.registry import read_pools
 from vsh.ending import read_ending
 from vsh.errors import VshError
@@ -27,6 +29,8 @@ from vsh.text import clean_line
 
 # A guest that hangs must not hold up what a person asks about it.
 CLOCK_DEADLINE_S = 3.0
+# systemctl is a program, which an emulated guest that boots starts slowly.
+BOOT_DEADLINE_S = 15.0
 
 
 def render_entry(entry: Entry) -> dict[str, object]:
@@ -71,19 +75,22 @@ def status(*, name: str | None, as_json: bool) -> None:
     NAME is a machine's name or CID. With one machine running, you can leave it out.
     """
     entry = pick_entry(name)
-    clock, faults = _measure_clock(entry), read_faults(entry)
+    clock, faults, boot = _measure_clock(entry), read_faults(entry), _read_boot(entry)
     if as_json:
         print_json(
             {
                 **render_entry(entry),
                 "clock": None if clock is None else asdict(clock),
                 "faults": [fault._asdict() for fault in faults],
+                **({} if boot is None else {"booted": asdict(boot)}),
             }
         )
         return
     shown = {"name": entry.name, "state": entry.state, "cid": entry.cid, **entry.record, "directory": entry.directory}
     shown.pop("schema", None)
     shown["up"] = _render_age(entry)
+    if has_systemd(entry):
+        shown["boot"] = "the guest's systemd does not answer" if boot is None else boot.render()
     shown["clock"] = None if clock is None else _render_clock(clock)
     shown.pop("started", None)
     # One line per layer: a reason may be a sentence.
@@ -134,11 +141,9 @@ def resume(*, names: tuple[str, ...], everything: bool) -> None:
 @click.option(
     "--timeout",
     type=SECONDS,
-    default=stop.POWER_OFF_DEADLINE_S,
-    show_default=True,
-    help="Seconds that the guest gets to shut down, before vmkit ends QEMU.",
+    help="Seconds that the guest gets to shut down, before vmkit ends QEMU [default: 20; 90 where systemd is pid 1].",
 )
-def down(*, names: tuple[str, ...], everything: bool, timeout: float) -> None:
+def down(*, names: tuple[str, ...], everything: bool, timeout: float | None) -> None:
     """Shut machines down: ask the guest, then QEMU, then kill the process.
 
     NAMES are names or CIDs of machines. With one machine running, you can leave them out.
@@ -168,16 +173,21 @@ def kill(*, names: tuple[str, ...], everything: bool) -> None:
 
 @click.command("wait")
 @click.argument("name", required=False, shell_complete=complete_machines)
-@click.option("--timeout", type=SECONDS, help="Seconds to wait [default: for ever].")
+@click.option("--booted", is_flag=True, help="Wait until the guest's systemd has finished its boot instead.")
+@click.option("--timeout", type=SECONDS, help="Seconds to wait [default: for ever; with --booted 120].")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def wait(*, name: str | None, timeout: float | None, as_json: bool) -> None:
+def wait(*, name: str | None, booted: bool, timeout: float | None, as_json: bool) -> None:
     """Wait until a machine ends, and print why.
 
     After an unexpected end it also prints the last lines of the console, and of the kernel's log in its memory.
     NAME is a machine's name or CID. With one machine running, you can leave it out.
     Exits with 0 after an end on request, and with 1 after an unexpected end.
+    With --booted it exits with 0 once the guest has booted, and with 1 if units of its systemd have failed.
     """
     entry = pick_entry(name)
+    if booted:
+        _await_boot(entry, DEFAULT_TIMEOUT_S if timeout is None else timeout, as_json=as_json)
+        return
     ended = stop.wait_for_end(entry, timeout)
     if ended is None:
         raise MachineError(f"'{entry.name}' still runs after {timeout:g} s")
@@ -191,6 +201,16 @@ def wait(*, name: str | None, timeout: float | None, as_json: bool) -> None:
         if details:
             print(details, file=sys.stderr)
     if not ended.expected:
+        sys.exit(1)
+
+
+def _await_boot(entry: Entry, timeout_s: float, *, as_json: bool) -> None:
+    state = wait_booted(entry, timeout_s)
+    if as_json:
+        print_json({"name": entry.name, "booted": asdict(state)})
+    else:
+        print(f"{entry.name} has booted: {state.render()}", flush=True)
+    if not state.is_good:
         sys.exit(1)
 
 
@@ -241,6 +261,17 @@ def _measure_clock(entry: Entry) -> pausing.ClockOffset | None:
         return pausing.measure_clock(entry, CLOCK_DEADLINE_S)
     except MachineError:
         return None
+
+
+def _read_boot(entry: Entry) -> BootState | None:
+    """What a guest's systemd says; None for a guest without, and for one that does not answer."""
+    if entry.state != "ready" or not has_systemd(entry):
+        return None
+    try:
+        state = read_boot(entry, BOOT_DEADLINE_S)
+    except VshError:
+        return None
+    return state if state.state else None
 
 
 def _render_clock(clock: pausing.ClockOffset) -> str:

@@ -58,12 +58,23 @@ def _plan_click(option: Option) -> dict[str, Any]:
 @click.command("up")
 @click.argument("image", default="tiny", shell_complete=complete_images)
 @add_options()
+@click.option("--wait-booted", is_flag=True, help="Wait until the guest's systemd has finished its boot, too.")
 @click.option("--console", is_flag=True, help="Show the guest's console while it boots.")
 @click.option("--reuse", is_flag=True, help="Use the machine of that name if one runs or starts.")
 @click.option("--dry-run", is_flag=True, help="Print the build plan and QEMU's command; start nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress, and print one line.")
-def up(*, image: str, console: bool, reuse: bool, dry_run: bool, as_json: bool, quiet: bool, **options: Any) -> None:
+def up(
+    *,
+    image: str,
+    wait_booted: bool,
+    console: bool,
+    reuse: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
     """Start a machine and wait until it is ready.
 
     IMAGE is a shipped image's name (see `vmkit images`; default: tiny), the path of your own recipe, or a root
@@ -83,10 +94,13 @@ def up(*, image: str, console: bool, reuse: bool, dry_run: bool, as_json: bool, 
 
         if dry_run:
             boot.print_plan(spec, as_json=as_json)
-        elif reuse:
-            boot.boot_or_reuse(spec, monitor, console=console, as_json=as_json, quiet=quiet)
-        else:
-            boot.boot(spec, monitor, console=console, as_json=as_json, quiet=quiet)
+            return
+        show = boot.Show(console=console, as_json=as_json, quiet=quiet, waits_booted=wait_booted)
+        start = boot.boot_or_reuse if reuse else boot.boot
+        shown = start(spec, monitor, show)
+    # The machine stays from here on: a shell in a guest that does not boot is worth most.
+    if wait_booted:
+        boot.await_booted(shown, spec.timeout_s, show)
 
 
 def _read_gdb(image: str, options: dict[str, Any]) -> str:

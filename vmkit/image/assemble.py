@@ -330,7 +330,11 @@ class _Assembly:
             "hook": HOOK_PATH if self._spec.hook else "",
             "default_user": self._spec.default_user,
             "wall": asdict(self._spec.wall),
-            "init_words": plan_init_words(self._spec.wall, HOOK_PATH if self._spec.hook else ""),
+            "init_words": plan_init_words(
+                self._spec.wall,
+                HOOK_PATH if self._spec.hook else "",
+                self._spec.init if self._spec.root == "given" else "",
+            ),
         }
         return known | dict(self._spec.variables)
 

@@ -206,6 +206,7 @@ def _digest(spec: ImageSpec, inputs: Inputs, lock: Lock) -> str:
         "hook": _describe(spec.hook) if spec.hook else None,
         "variables": spec.variables,
         "root": spec.root,
+        "init": spec.init,
         "bootstrap": spec.bootstrap,
         "default_user": spec.default_user,
         "compression": spec.compression,

@@ -37,7 +37,8 @@ class Machine(MachineHandle):
     socket `gdb.sock` in the machine's directory. gdb_port: on this port of the host's loopback, where every user of the
     host can take the guest over. cpu: as QEMU's -cpu. netdev: a network device, by QEMU's -netdev without an id
     (otherwise there is none). record: the folder of the host into which every vsh records its sessions of this machine;
-    sessions of Python are not recorded. boot: boot it, although there is a snapshot of it. snapshot: start it from the
+    sessions of Python are not recorded. init: pid 1 of a root of yours: its `systemd`, vmkit's own (`none`), or
+    systemd where there is one (`auto`). boot: boot it, although there is a snapshot of it. snapshot: start it from the
     one that `vmkit snapshot save NAME` made, with its image and options.
     """
 
@@ -66,6 +67,7 @@ class Machine(MachineHandle):
         cpu: str | None = None,
         netdev: str | None = None,
         record: str | Path | None = None,
+        init: str = "auto",
         boot: bool = False,
         snapshot: str | None = None,
     ) -> None:

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Literal, TextIO, Unpack, overload
+from typing import TYPE_CHECKING, BinaryIO, Literal, TextIO, Unpack, overload
 
 from vmkit.errors import ConfigError, MachineError
 from vmkit.machine import stop
@@ -18,7 +18,7 @@ from vmkit.machine.parts.table import list_companion_logs
 from vmkit.machine.pause import ClockOffset, Resumed, measure_clock, pause, resume
 from vmkit.machine.registry import find_state_directory, sweep
 from vmkit.machine.sessions import SessionFollower, render_sessions
-from vmkit.machine.spec import check_name
+from vmkit.machine.spec import DEFAULT_TIMEOUT_S, check_name
 from vmkit.machine.words import Ended, TakeKernelLog
 from vmkit.memory.lines import KernelLine, parse_lines
 from vsh.address import address_of
@@ -28,6 +28,9 @@ from vsh.process import Process
 from vsh.registry import Entry, is_for_users
 from vsh.registry import find_machine as find_entry
 from vsh.registry import read_machines as read_entries
+
+if TYPE_CHECKING:
+    from vmkit.machine.booted import BootState
 
 # A log grows by the monitor's writes; no descriptor announces them.
 FOLLOW_POLL_S = 0.2
@@ -148,6 +151,15 @@ class MachineHandle:
         """Blocks until the machine ends, timeout seconds at most; returns why it ended, None when time was over."""
         return stop.wait_for_end(self.find_entry(), timeout)
 
+    def wait_booted(self, timeout: float = DEFAULT_TIMEOUT_S) -> "BootState":
+        """Waits until the systemd of the guest has finished its boot, timeout seconds at most.
+
+        A guest without systemd has booted once it is ready. Raises MachineError, when the time is over, too.
+        """
+        from vmkit.machine.booted import wait_booted  # noqa: PLC0415 - most guests have no systemd
+
+        return wait_booted(self.find_entry(), timeout)
+
     def read_log(self, kind: str = "console") -> bytes:
         """A log as it is now; kind: a key of LOG_KINDS, or "sessions". Raises ConfigError, MachineError."""
         if kind == SESSIONS:
@@ -216,8 +228,11 @@ class RunningMachine(MachineHandle):
             raise explain_ending(self.name, read_ending(self.name, self._entry.pid))
         return entry
 
-    def down(self, timeout: float = stop.POWER_OFF_DEADLINE_S) -> None:
-        """Asks the guest to power off, then ends QEMU; waits until the machine is gone."""
+    def down(self, timeout: float | None = None) -> None:
+        """Asks the guest to power off, then ends QEMU; waits until the machine is gone.
+
+        timeout: how long the guest has; None is 20 seconds, or 90 where systemd is pid 1.
+        """
         stop.power_off(self.find_entry(), timeout_s=timeout)
 
     def kill(self) -> None:

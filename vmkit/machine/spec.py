@@ -36,6 +36,8 @@ MAX_DISKS = 20
 MAX_PARTITIONS = 128
 # A week: longer than any boot, and less than the milliseconds that poll(2) counts in an int.
 MAX_TIMEOUT_S = 7 * 24 * 3600.0
+# pid 1 of a root that its user gave: systemd where it is there, systemd, vmkit's own.
+INITS = ("auto", "systemd", "none")
 # COMMAND_LINE_SIZE of x86 (arch/x86/include/asm/setup.h): the kernel cuts a longer one silently.
 MAX_KERNEL_COMMAND_LINE_BYTES = 2048 - 1
 
@@ -108,6 +110,7 @@ class MachineSpec:
     source: str = ""
     # What sessions have, where the root is a container image's; known when its disk is made.
     container: "ContainerSettings | None" = None
+    init: str = INITS[0]
     disks: tuple[DiskSpec, ...] = ()
     gdb: bool = False
     gdb_port: int | None = None

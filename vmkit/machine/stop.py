@@ -32,6 +32,8 @@ from vsh.registry import Entry, find_machine
 
 # A guest under TCG on a busy host needs seconds to stop its processes.
 POWER_OFF_DEADLINE_S = 20.0
+# systemd stops services first, each within its own time.
+SYSTEMD_DEADLINE_S = 90.0
 ASK_DEADLINE_S = 5.0
 QUIT_DEADLINE_S = 10.0
 KILL_DEADLINE_S = 10.0
@@ -113,10 +115,10 @@ def wait_for_end(entry: Entry, timeout_s: float | None) -> Ended | None:
         return control.wait_end(timeout_s)
 
 
-def power_off(
-    entry: Entry, *, timeout_s: float = POWER_OFF_DEADLINE_S, tell: Callable[[str], None] | None = None
-) -> None:
+def power_off(entry: Entry, *, timeout_s: float | None = None, tell: Callable[[str], None] | None = None) -> None:
     """Asks the guest to power off, as `down` does. Ends QEMU when the guest still runs after timeout_s seconds.
+
+    timeout_s: None is 20, or 90 where systemd is pid 1.
 
     A guest that is not ready cannot be asked: the monitor cancels its start. One that waits in a pool has nothing to
     save.
@@ -125,6 +127,8 @@ def power_off(
         kill(entry)
         return
     say = tell or (lambda _text: None)
+    if timeout_s is None:
+        timeout_s = SYSTEMD_DEADLINE_S if entry.record.get("init") else POWER_OFF_DEADLINE_S
     with _open_monitor(entry) as monitor:
         grace_s = NO_ANSWER_GRACE_S
         with contextlib.suppress(MachineError), open_control(entry) as control:

@@ -55,7 +55,7 @@ from vmkit.monitor.life import Life, explain_failure
 from vmkit.monitor.logs import CappedLog, EventLog
 from vmkit.monitor.memory import GuestMemory
 from vmkit.monitor.pausing import Pausing
-from vmkit.monitor.ready import ReadyListener, open_ready_listener, parse_wall, parse_wall_text
+from vmkit.monitor.ready import ReadyListener, open_ready_listener, parse_facts, parse_wall_text
 from vmkit.run import render_command
 from vsh.limits import find_remedy
 from vsh.registry import Entry
@@ -100,7 +100,8 @@ class Monitor:
         self._events = EventLog(plan.directory / Layout.EVENTS)
         self._control = ControlServer(self._on_control)
         self._shutdown_reason = ""
-        self._wall: dict[str, str] = {}
+        # What the guest has told of itself, as in its record.
+        self._facts: dict[str, object] = {}
         self._console: Console | None = None
         self._console_task: asyncio.Task[None] | None = None
         self._fittings = Fittings(plan.qemu.fittings, self._life, self._events, self._listen_unix, self._open_log)
@@ -287,19 +288,19 @@ class Monitor:
         )
 
     async def _watch_ready(self, listener: ReadyListener) -> None:
-        wall = parse_wall(await listener.wait())
+        facts = parse_facts(await listener.wait())
         listener.close()
-        self._become_ready(wall)
+        self._become_ready(facts)
 
-    def _become_ready(self, wall: dict[str, str]) -> None:
+    def _become_ready(self, facts: dict[str, object]) -> None:
         if self._life.end.done():
             # Too late: what is being torn down must not be called ready.
             return
-        self._wall = wall
+        self._facts = facts
         # Where this cannot be written, vsh would not find what `up` calls ready: that fails, then.
         self._write_record("ready", must=True)
         self._life.is_ready = True
-        self._events.add("ready", {"wall": self._wall})
+        self._events.add("ready", {"wall": {}, **facts})
         self._report(Report(Stage.READY))
         if self._plan.snapshot is None or self._restore is not None:
             # One that will be saved must have no session.
@@ -441,8 +442,7 @@ class Monitor:
         record = dict(self._plan.record, state="stopping" if self._life.is_asked else state, pid=os.getpid())
         if self._qemu is not None:
             record["qemu_pid"] = self._qemu.pid
-        if self._wall:
-            record["wall"] = self._wall
+        record |= self._facts
         # On a full disk the old record stays, and is still whole.
         with contextlib.nullcontext() if must else contextlib.suppress(OSError):
             write_record(self._plan.directory, record)

@@ -20,6 +20,9 @@ from vsh.transport import listen_vsock
 
 READY_WORD = b"READY=1"
 WALL_WORD = b"WALL_"
+INIT_WORD = b"INIT="
+# Of a root of the user's: vshd.pid1.system says it.
+INITS = (b"systemd",)
 WALL_LAYERS = ("transport", "daemon", "kernel")
 # systemd's notify messages are short; a guest that sends more sends something else.
 MAX_MESSAGE_BYTES = 4096
@@ -49,9 +52,20 @@ def parse_wall(message: bytes) -> dict[str, str]:
     return wall
 
 
-def parse_wall_text(text: str) -> dict[str, str]:
-    """The same of a thaw's answer, which has a space between the lines."""
-    return parse_wall(text.encode().replace(b" " + WALL_WORD, b"\n" + WALL_WORD))
+def parse_facts(message: bytes) -> dict[str, object]:
+    """What the message tells of the guest, as machine.json has it: `wall`, and `init` where that is not vmkit's."""
+    facts: dict[str, object] = {}
+    if wall := parse_wall(message):
+        facts["wall"] = wall
+    for line in message.split(b"\n"):
+        if line.startswith(INIT_WORD) and line.removeprefix(INIT_WORD) in INITS:
+            facts["init"] = line.removeprefix(INIT_WORD).decode()
+    return facts
+
+
+def parse_wall_text(text: str) -> dict[str, object]:
+    """The same of a thaw's answer, which has a space between the lines, and tells of the wall alone."""
+    return parse_facts(text.encode().replace(b" " + WALL_WORD, b"\n" + WALL_WORD))
 
 
 class ReadyListener:

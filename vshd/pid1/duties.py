@@ -24,15 +24,16 @@ class DutyError(Exception):
 
 
 class Duties:
-    """The words, parsed. layers: those of the wall that the image wants."""
+    """The words, parsed. layers: those of the wall that the image wants. system: see vshd.pid1.system."""
 
-    __slots__ = ("hook", "layers", "lock_modules", "require_kernel")
+    __slots__ = ("hook", "layers", "lock_modules", "require_kernel", "system")
 
     def __init__(self) -> None:
         self.hook = ""
         self.layers: list[str] = []
         self.lock_modules = False
         self.require_kernel = False
+        self.system = "none"
 
 
 def take_duties(words: list[str]) -> tuple[Duties, list[str]]:
@@ -46,6 +47,8 @@ def take_duties(words: list[str]) -> tuple[Duties, list[str]]:
             duties.layers = value.split(",")
         elif name == "--init_require_kernel":
             duties.require_kernel = True
+        elif name == "--init_system":
+            duties.system = value
         elif name == "--init_lock_modules":
             duties.lock_modules = True
         else:

@@ -1,5 +1,7 @@
 """pid 1 of a small guest: starts vshd and keeps it running, reaps orphaned processes, and ends the guest on request.
 
+Where a root that is not vshd's own has systemd, that becomes pid 1, and a child of ours keeps vshd (vshd.pid1.system).
+
 /init has mounted and loaded what the guest needs and then becomes this process. vshd is forked from it: the guest
 starts one interpreter, and pid 1 has imported no more than listening needs. The words are busybox init's: USR2 powers
 off, TERM and INT reboot, USR1 halts. pid 1 must not die, so that every failure ends in a line for the console and a
@@ -57,22 +59,29 @@ class InitError(Exception):
 def main(argv: list[str] | None = None) -> "NoReturn":
     """Runs the guest until it is powered off. argv: flags for vshd, and those of vshd.pid1.duties."""
     way = "poweroff"
+    init = None
     try:
         settle_signals()
         hold_stdio()
-        way = Init(sys.argv[1:] if argv is None else argv).run()
+        init = Init(sys.argv[1:] if argv is None else argv)
+        way = init.run()
     except (InitError, DutyError, FlagError, VsockError, OSError) as error:
         _report(str(error))
     except BaseException as error:  # pid 1 must not die of anything
         _report(f"{type(error).__name__}: {error}")
+    if init is not None and init.is_beside:
+        # The guest is the other pid 1's to end. vshd goes on, if it runs.
+        os._exit(1)
     _end_guest(way)
 
 
 class Init:
     """Invariant: `_vshd` is the running daemon's pid, -1 while the next one is due at `_due_s` (of time.monotonic());
-    `_bound` has its port all the time, if the image wants that."""
+    `_bound` has its port all the time, if the image wants that; `is_beside` where another program is pid 1.
+    """
 
     def __init__(self, argv: list[str]) -> None:
+        self.is_beside = False
         self._duties, self._argv = take_duties(argv)
         self._bound: _socket.socket | None = None
         self._vshd = -1
@@ -81,6 +90,7 @@ class Init:
         self._deaths = 0
         self._is_ready = False
         self._token_from: str | None = None
+        self._power_off_signal = SIGUSR2
         self._ready, self._ready_end = os.pipe()
         os.set_blocking(self._ready, False)
         self._wakeup = Wakeup((SIGCHLD, *WAYS_DOWN))
@@ -92,7 +102,11 @@ class Init:
         take_own_name(command_line)
         self._token_from = find_token_source(command_line)
         ready_port = find_ready_port(command_line)
-        self._start_vshd(ready_port, self._prepare(self._duties, parse_flags(self._argv)))
+        options = parse_flags(self._argv)
+        facts = self._prepare(self._duties, options)
+        if options.root_namespace:
+            facts += self._hand_over(command_line, options.root_namespace)
+        self._start_vshd(ready_port, facts)
         poll = select.poll()
         poll.register(self._wakeup.fd, select.POLLIN)
         while True:
@@ -121,6 +135,21 @@ class Init:
             lock_modules()
         return describe_wall(duties, kernel, allowed_cids) if duties.layers else b""
 
+    def _hand_over(self, command_line: str, namespace: str) -> bytes:
+        """Where the root's systemd is to be pid 1, returns in a child of it alone. Returns what the host is told."""
+        from vshd.pid1 import system  # noqa: PLC0415 - most guests have one root
+
+        root = system.find_system(system.find_wanted(command_line, self._duties.system), namespace)
+        if root is None:
+            return b""
+        if os.fork():
+            system.become_system(root)
+        self.is_beside = True
+        os.setsid()
+        system.spare_keeper()
+        self._power_off_signal = system.POWER_OFF
+        return system.FACT
+
     def _start_vshd(self, ready_port: int | None, facts: bytes = b"") -> None:
         options = parse_flags(self._argv)
         if ready_port is not None:
@@ -129,6 +158,7 @@ class Init:
             options.token_from = self._token_from
         options.freeze_file = options.freeze_file or FREEZE_FILE
         options.power_off = True
+        options.power_off_signal = self._power_off_signal
         pid = os.fork()
         if pid:
             self._vshd = pid
@@ -141,6 +171,10 @@ class Init:
         try:
             self._wakeup.close()
             os.setsid()
+            if self.is_beside:
+                from vshd.pid1 import system  # noqa: PLC0415 - see _hand_over
+
+                system.expose_vshd()
             status = serve(options, None if self._is_ready else self._say_ready, self._bound, facts)
         except BaseException as error:  # reported here, or nowhere
             _report(f"vshd: {type(error).__name__}: {error}")

@@ -11,7 +11,14 @@ import pytest
 from tests.descriptors import nothing_left_open
 from vmkit.errors import MachineError
 from vmkit.monitor import ready
-from vmkit.monitor.ready import MAX_WRONG_MESSAGES, ReadyListener, is_ready_message, parse_wall, parse_wall_text
+from vmkit.monitor.ready import (
+    MAX_WRONG_MESSAGES,
+    ReadyListener,
+    is_ready_message,
+    parse_facts,
+    parse_wall,
+    parse_wall_text,
+)
 from vsh.text import MAX_LINE_CHARACTERS
 
 # Far longer than anything here takes.
@@ -198,5 +205,11 @@ def test_descriptors_are_given_back(path: Path) -> None:
 
 def test_wall_of_a_thaw_is_one_line() -> None:
     text = "WALL_TRANSPORT=on WALL_DAEMON=missing: vshd also serves CID 7 WALL_KERNEL=off"
-    assert parse_wall_text(text) == {"transport": "on", "daemon": "missing: vshd also serves CID 7", "kernel": "off"}
+    wall = {"transport": "on", "daemon": "missing: vshd also serves CID 7", "kernel": "off"}
+    assert parse_wall_text(text) == {"wall": wall}
     assert parse_wall_text("") == {}
+
+
+def test_init_of_the_root_is_told_beside_the_wall() -> None:
+    assert parse_facts(b"WALL_KERNEL=on\nINIT=systemd\nREADY=1\n") == {"wall": {"kernel": "on"}, "init": "systemd"}
+    assert parse_facts(b"INIT=\x1b[31m\nREADY=1\n") == {}

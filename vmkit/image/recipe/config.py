@@ -57,6 +57,7 @@ class ImageSpec:
     template_dirs: tuple[Path, ...]
     wall: WallSpec
     root: str
+    init: str
     bootstrap: bool
     default_user: str
     compression: str
@@ -154,6 +155,11 @@ def _load(path: Path, name: str) -> ImageSpec:
         **values,
     )
     _check_wall(spec)
+    if "init" in merged and spec.root != "given":
+        raise ConfigError(
+            f"{find_mention(spec, 'init', key='init')}: init: the image has an init of its own",
+            hint='only an image with root = "given" can take that of its root',
+        )
     return spec
 
 

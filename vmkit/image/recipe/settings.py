@@ -323,6 +323,7 @@ def _hook(place: KeyPlace, value: Any) -> FileSpec:
 
 _KERNEL_FORMATS = re.compile(r"auto|vmlinux|vmlinuz")
 _ROOTS = re.compile(r"initramfs|disk|given")
+_INITS = re.compile(r"auto|systemd|none")
 _COMPRESSIONS = re.compile(r"none|gzip|lz4|zstd")
 
 SETTINGS: dict[str, Setting] = {
@@ -349,6 +350,7 @@ SETTINGS: dict[str, Setting] = {
     "templates": Setting(_host_paths, (), _append),
     "wall": Setting(_wall, {}, _join),
     "root": Setting(_word(_ROOTS, "one of initramfs, disk, given"), "initramfs", _replace),
+    "init": Setting(_word(_INITS, "one of auto, systemd, none"), "auto", _replace),
     "bootstrap": Setting(_flag, False, _replace),
     "default_user": Setting(_word(_USER, "a user's name"), "root", _replace),
     "compression": Setting(_word(_COMPRESSIONS, "one of none, gzip, lz4, zstd"), "none", _replace),

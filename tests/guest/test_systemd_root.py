@@ -1,0 +1,74 @@
+"""A root with systemd: it is pid 1, and vshd is there before it, beside it, and when it fails."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.guest.conftest import Run
+from tests.guest.systems import make_system
+from vsh.registry import find_machine
+
+# A Debian is installed and boots under emulation: minutes.
+pytestmark = pytest.mark.slow
+# systemd and the overlay of what it writes.
+MEMORY = ("--memory", "512")
+
+
+@pytest.fixture(scope="module")
+def disk(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The raw disk of a Debian."""
+    raw = make_system(tmp_path_factory.mktemp("systems"))
+    yield raw
+    # Some hundred megabytes.
+    raw.unlink()
+
+
+def test_systemd_is_pid_1_and_vshd_stays_beside_it(disk: Path, up: Run, vsh: Run, vmkit: Run) -> None:
+    done = up(str(disk), "--name", "sysd", "--quiet", *MEMORY)
+    assert done.stdout.startswith(b"sysd is ready"), done.stderr.decode()
+    where = ("--vm_name", "sysd")
+    assert vsh(*where, "--", "readlink", "/proc/1/exe").stdout == b"/usr/lib/systemd/systemd\n"
+    entry = find_machine(name="sysd")
+    assert entry is not None
+    assert entry.record["init"] == "systemd"
+    # Nothing waits for the disks of its fstab, or for a network. What no such guest can do, fails in no container.
+    done = vmkit("wait", "--booted", "sysd")
+    assert (done.returncode, done.stdout) == (0, b"sysd has booted: running\n"), done.stderr.decode()
+    # All of it is the root's.
+    script = "env; cat /proc/self/oom_score_adj; cat /proc/self/mounts; cat /proc/self/cgroup"
+    seen = vsh(*where, "--", "sh", "-c", script).stdout.decode()
+    assert "vmkit" not in seen
+    assert "PYTHON" not in seen
+    assert "\n0\n" in seen
+    assert "0::/init.scope" in seen
+    # vshd is started again, and goes on when systemd does anew, and when all units end.
+    kill = "kill -9 $(awk '$1 == \"PPid:\" { print $2 }' /proc/$PPID/status)"
+    vsh(*where, "--", "sh", "-c", kill)
+    assert vsh(*where, "--", "systemctl", "daemon-reexec").returncode == 0
+    assert vsh(*where, "--", "systemctl", "--no-block", "isolate", "rescue.target").returncode == 0
+    assert vsh(*where, "--", "sh", "-c", "until systemctl -q is-active rescue.target; do sleep 1; done").returncode == 0
+    # A unit that fails is named.
+    assert vsh(*where, "--", "systemd-run", "--unit=broken", "false").returncode == 0
+    done = vmkit("wait", "--booted", "sysd", "--json")
+    assert b"broken.service" in done.stdout
+    assert done.returncode == 1
+    assert b"failed units: broken.service" in vmkit("status", "sysd").stdout
+    done = vmkit("down", "sysd")
+    assert (done.returncode, done.stdout) == (0, b"sysd is down\n")
+    assert b"did not power off" not in done.stderr
+
+
+def test_machine_that_boots_is_powered_off_at_once(disk: Path, up: Run, vmkit: Run, vsh: Run) -> None:
+    """The request comes before systemd takes signals, and waits for it. The disk is a qcow2."""
+    packed = disk.with_suffix(".qcow2")
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", disk, packed], check=True)
+    assert up(str(packed), "--name", "early", *MEMORY).returncode == 0
+    done = vmkit("down", "early")
+    assert (done.returncode, done.stdout) == (0, b"early is down\n")
+    assert b"did not power off" not in done.stderr
+    # Without systemd the same root has vmkit's init.
+    assert up(str(packed), "--name", "plain", "--init", "none").returncode == 0
+    assert b"vshd.pid1.init" in vsh("--vm_name", "plain", "--", "cat", "/proc/1/cmdline").stdout
+    packed.unlink()

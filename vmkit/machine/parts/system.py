@@ -1,0 +1,66 @@
+"""The init of a root that its user gave: the root's own systemd, or vmkit's.
+
+The guest sees whether the root has systemd, once it is mounted. The host says what is wanted, and keeps systemd from
+waiting for what such a machine does not have.
+"""
+
+from typing import TYPE_CHECKING
+
+from vmkit.errors import ConfigError
+from vmkit.machine.parts.part import Option, OptionKind, Part
+from vmkit.machine.spec import INITS
+
+if TYPE_CHECKING:
+    from vmkit.image.build import BuiltImage
+    from vmkit.machine.hardware import Hardware
+    from vmkit.machine.spec import MachineSpec
+
+AUTO, SYSTEMD, NONE = INITS
+# vshd.pid1.system reads it. The recipe's `init` is behind it.
+INIT_ARGUMENT = "vmkit.init="
+# kernel-command-line(7). The root is an overlay: the disk that /etc/fstab has for it, and its neighbours, may not be
+# there, and systemd waits 90 seconds for each. Fedora's first boot asks questions on the console.
+SYSTEMD_WORDS = ("fstab=no", "systemd.firstboot=no")
+# It looks for a source of its data for minutes.
+NO_CLOUD_INIT = "cloud-init=disabled"
+# Each waits up to two minutes for a network.
+WAITERS = ("systemd-networkd-wait-online.service", "NetworkManager-wait-online.service")
+
+
+class SystemPart(Part):
+    """`init`: which program is pid 1."""
+
+    name = "pid1"
+    options = (
+        Option(
+            "init",
+            OptionKind.CHOICE,
+            AUTO,
+            flag="--init",
+            help="pid 1 of a root of yours: its systemd, or vmkit's init (none). auto takes systemd where it is.",
+            words=INITS,
+            shows_default=True,
+            is_python=True,
+        ),
+    )
+
+    def check(self, spec: "MachineSpec") -> None:
+        if spec.init not in INITS:
+            raise ConfigError(f"--init must be one of {', '.join(INITS)}, not '{spec.init}'")
+
+    def check_image(self, spec: "MachineSpec", built: "BuiltImage") -> None:
+        if spec.init != AUTO and not built.takes_root:
+            raise ConfigError(
+                f"the image {built.name} has an init of its own: --init is for a root of yours",
+                hint="leave --init out, or give a root: vmkit up PATH",
+            )
+
+    def plan_words(self, hardware: "Hardware") -> tuple[str, ...]:
+        if not hardware.root_type:
+            return ()
+        init = hardware.spec.init
+        words = () if init == AUTO else (f"{INIT_ARGUMENT}{init}",)
+        if init == NONE:
+            return words
+        waiters = WAITERS if hardware.spec.netdev is None else ()
+        return (*words, *SYSTEMD_WORDS, NO_CLOUD_INIT, *(f"systemd.mask={unit}" for unit in waiters))
