@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ from vmkit.cli.values import complete_images
 from vmkit.errors import ConfigError
 from vmkit.machine.handover import start_monitor
 from vmkit.machine.options import make_spec
+from vmkit.machine.source import ANY
 from vmkit.oneshot.plan import Wishes, take_words
 from vmkit.oneshot.variables import parse_assignment, read_file
 from vsh.errors import VshError
 
 MACHINE_FAILED = 125
 STDIN = "-"
-# The machine is a command's alone, and ends with it: no address to remember, no gdb that waits, no recordings.
-LEFT_OUT = ("cid", "gdb", "record")
+# The machine is a command's alone, and ends with it: no address to remember, no gdb that waits, no recordings, and no
+# services beside the command.
+LEFT_OUT = ("cid", "gdb", "init", "record")
 
 
 # Behind SOURCE all words are the command's, as docker has it.
@@ -89,6 +92,8 @@ def _run(source: str, wishes: Wishes, options: dict[str, Any], *, quiet: bool) -
     if wishes.has_stdin and wishes.has_terminal and not os.isatty(0):
         raise ConfigError("the input device is not a TTY", hint="leave -t out: the command then reads what is piped in")
     spec = make_spec(source, options)
+    if spec.image == ANY:
+        spec = replace(spec, init="none")
     # The rest of vmkit is imported while the monitor's interpreter starts, as for `up`.
     with contextlib.ExitStack() as stack:
         monitor = stack.enter_context(start_monitor())
