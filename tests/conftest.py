@@ -21,6 +21,8 @@ with contextlib.suppress(ImportError):
     hypothesis.settings.load_profile("repeatable")
 
 os.environ["VSH_AF_VSOCK"] = "deny"
+# Where a user sets it, each program that tests start would compile our modules anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # A test that wants one sets it on. No other is held up by a builder, or gets a restore where it expects a boot.
 os.environ["VMKIT_BACKGROUND_SNAPSHOTS"] = "off"
 # A shell starts what runs in its background with these ignored, and every program below would inherit that: those that
