@@ -21,6 +21,8 @@ with contextlib.suppress(ImportError):
     hypothesis.settings.load_profile("repeatable")
 
 os.environ["VSH_AF_VSOCK"] = "deny"
+# Where a user sets it, each program that tests start would compile our modules anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # A test that wants one sets it on. No other is held up by a builder, or gets a restore where it expects a boot.
 os.environ["VMKIT_BACKGROUND_SNAPSHOTS"] = "off"
 # A shell starts what runs in its background with these ignored, and every program below would inherit that: those that
@@ -52,7 +54,8 @@ PROCESS_MODULES = (
     "tests/vshd/test_imports.py", "tests/vshd/test_inetd.py", "tests/vshd/test_init.py", "tests/vshd/test_mapping.py",
     "tests/vshd/test_server.py", "tests/vshd/test_services.py", "tests/vshd/test_strangers.py",
     "tests/vmkit/machine/test_save.py", "tests/vmkit/machine/test_ending.py", "tests/vmkit/machine/test_restore.py",
-    "tests/vmkit/image/test_temporary.py", "tests/vsh/test_host_listeners.py", "tests/vshd/test_guest_exec.py",
+    "tests/vmkit/image/test_temporary.py", "tests/vmkit/image/test_needs.py", "tests/vshd/test_root.py",
+    "tests/vsh/test_host_listeners.py", "tests/vshd/test_guest_exec.py",
 )  # fmt: skip
 # These carry much data or many connections through one process: half of the time of all that start no programs.
 LOAD_MODULES = (
@@ -60,7 +63,7 @@ LOAD_MODULES = (
     "tests/vmkit/vsock/test_refused_messages.py", "tests/vmkit/vsock/test_traffic.py",
     "tests/vmkit/vsock/test_two_peers.py", "tests/vmkit/vsock/test_faults.py", "tests/vmkit/vsock/test_trace.py",
     "tests/vmkit/vsock/test_small_buffers.py", "tests/vshd/test_branches.py", "tests/vshd/test_bridge.py",
-    "tests/vshd/test_sockets.py",
+    "tests/vshd/test_sockets.py", "tests/vshd/test_sftp_serving.py", "tests/vshd/test_audit.py",
 )  # fmt: skip
 
 

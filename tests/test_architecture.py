@@ -18,6 +18,7 @@ from vmkit.machine.parts.table import PARTS
 CHECKOUT = Path(__file__).resolve().parents[1]
 PACKAGES = ("vmkit", "vsh", "vshd")
 SHIPPED = sorted(path for package in PACKAGES for path in (CHECKOUT / package).rglob("*.py"))
+FILES = frozenset(SHIPPED)
 IDS = [str(path.relative_to(CHECKOUT)) for path in SHIPPED]
 
 # What each part of ours may import of ours; the longest name that fits is a part's own. `a.*` is everything below a,
@@ -167,13 +168,14 @@ def imports_of(path: Path) -> Iterator[str]:
             assert node.module is not None
             for alias in node.names:
                 inner = CHECKOUT / node.module.replace(".", "/") / alias.name
-                yield f"{node.module}.{alias.name}" if inner.with_suffix(".py").exists() else node.module
+                yield f"{node.module}.{alias.name}" if inner.with_suffix(".py") in FILES else node.module
 
 
 def is_within(name: str, prefixes: tuple[str, ...]) -> bool:
     return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
 
 
+@cache
 def arrows_of(module: str) -> tuple[str, ...]:
     return ARROWS[max((prefix for prefix in ARROWS if is_within(module, (prefix,))), key=len)]
 
