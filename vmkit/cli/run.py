@@ -22,6 +22,8 @@ from vsh.errors import VshError
 
 MACHINE_FAILED = 125
 STDIN = "-"
+# Beginnings of what vmkit.roots tells with each start, also where the disk is in the cache.
+EACH_TIME = ("reading ", "listing ", "asking for ")
 # The machine is a command's alone, and ends with it: no address to remember, no gdb that waits, no recordings, and no
 # services beside the command.
 LEFT_OUT = ("cid", "gdb", "init", "record")
@@ -105,7 +107,7 @@ def _run(source: str, wishes: Wishes, options: dict[str, Any], *, quiet: bool) -
 
             def tell(text: str, fraction: float | None) -> None:
                 # A script that keeps the command's stderr gets no line of ours where all is in the cache.
-                if sys.stderr.isatty() or text not in STAGES:
+                if sys.stderr.isatty() or not (text in STAGES or text.startswith(EACH_TIME)):
                     show(text, fraction)
 
             machine = stack.enter_context(open_machine(spec, wishes, source, tell, monitor))

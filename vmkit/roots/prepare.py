@@ -17,7 +17,7 @@ from vmkit.errors import BuildError, ConfigError
 from vmkit.image.artifacts import are_whole, describe_artifacts
 from vmkit.image.cache import Cache, find_cache_dir, open_cache, write_atomically
 from vmkit.image.formats.ext4 import write_ext4
-from vmkit.image.formats.tree import Tree
+from vmkit.image.formats.tree import Tree, directory_node
 from vmkit.roots.disk import choose_root
 from vmkit.roots.extents import CHUNK_BYTES, Extent, HostFile, explain_unreadable
 from vmkit.roots.fetch import copy_from_registry, has_skopeo, read_registry_config, save_from_engine
@@ -29,7 +29,7 @@ from vmkit.roots.members import read_members
 from vmkit.roots.partitions import Partition
 from vmkit.roots.programs import check_architecture
 from vmkit.roots.qcow2 import Qcow2Disk, read_header, require_named
-from vmkit.roots.settings import ContainerSettings
+from vmkit.roots.settings import ContainerSettings, ImageConfig
 from vmkit.roots.source import HEAD_BYTES, PACKED, RootSource, Shape, SourceKind, parse_source, recognise
 from vmkit.roots.stores import IMAGE_TOPS, ArchiveStore, FolderStore, ImageStore
 from vmkit.roots.superblocks import FileSystemKind, Reader
@@ -295,9 +295,10 @@ class _Packer:
                 if (digest and unpacked.packed_digest != digest) or f"sha256:{unpacked.digest}" != layer.diff_id:
                     raise explain_digest(layer.name)
                 add_layer(tree, unpacked.archive, layer.name, self._place.budget)
+            _add_folder(tree, image.config.settings.working_dir)
             return tree
 
-        made = self._find_or_make("layers", list(image.config.diff_ids), name, make, self._place.require_unchanged)
+        made = self._find_or_make("layers", _list_contents(image.config), name, make, self._place.require_unchanged)
         return replace(made, settings=image.config.settings)
 
     def _pack_registry(self, reference: str) -> PreparedRoot:
@@ -306,7 +307,7 @@ class _Packer:
             return self._pack_image(ArchiveStore(archive, reference), "")
         self._tell(f"asking for {reference}", None)
         config = read_registry_config(reference, self._architecture)
-        known = self._find(self._make_key("layers", list(config.diff_ids)))
+        known = self._find(self._make_key("layers", _list_contents(config)))
         if known is not None:
             return replace(known, settings=config.settings)
         self._tell(f"fetching {reference}", None)
@@ -386,6 +387,20 @@ class _Packer:
             self._tell(f"the root of {name} was damaged in the cache, and is replaced", None)
             self._cache.discard(final)
         self._cache.adopt(result, final)
+
+
+def _list_contents(config: ImageConfig) -> list[str]:
+    """What the disk of an image depends on."""
+    folder = config.settings.working_dir.strip("/")
+    return [*config.diff_ids, folder] if folder else list(config.diff_ids)
+
+
+def _add_folder(tree: Tree, path: str) -> None:
+    """Makes the directory that commands start in, where no layer has it: engines do so when a container begins."""
+    # Where a file is in the way, the command's start tells.
+    with suppress(BuildError):
+        if path and tree.look_up(path) is None:
+            tree.put(path, directory_node())
 
 
 def _is_image(archive: Extent, name: str) -> bool:

@@ -415,3 +415,19 @@ def test_registry_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(HostError, match=r"no Docker engine answers at|Docker SDK for Python is not installed"):
         prepare_root("docker://localhost:1/none:1")
+
+
+def test_directory_of_the_image_is_made_where_no_layer_has_it(tmp_path: Path) -> None:
+    """As engines do when a container begins. It is part of the disk, and so of its key."""
+
+    def pack(name: str, folder: str) -> PreparedRoot:
+        return prepare_root(f"oci:{make_layout(tmp_path / name, [ROOT], {'config': {'WorkingDir': folder}})}")
+
+    plain, made = pack("plain", "/"), pack("made", "/srv/app")
+    assert "/srv" not in list_ext4(plain.path)
+    assert list_ext4(made.path)["/srv/app"] == "040755 0:0"
+    assert pack("again", "srv/app/").path == made.path
+    assert pack("none", "").path == plain.path
+    # What stands in the way, or leads out, stays as it is.
+    for name, odd in (("file", "/bin/sh/x"), ("there", "/etc"), ("out", "/../x")):
+        assert set(list_ext4(pack(name, odd).path)) == set(list_ext4(plain.path))
