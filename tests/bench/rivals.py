@@ -43,6 +43,7 @@ BULK_BYTES = 64 << 20
 # By programs that cost nothing themselves: busybox's wc and head go byte by byte, most of the time of 64 MiB.
 BULK_IN, BULK_OUT = "cat >/dev/null", f"dd if=/dev/zero bs=65536 count={BULK_BYTES >> 16}"
 AT_ONCE = 20
+FOLDER = Path.home() / ".cache" / "vmkit-rivals"
 MACHINE = "rivals"
 API_SCRIPT = """
 import vmkit
@@ -357,7 +358,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=[*PARTS, "all"])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, default=Path.home() / ".cache" / "vmkit-rivals")
+    parser.add_argument("--folder", type=Path, default=FOLDER)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     for program in ("qemu-img", "apt-get", "dpkg-deb"):

@@ -1,61 +1,20 @@
-"""A kernel from its build tree: Debian's own kernel, laid out as if it had been built here."""
+"""A kernel from its build tree, and a folder of the host as the root: Debian's kernels, as if they were built here."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.guest.conftest import Run
-from tests.vmkit.trees.trees import add_section
-from vmkit.image.build import build_image, fetch_packages
-from vmkit.image.cache import Cache, find_cache_dir
-from vmkit.image.debian.deb import read_deb
-from vmkit.image.formats.packed import unpack_xz
-from vmkit.image.formats.tree import FileKind
-from vmkit.image.formats.vmlinux import extract_vmlinux
+from tests.guest.conftest import BIN, DEADLINE_S, Run
+from tests.guest.kernel_tree import find_package, lay_out
+from vmkit.image.build import build_image
+from vmkit.image.formats.cpio import read_cpio
 from vmkit.image.recipe.config import load_image
 
-# Only these are there; the list has all.
-BUILT = ("vsock", "vmw_vsock_virtio_transport", "vmw_vsock_virtio_transport_common", "virtio_blk", "overlay")
-LIMIT_BYTES = 64 << 20
-
-
-def find_package(image: str) -> Path:
-    """The package of an image's kernel."""
-    spec = load_image(image)
-    manifest = json.loads(build_image(spec).manifest.read_bytes())
-    fetch_packages(spec, lambda _text, _fraction: None)
-    package = next(entry for entry in manifest["packages"] if entry["name"].startswith("linux-image-"))
-    return Cache(find_cache_dir()).package_path(package["sha256"])
-
-
-def lay_out(package: Path, tree: Path) -> Path:
-    """The files of a kernel package in the places where a build leaves them. Each module has debug data."""
-    order = []
-    for path, node in read_deb(package):
-        folder, _, name = path.rpartition("/")
-        place, data = "", node.data
-        if folder == "boot" and name.startswith("vmlinuz-"):
-            place, version = "arch/x86/boot/bzImage", name.removeprefix("vmlinuz-")
-            for target, content in (("vmlinux", extract_vmlinux(data)), ("include/config/kernel.release", version)):
-                (tree / target).parent.mkdir(parents=True, exist_ok=True)
-                (tree / target).write_bytes(content if isinstance(content, bytes) else f"{content}\n".encode())
-        elif folder == "boot" and name.startswith("config-"):
-            place = ".config"
-        elif name == "modules.builtin":
-            place = name
-        elif ".ko" in name and node.kind is FileKind.FILE:
-            inner = path.partition("/kernel/")[2].partition(".ko")[0]
-            order.append(f"{inner}.o\n")
-            if name.partition(".ko")[0].replace("-", "_") in BUILT:
-                plain = unpack_xz(data, LIMIT_BYTES) if name.endswith(".xz") else data
-                place = f"{inner}.ko"
-                data = add_section(add_section(plain, b".debug_info", bytes(1 << 20)), b".of_the_tree", b"MINE")
-        if place:
-            (tree / place).parent.mkdir(parents=True, exist_ok=True)
-            (tree / place).write_bytes(data)
-    (tree / "modules.order").write_text("".join(order))
-    return tree
+# More than QEMU may open.
+FILES = 600
+OPEN_FILES = 256
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +48,41 @@ def test_option_that_is_missing_is_named_before_the_boot(tree: Path, up: Run) ->
     assert done.returncode == 64
     assert b"lacks what the machine needs: CONFIG_VIRTIO_VSOCKETS\n" in done.stderr
     assert b"CONFIG_VIRTIO_VSOCKETS=y\n" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def full_tree(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That of a kernel which is not for clouds alone: it has 9p."""
+    recipe = tmp_path_factory.mktemp("recipe") / "full.toml"
+    recipe.write_text('extends = "tiny"\nkernel = "linux-image-amd64"\n')
+    return lay_out(find_package(str(recipe)), tmp_path_factory.mktemp("full"))
+
+
+def test_folder_of_the_host_is_the_root_of_a_tree(full_tree: Path, tmp_path: Path, vsh: Run, up: Run) -> None:
+    root = tmp_path / "my, root"
+    for place in ("bin", "etc", "many", "run", "tmp"):
+        (root / place).mkdir(parents=True)
+    entries = read_cpio(build_image(load_image("tiny")).initrd.read_bytes())
+    (root / "bin/busybox").write_bytes(next(entry.node.data for entry in entries if entry.path == "usr/bin/busybox"))
+    (root / "bin/busybox").chmod(0o755)
+    for applet in ("sh", "find", "cat", "wc", "ls", "touch", "rm"):
+        (root / "bin" / applet).symlink_to("busybox")
+    for number in range(FILES):
+        (root / f"many/{number}").write_text("x")
+    (root / "run/of-the-host").touch()
+    script = 'ulimit -n "$1" && shift && exec "$@"'
+    words = ("up", "--accel", "tcg", "--tree", str(full_tree), "--root-from", str(root))
+    done = run_script(script, str(OPEN_FILES), str(BIN / "vmkit"), *words)
+    assert done.returncode == 0, done.stderr.decode()
+    assert f"the root is {root} of this host, read-only, by 9p" in done.stdout.decode()
+    where = ("--vm_name", "my-root", "--", "sh", "-c")
+    told = vsh(*where, "find / -xdev -type f | wc -l && cat /many/* | wc -c && ls /run && echo of $(ls /bin/sh)").stdout
+    assert told.decode().split() == [str(FILES + 1), str(FILES), "of", "/bin/sh"]
+    # What the guest changes is its own.
+    assert vsh(*where, "rm /many/1 && touch /new && ls /new").stdout == b"/new\n"
+    assert (root / "many/1").exists()
+    assert not (root / "new").exists()
+
+
+def run_script(script: str, *words: str) -> "subprocess.CompletedProcess[bytes]":
+    return subprocess.run(["sh", "-c", script, "sh", *words], capture_output=True, timeout=DEADLINE_S, check=False)

@@ -68,7 +68,7 @@ def boot(spec: MachineSpec, monitor: MonitorHandle | None, show: Show) -> dict[s
     is_building = may_build and not spec.boot and _note_boot(spec, started)
     answer = render_json(started)
     if not show.as_json:
-        _print_started(started, quiet=show.quiet, is_building=is_building)
+        _print_started(started, spec.root_from, quiet=show.quiet, is_building=is_building)
     elif not show.waits_booted:
         print_json(answer)
     # While the machine can still be undone: if its name cannot be printed, it must not stay.
@@ -194,7 +194,7 @@ def _find_command(program: str) -> str:
         return shlex.quote(str(beside))
 
 
-def _print_started(started: Started, *, quiet: bool, is_building: bool) -> None:
+def _print_started(started: Started, root_from: Path | None, *, quiet: bool, is_building: bool) -> None:
     choices = started.choices
     print(
         f"{started.name} is ready: CID {started.cid}, accelerator {choices.accelerator}, "
@@ -206,6 +206,8 @@ def _print_started(started: Started, *, quiet: bool, is_building: bool) -> None:
         print(f"  no KVM: {choices.accelerator_reason}")
     if choices.backend_reason:
         print(f"  no vhost: {choices.backend_reason}")
+    if root_from is not None:
+        print(f"  the root is {root_from} of this host, read-only, by {choices.root_type}")
     for layer, state in _find_wall(started.name).items():
         if state not in ("on", "off"):
             print(f"  the wall's {layer} layer is {state}")

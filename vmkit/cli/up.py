@@ -86,7 +86,8 @@ def up(
     # The rest of vmkit is imported while the monitor's interpreter starts: each takes a tenth of a second.
     with contextlib.ExitStack() as stack:
         if reuse:
-            base = Path(image).stem if spec.image != ANY else name_machine(spec.source or spec.root or ANY)
+            root = spec.source or spec.root or spec.root_from or ANY
+            base = Path(image).stem if spec.image != ANY else name_machine(root)
             spec = replace(spec, name=spec.name or base)
         is_there = reuse and find_machine(name=spec.name) is not None
         monitor = None if dry_run or is_there else stack.enter_context(start_monitor())

@@ -14,6 +14,7 @@ from vmkit.machine import probe
 from vmkit.machine.hardware import USER_READY_PORT, Hardware
 from vmkit.machine.memory import check_guest_memory
 from vmkit.machine.own_kernel import fit_initrd, read_kernel
+from vmkit.machine.parts.share import NINE_P
 from vmkit.machine.parts.table import PARTS
 from vmkit.machine.registry import check_path_length
 from vmkit.machine.source import RootDisk, read_root
@@ -96,6 +97,8 @@ def choose(
 
 
 def _read_root(spec: MachineSpec) -> RootDisk:
+    if spec.root_from is not None:
+        return RootDisk(NINE_P)
     assert spec.root is not None, "its part has looked"
     return read_root(spec.root, spec.partition)
 

@@ -59,6 +59,7 @@ class Machine(MachineHandle):
         timeout_s: float = DEFAULT_TIMEOUT_S,
         token: bool = False,
         root: str | Path | None = None,
+        root_from: str | Path | None = None,
         partition: int | None = None,
         disks: Sequence[str | Path] = (),
         rwdisks: Sequence[str | Path] = (),

@@ -16,6 +16,7 @@ from vmkit.machine.parts.table import PARTS
 from vmkit.machine.source import ANY, find_source
 from vmkit.machine.spec import (
     DEFAULT_CPUS,
+    DEFAULT_IMAGE,
     DEFAULT_MEMORY_MIB,
     DEFAULT_TIMEOUT_S,
     Accelerator,
@@ -192,6 +193,8 @@ def make_spec(image: str, values: Mapping[str, Any]) -> MachineSpec:
         if known["root"] is not None:
             raise ConfigError(f"the machine has a root already: {image}", hint="leave --root out")
         image, known["root"], known["source"] = ANY, source.disk, "" if source.disk else source.text
+    if known["root_from"] is not None and image == DEFAULT_IMAGE:
+        image = ANY
     return MachineSpec(image=image, more=tuple(more.items()), **known)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmkit.machine.kernel import check_kernel
+from vmkit.machine.parts.share import NINE_P
 from vmkit.machine.source import read_root
 from vmkit.machine.spec import Backend, MachineSpec
 
@@ -41,6 +42,8 @@ def read_kernel(spec: MachineSpec) -> "KernelFiles | None":
         check_kernel(spec.kernel)
         files = find_installed(spec.modules, spec.kernel)
     root = "" if spec.root is None else read_root(spec.root, spec.partition).type
+    if spec.root_from is not None:
+        root = NINE_P
     check_kernel_config(files, _find_needs(spec, root, spec.backend))
     return files
 

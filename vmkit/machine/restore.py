@@ -63,6 +63,8 @@ def find_obstacle(spec: MachineSpec, choices: Choices) -> str:
         return "it has a network device"
     if spec.gdb or spec.gdb_port is not None:
         return "gdb is served, which is for a boot"
+    if spec.root_from is not None:
+        return "its root is a folder of the host, which can change"
     if choices.built.takes_root:
         return "its root is a disk of its user's, where a thaw cannot renew the machine-id"
     if spec.more:

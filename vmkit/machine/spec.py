@@ -24,6 +24,7 @@ NAME_PATTERN = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME_CHARACTERS -
 FIRST_GUEST_CID = 3
 LAST_GUEST_CID = 2**32 - 2
 
+DEFAULT_IMAGE = "tiny"
 DEFAULT_MEMORY_MIB = 256
 MIN_MEMORY_MIB = 64
 DEFAULT_CPUS = 1
@@ -81,16 +82,16 @@ class DiskSpec:
 class MachineSpec:
     """One machine as asked for; None means: vmkit chooses, and prints its choice.
 
-    tree: the build tree of the kernel; modules: the folder with those of `kernel`.
-    root replaces the disk of an image whose root is one, or is that of an image that has none; partition: in that disk.
-    disks are the guest's disks after that, in their order. gdb: serve gdb's protocol on a UNIX socket in the machine's
-    directory; gdb_port: on this port of the loopback, which every user of the host can reach. cpu: a model and
-    features, as QEMU's -cpu has them. netdev: gives the guest a network device with this behind it, as QEMU's -netdev
-    has it, without an id: for measuring against, and so no option of the command line. record: the folder of the host
-    into which vsh records its sessions. more: name and value of each option that has no field here.
+    tree: the build tree of the kernel; modules: the folder with those of `kernel`. root replaces the disk of an image
+    whose root is one, or is that of an image that has none; partition: in that disk. root_from: a folder of the host in
+    the place of that disk. disks are the guest's disks after that, in their order. gdb: serve gdb's protocol on a UNIX
+    socket in the machine's directory; gdb_port: on this port of the loopback, which every user of the host can reach.
+    cpu: a model and features, as QEMU's -cpu has them. netdev: gives the guest a network device with this behind it, as
+    QEMU's -netdev has it, without an id: for measuring against, and so no option of the command line. record: the
+    folder of the host into which vsh records its sessions. more: name and value of each option that has no field here.
     """
 
-    image: str = "tiny"
+    image: str = DEFAULT_IMAGE
     name: str | None = None
     cid: int | None = None
     memory_mib: int = DEFAULT_MEMORY_MIB
@@ -105,6 +106,7 @@ class MachineSpec:
     # Demand the machine's token where the backend does not do so anyway.
     token: bool = False
     root: Path | None = None
+    root_from: Path | None = None
     partition: int | None = None
     # What the root's disk is made of at the start; "": there is a disk already.
     source: str = ""
@@ -124,7 +126,7 @@ class MachineSpec:
 
     def __post_init__(self) -> None:
         # QEMU runs in the machine's directory, where a relative path leads elsewhere.
-        for name in ("kernel", "tree", "modules", "root", "record"):
+        for name in ("kernel", "tree", "modules", "root", "root_from", "record"):
             object.__setattr__(self, name, read_path(getattr(self, name)))
         if self.name is not None:
             check_name(self.name)

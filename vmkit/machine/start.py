@@ -159,8 +159,9 @@ class _Start:
 
 def _find_base_name(spec: MachineSpec, choices: Choices) -> str:
     """What the machine is called when its user gave no name, and others have not taken it."""
-    if choices.built.takes_root and spec.root is not None:
-        return name_machine(spec.source or spec.root)
+    root = spec.source or spec.root or spec.root_from
+    if choices.built.takes_root and root is not None:
+        return name_machine(root)
     return choices.built.name
 
 

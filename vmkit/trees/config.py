@@ -53,6 +53,17 @@ _FILE_SYSTEMS = {
     "xfs": (Need("XFS_FS", "xfs", ("BLOCK",)),),
     "btrfs": (Need("BTRFS_FS", "btrfs", ("BLOCK",)),),
 }
+# The two ways to a folder of the host, the better one first.
+NINE_P, VIRTIOFS = "9p", "virtiofs"
+_SHARES = {
+    NINE_P: (
+        Need("NET_9P", "9pnet"),
+        Need("NET_9P_VIRTIO", "9pnet_virtio"),
+        Need("9P_FS", "9p", ("INET", "NETWORK_FILESYSTEMS")),
+    ),
+    VIRTIOFS: (Need("VIRTIO_FS", "virtiofs", ("FUSE_FS",)),),
+}
+_EVERY_ROOT = _FILE_SYSTEMS | _SHARES
 
 
 def parse_config(text: str) -> Config:
@@ -70,7 +81,7 @@ def find_needs(*, root: str = "", has_disks: bool = False, has_token: bool = Fal
         needs += _OVERLAY
     if root in _FILE_SYSTEMS or has_disks:
         needs += _DISK
-    needs += _FILE_SYSTEMS.get(root, ())
+    needs += _EVERY_ROOT.get(root, ())
     if has_token:
         needs += _TOKEN
     return tuple(needs)
@@ -104,5 +115,5 @@ def find_builtin(needs: tuple[Need, ...], config: Config) -> Iterator[str]:
 
 def find_options(modules: Container[str]) -> list[str]:
     """The lines that add these modules, where they are of a need."""
-    every = (*_BASE, *_DISK, *_OVERLAY, *(need for needs in _FILE_SYSTEMS.values() for need in needs))
+    every = (*_BASE, *_DISK, *_OVERLAY, *(need for needs in _EVERY_ROOT.values() for need in needs))
     return [f"CONFIG_{need.option}=y" for need in every if need.module and need.module in modules]

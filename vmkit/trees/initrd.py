@@ -83,7 +83,8 @@ def plan_modules(
     }
     modules = ModuleSet(files.version, nodes, builtin)
     loaded, soft = _choose(modules, files, tuple(dict.fromkeys((*find_modules(needs, files.config), *wanted))))
-    modules.choose(tuple(name for name in available if name in nodes))
+    # What a guest could load is not missed where it is not built.
+    modules.choose(tuple(name for name in available if name in nodes and files.modules[name][1].is_file()))
     tree = Tree()
     modules.write(tree, _BARRED)
     tree.add(LIST_PATH, file_node(f"{' '.join((*soft, *loaded))}\n".encode()))

@@ -145,6 +145,8 @@ class DiskPart(Part):
 
 def _check_given(spec: "MachineSpec", built: "BuiltImage") -> None:
     """The root of an image that has none of its own. Raises ConfigError."""
+    if spec.root_from is not None:
+        return
     if spec.root is None and spec.source:
         raise ConfigError(
             f"vmkit makes a disk of {spec.source} when it starts the machine, and not before",

@@ -59,6 +59,9 @@ class SystemPart(Part):
         if not hardware.root_type:
             return ()
         init = hardware.spec.init
+        if init == AUTO and hardware.spec.root_from is not None:
+            # The services of a running host are its own: a second mail server would send its queue again.
+            init = NONE
         words = () if init == AUTO else (f"{INIT_ARGUMENT}{init}",)
         if init == NONE:
             return words
