@@ -42,6 +42,7 @@ ARROWS = {
     "vmkit.junit": (),
     "vmkit.ktap": ("vmkit.ktap.*", "vmkit.junit", "vsh.text"),
     "vmkit.entries": ("vmkit.entries.*", "vmkit.errors", "vsh.registry"),
+    "vmkit.stored": ("vmkit.stored.*", "vmkit.entries.*", "vmkit.errors", "vmkit.state", "vsh.registry"),
     "vmkit.snapshots": ("vmkit.snapshots.*", "vmkit.errors", "vshd.wire.version"),
     "vmkit.image": ("vmkit.image.*", "vmkit.errors", "vmkit.run", "vmkit.state", "vsh.errors", "vmkit", "vshd"),
     # What a user brings becomes a disk in the cache; no machine is known here.
@@ -59,7 +60,14 @@ ARROWS = {
     "vmkit.memory": ("vmkit.memory.*", "vmkit.errors"),
     "vmkit.machine": (
         *("vmkit.machine.*", "vmkit.entries.*", "vmkit.image.*", "vmkit.errors", "vmkit.run", "vmkit.state"),
-        *("vmkit.memory.lines", "vmkit.roots.*", "vmkit.trees.*", "vmkit.snapshots.*", "vmkit.copy.*"),
+        *(
+            "vmkit.memory.lines",
+            "vmkit.roots.*",
+            "vmkit.trees.*",
+            "vmkit.snapshots.*",
+            "vmkit.stored.*",
+            "vmkit.copy.*",
+        ),
         *("vsh.*", "vmkit"),
     ),
     "vmkit.monitor": (

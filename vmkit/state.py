@@ -1,6 +1,7 @@
-"""The user's own folders: checks that others cannot write to them, and finds the state folder.
+"""The user's own folders: checks that others cannot write to them, and finds those of the state and of the data.
 
-The state folder cannot be made again. It holds logs of machines that ended, and trust.
+Neither can be made again. The state folder holds logs of machines that ended, and trust; the data folder holds machines
+that stay.
 """
 
 import os
@@ -114,15 +115,32 @@ def _is_own_group(gid: int) -> bool:
     return group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
 
 
+def find_data_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """$VMKIT_DATA_DIR, else $XDG_DATA_HOME/vmkit, else ~/.local/share/vmkit. Its caller checks it.
+
+    Raises HostError for a user without a home.
+    """
+    folder = _choose_folder(environ, "VMKIT_DATA_DIR", "XDG_DATA_HOME", ".local/share")
+    if folder is None:
+        raise HostError(
+            "there is no home directory to keep machines in", hint="set HOME, or VMKIT_DATA_DIR to a folder of your own"
+        )
+    return folder
+
+
 def _choose_state_folder(environ: Mapping[str, str]) -> Path | None:
-    named = environ.get("VMKIT_STATE_DIR")
+    return _choose_folder(environ, "VMKIT_STATE_DIR", "XDG_STATE_HOME", ".local/state")
+
+
+def _choose_folder(environ: Mapping[str, str], variable: str, xdg: str, below_home: str) -> Path | None:
+    named = environ.get(variable)
     if named:
         # A monitor's working directory is not ours.
         return Path(named).absolute()
-    base = environ.get("XDG_STATE_HOME", "")
+    base = environ.get(xdg, "")
     if base.startswith("/"):
         return Path(base) / "vmkit"
     try:
-        return Path.home() / ".local" / "state" / "vmkit"
+        return Path.home() / below_home / "vmkit"
     except RuntimeError:
         return None

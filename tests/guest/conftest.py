@@ -92,7 +92,7 @@ def folders() -> Iterator[Path]:
     """
     root = Path(tempfile.mkdtemp(prefix="vmkit-"))
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("runtime", "state", "snapshots"):
+        for name in ("runtime", "state", "data", "snapshots"):
             (root / name).mkdir(mode=0o700)
             patch.setenv(f"VMKIT_{name.upper()}_DIR", str(root / name))
         yield root

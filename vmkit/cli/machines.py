@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -27,6 +28,9 @@ from vsh.errors import VshError
 from vsh.registry import Entry, is_for_users, read_machines
 from vsh.text import clean_line
 
+if TYPE_CHECKING:
+    from vmkit.stored.store import Stored
+
 # A guest that hangs must not hold up what a person asks about it.
 CLOCK_DEADLINE_S = 3.0
 # systemctl is a program, which an emulated guest that boots starts slowly.
@@ -39,15 +43,17 @@ def render_entry(entry: Entry) -> dict[str, object]:
 
 
 @click.command("list")
+@click.option("--all", "everything", is_flag=True, help="List the stored machines that do not run, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def list_(*, as_json: bool) -> None:
+def list_(*, everything: bool, as_json: bool) -> None:
     """List the running machines."""
     sweep()
     machines = read_machines()
+    stopped = _read_stopped({machine.name for machine in machines}) if everything else []
     if as_json:
-        print_json([render_entry(machine) for machine in machines])
+        print_json([*map(render_entry, machines), *_render_stopped(stopped)])
         return
-    if not machines:
+    if not machines and not stopped:
         print("no machine is running; start one: vmkit up", file=sys.stderr)
         return
     rows = [
@@ -63,7 +69,26 @@ def list_(*, as_json: bool) -> None:
         )
         for machine in machines
     ]
+    rows += [
+        (str(one["name"]), "-", str(one["state"]), _render_source(str(one["source"] or ANY)), "-", "-", "-", "-")
+        for one in _render_stopped(stopped)
+    ]
     print_table(("NAME", "CID", "STATE", "IMAGE", "ACCEL", "BACKEND", "MEMORY", "UP"), rows)
+
+
+def _read_stopped(running: set[str]) -> "list[Stored]":
+    from vmkit.stored.store import read_all_stored, sweep_stored  # noqa: PLC0415 - most hosts have none
+
+    sweep_stored()
+    return [one for one in read_all_stored() if one.name not in running]
+
+
+def _render_stopped(stopped: "list[Stored]") -> list[dict[str, object]]:
+    if not stopped:
+        return []
+    from vmkit.cli.storedrows import render_stored  # noqa: PLC0415 - most hosts have none
+
+    return [render_stored(one) for one in stopped]
 
 
 @click.command("status")
@@ -298,6 +323,10 @@ def _render_image(entry: Entry) -> str:
     image, source = str(entry.record.get("image", "")), str(entry.record.get("source") or "")
     if image != ANY or not source:
         return image
+    return _render_source(source)
+
+
+def _render_source(source: str) -> str:
     return clean_line(Path(source).name if source.startswith("/") else source)
 
 

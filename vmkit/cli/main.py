@@ -15,6 +15,8 @@ TASKS = {
     "Machines": {
         "up": "vmkit.cli.up:up",
         "run": "vmkit.cli.run:run",
+        "create": "vmkit.cli.stored:create",
+        "rm": "vmkit.cli.stored:rm",
         "list": "vmkit.cli.machines:list_",
         "status": "vmkit.cli.machines:status",
         "wait": "vmkit.cli.machines:wait",
@@ -63,7 +65,7 @@ TASKS = {
 # A summary is the first sentence of the verb's help; a test holds that none is longer.
 MAX_SUMMARY_CHARACTERS = 72
 # These look for no running machine.
-WITHOUT_MACHINES = ("build", "images", "snapshot", "device", "doctor", "docker", "completion", "ktap")
+WITHOUT_MACHINES = ("create", "build", "images", "snapshot", "device", "doctor", "docker", "completion", "ktap")
 # click's variable: a shell asks for completions.
 COMPLETION_VARIABLE = "_VMKIT_COMPLETE"
 VERBS = {name: place for verbs in TASKS.values() for name, place in verbs.items()}

@@ -9,12 +9,14 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from vmkit.cli.values import SECONDS, complete_images, parse_gdb_port
+from vmkit.cli.values import SECONDS, complete_startable, parse_gdb_port
 from vmkit.errors import ConfigError
 from vmkit.machine.handover import start_monitor
 from vmkit.machine.options import OPTIONS, make_spec
 from vmkit.machine.parts.part import Option, OptionKind
 from vmkit.machine.source import ANY, name_machine
+from vmkit.machine.spec import MachineSpec
+from vmkit.stored.place import is_stored
 from vsh.registry import find_machine
 
 
@@ -56,7 +58,7 @@ def _plan_click(option: Option) -> dict[str, Any]:
 
 
 @click.command("up")
-@click.argument("image", default="tiny", shell_complete=complete_images)
+@click.argument("image", default="tiny", shell_complete=complete_startable)
 @add_options()
 @click.option("--wait-booted", is_flag=True, help="Wait until the guest's systemd has finished its boot, too.")
 @click.option("--console", is_flag=True, help="Show the guest's console while it boots.")
@@ -77,12 +79,13 @@ def up(
 ) -> None:
     """Start a machine and wait until it is ready.
 
-    IMAGE is a shipped image's name (see `vmkit images`; default: tiny), the path of your own recipe, or a root
-    of yours. A path with a slash names a disk, a folder or a tar: ./disk.img. oci:PATH, docker-archive:PATH and
-    docker://NAME name a container image, and - an archive on standard input.
+    IMAGE is a shipped image's name (see `vmkit images`; default: tiny), the path of your own recipe, the name of a
+    machine that `vmkit create` made, or a root of yours. A path with a slash names a disk, a folder or a tar:
+    ./disk.img. oci:PATH, docker-archive:PATH and docker://NAME name a container image, and - an archive on
+    standard input.
     """
     image = _read_gdb(image, options)
-    spec = make_spec(image, options)
+    spec = _make_spec(image, options)
     # The rest of vmkit is imported while the monitor's interpreter starts: each takes a tenth of a second.
     with contextlib.ExitStack() as stack:
         if reuse:
@@ -102,6 +105,21 @@ def up(
     # The machine stays from here on: a shell in a guest that does not boot is worth most.
     if wait_booted:
         boot.await_booted(shown, spec.timeout_s, show)
+
+
+def _make_spec(image: str, options: dict[str, Any]) -> MachineSpec:
+    """A stored machine of that name comes before an image."""
+    if not is_stored(image):
+        return make_spec(image, options)
+    from vmkit.machine.stored import make_stored_spec  # noqa: PLC0415 - most machines are of an image
+
+    context = click.get_current_context()
+    given = {
+        name: value
+        for name, value in options.items()
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+    return make_stored_spec(image, given)
 
 
 def _read_gdb(image: str, options: dict[str, Any]) -> str:

@@ -106,6 +106,32 @@ def complete_pools(_context: click.Context, _param: click.Parameter, incomplete:
     return [one.name for one in read_pools() if one.name.startswith(incomplete)]
 
 
+def complete_stored(_context: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Returns the names of the stored machines."""
+    from vmkit.errors import HostError  # noqa: PLC0415  (only a shell asks)
+    from vmkit.stored.place import list_names  # noqa: PLC0415
+
+    try:
+        return [name for name in list_names() if name.startswith(incomplete)]
+    except HostError:
+        return []
+
+
+def complete_sources(_context: click.Context, _param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
+    """Lets the shell complete a path. After a scheme there is none."""
+    from click.shell_completion import CompletionItem  # noqa: PLC0415  (only a shell asks)
+
+    return [CompletionItem(incomplete, type="file")]
+
+
+def complete_startable(context: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
+    """Returns the stored machines and the shipped images."""
+    from click.shell_completion import CompletionItem  # noqa: PLC0415  (only a shell asks)
+
+    names = [] if "/" in incomplete else complete_stored(context, param, incomplete)
+    return [*map(CompletionItem, names), *complete_images(context, param, incomplete)]
+
+
 def complete_images(_context: click.Context, _param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
     """Returns the shipped images. The shell completes a path itself."""
     from click.shell_completion import CompletionItem  # noqa: PLC0415  (only a shell asks)

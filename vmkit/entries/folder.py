@@ -42,14 +42,14 @@ def hold_registry(root: Path) -> Iterator[None]:
     with explain_errors(root):
         fd = os.open(root / REGISTRY_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        _lock_within(fd, root / REGISTRY_LOCK, REGISTRY_DEADLINE_S)
+        lock_within(fd, root / REGISTRY_LOCK, REGISTRY_DEADLINE_S)
         yield
     finally:
         os.close(fd)
 
 
-def _lock_within(fd: int, path: Path, deadline_s: float) -> None:
-    """Locks as flock(2) does, with a deadline, which flock(2) lacks."""
+def lock_within(fd: int, path: Path, deadline_s: float) -> None:
+    """Locks as flock(2) does, with a deadline, which flock(2) lacks. Raises HostError at the deadline."""
     end_s = time.monotonic() + deadline_s
     while True:
         try:

@@ -17,7 +17,7 @@ from vmkit.machine.own_kernel import fit_initrd, read_kernel
 from vmkit.machine.parts.share import NINE_P
 from vmkit.machine.parts.table import PARTS
 from vmkit.machine.registry import check_path_length
-from vmkit.machine.source import RootDisk, read_root
+from vmkit.machine.source import RootDisk, read_root_of
 from vmkit.machine.spec import MAX_NAME_CHARACTERS, Accelerator, Backend, MachineSpec
 from vmkit.machine.token import find_token_path, needs_token
 from vmkit.machine.vhost import VhostDoor
@@ -99,8 +99,7 @@ def choose(
 def _read_root(spec: MachineSpec) -> RootDisk:
     if spec.root_from is not None:
         return RootDisk(NINE_P)
-    assert spec.root is not None, "its part has looked"
-    return read_root(spec.root, spec.partition)
+    return read_root_of(spec)
 
 
 def plan_hardware(

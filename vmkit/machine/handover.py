@@ -2,7 +2,7 @@
 
 The monitor is started first of all, so that its interpreter loads while `up` still chooses and builds; it waits for a
 plan and ends without a trace when none comes. The plan travels as a length and JSON, with the descriptors the monitor
-gets (the machine's lock, the vhost device, a pidfd of the owner) attached to its first byte (SCM_RIGHTS).
+gets (the machine's locks, the vhost device, a pidfd of the owner) attached to its first byte (SCM_RIGHTS).
 """
 
 import contextlib
@@ -29,7 +29,7 @@ LAUNCH_DEADLINE_S = 30.0
 LENGTH_BYTES = 4
 # After the standard descriptors.
 FIRST_FREE_FD = 3
-MAX_FDS = 3
+MAX_FDS = 4
 MAX_LOG_TAIL_BYTES = 4096
 # Programs that may run: a Popen that is dropped before its process ends is a ResourceWarning, which may be an error.
 _STARTED: "list[subprocess.Popen[bytes]]" = []
@@ -43,13 +43,15 @@ class MonitorHandle:
     reports: socket.socket
     early_log: BinaryIO
 
-    def launch(self, plan: LaunchPlan, lock_fd: int, vhost_fd: int | None) -> None:
+    def launch(self, plan: LaunchPlan, lock_fd: int, vhost_fd: int | None, stored_fd: int | None = None) -> None:
         """Gives it a machine to own, which ends with this process where the plan says so.
+
+        stored_fd: the lock of a stored machine's folder, where the plan says that it is one.
 
         Raises MachineError when the monitor is gone or does not listen, HostError where a process cannot be watched.
         """
         with contextlib.ExitStack() as stack:
-            fds = [lock_fd] if vhost_fd is None else [lock_fd, vhost_fd]
+            fds = [fd for fd in (lock_fd, vhost_fd, stored_fd) if fd is not None]
             if plan.is_owned:
                 fds.append(_open_own_pidfd())
                 stack.callback(os.close, fds[-1])
@@ -164,13 +166,14 @@ def _share_priority(pid: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What the monitor's side of the meeting brings; lock_fd is only kept open. owner_fd: a pidfd."""
+    """What the monitor's side of the meeting brings; lock_fd and stored_fd are only kept open. owner_fd: a pidfd."""
 
     plan: LaunchPlan
     reports: socket.socket
     lock_fd: int
     vhost_fd: int | None
     owner_fd: int | None
+    stored_fd: int | None = None
 
 
 def receive_plan(fd: int) -> Received | None:
@@ -188,7 +191,8 @@ def receive_plan(fd: int) -> Received | None:
     plan = parse_launch_plan(text.decode())
     lock_fd, *rest = fds
     owner_fd = rest.pop() if plan.is_owned else None
-    return Received(plan, reports, lock_fd, rest[0] if rest else None, owner_fd)
+    stored_fd = rest.pop() if plan.is_stored else None
+    return Received(plan, reports, lock_fd, rest[0] if rest else None, owner_fd, stored_fd)
 
 
 def _read_exactly(sock: socket.socket, size: int) -> bytes:

@@ -72,7 +72,8 @@ class LaunchPlan:
     """Everything that the monitor needs for one machine.
 
     companion_logs: of every part, also of those that this machine lacks: a log of an earlier machine must not stay.
-    is_owned: the machine lives no longer than the process that starts it.
+    is_owned: the machine lives no longer than the process that starts it. is_stored: the monitor holds the lock of the
+    machine's folder of the data, too.
     """
 
     directory: Path
@@ -85,6 +86,7 @@ class LaunchPlan:
     companion_logs: tuple[str, ...] = ()
     is_owned: bool = False
     snapshot: SnapshotPlan | None = None
+    is_stored: bool = False
 
     @property
     def ready_socket(self) -> str:
@@ -119,6 +121,7 @@ def parse_launch_plan(text: str) -> LaunchPlan:
         companion_logs=tuple(value["companion_logs"]),
         is_owned=value["is_owned"],
         snapshot=_parse_snapshot(value["snapshot"]),
+        is_stored=value["is_stored"],
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vmkit.machine.kernel import check_kernel
 from vmkit.machine.parts.share import NINE_P
-from vmkit.machine.source import read_root
+from vmkit.machine.source import read_root_of
 from vmkit.machine.spec import Backend, MachineSpec
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def read_kernel(spec: MachineSpec) -> "KernelFiles | None":
         assert spec.kernel is not None, "its part has looked"
         check_kernel(spec.kernel)
         files = find_installed(spec.modules, spec.kernel)
-    root = "" if spec.root is None else read_root(spec.root, spec.partition).type
+    root = "" if spec.root is None else read_root_of(spec).type
     if spec.root_from is not None:
         root = NINE_P
     check_kernel_config(files, _find_needs(spec, root, spec.backend))

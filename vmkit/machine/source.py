@@ -87,12 +87,16 @@ def take_source(spec: MachineSpec, tell: "Callable[[str, float | None], None]") 
     from vmkit.roots.prepare import prepare_root  # noqa: PLC0415
 
     prepared = prepare_root(spec.source, progress=tell)
-    settings = prepared.settings
+    return replace(spec, root=prepared.path, container=adapt_settings(prepared.settings, spec.source))
+
+
+def adapt_settings(settings: "ContainerSettings", name: str) -> "ContainerSettings | None":
+    """What an image says of its program, as sessions take it; None where it says nothing. Raises ConfigError."""
     if settings.is_empty:
-        return replace(spec, root=prepared.path)
+        return None
     # An image's paths begin at its root, also where it does not write so.
     settings = replace(settings, working_dir=f"/{settings.working_dir.lstrip('/')}")
-    return replace(spec, root=prepared.path, container=check_settings(settings, spec.source))
+    return check_settings(settings, name)
 
 
 def check_settings(settings: "ContainerSettings", name: str) -> "ContainerSettings":
@@ -125,6 +129,16 @@ def read_root(root: Path, partition: int | None) -> RootDisk:
             hint = _HINT if error.hint.startswith("give a ") else error.hint
             raise ConfigError(error.brief, details=error.details, hint=hint) from error
     return RootDisk(found.file_system.kind.value, None if found.partition is None else found.partition.number)
+
+
+def read_root_of(spec: MachineSpec) -> RootDisk:
+    """What is in the disk of a spec's root. Raises as read_root() does."""
+    assert spec.root is not None, "its part has looked"
+    if spec.stored is None:
+        return read_root(spec.root, spec.partition)
+    # Its guest may have written to it by now. What it was created with holds.
+    kind, _, number = spec.stored.root.partition(":")
+    return RootDisk(kind, int(number) if number else None)
 
 
 _HINT = "a root is a disk with ext4, squashfs or erofs, with partitions or without"

@@ -79,6 +79,23 @@ class DiskSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredRoot:
+    """The root of a machine that stays, beside its disk, which is the spec's `root`.
+
+    folder: the machine's, with the lock that is held while it runs. base: the file below the disk. base_format: `raw`
+    or `qcow2`. root: what the guest is told of the disk, `ext4` or `ext4:2`. grows: whether the disk is larger than its
+    file system, which the guest then makes as large.
+    """
+
+    name: str
+    folder: Path
+    base: Path
+    base_format: str
+    root: str
+    grows: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class MachineSpec:
     """One machine as asked for; None means: vmkit chooses, and prints its choice.
 
@@ -113,6 +130,8 @@ class MachineSpec:
     # What sessions have, where the root is a container image's; known when its disk is made.
     container: "ContainerSettings | None" = None
     init: str = INITS[0]
+    # Where the root keeps what the guest writes.
+    stored: StoredRoot | None = None
     disks: tuple[DiskSpec, ...] = ()
     gdb: bool = False
     gdb_port: int | None = None

@@ -24,6 +24,7 @@ from vmkit.machine.registry import Reservation, check_free, find_state_directory
 from vmkit.machine.restore import SnapshotSource, drop_source, find_source, take_options
 from vmkit.machine.source import name_machine, take_source
 from vmkit.machine.spec import Backend, MachineSpec
+from vmkit.machine.stored import hold_stored
 from vmkit.machine.token import DEMANDED, find_token_path, make_token, needs_token
 from vmkit.machine.vhost import KernelVhostDoor, VhostClaim, VhostDoor
 
@@ -137,12 +138,13 @@ class _Start:
             self.say(STARTING, None)
             if self.on_directory is not None:
                 self.on_directory(reservation.directory)
+            stored_fd = stack.enter_context(hold_stored(spec.stored)) if spec.stored is not None else None
             if needs_token(choices.backend, asked=spec.token):
                 make_token(reservation.directory)
             plan = plan_launch(spec, choices, reservation, record, is_owned=self.is_owned, snapshot=snapshot)
             # Should this be interrupted, the monitor must be gone before the reservation is: it holds the lock as well.
             with monitor.ended_on_error():
-                monitor.launch(plan, reservation.lock_fd, claim.fd)
+                monitor.launch(plan, reservation.lock_fd, claim.fd, stored_fd)
                 _await_ready(plan, monitor, self.say)
         return Started(
             reservation.name,
@@ -224,6 +226,7 @@ def plan_launch(
         companion_logs=tuple(list_companion_logs().values()),
         is_owned=is_owned,
         snapshot=snapshot,
+        is_stored=spec.stored is not None,
     )
 
 

@@ -78,19 +78,23 @@ def prepare_root(
     stdin: int = 0,
     limits: RootLimits | None = None,
     progress: Progress | None = None,
+    is_writable: bool = False,
 ) -> PreparedRoot:
     """Finds or makes the disk of a root.
 
     partition: the number of the root's partition in a disk. named: files that a qcow2 may read besides itself. stdin:
-    the descriptor that `-` reads. Raises ConfigError for a source that cannot be a root, BuildError for one that is
-    damaged, unsafe or too large, HostError for what this host lacks.
+    the descriptor that `-` reads. is_writable: a guest will write on top of it. What is packed has a journal then, and
+    room for files; a disk may have a journal to replay.
+
+    Raises ConfigError for a source that cannot be a root, BuildError for one that is damaged, unsafe or too large,
+    HostError for what this host lacks.
     """
     parsed = parse_source(source) if isinstance(source, str) else source
     if parsed.kind is SourceKind.IMAGE:
         raise ConfigError(f"'{parsed.text}' is the name of an image", hint="a path has a slash: ./NAME")
     status = None if parsed.path is None else _stat(parsed.path)
     if status is not None and parsed.kind is SourceKind.PATH and not stat.S_ISDIR(status.st_mode):
-        disk = _find_disk(parsed, status, partition, named)
+        disk = _find_disk(parsed, status, partition, named, is_writable=is_writable)
         if disk is not None:
             return disk
     if partition is not None:
@@ -99,7 +103,8 @@ def prepare_root(
         work = folder / "work"
         work.mkdir()
         with open_workplace(work, limits or RootLimits()) as place:
-            packer = _Packer(cache, place, architecture, progress or (lambda _text, _fraction: None))
+            tell = progress or (lambda _text, _fraction: None)
+            packer = _Packer(cache, place, architecture, tell, is_writable=is_writable)
             return packer.pack(parsed, status, stdin)
 
 
@@ -114,7 +119,7 @@ def _stat(path: Path) -> os.stat_result:
 
 
 def _find_disk(
-    source: RootSource, status: os.stat_result, partition: int | None, named: tuple[Path, ...]
+    source: RootSource, status: os.stat_result, partition: int | None, named: tuple[Path, ...], *, is_writable: bool
 ) -> PreparedRoot | None:
     """The disk at the source's path; None where it is an archive, or a pipe that may carry one."""
     path = source.path
@@ -126,17 +131,19 @@ def _find_disk(
     with HostFile(path) as file:
         shape = recognise(file.read(0, HEAD_BYTES), str(path))
         if shape is Shape.DISK:
-            return _describe_disk(path, "raw", file.read, file.size_bytes, partition)
+            return _describe_disk(path, "raw", file.read, file.size_bytes, partition, is_writable=is_writable)
         if shape is not Shape.QCOW2:
             return None
         with _open_qcow2(path, file, named, _CHAIN_LIMIT) as (disk, others):
-            found = _describe_disk(path, "qcow2", disk.read, disk.size_bytes, partition)
+            found = _describe_disk(path, "qcow2", disk.read, disk.size_bytes, partition, is_writable=is_writable)
             return replace(found, others=others)
 
 
-def _describe_disk(path: Path, disk_format: str, read: Reader, size: int, number: int | None) -> PreparedRoot:
+def _describe_disk(
+    path: Path, disk_format: str, read: Reader, size: int, number: int | None, *, is_writable: bool
+) -> PreparedRoot:
     found = choose_root(read, size, str(path), number)
-    if found.file_system.trouble:
+    if found.file_system.trouble and not is_writable:
         raise ConfigError(
             f"a guest cannot mount the {found.file_system.kind} of {path} read-only: {found.file_system.trouble}",
             hint="repair it first, for example with e2fsck",
@@ -190,7 +197,8 @@ def _open_backing(
 
 
 class _Packer:
-    def __init__(self, cache: Cache, place: Workplace, architecture: str, tell: Progress) -> None:
+    def __init__(self, cache: Cache, place: Workplace, architecture: str, tell: Progress, *, is_writable: bool) -> None:
+        self._is_writable = is_writable
         self._cache = cache
         self._place = place
         self._architecture = architecture
@@ -223,7 +231,8 @@ class _Packer:
         if archive.file.is_block_device:
             # It may change without a trace in its times.
             return self._pack_archive(archive, str(source.path), source.reference, source.kind)
-        covered = repr((_FORMAT, self._architecture, source.kind.value, source.reference, archive.file.identity))
+        facts = (_FORMAT, self._architecture, source.kind.value, source.reference, archive.file.identity)
+        covered = repr((*facts, "writable") if self._is_writable else facts)
         note = self._cache.source_path(hashlib.sha256(covered.encode()).hexdigest())
         known = self._read_note(note)
         if known is not None:
@@ -356,6 +365,8 @@ class _Packer:
 
     def _make_key(self, kind: str, contents: list[str]) -> str:
         covered = {"format": _FORMAT, "architecture": self._architecture, "kind": kind, "contents": contents}
+        if self._is_writable:
+            covered["writable"] = True
         return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
 
     def _find(self, key: str) -> PreparedRoot | None:
@@ -377,7 +388,7 @@ class _Packer:
         check_architecture(tree, self._architecture, name)
         self._tell(f"packing {len(tree)} files of {name}", None)
         result, contents = self._place.make_folder(), self._place.make_folder()
-        write_ext4(tree, result / "root", contents, key)
+        write_ext4(tree, result / "root", contents, key, is_writable=self._is_writable)
         check()
         manifest = {"schema": _SCHEMA, "kind": kind, "name": name, "artifacts": describe_artifacts(result)}
         (result / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")

@@ -22,9 +22,9 @@ FAKES = Path(__file__).parents[2] / "fakes"
 
 @pytest.fixture
 def folders(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Runtime, state and cache directories below one short path: a socket's path may have 107 bytes only."""
+    """Runtime, state, data and cache directories below one short path: a socket's path may have 107 bytes only."""
     root = Path(tempfile.mkdtemp(prefix="vmkit-"))
-    for name in ("runtime", "state", "cache"):
+    for name in ("runtime", "state", "data", "cache"):
         (root / name).mkdir(mode=0o700)
         monkeypatch.setenv(f"VMKIT_{name.upper()}_DIR", str(root / name))
     monkeypatch.delenv("VMKIT_SNAPSHOTS_DIR", raising=False)

@@ -42,7 +42,9 @@ def test_matrix_has_the_options_of_the_table() -> None:
 
 def test_every_field_of_a_machine_has_an_option() -> None:
     described = {option.field or option.name for option in OPTIONS if option.is_python}
-    assert described | {"image", "source", "container", "more"} == {field.name for field in fields(MachineSpec)}
+    assert described | {"image", "source", "container", "stored", "more"} == {
+        field.name for field in fields(MachineSpec)
+    }
 
 
 def test_defaults_of_the_table_are_those_of_a_machine() -> None:

@@ -1,7 +1,8 @@
 """A Tree as an ext4 file system in a file: no root, no loop device, the same bytes every time.
 
 mke2fs makes it empty and debugfs fills it, so that owners and modes are fields that are set and not files of this host.
-It has no journal and no free space: it is mounted read-only, below an overlay.
+It has no journal and no free space: it is mounted read-only, below an overlay. One that guests write to has a
+journal, and grows in the guest.
 """
 
 import errno
@@ -49,17 +50,45 @@ _EXPECTED_ANSWERS = ("debugfs ", "debugfs: ", "Allocated inode: ")
 _TOLD_CHARACTERS = 1000
 # Longer targets are in a block of their own (ext4: i_block is 60 bytes).
 _INLINE_LINK_BYTES = 59
+# A bitmap is one block.
+_GROUP_BLOCKS = BLOCK_BYTES * 8
+_JOURNAL_MIB = 32
 
 
-def write_ext4(tree: Tree, path: Path, work: Path, label: str) -> None:
+class _Shape(NamedTuple):
+    """What mke2fs makes: its -O, more words, more of its -E; and what there is beside the files."""
+
+    features: str
+    words: tuple[str, ...] = ()
+    extended: str = ""
+    inodes_per_group: int = 0
+    free_bytes: int = 0
+
+
+# Below an overlay in memory nothing is written.
+_READ_ONLY = _Shape("none,extent,dir_index,filetype,sparse_super,large_file,huge_file,dir_nlink,extra_isize,ext_attr")
+# As Debian's mke2fs has it, but for 64 bits. resize_inode keeps room for the tables of 4 TiB: the guest's kernel makes
+# it as large as its disk, and needs no program for that. Inodes are one for 16 KiB, also in the groups to come.
+_WRITABLE = _Shape(
+    f"{_READ_ONLY.features},has_journal,resize_inode,flex_bg,metadata_csum",
+    words=("-J", f"size={_JOURNAL_MIB}"),
+    extended=",resize=1073741824,lazy_journal_init=1",
+    inodes_per_group=8192,
+    free_bytes=(_JOURNAL_MIB + 32) << 20,
+)
+
+
+def write_ext4(tree: Tree, path: Path, work: Path, label: str, *, is_writable: bool = False) -> None:
     """Writes the tree as an ext4 file system to path. work is an empty folder for the files' contents.
 
     label: what the file system's UUID is made from; equal trees and labels give equal bytes. A node at several paths
-    becomes one file with hard links. Device nodes in /dev are left out: a guest mounts its own. Raises OSError where
+    becomes one file with hard links. is_writable: it has a journal, free space and inodes, and grows with its disk.
+    Device nodes in /dev are left out: a guest mounts its own. Raises OSError where
     the host's disk is full, BuildError for a tree that ext4 cannot hold.
     """
     nodes = [(name, node) for name, node in tree.walk() if node.kind not in _DEVICES or not name.startswith("dev/")]
-    size_bytes = _measure(nodes)
+    kind = _WRITABLE if is_writable else _READ_ONLY
+    inodes, size_bytes = _measure(nodes, kind)
     with path.open("wb") as file:
         file.truncate(size_bytes)
     # libext2fs takes this for the present moment. It is fixed, so the file system does not hold when it was made.
@@ -68,9 +97,8 @@ def write_ext4(tree: Tree, path: Path, work: Path, label: str) -> None:
     argv: list[str | Path] = [
         # No mke2fs.conf of the host's decides what is made.
         "mke2fs", "-q", "-F", "-t", "ext4", "-b", str(BLOCK_BYTES), "-I", str(_INODE_BYTES), "-m", "0",
-        "-O", "none,extent,dir_index,filetype,sparse_super,large_file,huge_file,dir_nlink,extra_isize,ext_attr",
-        "-N", str(len(nodes) + _OWN_INODES + 1), "-U", str(identity),
-        "-E", f"hash_seed={identity},root_owner=0:0,lazy_itable_init=0,nodiscard", path,
+        "-O", kind.features, *kind.words, "-N", str(inodes), "-U", str(identity),
+        "-E", f"hash_seed={identity},root_owner=0:0,lazy_itable_init=0,nodiscard{kind.extended}", path,
     ]  # fmt: skip
     try:
         run(argv, timeout_s=_TIMEOUT_S, env={**environ, "MKE2FS_CONFIG": "/dev/null"}, package="e2fsprogs")
@@ -114,8 +142,8 @@ def _split(nodes: list[tuple[str, Node]]) -> Iterator[list[_Placed]]:
     yield batch
 
 
-def _measure(nodes: list[tuple[str, Node]]) -> int:
-    """A size in bytes that the file system is sure to fit in, in whole MiB."""
+def _measure(nodes: list[tuple[str, Node]], kind: _Shape) -> tuple[int, int]:
+    """The number of inodes, and a size in bytes that the file system is sure to fit in, in whole MiB."""
     blocks = 0
     children: dict[str, int] = {}
     seen: set[int] = set()
@@ -132,10 +160,14 @@ def _measure(nodes: list[tuple[str, Node]]) -> int:
         if node.kind is FileKind.DIRECTORY or len(node.data) > _INLINE_LINK_BYTES:
             blocks += 1
     blocks += sum(size * 5 // 4 // BLOCK_BYTES for size in children.values())
-    inode_blocks = (len(nodes) + _OWN_INODES + 1) * _INODE_BYTES // BLOCK_BYTES + 1
+    blocks += kind.free_bytes // BLOCK_BYTES
+    # The inodes' own blocks make at most one group more.
+    groups = blocks * 107 // 100 // _GROUP_BLOCKS + 1
+    inodes = max(len(nodes) + _OWN_INODES + 1, groups * kind.inodes_per_group)
+    inode_blocks = inodes * _INODE_BYTES // BLOCK_BYTES + 1
     # Group descriptors, bitmaps, copies of the superblock, extents of large files: 1 % covers them.
     total = (blocks + inode_blocks) * 101 // 100 + 1024
-    return -(-total * BLOCK_BYTES // (1 << 20)) * (1 << 20)
+    return inodes, -(-total * BLOCK_BYTES // (1 << 20)) * (1 << 20)
 
 
 def _render_commands(nodes: Iterable[_Placed], work: Path) -> Iterator[str]:

@@ -15,13 +15,18 @@ from vmkit.machine.spec import MAX_DISKS, MAX_PARTITIONS, DiskMode, DiskSpec, ma
 if TYPE_CHECKING:
     from vmkit.image.build import BuiltImage
     from vmkit.machine.hardware import Hardware
-    from vmkit.machine.spec import MachineSpec
+    from vmkit.machine.spec import MachineSpec, StoredRoot
 
 # By this the guest's init tells the root from other disks. A serial has at most 20 bytes (linux/virtio_blk.h,
 # VIRTIO_BLK_ID_BYTES).
 ROOT_SERIAL = "vmkit-root"
+# QEMU's name for the file below a stored root.
+BASE_NODE = "base"
 # What the file system of a root is that its user gave: the guest tries no others.
 ROOT_ARGUMENT = "vmkit.root="
+# The root keeps what the guest writes; and its disk has become larger than its file system.
+STORED_ARGUMENT = "vmkit.stored"
+GROW_ARGUMENT = "vmkit.grow"
 # Makes a guest load the driver of disks; one whose root is a disk has it.
 DISKS_ARGUMENT = "vmkit.disks"
 
@@ -94,7 +99,8 @@ class DiskPart(Part):
     def check_host(self, spec: "MachineSpec") -> None:
         for disk in spec.disks:
             check_disk(disk)
-        if spec.root is not None:
+        # A stored root was looked at when it was found.
+        if spec.root is not None and spec.stored is None:
             check_root(spec.root, spec.partition)
 
     def check_image(self, spec: "MachineSpec", built: "BuiltImage") -> None:
@@ -118,9 +124,11 @@ class DiskPart(Part):
 
     def plan_argv(self, hardware: "Hardware") -> tuple[str, ...]:
         """The disks in the order of their names in the guest: /dev/vda is the root, where there is one."""
-        root = () if hardware.root is None else ((ROOT_SERIAL, DiskSpec(hardware.root)),)
+        stored = hardware.spec.stored
+        mode = DiskMode.READ_ONLY if stored is None else DiskMode.READ_WRITE
+        root = () if hardware.root is None else ((ROOT_SERIAL, DiskSpec(hardware.root, mode)),)
         beside = ((f"vmkit-{i}", disk) for i, disk in enumerate(hardware.spec.disks))
-        words: list[str] = []
+        words: list[str] = [] if stored is None else list(_plan_base(stored))
         for number, (serial, disk) in enumerate((*root, *beside)):
             blockdev = {
                 # Never guessed from the content: a guest that writes a header to its raw disk could name any file of
@@ -131,16 +139,34 @@ class DiskPart(Part):
                 "file.driver": "file",
                 "file.filename": str(disk.path),
             }
+            if serial == ROOT_SERIAL and stored is not None:
+                # What the guest gives free, the host gets back.
+                blockdev |= {"backing": BASE_NODE, "discard": "unmap", "file.discard": "unmap"}
             words += ["-blockdev", render_options(blockdev)]
             words += ["-device", f"virtio-blk-pci,drive=disk{number},serial={serial}"]
         return tuple(words)
 
     def plan_words(self, hardware: "Hardware") -> tuple[str, ...]:
-        root = (f"{ROOT_ARGUMENT}{hardware.root_type}",) if hardware.root_type else ()
-        return (*root, DISKS_ARGUMENT) if hardware.spec.disks else root
+        words = [f"{ROOT_ARGUMENT}{hardware.root_type}"] if hardware.root_type else []
+        stored = hardware.spec.stored
+        if stored is not None:
+            words += [STORED_ARGUMENT, GROW_ARGUMENT] if stored.grows else [STORED_ARGUMENT]
+        return (*words, DISKS_ARGUMENT) if hardware.spec.disks else tuple(words)
 
     def plan_fitting(self, hardware: "Hardware") -> Fitting | None:
         return Fitting(self.name, ends=(IN_USE,)) if hardware.root is not None or hardware.spec.disks else None
+
+
+def _plan_base(stored: "StoredRoot") -> tuple[str, ...]:
+    """The file below a stored disk. QEMU is told which it is, and opens none that a disk names."""
+    blockdev = {
+        "driver": stored.base_format,
+        "node-name": BASE_NODE,
+        "read-only": "on",
+        "file.driver": "file",
+        "file.filename": str(stored.base),
+    }
+    return ("-blockdev", render_options(blockdev))
 
 
 def _check_given(spec: "MachineSpec", built: "BuiltImage") -> None:
@@ -156,6 +182,8 @@ def _check_given(spec: "MachineSpec", built: "BuiltImage") -> None:
         raise ConfigError(
             f"the image {built.name} has no root of its own", hint="give it one: vmkit up PATH, or --root PATH"
         )
+    if spec.stored is not None:
+        return
     kind = read_root(spec.root, spec.partition).type
     if built.name == ANY and kind not in ANYS_TYPES:
         raise ConfigError(

@@ -1,0 +1,155 @@
+"""The folders of stored machines: whole or not there, one name each, and one holder at a time."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vmkit.errors import HostError, MachineError, NameInUseError
+from vmkit.stored.place import find_machines_folder, is_stored, list_names
+from vmkit.stored.record import Base, StoredRecord, parse_record, render_record
+from vmkit.stored.store import (
+    RECORD,
+    lock_stored,
+    make_stored,
+    read_all_stored,
+    read_stored,
+    remove_stored,
+    sweep_stored,
+)
+
+RECORD_OF_WEB = StoredRecord("web", "./root", 1.5, "ext4", 1 << 20, Base("base", "raw", 4, 5), {"memory": "1G"})
+
+
+@pytest.fixture(autouse=True)
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VMKIT_DATA_DIR", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+def make_web() -> None:
+    with make_stored("web") as new:
+        new.record = RECORD_OF_WEB
+
+
+def test_machine_is_made_found_and_removed(data: Path) -> None:
+    assert (list_names(), is_stored("web")) == ([], False)
+    make_web()
+    assert (list_names(), is_stored("web")) == (["web"], True)
+    found = read_stored("web")
+    assert found.require_record() == RECORD_OF_WEB
+    assert found.folder == data / "machines/web"
+    assert found.folder.stat().st_mode & 0o777 == 0o700
+    assert not found.is_held
+    remove_stored("web")
+    assert (list_names(), [path.name for path in (data / "machines").iterdir()]) == ([], [".machines.lock"])
+    with pytest.raises(MachineError, match="there is no stored machine 'web'"):
+        remove_stored("web")
+
+
+def test_name_is_taken_once() -> None:
+    make_web()
+    with pytest.raises(NameInUseError, match="there is a stored machine 'web' already") as caught:
+        make_web()
+    assert caught.value.hint == "vmkit up web starts it; vmkit rm web removes it with its disk"
+    with make_stored("db") as new:
+        with pytest.raises(NameInUseError, match="another program creates the machine 'db' now"), make_stored("db"):
+            pass
+        new.record = RECORD_OF_WEB
+    assert list_names() == ["db", "web"]
+
+
+def test_failed_making_leaves_nothing(data: Path) -> None:
+    with (
+        pytest.raises(HostError, match=r"cannot write to the data folder .*: No space left"),
+        make_stored("web") as new,
+    ):
+        (new.folder / "disk").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+    assert [path.name for path in (data / "machines").iterdir()] == [".machines.lock"]
+
+
+def test_killed_making_leaves_nothing_for_long(data: Path) -> None:
+    code = (
+        "import os, signal\n"
+        "from vmkit.stored.store import make_stored\n"
+        "with make_stored('web') as new:\n"
+        "    (new.folder / 'disk').write_bytes(b'half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert (data / "machines/.new.web").is_dir()
+    assert (list_names(), read_all_stored()) == ([], [])
+    sweep_stored()
+    assert not (data / "machines/.new.web").exists()
+    make_web()
+    sweep_stored()
+    # A machine's lock is free whenever it does not run.
+    assert read_stored("web").require_record() == RECORD_OF_WEB
+
+
+def test_machine_has_one_holder_and_its_holder_keeps_it() -> None:
+    make_web()
+    web = read_stored("web")
+    with lock_stored(web) as fd:
+        copy = os.dup(fd)
+    # A monitor has a copy of the descriptor.
+    assert web.is_held
+    with pytest.raises(MachineError, match="the machine 'web' is running") as caught, lock_stored(web):
+        pass
+    assert caught.value.hint == "vmkit down web"
+    with pytest.raises(MachineError, match="the machine 'web' is running"):
+        remove_stored("web")
+    os.close(copy)
+    remove_stored("web")
+    with pytest.raises(MachineError, match="there is no stored machine 'web' any more"), lock_stored(web):
+        pass
+
+
+def test_damaged_record_is_shown_and_removed() -> None:
+    make_web()
+    web = read_stored("web")
+    whole = json.loads((web.folder / RECORD).read_bytes())
+    for text in (b"", b"{", b"[]", b"\xff", b"[" * 10000, json.dumps(whole | {"schema": 2}).encode()):
+        (web.folder / RECORD).write_bytes(text)
+        with pytest.raises(MachineError, match="the record of the machine 'web' is damaged: ") as caught:
+            read_stored("web").require_record()
+        assert "its disk is " in caught.value.hint
+    (web.folder / RECORD).unlink()
+    assert [(one.name, one.trouble) for one in read_all_stored()] == [
+        ("web", "cannot read it: No such file or directory")
+    ]
+    (web.folder / "lock").unlink()
+    remove_stored("web")
+    assert list_names() == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"disk_bytes": True}, {"disk_bytes": "1"}, {"disk_bytes": 513}, {"options": []}, {"base": {}}, {"root": None}],
+)
+def test_record_with_wrong_values_is_no_record(wrong: dict[str, object]) -> None:
+    value = json.loads(render_record(RECORD_OF_WEB))
+    assert parse_record(json.dumps(value).encode()) == RECORD_OF_WEB
+    with pytest.raises(ValueError, match=r"its disk cannot be|it is no record"):
+        parse_record(json.dumps(value | wrong).encode())
+
+
+def test_folder_that_others_can_write_to_is_refused(data: Path) -> None:
+    make_web()
+    find_machines_folder().chmod(0o777)
+    with pytest.raises(HostError, match="other users can write to the data folder"):
+        is_stored("web")
+    with pytest.raises(HostError, match="other users can write to the data folder"):
+        make_web()
+
+
+def test_words_that_are_no_names_are_no_machines(data: Path) -> None:
+    make_web()
+    for word in ("../machines/web", "web/", ".", "..", "", "-", "docker://web", "web.toml"):
+        assert not is_stored(word)
