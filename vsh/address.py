@@ -78,8 +78,8 @@ class Address:
 class NotReady(VshError):  # noqa: N818 - it names what was seen
     """A machine is starting or stopping. entry: that machine."""
 
-    def __init__(self, brief: str, *, hint: str, entry: Entry) -> None:
-        super().__init__(brief, hint=hint)
+    def __init__(self, brief: str, *, hint: str, entry: Entry, details: str = "") -> None:
+        super().__init__(brief, details=details, hint=hint)
         self.entry = entry
 
 
@@ -143,6 +143,8 @@ def address_of(machine: Entry, port: int = VSHD_PORT) -> Address:
     if machine.state != "ready":
         raise NotReady(
             f"{name} is not ready: it is {machine.state or 'in an unknown state'}",
+            # Of one that no person paused.
+            details=str(machine.record.get("trouble", "")),
             hint=HINTS.get(machine.state, "vmkit status {}").format(machine.name),
             entry=machine,
         )

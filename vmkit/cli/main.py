@@ -58,6 +58,7 @@ TASKS = {
     },
     "This host": {
         "doctor": "vmkit.cli.doctor:doctor",
+        "prune": "vmkit.cli.prune:prune",
         "docker": "vmkit.cli.docker:docker",
         "completion": "vmkit.cli.completion:completion",
     },

@@ -59,6 +59,7 @@ def examine(image: str = "tiny", door: VhostDoor | None = None) -> list[Check]:
         "af_vsock": _check_vsock,
         "memory": _check_memory,
         "disk": _check_disk,
+        "storage": _check_storage,
         "runtime directory": _check_runtime_directory,
         "keyring": lambda: _check_keyring(image),
         "programs": lambda: _check_programs(image),
@@ -157,6 +158,18 @@ def _check_disk() -> Iterator[Check]:
         f"{free_mib} MiB free for the image cache {folder}",
         "" if enough else f"an image needs {NEEDED_DISK_MIB} MiB; set VMKIT_CACHE_DIR to a larger disk",
     )
+
+
+def _check_storage() -> Iterator[Check]:
+    """What vmkit keeps, in bytes, and what of it no machine uses."""
+    from vmkit.machine.storage import add_up, choose_unused, list_holdings  # noqa: PLC0415 - it knows every room
+
+    holdings = list_holdings()
+    totals = add_up(holdings, choose_unused(holdings))
+    freed = sum(total.removed_bytes for total in totals)
+    text = ", ".join(f"{total.kind} {total.size_bytes >> 20} MiB" for total in totals) or "nothing is kept"
+    hint = f"{freed >> 20} MiB ({freed} bytes) are of no machine and were not used for a week: vmkit prune"
+    yield Check("storage", Level.OK, text, hint if freed else "")
 
 
 def _check_runtime_directory() -> Iterator[Check]:

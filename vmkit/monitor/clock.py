@@ -81,6 +81,10 @@ class ClockKeeper:
                 self._is_stopped = False
                 raise
 
+    def note_stop(self) -> None:
+        """The guest has stopped by itself."""
+        self._is_stopped = True
+
     async def resume(self, qmp: "Qmp") -> "asyncio.Task[Offset]":
         """Lets the guest run. The task ends when its clock is set, with how late it was; or raises VshError.
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
 from vmkit.entries.entry import discard
-from vmkit.errors import MachineError, VmkitError
+from vmkit.errors import MachineError
 from vmkit.machine.argv import BY_HAND_NOTE
 from vmkit.machine.launch import LaunchPlan, Layout, Report, Stage
 from vmkit.machine.registry import write_ending, write_record
@@ -56,6 +56,7 @@ from vmkit.monitor.logs import CappedLog, EventLog
 from vmkit.monitor.memory import GuestMemory
 from vmkit.monitor.pausing import Pausing
 from vmkit.monitor.ready import ReadyListener, open_ready_listener, parse_facts, parse_wall_text
+from vmkit.monitor.stops import Stops
 from vmkit.run import render_command
 from vsh.limits import find_remedy
 from vsh.registry import Entry
@@ -113,6 +114,7 @@ class Monitor:
         self._is_saving = False
         self._clock = ClockKeeper(self._open_clock, self._events)
         self._pausing = Pausing(plan.name, self._clock, partial(self._write_record, must=True), self._adopt)
+        self._stops = Stops(self._life, self._pausing, self._events)
 
     # ---- the life -------------------------------------------------------------------------------------------------
 
@@ -371,18 +373,8 @@ class Monitor:
         if name == "SHUTDOWN":
             self._shutdown_reason = str(data.get("reason", ""))
         elif name == "STOP":
-            self._life.spawn(self._check_run_state())
-
-    async def _check_run_state(self) -> None:
-        """A guest that stops by itself has met an internal error of QEMU; one that is ending has not."""
-        state = ""
-        if self._qmp is not None:
-            with contextlib.suppress(VmkitError):
-                state = await self._qmp.query_run_state()
-        if state == "internal-error" and self._qemu is not None:
-            brief = "QEMU stopped the guest with an internal error"
-            hint = "if this is KVM inside another VM, try --accel tcg"
-            self._life.finish(End("internal-error", brief, details=self._qemu.render_tail(), hint=hint))
+            self._life.spawn(self._stops.look(self._qmp, self._qemu))
+        self._stops.note(name, data)
 
     async def _on_control(self, request: Request) -> Answer:
         self._events.add("control", {"request": name_of(request), **asdict(request)})
@@ -443,6 +435,8 @@ class Monitor:
         if self._qemu is not None:
             record["qemu_pid"] = self._qemu.pid
         record |= self._facts
+        if self._pausing.trouble:
+            record["trouble"] = self._pausing.trouble
         # On a full disk the old record stays, and is still whole.
         with contextlib.nullcontext() if must else contextlib.suppress(OSError):
             write_record(self._plan.directory, record)

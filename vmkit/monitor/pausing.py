@@ -1,6 +1,7 @@
 """Answers the requests that stop a guest, let it run again, and compare its clock with the host's.
 
-A guest runs, or is paused by a person, or is parked in a pool. Each change is written into the machine's record.
+A guest runs, or is paused by a person or because a disk takes no data, or is parked in a pool. Each change is written
+into the machine's record.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from vmkit.monitor.qmp import Qmp
     from vsh.clock import Offset
 
+_MAKE_ROOM = "make room where the file is, and resume it again"
 READY, PAUSED, PARKED = "ready", "paused", "pooled"
 
 
@@ -33,9 +35,17 @@ class Pausing:
         self._write_state = write_state
         self._adopt = adopt
         self._state = READY
+        # Why it is paused although no person asked for it; "": it is not.
+        self.trouble = ""
         # One request at a time.
         self._changing = asyncio.Lock()
         self._setting: asyncio.Task[Offset] | None = None
+
+    def note_stop(self, why: str) -> None:
+        """The guest has stopped by itself: a Resume lets it run, as soon as it can. Raises OSError."""
+        self._clock.note_stop()
+        self.trouble = why
+        self._become(PAUSED)
 
     async def answer(self, request: Pause | Resume | MeasureClock | Park | Take, qmp: "Qmp") -> Answer:
         """Does what is asked, or says why not."""
@@ -72,12 +82,16 @@ class Pausing:
         return Answer(False, f"'{self._name}' is {self._state}", "vmkit pool take" if self._state == PARKED else "")
 
     async def _resume(self, qmp: "Qmp") -> Answer:
+        self.trouble = ""
         setting = await self._clock.resume(qmp)
         setting.add_done_callback(_forget)
-        self._become(READY)
+        if not self.trouble:
+            self._become(READY)
         try:
             late = await setting
         except VshError as error:
+            if self.trouble:
+                return Answer(False, f"'{self._name}' has stopped again: {self.trouble}", _MAKE_ROOM)
             # The guest runs, and that was asked for first.
             return Answer(True, values={"why": error.brief})
         return Answer(True, values={"late_ms": round(-late.ahead_ns / 1e6, 1)})

@@ -117,6 +117,15 @@ def test_start_says_why_it_failed(boot: Boot, folders: Path, scenario: str, said
     assert (kept / "argv.txt").read_text().startswith(str(Path(__file__).parents[2] / "fakes"))
 
 
+def test_disk_that_takes_no_data_ends_a_start(boot: Boot, folders: Path) -> None:
+    with pytest.raises(
+        MachineError, match="cannot write what the guest writes: No space left on device, before"
+    ) as caught:
+        boot("full-disk")
+    assert "make room" in caught.value.hint
+    assert entries(folders) == []
+
+
 def test_start_ends_at_the_deadline(boot: Boot, folders: Path) -> None:
     with pytest.raises(MachineError, match="not ready within") as caught:
         boot("silent", timeout_s=2.0)

@@ -26,11 +26,14 @@ class Verbs(Qmp):
     def __init__(self, fails: str = "") -> None:
         self.fails = fails
         self.done: list[str] = []
+        self.on_cont: Callable[[], None] = lambda: None
 
     async def execute(self, name: str, arguments: object = None) -> object:
         if name == self.fails:
             raise MachineError(f"QEMU refused '{name}'")
         self.done.append(name)
+        if name == "cont":
+            self.on_cont()
         return {}
 
 

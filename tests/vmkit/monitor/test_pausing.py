@@ -105,3 +105,21 @@ def test_record_that_cannot_be_written_is_an_error_and_written_later(
         assert machine.states[-1] == "ready"
 
     asyncio.run(main())
+
+
+def test_guest_that_stopped_by_itself_is_resumed_or_stops_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        machine = Machine(tmp_path)
+        machine.pausing.note_stop("the disk is full")
+        assert (machine.states[-1], machine.pausing.trouble) == ("paused", "the disk is full")
+        # Nothing was made room: QEMU stops the guest as soon as it runs.
+        machine.qemu.on_cont = lambda: machine.pausing.note_stop("the disk is full")
+        (answer,) = await machine.ask(Resume())
+        assert (answer.ok, answer.error) == (False, "'m' has stopped again: the disk is full")
+        assert machine.states[-1] == "paused"
+        machine.qemu.on_cont = lambda: None
+        (answer,) = await machine.ask(Resume())
+        assert answer.ok
+        assert (machine.states[-1], machine.pausing.trouble) == ("ready", "")
+
+    asyncio.run(main())

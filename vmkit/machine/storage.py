@@ -1,0 +1,226 @@
+"""What vmkit keeps on this host's disks: how many bytes of what, which of them no machine uses, and their removal.
+
+Everything that prune() removes can be made again. Stored machines and snapshots with a name are counted, and stay.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmkit.entries.entry import NEW_PREFIX, OLD_PREFIX
+from vmkit.entries.folder import hold_registry
+from vmkit.image.cache import find_cache_dir, open_cache
+from vmkit.machine.launch import Layout
+from vmkit.machine.registry import sweep
+from vmkit.machine.restore import find_snapshots_dir
+from vmkit.snapshots.store import MADE, NAMED, RECORD, Store
+from vmkit.stored.place import find_machines_folder
+from vmkit.stored.store import read_all_stored, sweep_stored
+from vsh.registry import LOCK, MACHINES, find_runtime_directory, is_held, read_machines
+
+# What was used within a week is most likely used again.
+IDLE_S = 7 * 24 * 3600.0
+MAX_RECORD_BYTES = 16 << 20
+MAX_ARGV_BYTES = 64 << 10
+
+IMAGES, ROOTS, INITRAMFSES, PACKAGES = "images", "roots", "initramfses", "packages"
+SNAPSHOTS, NAMED_SNAPSHOTS = "snapshots", "named snapshots"
+LEFTOVERS, STORED = "leftovers", "stored machines"
+# In the order of the output.
+KINDS = (IMAGES, ROOTS, INITRAMFSES, PACKAGES, SNAPSHOTS, NAMED_SNAPSHOTS, STORED, LEFTOVERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """One thing that takes room. used: when last, in seconds since 1970. is_kept: a machine uses it, or only its user
+    removes it.
+    """
+
+    kind: str
+    path: Path
+    size_bytes: int
+    used: float
+    is_kept: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """All things of a kind, and those among them that were or would be removed."""
+
+    kind: str
+    count: int
+    size_bytes: int
+    removed: int
+    removed_bytes: int
+
+
+def list_holdings() -> list[Holding]:
+    """Everything that takes room, of every kind. Raises HostError."""
+    return [*_list_cache(), *_list_snapshots(), *_list_stored(), *_list_leftovers()]
+
+
+def choose_unused(holdings: Iterable[Holding], *, idle_s: float = IDLE_S, now: float | None = None) -> list[Holding]:
+    """Those that no machine uses, and that were not used for so long. What a killed program left is never used."""
+    oldest = (time.time() if now is None else now) - idle_s
+    return [one for one in holdings if not one.is_kept and (one.kind == LEFTOVERS or one.used <= oldest)]
+
+
+def add_up(holdings: Iterable[Holding], removed: Iterable[Holding]) -> list[Total]:
+    """The figures of each kind that there is something of."""
+    gone = {one.path for one in removed}
+    totals = []
+    for kind in KINDS:
+        ours = [one for one in holdings if one.kind == kind]
+        theirs = [one for one in ours if one.path in gone]
+        if ours:
+            sizes = sum(one.size_bytes for one in ours), sum(one.size_bytes for one in theirs)
+            totals.append(Total(kind, len(ours), sizes[0], len(theirs), sizes[1]))
+    return totals
+
+
+def remove(holdings: Iterable[Holding]) -> list[Holding]:
+    """Removes things; returns those that are gone. One that another program has removed meanwhile is gone, too."""
+    chosen = list(holdings)
+    gone = []
+    sweep()
+    sweep_stored()
+    with open_cache(find_cache_dir()) as cache:
+        cache.sweep()
+        for one in chosen:
+            with contextlib.suppress(OSError):
+                if one.kind in (IMAGES, ROOTS, INITRAMFSES):
+                    cache.discard(one.path)
+                elif one.kind == SNAPSHOTS:
+                    Store(find_snapshots_dir()).remove(one.path)
+                elif one.kind == PACKAGES:
+                    one.path.unlink()
+            if not one.path.exists():
+                gone.append(one)
+    return gone
+
+
+def _list_cache() -> Iterator[Holding]:
+    cache = find_cache_dir()
+    words = _read_words()
+    needed = _find_named_images()
+    for kind, folder in ((IMAGES, "images"), (ROOTS, "roots")):
+        for path in _list(cache / folder):
+            is_kept = path.name in words or path.name in needed or (kind == ROOTS and _is_shared(path / "root"))
+            yield _look(kind, path, is_kept=is_kept)
+    for path in _list(cache / "initrds"):
+        yield _look(INITRAMFSES, path, is_kept=path.name in words)
+    known = _find_known_packages(cache / "resolved")
+    for path in _list(cache / "packages"):
+        # Those of the last resolve are what a build without a network needs.
+        yield _look(PACKAGES, path, is_kept=path.stem in known)
+    for path in _list(cache / "tmp"):
+        # Cache.sweep() leaves those whose program lives.
+        yield _look(LEFTOVERS, path, is_kept=_is_locked(path))
+
+
+def _read_words() -> str:
+    """The digests of the running machines' images, and QEMU's commands, which name the files of their roots."""
+    texts = []
+    for machine in read_machines():
+        with contextlib.suppress(OSError), (Path(machine.directory) / Layout.ARGV).open("rb") as file:
+            texts.append(file.read(MAX_ARGV_BYTES).decode(errors="surrogateescape"))
+        texts.append(str(machine.record.get("digest", "")))
+    return "\n".join(texts)
+
+
+def _find_named_images() -> set[str]:
+    """The digests of the images that snapshots with a name need."""
+    found = set()
+    for folder in _list(find_snapshots_dir() / NAMED):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            found.add(str(json.loads(_read_start(folder / RECORD))["record"]["facts"]["image"]))
+    return found
+
+
+def _find_known_packages(folder: Path) -> set[str]:
+    """The hashes of the packages of the last resolves."""
+    found: set[str] = set()
+    for path in _list(folder):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            found |= {str(record["sha256"]) for record in json.loads(_read_start(path))["records"]}
+    return found
+
+
+def _read_start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(MAX_RECORD_BYTES)
+
+
+def _is_shared(path: Path) -> bool:
+    """Whether a stored machine has the file under a name of its own."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_nlink > 1
+    return False
+
+
+def _list_snapshots() -> Iterator[Holding]:
+    folder = find_snapshots_dir()
+    for path in _list(folder / MADE):
+        if not path.name.startswith("."):
+            yield _look(SNAPSHOTS, path)
+    for path in _list(folder / NAMED):
+        if not path.name.startswith("."):
+            yield _look(NAMED_SNAPSHOTS, path, is_kept=True)
+
+
+def _list_stored() -> Iterator[Holding]:
+    for one in read_all_stored():
+        yield Holding(STORED, one.folder, one.measure(), 0.0, is_kept=True)
+
+
+def _list_leftovers() -> Iterator[Holding]:
+    """Folders of machines whose programs were killed."""
+    runtime = Path(find_runtime_directory())
+    if (runtime / MACHINES).is_dir():
+        with hold_registry(runtime):
+            for path in _list(runtime / MACHINES):
+                # A folder without a lock was never a machine's.
+                if not _is_held(path) and (path / LOCK).exists():
+                    yield _look(LEFTOVERS, path)
+    for path in _list(find_machines_folder()):
+        if path.name.startswith((NEW_PREFIX, OLD_PREFIX)) and not _is_held(path):
+            yield _look(LEFTOVERS, path)
+
+
+def _is_held(folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return is_held(folder / LOCK)
+    return False
+
+
+def _is_locked(folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return is_held(folder)
+    return True
+
+
+def _look(kind: str, path: Path, *, is_kept: bool = False) -> Holding:
+    used = 0.0
+    with contextlib.suppress(OSError):
+        used = path.stat().st_mtime
+    return Holding(kind, path, _measure(path), used, is_kept)
+
+
+def _measure(path: Path) -> int:
+    """The bytes on the disk that go with a file or folder: a file with a second name stays."""
+    total = 0
+    for one in (path, *path.rglob("*")) if path.is_dir() else (path,):
+        with contextlib.suppress(OSError):
+            status = one.lstat()
+            if one.is_dir() or status.st_nlink == 1:
+                total += status.st_blocks * 512
+    return total
+
+
+def _list(folder: Path) -> list[Path]:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return sorted(folder.iterdir())
+    return []
