@@ -243,7 +243,7 @@ def image(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_layout(tmp_path_factory.mktemp("image") / "layout", [layer.getvalue()], {"config": settings})
 
 
-def test_run_of_a_container_image(image: Path, vmkit: Run, folders: Path) -> None:
+def test_run_of_a_container_image(image: Path, vmkit: Run, folders: Path, tmp_path: Path) -> None:
     """As docker run --rm: settings, words, streams and statuses of the image and the user; and nothing stays."""
     source = f"oci:{image}"
 
@@ -254,8 +254,13 @@ def test_run_of_a_container_image(image: Path, vmkit: Run, folders: Path) -> Non
 
     assert run(source) == (0, b"hello 777 /srv/made/later from the image\n")
     given = ("-i", "-e", "GREETING=bye", "-w", "/home/ann", "-u", "0:0", "--entrypoint", "sh")
-    line = "echo $GREETING $(id -u) $(pwd); cat; exit 3"
-    assert run(*given, source, "--", "-c", line, stdin=b"in") == (3, b"bye 0 /home/ann\nin")
+    disk = tmp_path / "out.img"
+    disk.write_bytes(bytes(1 << 20))
+    line = "echo $GREETING $(id -u) $(pwd); cat; echo kept >/dev/vdb; exit 3"
+    done = run(*given, "--rwdisk", str(disk), source, "--", "-c", line, stdin=b"in")
+    assert done == (3, b"bye 0 /home/ann\nin")
+    # What the guest had in its memory alone.
+    assert disk.read_bytes().startswith(b"kept\n")
 
 
 def test_sessions_have_what_the_image_says(image: Path, vmkit: Run, up: Run, vsh: Run) -> None:
