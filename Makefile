@@ -14,9 +14,11 @@ PACKAGES := qemu-system-x86 zstd debian-archive-keyring ca-certificates mmdebstr
 # captures, and make container images, disks and file systems of every kind.
 TEST_PACKAGES := cpio gpg lz4 busybox-static gdb nftables iproute2 curl socat openssh-client openssh-sftp-server asciinema tshark btrfs-progs erofs-utils fdisk qemu-utils skopeo squashfs-tools umoci xfsprogs
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# The slow tests boot guests of other architectures.
+SLOW_PACKAGES := qemu-system-arm qemu-system-misc
 PYTEST_ARGS ?=
 
-.PHONY: help up down test slow quick unit vm wall-full lint drift docker bench fuzz api lock packages test-packages clean
+.PHONY: help up down test slow quick unit vm wall-full lint drift docker bench fuzz api lock packages test-packages slow-packages clean
 
 help:
 	@echo 'make up         install what is missing, build the image tiny, boot it, run a command in it'
@@ -52,7 +54,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow' $(PYTEST_ARGS)
 
 # The rest, green before a release: its summary goes into docs/explanation/benchmarks.md.
-slow: $(VENV)/.test
+slow: $(VENV)/.test slow-packages
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 # In-process tests alone, on two cores: while you edit.
@@ -107,8 +109,11 @@ fuzz: $(VENV)/.test
 	$(BIN)/python -m tests.fuzz.fuzz_users --cases $(CASES)
 
 # apt is asked only when a package is missing, so a second run needs neither root nor a network.
-packages test-packages:
-	@missing=''; for name in $(if $(filter test-packages,$@),$(TEST_PACKAGES),$(PACKAGES)); do \
+packages: WANTED := $(PACKAGES)
+test-packages: WANTED := $(TEST_PACKAGES)
+slow-packages: WANTED := $(SLOW_PACKAGES)
+packages test-packages slow-packages:
+	@missing=''; for name in $(WANTED); do \
 	    dpkg-query -W -f '$${Status}' $$name 2>/dev/null | grep -q 'install ok installed' || missing="$$missing $$name"; \
 	done; \
 	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \

@@ -36,6 +36,8 @@ ARROWS = {
         *("vmkit.vsock.packet", "vmkit.vsock.records", "vmkit.vsock.requests"),
     ),
     "vmkit.errors": ("vsh.errors",),
+    # A table that every room may know.
+    "vmkit.architectures": ("vmkit.errors",),
     "vmkit.run": ("vmkit.errors",),
     "vmkit.state": ("vmkit.errors",),
     # Reports are text of anybody's.
@@ -44,12 +46,15 @@ ARROWS = {
     "vmkit.entries": ("vmkit.entries.*", "vmkit.errors", "vsh.registry"),
     "vmkit.stored": ("vmkit.stored.*", "vmkit.entries.*", "vmkit.errors", "vmkit.state", "vsh.registry"),
     "vmkit.snapshots": ("vmkit.snapshots.*", "vmkit.errors", "vshd.wire.version"),
-    "vmkit.image": ("vmkit.image.*", "vmkit.errors", "vmkit.run", "vmkit.state", "vsh.errors", "vmkit", "vshd"),
+    "vmkit.image": (
+        *("vmkit.image.*", "vmkit.architectures", "vmkit.errors", "vmkit.run", "vmkit.state"),
+        *("vsh.errors", "vmkit", "vshd"),
+    ),
     # What a user brings becomes a disk in the cache; no machine is known here.
     "vmkit.roots": (
         *("vmkit.roots.*", "vmkit.image.formats.*", "vmkit.image.artifacts", "vmkit.image.cache"),
         *("vmkit.docker.engine",),
-        *("vmkit.errors", "vmkit.run"),
+        *("vmkit.architectures", "vmkit.errors", "vmkit.run"),
     ),
     # A kernel that its user built; no machine is known here.
     "vmkit.trees": (
@@ -60,19 +65,13 @@ ARROWS = {
     "vmkit.memory": ("vmkit.memory.*", "vmkit.errors"),
     "vmkit.machine": (
         *("vmkit.machine.*", "vmkit.entries.*", "vmkit.image.*", "vmkit.errors", "vmkit.run", "vmkit.state"),
-        *(
-            "vmkit.memory.lines",
-            "vmkit.roots.*",
-            "vmkit.trees.*",
-            "vmkit.snapshots.*",
-            "vmkit.stored.*",
-            "vmkit.copy.*",
-        ),
+        *("vmkit.architectures", "vmkit.memory.lines", "vmkit.roots.*", "vmkit.trees.*"),
+        *("vmkit.snapshots.*", "vmkit.stored.*", "vmkit.copy.*"),
         *("vsh.*", "vmkit"),
     ),
     "vmkit.monitor": (
         *("vmkit.monitor.*", "vmkit.machine.*", "vmkit.memory.*", "vmkit.entries.*", "vmkit.snapshots.*"),
-        *("vmkit.errors", "vmkit.run"),
+        *("vmkit.architectures", "vmkit.errors", "vmkit.run"),
         *("vsh.*", "vshd.carry.*"),
     ),
     # It gets its connections from its callers.
@@ -90,7 +89,10 @@ ARROWS = {
         *("vmkit.testing.*", "vmkit.pool.*", "vmkit.machine.*", "vmkit.forward.*", "vmkit.packets.*"),
         *("vmkit.errors", "vsh.*"),
     ),
-    "vmkit.matrix": ("vmkit.matrix.*", "vmkit.ktap.*", "vmkit.machine.*", "vmkit.junit", "vmkit.errors", "vsh.*"),
+    "vmkit.matrix": (
+        *("vmkit.matrix.*", "vmkit.ktap.*", "vmkit.machine.*", "vmkit.architectures", "vmkit.junit", "vmkit.errors"),
+        "vsh.*",
+    ),
     "vmkit.oneshot": (
         "vmkit.oneshot.*",
         "vmkit.machine.*",

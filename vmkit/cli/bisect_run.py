@@ -81,7 +81,7 @@ def _run(
     # What cannot work is refused before a build, which may take minutes.
     read_kernel(machine.spec)
     with open_progress(quiet=quiet) as tell:
-        build_image(load_image(machine.spec.image), progress=tell)
+        build_image(load_image(machine.spec.image, machine.spec.architecture), progress=tell)
         tell("booting the kernel", None)
     began_s = time.time()
     with contextlib.ExitStack() as stack:

@@ -140,6 +140,7 @@ def render_json(started: Started) -> dict[str, object]:
         "name": started.name,
         "cid": started.cid,
         "image": choices.built.name,
+        "architecture": choices.built.architecture,
         "accelerator": choices.accelerator.value,
         "accelerator_reason": choices.accelerator_reason,
         "backend": choices.backend.value,
@@ -227,7 +228,7 @@ def print_plan(spec: MachineSpec, *, as_json: bool) -> None:
 
     Starts no machine, not even to prove KVM.
     """
-    image = prepare(load_image(spec.image))
+    image = prepare(load_image(spec.image, spec.architecture))
     plan = plan_image(image).render()
     choices, qemu = _plan_start(spec) if find_built_image(image) is not None else (None, None)
     if as_json:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from vmkit.architectures import ARCHITECTURES, HOST
 from vmkit.cli.show import open_progress, print_json, print_table
 from vmkit.cli.values import complete_images
 from vmkit.errors import ConfigError, TrustError
@@ -24,6 +25,13 @@ from vmkit.image.recipe.config import list_images, load_image
 
 @click.command("build")
 @click.argument("image", default="tiny", shell_complete=complete_images)
+@click.option(
+    "--arch",
+    type=click.Choice(tuple(ARCHITECTURES)),
+    default=HOST,
+    show_default=True,
+    help="Architecture of the image's guests.",
+)
 @click.option("--update", is_flag=True, help="Look for newer packages first.")
 @click.option("--locked", is_flag=True, help="Use exactly the packages in the lock file.")
 @click.option("--update-lock", is_flag=True, help="Look for newer packages, then write the lock file.")
@@ -38,6 +46,7 @@ from vmkit.image.recipe.config import list_images, load_image
 def build(
     *,
     image: str,
+    arch: str,
     update: bool,
     locked: bool,
     update_lock: bool,
@@ -54,7 +63,7 @@ def build(
     """
     if locked and (update or update_lock):
         raise ConfigError("--locked excludes --update and --update-lock")
-    prepared = prepare(load_image(image))
+    prepared = prepare(load_image(image, arch))
     if dry_run:
         print(plan_image(prepared).render())
         return

@@ -27,8 +27,8 @@ def matrix(
 ) -> None:
     """Run commands in many machines: images x kernels x backends.
 
-    FILE is a TOML file with the images, kernels, backends and commands; docs/howto/matrix.md shows one. A cell is
-    one combination of these. Exits with 1 if a command failed or could not run.
+    FILE is a TOML file with the images, kernels, backends, architectures and commands; docs/howto/matrix.md shows
+    one. A cell is one combination of these. Exits with 1 if a command failed or could not run.
     """
     planned = read_matrix(file)
     cells = pick_cells(planned, only)
@@ -37,8 +37,8 @@ def matrix(
         return
     with open_progress(quiet=quiet) as tell:
         # One after another, and before any machine starts: cells of one image would all wait for its build.
-        for image in dict.fromkeys(cell.image for cell in cells):
-            build_image(load_image(image), progress=tell)
+        for image, architecture in dict.fromkeys((cell.image, cell.architecture) for cell in cells):
+            build_image(load_image(image, architecture), progress=tell)
         count = find_jobs(planned, jobs)
         tell(f"{len(cells)} machines, {count} at once", None)
         outcomes = run_cells(planned, cells, count, tell)

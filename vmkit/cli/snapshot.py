@@ -21,7 +21,9 @@ from vmkit.snapshots.store import Snapshot, read_snapshot
 from vsh.text import clean_text
 
 # They belong to one running machine, or to a boot that nothing is saved of.
-NOT_SAVED = ("name", "cid", "token", "boot", "snapshot", "gdb", "init", "partition", "root_from", "record", "rwdisks")
+NOT_SAVED = (
+    *("name", "cid", "arch", "token", "boot", "snapshot", "gdb", "init", "partition", "root_from", "record", "rwdisks"),
+)
 MIB = 1 << 20
 # The states of a snapshot.
 MADE, BEING_MADE, FAILED = "made", "being made", "failed"

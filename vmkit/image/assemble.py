@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import assert_never
 
+from vmkit.architectures import find_architecture
 from vmkit.errors import BuildError, ConfigError
 from vmkit.image.debian.bootstrap import bootstrap
 from vmkit.image.debian.deb import extract_deb, extract_patterns
@@ -41,6 +42,7 @@ from vmkit.image.recipe.config import ImageSpec, find_mention
 from vmkit.image.recipe.inputs import Inputs
 from vmkit.image.recipe.settings import HOOK_PATH, ContentKind
 from vmkit.image.recipe.template import render_templates
+from vmkit.image.twins import Twins
 from vmkit.image.wall.btf import BtfError
 from vmkit.image.wall.layer import LOADER_PATH, find_vshd_port, make_loader
 from vmkit.image.wall.spec import LOOPBACK_MODULE, MODPROBE_RULE, MODPROBE_RULE_PATH, KernelLayer, plan_init_words
@@ -91,6 +93,8 @@ class _Assembly:
         self._whole: dict[str, Node] = {}
         self._wall_trouble = ""
         self._initramfs: Tree | None = None
+        self._architecture = find_architecture(spec.architecture)
+        self._twins = Twins(debs, work / "twins") if self._architecture.is_emulated else None
 
     def run(self, tell: Callable[[str], None]) -> Assembled:
         _add_kernel_folders(self._tree)
@@ -196,7 +200,9 @@ class _Assembly:
         program, *_ = python_packages(version)
         work = self._work / "python"
         work.mkdir()
-        return GuestPython(self._tree, version, find_release(self._plan.lock.find(program).version), work)
+        release = find_release(self._plan.lock.find(program).version)
+        make_twin = self._twins.make_interpreter if self._twins else None
+        return GuestPython(self._tree, version, release, work, self._architecture, make_twin)
 
     def _take_host_python(self, step: TakeHostPython) -> None:
         python = self._python
@@ -267,6 +273,8 @@ class _Assembly:
         if wall.kernel is KernelLayer.OFF or kernel is None:
             return
         try:
+            if not self._architecture.has_kernel_layer:
+                raise BtfError(f"vmkit has no program for {self._architecture.name}")
             port = find_vshd_port(dict(self._spec.variables).get("vshd_flags"))
             loader = make_loader(find_btf(kernel.image), wall.connect_cids, port)
         except BtfError as error:
@@ -284,12 +292,15 @@ class _Assembly:
         if node is None:
             return
         busybox = self._work / "busybox"
-        busybox.write_bytes(node.data)
+        busybox.write_bytes(self._twins.read_busybox() if self._twins else node.data)
         busybox.chmod(0o700)
         listed = run([busybox, "--list-full"], timeout_s=_BUSYBOX_TIMEOUT_S).decode().split()
         taken = {posixpath.basename(path) for folder in ("bin", "sbin") for path in self._tree.glob(f"usr/{folder}/*")}
         for applet in listed:
-            if "/" in applet and posixpath.basename(applet) not in taken:
+            name = posixpath.basename(applet)
+            # Its twin may be of another version.
+            is_there = not self._twins or f"\0{name}\0".encode() in node.data
+            if "/" in applet and name not in taken and is_there:
                 self._tree.add(applet, symlink_node(f"/{_BUSYBOX}"))
 
     def _put_file(self, step: PutFile) -> None:
@@ -334,6 +345,7 @@ class _Assembly:
                 self._spec.wall,
                 HOOK_PATH if self._spec.hook else "",
                 self._spec.init if self._spec.root == "given" else "",
+                "" if self._architecture.has_kernel_layer else self._wall_trouble,
             ),
         }
         return known | dict(self._spec.variables)

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmkit.architectures import HOST
 from vmkit.errors import BuildError, ConfigError, HostError
 from vmkit.image.artifacts import are_whole, describe_artifacts
 from vmkit.image.cache import Cache, find_cache_dir, open_cache
@@ -60,6 +61,7 @@ class BuiltImage:
     # What the guest loads at boot, and what it can load: another kernel's are found by these names.
     modules: tuple[str, ...] = ()
     modules_available: tuple[str, ...] = ()
+    architecture: str = HOST
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def prepare(image: ImageSpec | Prepared) -> Prepared:
 
 
 def _load_prebuilt(spec: ImageSpec) -> tuple[ImageSpec, ...]:
-    images = tuple(load_image(name) for name in spec.prebuilt)
+    images = tuple(load_image(name, spec.architecture) for name in spec.prebuilt)
     for image in images:
         if image.prebuilt:
             raise ConfigError(f"{spec.origin}: prebuilt: {image.name} ships images itself", hint="one level is enough")
@@ -266,6 +268,7 @@ def _read_built(cache: Cache, spec: ImageSpec, digest: str, *, cached: bool) -> 
         takes_root=spec.root == "given",
         modules=spec.modules,
         modules_available=spec.modules_available,
+        architecture=spec.architecture,
     )
 
 
@@ -338,6 +341,7 @@ def _render_manifest(
         "schema": MANIFEST_SCHEMA,
         "name": spec.name,
         "digest": plan.digest,
+        "architecture": spec.architecture,
         "suite": plan.lock.suite,
         "kernel_version": assembled.kernel.version,
         "wall": {**asdict(spec.wall), "kernel_trouble": assembled.wall_trouble},

@@ -1,9 +1,10 @@
 """The CPython that compiles a guest's modules: this host's where it is the guest's very release, else the guest's own.
 
-The guest's own is a program of the image's packages, run on this host through the guest's loader and libraries. The
-host's is better: nothing of the image runs then. Its bytecode would be valid if only the minor version was the same,
-but not equal: of 597 modules of CPython 3.13, releases 0 and 5 compile 207 to other code. A build must not depend on
-the host that makes it, so the release must be the same, too.
+The guest's own is a program of the image's packages, run on this host through the guest's loader and libraries. A guest
+of another architecture has a twin for that (vmkit.image.twins). The host's is better: nothing of the image runs then.
+Its bytecode would be valid if only the minor version was the same, but not equal: of 597 modules of CPython 3.13,
+releases 0 and 5 compile 207 to other code. A build must not depend on the host that makes it, so the release must be
+the same, too.
 """
 
 import importlib.util
@@ -13,14 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmkit.architectures import Architecture
 from vmkit.errors import BuildError, CommandError, HostError
 from vmkit.run import run
 
 # Compiling a hundred modules takes about a second.
 _TIMEOUT_S = 120.0
 _QUERY_TIMEOUT_S = 20.0
-_LIBRARIES = "usr/lib/x86_64-linux-gnu"
-LOADER = f"{_LIBRARIES}/ld-linux-x86-64.so.2"
 # A distribution's own Python is here, also when another Python runs vmkit.
 _SYSTEM = "/usr/bin/python{}.{}"
 # vmkit.image.imports is written for it.
@@ -37,14 +37,14 @@ print(sys.implementation.name, *sys.version_info[:4], importlib.util.MAGIC_NUMBE
 
 @dataclass(frozen=True, slots=True)
 class Interpreter:
-    """How to run it. home: the folder of its library, where it would not find that by itself."""
+    """How to run it. home: the folder of its library, where it would not find that by itself.
+
+    is_guests: it has the guest's library, so that it finds what the guest will find.
+    """
 
     argv: tuple[Path, ...]
     home: Path | None
-
-    @property
-    def is_guests(self) -> bool:
-        return self.home is not None
+    is_guests: bool
 
     def run(self, script: str, *words: str, cwd: Path) -> bytes:
         """Runs a script, without site-packages. Raises CommandError. cwd is where imports are looked for first."""
@@ -81,17 +81,18 @@ def find_host_interpreter(release: str, magic: bytes) -> Interpreter | None:
     wanted = f"cpython {release.replace('.', ' ')} final {magic.hex()}"
     for path, description in _list_interpreters(release):
         if description == wanted:
-            return Interpreter((path,), None)
+            return Interpreter((path,), None, is_guests=False)
     return None
 
 
-def make_guest_interpreter(root: Path, program: str) -> Interpreter:
-    """The guest's own, with its libraries, in a folder of the host's. Raises BuildError where it has no C library."""
-    loader = root / LOADER
+def make_interpreter(root: Path, program: str, architecture: Architecture, *, is_guests: bool) -> Interpreter:
+    """A Debian's own, with its libraries, in a folder of the host's. Raises BuildError where it has no C library."""
+    libraries = root / "usr/lib" / architecture.triplet
+    loader = libraries / Path(architecture.loader).name
     if not loader.is_file():
         raise BuildError("the image holds no C library to run Python with", hint="list libc6 in the recipe's [extract]")
     words = ("--inhibit-cache", "--library-path")
-    return Interpreter((loader, *map(Path, words), root / _LIBRARIES, root / program), root / "usr")
+    return Interpreter((loader, *map(Path, words), libraries, root / program), root / "usr", is_guests)
 
 
 def _list_interpreters(release: str) -> Iterator[tuple[Path, str]]:

@@ -1,7 +1,7 @@
 """Turns a Debian kernel package into a boot image and an image's modules, with the lists that modprobe needs.
 
-Knows how Debian packs kernels (boot/vmlinuz-VERSION, modules perhaps compressed). The recipe chooses the modules.
-vmkit.image.modules finds what they need.
+Knows how Debian packs kernels (boot/vmlinuz-VERSION or vmlinux-VERSION, modules perhaps compressed). The recipe chooses
+the modules. vmkit.image.modules finds what they need.
 """
 
 import posixpath
@@ -13,6 +13,9 @@ from vmkit.image.debian.deb import read_deb
 from vmkit.image.formats.tree import FileKind, Node, Tree
 from vmkit.image.formats.vmlinux import extract_vmlinux, find_vmlinux
 from vmkit.image.modules import ModuleSet, find_module_name
+
+# The second where it is not packed: riscv64's.
+_BOOT_IMAGES = ("vmlinuz-", "vmlinux-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +54,8 @@ def take_kernel(
     for path, node in read_deb(deb):
         folder, base = posixpath.split(path)
         module = find_module_name(base)
-        if folder == "boot" and base.startswith("vmlinuz-"):
-            images[base.removeprefix("vmlinuz-")] = node.data
+        if folder == "boot" and base.startswith(_BOOT_IMAGES):
+            images[base.partition("-")[2]] = node.data
         elif base == "modules.builtin":
             builtin = node.data
         elif module and node.kind is FileKind.FILE:

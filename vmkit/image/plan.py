@@ -195,6 +195,7 @@ def make_plan(spec: ImageSpec, request: Request, inputs: Inputs, lock: Lock | No
 def _digest(spec: ImageSpec, inputs: Inputs, lock: Lock) -> str:
     covered = {
         "name": spec.name,
+        "architecture": spec.architecture,
         "kernel_format": spec.kernel_format,
         "kernel_args": spec.kernel_args,
         "modules": spec.modules,
@@ -214,6 +215,7 @@ def _digest(spec: ImageSpec, inputs: Inputs, lock: Lock) -> str:
         "suite": lock.suite,
         "kernel_suite": lock.kernel_suite,
         "packages": [(record.name, record.version, record.sha256) for record in lock.records],
+        "twins": [(record.name, record.version, record.sha256) for record in lock.twins],
         "closure": lock.closure,
     }
     return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()

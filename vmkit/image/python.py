@@ -9,24 +9,22 @@ nothing of recipes.
 import encodings
 import json
 import posixpath
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from encodings.aliases import aliases
 from pathlib import Path
 
+from vmkit.architectures import ARCHITECTURES, HOST, Architecture
 from vmkit.errors import BuildError, CommandError
 from vmkit.image import imports
 from vmkit.image.debian.deb import read_deb
 from vmkit.image.formats.tree import FileKind, Node, Tree, file_node, symlink_node
 from vmkit.image.interpreter import (
-    LOADER,
     Interpreter,
     find_host_interpreter,
     find_magic,
-    make_guest_interpreter,
+    make_interpreter,
 )
 from vmkit.image.needs import Needs
-
-_LIBRARIES = "usr/lib/x86_64-linux-gnu"
 
 _DEBIAN_PACKAGES = "usr/lib/python3/dist-packages"
 
@@ -71,14 +69,29 @@ sys.exit("\\n".join(failures) or None)
 class GuestPython:
     """The interpreter of a tree that is being built, version like `3.13`."""
 
-    def __init__(self, tree: Tree, version: str, release: str, work: Path) -> None:
-        """release: like `3.13.5`, empty where it is not known. work: an empty folder."""
+    def __init__(
+        self,
+        tree: Tree,
+        version: str,
+        release: str,
+        work: Path,
+        architecture: Architecture = ARCHITECTURES[HOST],
+        make_twin: Callable[[str], Interpreter] | None = None,
+    ) -> None:
+        """release: like `3.13.5`, empty where it is not known. work: an empty folder.
+
+        make_twin: for a guest whose own interpreter this host cannot run, of a version.
+        """
         self.version = version
         self._release = release
         self.library = f"usr/lib/python{version}"
         self.program = f"usr/bin/python{version}"
         self._tree = tree
         self._work = work
+        self._make_twin = make_twin
+        self._architecture = architecture
+        self._libraries = f"usr/lib/{architecture.triplet}/"
+        self._loader = self._libraries + posixpath.basename(architecture.loader)
         self._root = work / "root"
         self._sources: dict[str, bytes] = {}
         # The names of all modules of the packages that the listed ones are from.
@@ -212,15 +225,17 @@ class GuestPython:
         host = find_host_interpreter(self._release, magic) if self._release and magic else None
         if host is not None:
             return host
+        if self._make_twin is not None:
+            return self._make_twin(self.version)
         self._write_root()
-        return make_guest_interpreter(self._root, self.program)
+        return make_interpreter(self._root, self.program, self._architecture, is_guests=True)
 
     def _write_root(self) -> None:
         """Writes what the guest's interpreter needs to run here: itself, its libraries, its modules as sources."""
         for path, node in self._tree.walk():
-            if node.kind is FileKind.FILE and path.startswith((_LIBRARIES + "/", self.library + "/", self.program)):
+            if node.kind is FileKind.FILE and path.startswith((self._libraries, self.library + "/", self.program)):
                 self._write(path, node.data)
-            elif node.kind is FileKind.SYMLINK and path.startswith(_LIBRARIES + "/"):
+            elif node.kind is FileKind.SYMLINK and path.startswith(self._libraries):
                 library = self._tree.resolve(path)
                 if library is not None and library.kind is FileKind.FILE:
                     self._write(path, library.data)
@@ -231,7 +246,7 @@ class GuestPython:
         target = self._root / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)
-        target.chmod(0o755 if path in (self.program, LOADER) else 0o644)
+        target.chmod(0o755 if path in (self.program, self._loader) else 0o644)
 
 
 def _find_codec_module(name: str) -> str:

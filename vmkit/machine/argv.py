@@ -1,5 +1,6 @@
 """QEMU's argv as it travels to the monitor: with marks in the places of what only the monitor knows. Pure."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -14,7 +15,7 @@ READY_PORT_MARK = "{ready_port}"
 # Of the guest's memory: a file that the monitor makes, so that it is still there when QEMU is gone.
 MEMORY_MARK = "{memory}"
 # Announces the token to the guest. A guest that cannot find it must not serve without.
-TOKEN_WORD = "vmkit.token=smbios"  # noqa: S105  (a word, not a secret)
+TOKEN_WORD = "vmkit.token="  # noqa: S105  (a word, not a secret)
 QMP_MONITOR = "chardev=qmp,mode=control"
 NO_SOCKETS: Mapping[str, int] = MappingProxyType({})
 BY_HAND_NOTE = "# by hand, with the console in your terminal (Ctrl-a x ends it) and without the vsock device:"
@@ -65,4 +66,4 @@ class QemuPlan:
             words[words.index(socket.mark)] = socket.render_by_hand()
         words[words.index(CONSOLE_CHARDEV)] = "stdio,id=console,mux=on,signal=off"
         words = [word.replace(READY_PORT_MARK, str(USER_READY_PORT)).replace(MEMORY_MARK, "memfd") for word in words]
-        return [word.replace(f" {TOKEN_WORD}", "") for word in words]
+        return [re.sub(rf" {re.escape(TOKEN_WORD)}\S+", "", word) for word in words]

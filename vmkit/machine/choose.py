@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmkit.architectures import HOST, find_architecture
 from vmkit.entries.folder import open_runtime_directory
 from vmkit.image.build import BuiltImage, build_image
 from vmkit.image.recipe.config import load_image
@@ -19,7 +20,7 @@ from vmkit.machine.parts.table import PARTS
 from vmkit.machine.registry import check_path_length
 from vmkit.machine.source import RootDisk, read_root_of
 from vmkit.machine.spec import MAX_NAME_CHARACTERS, Accelerator, Backend, MachineSpec
-from vmkit.machine.token import find_token_path, needs_token
+from vmkit.machine.token import find_initrd_path, find_token_path, needs_token
 from vmkit.machine.vhost import VhostDoor
 from vsh.registry import MACHINES
 
@@ -46,29 +47,31 @@ class Choices:
     nested: bool = False
 
 
-def build_named_image(image: str, tell: Tell) -> BuiltImage:
+def build_named_image(image: str, tell: Tell, architecture: str = HOST) -> BuiltImage:
     """The image of a shipped name or of a recipe's path, from the cache or built now."""
-    return build_image(load_image(image), progress=tell)
+    return build_image(load_image(image, architecture), progress=tell)
 
 
 def choose(
-    spec: MachineSpec, tell: Tell, door: VhostDoor, build: Build = build_named_image, *, prove: bool = True
+    spec: MachineSpec, tell: Tell, door: VhostDoor, build: Build | None = None, *, prove: bool = True
 ) -> Choices:
     """The image, QEMU, accelerator and backend a spec leads to on this host.
 
-    prove: whether KVM may be proven by booting a kernel under it, where that has not been done yet.
+    build: stands for build_named_image. prove: whether KVM may be proven by booting a kernel under it, where that has
+    not been done yet.
     """
     own = read_kernel(spec)
+    architecture = find_architecture(spec.architecture)
     for part in PARTS:
         part.check_host(spec)
     runtime = open_runtime_directory()
     # What cannot work is refused before anything that takes its time: a build, the proof of KVM.
     check_path_length(runtime / MACHINES / (spec.name or Path(spec.image).stem[:MAX_NAME_CHARACTERS]))
     probe.check_open_files()
-    qemu = probe.find_qemu(runtime)
+    qemu = probe.find_qemu(runtime, architecture.qemu)
     backend, backend_reason = probe.choose_backend(spec.backend, probe.probe_vhost(door))
     probe.check_memory(spec.memory_mib)
-    built = build(spec.image, tell)
+    built = build(spec.image, tell) if build else build_named_image(spec.image, tell, spec.architecture)
     for part in PARTS:
         part.check_image(spec, built)
     root = _read_root(spec) if built.takes_root else None
@@ -77,7 +80,9 @@ def choose(
         kernel, initrd = own.image, fit_initrd(spec, own, built, root.type if root else "", backend)
     check_guest_memory(spec.memory_mib, kernel, initrd)
     kvm = None
-    if spec.accelerator is None:
+    if architecture.is_emulated:
+        kvm = probe.Verdict(False, f"this host's processor does not run {architecture.name}")
+    elif spec.accelerator is None:
         kvm = probe.probe_kvm(qemu, built.kernel, runtime, prove=prove)
     accelerator, accelerator_reason = probe.choose_accelerator(spec.accelerator, kvm)
     return Choices(
@@ -106,6 +111,8 @@ def plan_hardware(
     spec: MachineSpec, choices: Choices, name: str, cid: int, directory: Path, *, is_restored: bool = False
 ) -> Hardware:
     """Everything that decides QEMU's argv. directory: the machine's. is_restored: it starts from a snapshot."""
+    has_token = needs_token(choices.backend, asked=spec.token)
+    has_own_initrd = has_token and not find_architecture(spec.architecture).has_oem_strings
     return Hardware(
         spec=spec,
         name=name,
@@ -115,10 +122,10 @@ def plan_hardware(
         backend=choices.backend,
         qemu=choices.qemu.path,
         kernel=choices.kernel,
-        initrd=choices.initrd,
+        initrd=find_initrd_path(directory) if has_own_initrd else choices.initrd,
         kernel_args=choices.built.kernel_args,
         ready_port=USER_READY_PORT if choices.backend is Backend.USER else None,
-        token=find_token_path(directory) if needs_token(choices.backend, asked=spec.token) else None,
+        token=find_token_path(directory) if has_token else None,
         root=choices.root,
         root_type=choices.root_type,
         nested=choices.nested,

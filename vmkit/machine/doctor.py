@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from vmkit.architectures import ARCHITECTURES
 from vmkit.entries.folder import open_runtime_directory
 from vmkit.errors import HostError
 from vmkit.image.build import find_built_image
@@ -54,6 +55,7 @@ def examine(image: str = "tiny", door: VhostDoor | None = None) -> list[Check]:
     """Every check, in the order a person would ask. door stands for the kernel's vhost-vsock."""
     looks: dict[str, Callable[[], Iterator[Check]]] = {
         "qemu": _check_qemu,
+        "other architectures": _check_architectures,
         "kvm": lambda: _check_kvm(image),
         "vhost-vsock": lambda: _check_vhost(door or KernelVhostDoor()),
         "af_vsock": _check_vsock,
@@ -97,6 +99,19 @@ def _check_qemu() -> Iterator[Check]:
         yield Check(
             "qemu devices", Level.BROKEN, "this QEMU has no vhost-user-vsock-pci", "install Debian's qemu-system-x86"
         )
+
+
+def _check_architectures() -> Iterator[Check]:
+    """Only --arch needs the other QEMUs, and vmkit works without them."""
+    for row in ARCHITECTURES.values():
+        if not row.is_emulated:
+            continue
+        path = shutil.which(row.qemu)
+        if path is not None:
+            yield Check(row.qemu, Level.OK, path)
+        else:
+            hint = f"sudo apt-get install {row.package}"
+            yield Check(row.qemu, Level.FALLBACK, f"not found; --arch {row.name} needs it", hint)
 
 
 def _check_kvm(image: str) -> Iterator[Check]:

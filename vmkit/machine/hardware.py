@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmkit.architectures import Architecture, find_architecture
 from vmkit.machine.spec import Accelerator, Backend, MachineSpec
 
 # The port of the host that receives READY on the `user` backend, where every machine has ports of its own
@@ -35,3 +36,8 @@ class Hardware:
     root_type: str = ""
     nested: bool = False
     is_restored: bool = False
+
+    @property
+    def architecture(self) -> Architecture:
+        """Of the guest."""
+        return find_architecture(self.spec.architecture)

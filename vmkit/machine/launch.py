@@ -32,6 +32,7 @@ class Layout:
     VSOCK_CONTROL = "device.sock"
     # Never one of LOGS: those are kept, and shown.
     TOKEN = "token"  # noqa: S105  (a file's name)
+    INITRD = "initrd"
     CONTROL = "monitor.sock"
     CONSOLE_SOCKET = "console.sock"
     GDB_SOCKET = "gdb.sock"

@@ -29,8 +29,9 @@ class Machine(MachineHandle):
 
     image: a shipped image's name, a recipe's path, or what the root is: a disk, a folder or a tar by its path, with a
     slash, or a container image (`docker://NAME`). memory: MiB as a number, or text such as "1G". timeout_s: the
-    deadline for READY. token: demand the machine's token, as the backend vhost always does. What is None is chosen: the
-    name after the image, the lowest free CID from 3 on, KVM where it is proven to work, vhost where it is there.
+    deadline for READY. token: demand the machine's token, as the backend vhost always does. arch: of the guest, "amd64"
+    by default; "arm64", "riscv64" and "s390x" are emulated. What is None is chosen: the name after the image, the
+    lowest free CID from 3 on, KVM where it is proven to work, vhost where it is there.
 
     root: an ext4 instead of the image's disk, or what the image `any` has as its root; partition: in that disk. disks:
     files the guest has as disks and may read; rwdisks: may write, after those. gdb: serve gdb's remote protocol on the
@@ -52,6 +53,7 @@ class Machine(MachineHandle):
         cpus: int = DEFAULT_CPUS,
         accelerator: str | None = None,
         backend: str | None = None,
+        arch: str | None = None,
         kernel: str | Path | None = None,
         append: str = "",
         tree: str | Path | None = None,

@@ -10,6 +10,7 @@ from functools import partial
 from os import PathLike
 from typing import Any
 
+from vmkit.architectures import ARCHITECTURES, HOST, find_architecture
 from vmkit.errors import ConfigError
 from vmkit.machine.parts.part import Option, OptionKind
 from vmkit.machine.parts.table import PARTS
@@ -87,6 +88,17 @@ OPTIONS: tuple[Option, ...] = (
         words=("auto", "vhost", "user"),
         shows_default=True,
         read=partial(parse_choice, Backend, "backend"),
+        is_python=True,
+    ),
+    Option(
+        "arch",
+        OptionKind.CHOICE,
+        flag="--arch",
+        help="Architecture of the guest. All but amd64 are emulated, and have no snapshots.",
+        words=tuple(ARCHITECTURES),
+        shows_default=True,
+        field="architecture",
+        read=lambda name: HOST if name is None else find_architecture(name).name,
         is_python=True,
     ),
     Option(

@@ -27,7 +27,7 @@ def read_kernel(spec: MachineSpec) -> "KernelFiles | None":
     """
     if spec.tree is None and spec.modules is None:
         if spec.kernel is not None:
-            check_kernel(spec.kernel)
+            check_kernel(spec.kernel, spec.architecture)
         return None
     # Most machines have the kernel of their image.
     from vmkit.trees.files import find_installed, find_tree  # noqa: PLC0415

@@ -19,14 +19,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from vmkit.architectures import ARCHITECTURES, HOST, find_package
 from vmkit.errors import HostError
 from vmkit.machine.launch import MIN_OPEN_FILES
 from vmkit.machine.spec import Accelerator, Backend
 from vmkit.machine.vhost import VhostDoor
 from vmkit.run import render_command, run
 
-QEMU = "qemu-system-x86_64"
-QEMU_PACKAGE = "qemu-system-x86"
+QEMU = ARCHITECTURES[HOST].qemu
 # `-action`, memory-backend-memfd and vhost-user-vsock-pci together: QEMU 6.0 and later.
 MIN_QEMU_VERSION = (6, 0)
 KVM_DEVICE = "/dev/kvm"
@@ -71,8 +71,9 @@ def find_qemu(cache_dir: Path | None = None, name: str = QEMU) -> Qemu:
     """
     path = shutil.which(name)
     if path is None:
-        raise HostError(f"cannot find QEMU ({name}) on PATH", hint=f"install it: sudo apt-get install {QEMU_PACKAGE}")
-    text = _read_version_text(path, cache_dir)
+        hint = f"install it: sudo apt-get install {find_package(name)}"
+        raise HostError(f"cannot find QEMU ({name}) on PATH", hint=hint)
+    text = _read_version_text(path, None if cache_dir is None else cache_dir / _name_note(name))
     match = VERSION.search(text)
     if match is None:
         raise HostError(f"cannot tell the version of {path}", details=text)
@@ -82,17 +83,22 @@ def find_qemu(cache_dir: Path | None = None, name: str = QEMU) -> Qemu:
     return Qemu(path, version)
 
 
-def _read_version_text(path: str, cache_dir: Path | None) -> str:
+def _name_note(name: str) -> str:
+    """Each QEMU has a note of its own."""
+    return VERSION_FILE if name == QEMU else f"{name}-{VERSION_FILE}"
+
+
+def _read_version_text(path: str, note: Path | None) -> str:
     """`QEMU emulator version ...`; asking costs a twentieth of a second, so the answer of an unchanged file is kept."""
     status = Path(path).stat()
     key = f"{path} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
-    known = None if cache_dir is None else _read_note(cache_dir / VERSION_FILE, key)
+    known = None if note is None else _read_note(note, key)
     if known is not None:
         return str(known.get("version", ""))
-    text = run([path, "--version"], timeout_s=10.0, package=QEMU_PACKAGE).decode(errors="replace")
+    text = run([path, "--version"], timeout_s=10.0, package=find_package(path)).decode(errors="replace")
     # An answer without a version is an error, which should not outlive its cause.
-    if cache_dir is not None and VERSION.search(text):
-        _write_note(cache_dir / VERSION_FILE, key, {"version": text})
+    if note is not None and VERSION.search(text):
+        _write_note(note, key, {"version": text})
     return text
 
 

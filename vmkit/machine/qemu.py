@@ -19,12 +19,13 @@ from vmkit.machine.argv import (
 from vmkit.machine.hardware import Hardware
 from vmkit.machine.parts.part import render_options
 from vmkit.machine.parts.table import PARTS
-from vmkit.machine.spec import MAX_KERNEL_COMMAND_LINE_BYTES, Accelerator
+from vmkit.machine.spec import Accelerator
+from vmkit.machine.token import TOKEN_PATH
 
 # `quiet` keeps the slow serial line out of the boot's time. panic=-1 turns every panic into a reset at once, and that
 # ends the machine (reboot=shutdown). cryptomgr.notests saves the self tests of the kernel's ciphers, a quarter of a
 # boot under TCG.
-BASE_KERNEL_ARGS = ("console=ttyS0", "quiet", "panic=-1", "cryptomgr.notests")
+BASE_KERNEL_ARGS = ("quiet", "panic=-1", "cryptomgr.notests")
 # The guest takes its machine's name for its hostname.
 NAME_WORD = "vmkit.name="
 
@@ -35,17 +36,19 @@ def render_kernel_command_line(hardware: Hardware) -> str:
     Raises ConfigError where the kernel would silently cut it.
     """
     port = READY_PORT_MARK if hardware.ready_port is None else hardware.ready_port
-    words = [*dict.fromkeys([*BASE_KERNEL_ARGS, *hardware.kernel_args]), f"vmkit.ready={port}"]
+    console = f"console={hardware.architecture.console}"
+    words = [*dict.fromkeys([console, *BASE_KERNEL_ARGS, *hardware.kernel_args]), f"vmkit.ready={port}"]
     words.append(f"{NAME_WORD}{hardware.name}")
     if hardware.token is not None:
-        words.append(TOKEN_WORD)
+        words.append(f"{TOKEN_WORD}{'smbios' if hardware.architecture.has_oem_strings else f'file:/{TOKEN_PATH}'}")
     for part in PARTS:
         words += part.plan_words(hardware)
     line = " ".join([*words, hardware.spec.append]).strip()
     size_bytes = len(os.fsencode(line))
-    if size_bytes > MAX_KERNEL_COMMAND_LINE_BYTES:
+    limit_bytes = hardware.architecture.command_line_bytes
+    if size_bytes > limit_bytes:
         raise ConfigError(
-            f"the kernel command line is too long: {size_bytes} bytes of {MAX_KERNEL_COMMAND_LINE_BYTES}",
+            f"the kernel command line is too long: {size_bytes} bytes of {limit_bytes}",
             hint="shorten --append or the image's kernel arguments",
         )
     return line
@@ -63,8 +66,7 @@ def plan_qemu(hardware: Hardware) -> QemuPlan:
             "-S", "-action", "reboot=shutdown",
             # A guest that breaks into QEMU finds no execve, no setuid and no resource control there.
             "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-            # Devices that no guest of ours uses cost boot time: SATA, SMBus, USB and the HPET are off.
-            "-machine", "q35,sata=off,smbus=off,usb=off,hpet=off,memory-backend=ram",
+            "-machine", f"{hardware.architecture.board},memory-backend=ram",
             *_plan_cpu(hardware),
             "-smp", str(hardware.spec.cpus),
             "-m", f"{hardware.spec.memory_mib}M",
@@ -73,8 +75,8 @@ def plan_qemu(hardware: Hardware) -> QemuPlan:
             *chain.from_iterable(part.plan_argv(hardware) for part in PARTS),
             "-chardev", CONSOLE_CHARDEV, "-serial", "chardev:console",
             "-chardev", QMP_CHARDEV, "-mon", QMP_MONITOR,
-            # By it a kernel learns that it is a copy: new for each QEMU.
-            "-device", "vmgenid,guid=auto",
+            # By it a kernel learns that it is a copy: new for each QEMU. Only guests that are saved become copies.
+            *(() if hardware.architecture.is_emulated else ("-device", "vmgenid,guid=auto")),
             *_plan_kernel(hardware),
             *_plan_token(hardware),
         ),
@@ -85,12 +87,13 @@ def plan_qemu(hardware: Hardware) -> QemuPlan:
 def _plan_cpu(hardware: Hardware) -> tuple[str, ...]:
     if hardware.accelerator is Accelerator.KVM:
         return ("-accel", "kvm", "-cpu", hardware.spec.cpu or "host")
+    if hardware.architecture.is_emulated:
+        accel = "tcg,thread=single" if hardware.nested else "tcg"
+        return ("-accel", accel, "-cpu", hardware.spec.cpu or hardware.architecture.cpu)
     if hardware.nested:
         # Emulation inside emulation: a plain model is faster, and kernels panic on any that has cmpxchg16b.
         return ("-accel", "tcg,thread=single", "-cpu", hardware.spec.cpu or "qemu64,-cx16")
-    # cmpxchg16b goes wrong when an interrupt lands on it in QEMU 7.2's TCG: guests under vsock load double-fault in
-    # kmalloc.
-    return ("-accel", "tcg", "-cpu", hardware.spec.cpu or "max,cx16=off")
+    return ("-accel", "tcg", "-cpu", hardware.spec.cpu or hardware.architecture.cpu)
 
 
 def _plan_kernel(hardware: Hardware) -> tuple[str, ...]:
@@ -104,9 +107,10 @@ def _plan_kernel(hardware: Hardware) -> tuple[str, ...]:
 def _plan_token(hardware: Hardware) -> tuple[str, ...]:
     """An OEM string of the firmware's tables: root alone reads them in the guest, and every kernel shows them.
 
-    A restored guest gets its token by the thaw: its firmware does not run again.
+    A restored guest gets its token by the thaw: its firmware does not run again. Other architectures have it in the
+    initramfs.
     """
-    if hardware.token is None or hardware.is_restored:
+    if hardware.token is None or hardware.is_restored or not hardware.architecture.has_oem_strings:
         return ()
     # In QEMU's options a comma ends a value, and two are one.
     return ("-smbios", render_options({"type": "11", "path": str(hardware.token)}))

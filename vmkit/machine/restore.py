@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vmkit.architectures import HOST
 from vmkit.errors import ConfigError, HostError, MachineError
 from vmkit.image.cache import find_cache_dir
 from vmkit.machine.choose import Choices, plan_hardware
@@ -59,8 +60,9 @@ def open_store() -> Store:
 
 def find_obstacle(spec: MachineSpec, choices: Choices) -> str:
     """Why no snapshot of such a machine can be made or used; empty when nothing stands against it."""
-    if spec.netdev is not None:
-        return "it has a network device"
+    if spec.architecture != HOST or spec.netdev is not None:
+        foreign = f"it is of {spec.architecture}, and only machines of {HOST} can be saved"
+        return "it has a network device" if spec.architecture == HOST else foreign
     if spec.gdb or spec.gdb_port is not None:
         return "gdb is served, which is for a boot"
     if spec.root_from is not None:

@@ -17,7 +17,7 @@ from vmkit.errors import ConfigError, HostError, MachineError
 from vmkit.image.cache import Cache, open_cache
 from vmkit.machine import stop
 from vmkit.machine.builders import end_builder, find_builder
-from vmkit.machine.choose import Build, Tell, build_named_image, choose
+from vmkit.machine.choose import Build, Tell, choose
 from vmkit.machine.restore import SNAPSHOTS_VARIABLE, find_facts, find_obstacle, open_store, render_options
 from vmkit.machine.spec import LAST_GUEST_CID, Backend, MachineSpec, check_name
 from vmkit.machine.start import Started, start_machine
@@ -65,7 +65,6 @@ def make_snapshot(
     very snapshot, before the wait for it. By default a builder in the background ends then: it has too low a priority
     to be waited for. Raises VshError kinds; nothing is left behind then.
     """
-    build = build or build_named_image
     say = tell or (lambda _text, _fraction: None)
     wait = on_wait or (lambda key: _take_over(key, say))
     started_s = time.monotonic()
@@ -160,7 +159,7 @@ def _check_unchanged(before: dict[str, object], after: dict[str, object]) -> Non
         raise MachineError(f"no snapshot was made: {changed} changed meanwhile", hint="run it again")
 
 
-def _save(spec: MachineSpec, folder: Path, commands: Sequence[str], say: Tell, build: Build) -> Started:
+def _save(spec: MachineSpec, folder: Path, commands: Sequence[str], say: Tell, build: Build | None) -> Started:
     started = start_machine(spec, tell=say, build=build, is_owned=True)
     try:
         entry = _find_entry(started)

@@ -86,7 +86,7 @@ def take_source(spec: MachineSpec, tell: "Callable[[str, float | None], None]") 
         return spec
     from vmkit.roots.prepare import prepare_root  # noqa: PLC0415
 
-    prepared = prepare_root(spec.source, progress=tell)
+    prepared = prepare_root(spec.source, progress=tell, architecture=spec.architecture)
     return replace(spec, root=prepared.path, container=adapt_settings(prepared.settings, spec.source))
 
 

@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vmkit.architectures import HOST, find_architecture
 from vmkit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,8 +40,6 @@ MAX_PARTITIONS = 128
 MAX_TIMEOUT_S = 7 * 24 * 3600.0
 # pid 1 of a root that its user gave: systemd where it is there, systemd, vmkit's own.
 INITS = ("auto", "systemd", "none")
-# COMMAND_LINE_SIZE of x86 (arch/x86/include/asm/setup.h): the kernel cuts a longer one silently.
-MAX_KERNEL_COMMAND_LINE_BYTES = 2048 - 1
 
 
 class Accelerator(StrEnum):
@@ -105,7 +104,8 @@ class MachineSpec:
     socket in the machine's directory; gdb_port: on this port of the loopback, which every user of the host can reach.
     cpu: a model and features, as QEMU's -cpu has them. netdev: gives the guest a network device with this behind it, as
     QEMU's -netdev has it, without an id: for measuring against, and so no option of the command line. record: the
-    folder of the host into which vsh records its sessions. more: name and value of each option that has no field here.
+    folder of the host into which vsh records its sessions. architecture: the guest's, by Debian's name. more: name and
+    value of each option that has no field here.
     """
 
     image: str = DEFAULT_IMAGE
@@ -138,6 +138,8 @@ class MachineSpec:
     cpu: str | None = None
     netdev: str | None = None
     record: Path | None = None
+    # Of the guest; others than the host's are emulated.
+    architecture: str = HOST
     # Start it by a boot, although it has a snapshot; or from the snapshot that the user gave this name.
     boot: bool = False
     snapshot: str | None = None
@@ -161,6 +163,11 @@ class MachineSpec:
         if not 0 < self.timeout_s <= MAX_TIMEOUT_S:
             raise ConfigError(
                 f"--timeout must be above 0 and at most {MAX_TIMEOUT_S:.0f} seconds, not {self.timeout_s:g}",
+            )
+        if find_architecture(self.architecture).is_emulated and self.accelerator is Accelerator.KVM:
+            raise ConfigError(
+                f"KVM runs guests of this host's architecture, {HOST}, and the machine is {self.architecture}",
+                hint="leave --accel out",
             )
         # Parts know this class, and the smallest programs need no part.
         from vmkit.machine.parts.table import PARTS  # noqa: PLC0415

@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from vmkit.architectures import find_architecture
 from vmkit.errors import MachineError
-from vmkit.machine.choose import Build, Choices, Tell, build_named_image, choose, plan_hardware
+from vmkit.machine.choose import Build, Choices, Tell, choose, plan_hardware
 from vmkit.machine.handover import MonitorHandle, start_monitor
 from vmkit.machine.launch import MAX_REPORT_LINE_BYTES, LaunchPlan, Report, SnapshotPlan, Stage, parse_report
 from vmkit.machine.parts.table import PARTS, list_companion_logs
@@ -25,7 +26,7 @@ from vmkit.machine.restore import SnapshotSource, drop_source, find_source, take
 from vmkit.machine.source import name_machine, take_source
 from vmkit.machine.spec import Backend, MachineSpec
 from vmkit.machine.stored import hold_stored
-from vmkit.machine.token import DEMANDED, find_token_path, make_token, needs_token
+from vmkit.machine.token import DEMANDED, append_token, find_token_path, make_token, needs_token
 from vmkit.machine.vhost import KernelVhostDoor, VhostClaim, VhostDoor
 
 log = logging.getLogger("vmkit")
@@ -92,7 +93,7 @@ def start_machine(
     with contextlib.ExitStack() as stack:
         monitor = monitor or stack.enter_context(start_monitor())
         spec = take_source(take_options(spec), say)
-        choices = choose(spec, say, vhost_door, build or build_named_image)
+        choices = choose(spec, say, vhost_door, build)
         start = _Start(spec, choices, say, on_directory, vhost_door, started_s, is_owned=is_owned)
         source = find_source(spec, choices)
         if source is None:
@@ -141,6 +142,8 @@ class _Start:
             stored_fd = stack.enter_context(hold_stored(spec.stored)) if spec.stored is not None else None
             if needs_token(choices.backend, asked=spec.token):
                 make_token(reservation.directory)
+                if not find_architecture(spec.architecture).has_oem_strings:
+                    append_token(reservation.directory, choices.initrd)
             plan = plan_launch(spec, choices, reservation, record, is_owned=self.is_owned, snapshot=snapshot)
             # Should this be interrupted, the monitor must be gone before the reservation is: it holds the lock as well.
             with monitor.ended_on_error():
@@ -181,6 +184,7 @@ def plan_record(spec: MachineSpec, choices: Choices) -> dict[str, object]:
         "source": _find_source(spec, choices),
         "container": None if spec.container is None else asdict(spec.container),
         "digest": choices.built.digest,
+        "architecture": spec.architecture,
         "backend": choices.backend.value,
         "accelerator": choices.accelerator.value,
         "memory_mib": spec.memory_mib,

@@ -69,8 +69,9 @@ def create_stored(
     check_stored_name(name)
     require_free(name)
     kept = _keep_options(options)
-    _make_plain_spec(name, kept)
-    source, prepared = _prepare(source, partition, tell or (lambda _text, _fraction: None))
+    spec = _make_plain_spec(name, kept)
+    say = tell or (lambda _text, _fraction: None)
+    source, prepared = _prepare(source, partition, spec.architecture, say)
     with make_stored(name) as new:
         new.record = _fill(new.folder, name, source, prepared, disk_bytes, kept)
     return read_stored(name)
@@ -114,7 +115,7 @@ def _make_plain_spec(name: str, options: Mapping[str, Any]) -> MachineSpec:
     return make_spec(ANY, {**options, "name": name})
 
 
-def _prepare(source: str, partition: int | None, tell: Tell) -> "tuple[str, PreparedRoot]":
+def _prepare(source: str, partition: int | None, architecture: str, tell: Tell) -> "tuple[str, PreparedRoot]":
     """The root's name, and the disk or the packed root that a machine is based on.
 
     Raises ConfigError for what cannot be written.
@@ -128,7 +129,7 @@ def _prepare(source: str, partition: int | None, tell: Tell) -> "tuple[str, Prep
             f"'{source}' is an image or a recipe, and a stored machine needs a root of yours",
             hint="give a folder, an archive, a disk by its path, or a container image: docker://debian:stable",
         )
-    prepared = prepare_root(found.text, partition=partition, progress=tell, is_writable=True)
+    prepared = prepare_root(found.text, partition=partition, architecture=architecture, progress=tell, is_writable=True)
     if prepared.file_system.value != EXT4:
         raise ConfigError(
             f"{source} holds {prepared.file_system.value}, and a stored machine needs an ext4 or what becomes one",

@@ -150,6 +150,7 @@ class MatrixRun:
             cell.image,
             name=name,
             backend=cell.backend,
+            arch=cell.architecture,
             kernel=cell.kernel,
             # A matrix is there to see kernels and images boot.
             boot=True,

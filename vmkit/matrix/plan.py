@@ -1,6 +1,6 @@
 """Turns a matrix file into cells. Pure. A cell is one planned machine and its commands, which run one after another.
 
-images x kernels x backends x commands; docs/howto/matrix.md explains every key.
+images x kernels x backends x architectures x commands; docs/howto/matrix.md explains every key.
 """
 
 import re
@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vmkit.architectures import ARCHITECTURES, HOST
 from vmkit.errors import ConfigError
 from vmkit.machine.options import OPTIONS
 from vmkit.machine.parts.part import Option
@@ -21,7 +22,7 @@ MAX_FILE_BYTES = 1 << 20
 MAX_CELLS = 1000
 # Machine options that all cells have in common.
 OPTION_KEYS = tuple(option.name for option in OPTIONS if option.is_matrix)
-KEYS = ("images", "kernels", "backends", *OPTION_KEYS, "timeout", "fresh", "ktap", "commands")
+KEYS = ("images", "kernels", "backends", "architectures", *OPTION_KEYS, "timeout", "fresh", "ktap", "commands")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -47,11 +48,14 @@ class Cell:
     commands: tuple[GuestCommand, ...]
 
     is_fresh: bool = False
+    architecture: str = HOST
 
     @property
     def name(self) -> str:
         kernel = "own" if self.kernel is None else self.kernel.name
-        words = (Path(self.image).stem, kernel, self.backend)
+        words: tuple[str, ...] = (Path(self.image).stem, kernel, self.backend)
+        if self.architecture != HOST:
+            words = (*words, self.architecture)
         return "/".join((*words, self.commands[0].name) if self.is_fresh else words)
 
 
@@ -96,14 +100,20 @@ def plan_matrix(raw: Mapping[str, Any], path: Path) -> Matrix:
     for backend in backends:
         if backend not in BACKENDS:
             raise ConfigError(f"{path}: backends: must be one of {', '.join(BACKENDS)}, not '{backend}'")
+    architectures = _texts(raw, "architectures", path, [HOST])
+    for architecture in architectures:
+        if architecture not in ARCHITECTURES:
+            known = ", ".join(ARCHITECTURES)
+            raise ConfigError(f"{path}: architectures: must be one of {known}, not '{architecture}'")
     commands = _mark_ktap(_commands(raw.get("commands"), path), raw, path)
     is_fresh = _value(raw, "fresh", bool, False, path)
     groups = [(command,) for command in commands] if is_fresh else [tuple(commands)]
     cells = tuple(
-        Cell(image, kernel, backend, group, is_fresh)
+        Cell(image, kernel, backend, group, is_fresh, architecture)
         for image in images
         for kernel in kernels
         for backend in backends
+        for architecture in architectures
         for group in groups
     )
     names = [cell.name for cell in cells]

@@ -8,7 +8,7 @@ from vmkit.ktap.results import make_case
 from vmkit.matrix.execute import CellResult
 from vmkit.matrix.plan import Cell
 
-COLUMNS = ("IMAGE", "KERNEL", "BACKEND", "COMMAND", "RESULT", "SECONDS")
+COLUMNS = ("IMAGE", "KERNEL", "BACKEND", "ARCH", "COMMAND", "RESULT", "SECONDS")
 
 
 def render_report(outcomes: Sequence[CellResult]) -> bytes:
@@ -33,6 +33,7 @@ def render_rows(outcomes: Sequence[CellResult]) -> list[tuple[str, ...]]:
             outcome.cell.image,
             "own" if outcome.cell.kernel is None else outcome.cell.kernel.name,
             outcome.cell.backend,
+            outcome.cell.architecture,
             outcome.command.name,
             outcome.verdict if outcome.verdict is CaseVerdict.PASSED else f"{outcome.verdict}: {outcome.brief}",
             f"{outcome.seconds:.1f}",

@@ -12,10 +12,10 @@ from vmkit.monitor.console import ConsoleTrouble, Trouble
 # Beside those of the parts: what a machine's own options can cause.
 _KNOWN = (
     KnownEnd(
-        r"unable to find CPU model '(.*)'",
+        r"(qemu-system-\w+): unable to find CPU model '(.*)'",
         "qemu-exit",
-        r"QEMU has no CPU model '\1'",
-        "list them: qemu-system-x86_64 -cpu help",
+        r"QEMU has no CPU model '\2'",
+        r"list them: \1 -cpu help",
     ),
     KnownEnd(
         r"failed to set MSR|kvm\.c:\d+: \w+: Assertion",
@@ -108,7 +108,7 @@ def _explain_output(exit_: QemuExit, known: Sequence[KnownEnd]) -> End:
         return End("limit", brief, details=exit_.output, hint=hint)
     for end in (*known, *_KNOWN):
         if words := re.search(end.pattern, exit_.output):
-            return End(end.reason, words.expand(end.brief), details=exit_.output, hint=end.hint)
+            return End(end.reason, words.expand(end.brief), details=exit_.output, hint=words.expand(end.hint))
     return End("qemu-exit", f"QEMU ended with {exit_.how}", details=exit_.output)
 
 

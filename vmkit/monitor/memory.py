@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from vmkit.architectures import HOST
+from vmkit.errors import MachineError
 from vsh.text import tail_lines
 
 T = TypeVar("T")
@@ -21,11 +23,12 @@ T = TypeVar("T")
 class GuestMemory:
     """The memory of one machine. Invariant: the file at `path` is a whole log, or absent.
 
-    path: where the kernel's log goes.
+    path: where the kernel's log goes. architecture: the guest's.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, architecture: str = HOST) -> None:
         self._path = path
+        self._architecture = architecture
         self._using = asyncio.Lock()
         self.fd = os.memfd_create("guest-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
@@ -56,6 +59,10 @@ class GuestMemory:
 
     async def take_log(self) -> bytes:
         """Reads the kernel's log, writes it to the file, and returns it. Raises MachineError, OSError."""
+        if self._architecture != HOST:
+            # vmkit.memory knows the tables of pages of amd64.
+            brief = f"vmkit cannot read the kernel's log in the memory of a guest of {self._architecture}"
+            raise MachineError(brief, hint="while the guest answers, ask it: vsh -- dmesg")
         return await self.use(self._take_log)
 
     async def take_tail(self, lines: int) -> str:

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
+from vmkit.architectures import HOST, find_package
 from vmkit.entries.entry import discard
 from vmkit.errors import MachineError
 from vmkit.machine.argv import BY_HAND_NOTE
@@ -106,7 +107,8 @@ class Monitor:
         self._console: Console | None = None
         self._console_task: asyncio.Task[None] | None = None
         self._fittings = Fittings(plan.qemu.fittings, self._life, self._events, self._listen_unix, self._open_log)
-        self._memory = GuestMemory(plan.directory / Layout.KERNEL_LOG)
+        architecture = str(plan.record.get("architecture", HOST))
+        self._memory = GuestMemory(plan.directory / Layout.KERNEL_LOG, architecture)
         self._stack.push_async_callback(self._memory.close)
         self._qemu: Child | None = None
         self._qmp: Qmp | None = None
@@ -253,7 +255,7 @@ class Monitor:
                 (self._plan.directory / Layout.ARGV).write_bytes(os.fsencode(text))
             log = self._open_log(Layout.QEMU_LOG)
             fds = (console_fd, qmp_fd, self._memory.fd, *served.values())
-            qemu = await start_child("qemu", argv, log=log, pass_fds=fds, package="qemu-system-x86")
+            qemu = await start_child("qemu", argv, log=log, pass_fds=fds, package=find_package(argv[0]))
         self._events.add("qemu-started", {"pid": qemu.pid})
         return qemu
 

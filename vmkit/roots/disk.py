@@ -7,7 +7,7 @@ lists them, and the user chooses.
 from dataclasses import dataclass
 
 from vmkit.errors import ConfigError
-from vmkit.roots.partitions import NEVER_ROOT, ROOT_AMD64, Partition, Table, find_type_name, read_table
+from vmkit.roots.partitions import NEVER_ROOT, ROOTS, Partition, Table, read_table
 from vmkit.roots.superblocks import FileSystem, Reader, describe_other, find_file_system
 
 _KINDS = "ext4, squashfs, erofs, xfs and btrfs"
@@ -82,7 +82,7 @@ def _choose(read: Reader, table: Table, name: str, number: int | None) -> tuple[
         for partition in table.partitions
         if (file_system := find_file_system(_shift(read, partition))) is not None
     }
-    roots = [partition for partition in found if partition.what == find_type_name(ROOT_AMD64)]
+    roots = [partition for partition in found if partition.what in ROOTS]
     candidates = roots or [partition for partition in found if partition.what not in NEVER_ROOT]
     if len(candidates) == 1:
         return candidates[0], found[candidates[0]]

@@ -271,5 +271,5 @@ def _check(config: ImageConfig, layers: int, architecture: str, name: str) -> No
     if config.system not in ("", "linux") or config.architecture not in ("", *known):
         raise ConfigError(
             f"{name} is for {config.system or 'linux'}/{config.architecture}, and the machine is linux/{architecture}",
-            hint="choose an image for this architecture",
+            hint="choose an image for this architecture, or a machine for the image: --arch",
         )

@@ -26,10 +26,15 @@ _PROTECTIVE = 0xEE
 _REPAIR = "repair it with sgdisk or fdisk, or give a disk image with only the root file system"
 
 # The types that matter for the choice of a root (UAPI group, Discoverable Partitions Specification).
-ROOT_AMD64 = uuid.UUID("4f68bce3-e8cd-4db1-96e7-fbcaf984b709")
+_ROOTS = {
+    uuid.UUID("4f68bce3-e8cd-4db1-96e7-fbcaf984b709"): "root (x86-64)",
+    uuid.UUID("b921b045-1df0-41c3-af44-4c6f280d3fae"): "root (arm64)",
+    uuid.UUID("72ec70a6-cf74-40e6-bd49-4bda08e8f224"): "root (riscv64)",
+    uuid.UUID("5eead9a9-fe09-4a1e-a1d7-520d00531306"): "root (s390x)",
+}
 LINUX_DATA = uuid.UUID("0fc63daf-8483-4772-8e79-3d69d8477de4")
 _NAMES = {
-    ROOT_AMD64: "root (x86-64)",
+    **_ROOTS,
     LINUX_DATA: "Linux",
     uuid.UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b"): "EFI system",
     uuid.UUID("21686148-6449-6e6f-744e-656564454649"): "BIOS boot",
@@ -39,6 +44,8 @@ _NAMES = {
     uuid.UUID("e6d6d379-f507-44c2-a23c-238f2a3df928"): "LVM",
 }
 _MBR_NAMES = {0x83: "Linux", 0x82: "swap", 0xEF: "EFI system", 0x8E: "LVM", 0x07: "NTFS", 0x0C: "FAT", 0x0B: "FAT"}
+# A table names these as a root.
+ROOTS = frozenset(_ROOTS.values())
 # A table names these as something that is never a root.
 NEVER_ROOT = frozenset({"EFI system", "BIOS boot", "boot loader", "swap", "home", "LVM"})
 

@@ -5,6 +5,7 @@ Pure. A root for another machine boots into "Exec format error"; this says so be
 
 import struct
 
+from vmkit.architectures import ARCHITECTURES
 from vmkit.errors import ConfigError
 from vmkit.image.formats.tree import FileKind, Tree
 
@@ -42,6 +43,7 @@ def check_architecture(tree: Tree, architecture: str, name: str) -> None:
             if machine not in _RUNS.get(architecture, (architecture,)):
                 raise ConfigError(
                     f"{name} is made for {machine}, and the machine is {architecture}: see /{path}",
-                    hint="choose a root for this architecture",
+                    hint="choose a root for this architecture"
+                    + (f", or a machine for the root: --arch {machine}" if machine in ARCHITECTURES else ""),
                 )
             return

@@ -24,14 +24,16 @@ class DutyError(Exception):
 
 
 class Duties:
-    """The words, parsed. layers: those of the wall that the image wants. system: see vshd.pid1.system."""
+    """The words, parsed. layers: those of the wall that the image wants. no_kernel: why it has no kernel layer. system:
+    see vshd.pid1.system."""
 
-    __slots__ = ("hook", "layers", "lock_modules", "require_kernel", "system")
+    __slots__ = ("hook", "layers", "lock_modules", "no_kernel", "require_kernel", "system")
 
     def __init__(self) -> None:
         self.hook = ""
         self.layers: list[str] = []
         self.lock_modules = False
+        self.no_kernel = ""
         self.require_kernel = False
         self.system = "none"
 
@@ -45,6 +47,8 @@ def take_duties(words: list[str]) -> tuple[Duties, list[str]]:
             duties.hook = value
         elif name == "--init_wall":
             duties.layers = value.split(",")
+        elif name == "--init_no_kernel":
+            duties.no_kernel = value
         elif name == "--init_require_kernel":
             duties.require_kernel = True
         elif name == "--init_system":
@@ -60,7 +64,7 @@ def raise_kernel_layer(duties: Duties) -> str:
     """Loads the wall's programs into the kernel; the layer's state. Raises DutyError where the image needs it."""
     if "kernel" not in duties.layers:
         return OFF
-    trouble = _run_loader() or _try_loopback()
+    trouble = duties.no_kernel or _run_loader() or _try_loopback()
     if not trouble:
         return ON
     if duties.require_kernel:

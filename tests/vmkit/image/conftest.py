@@ -37,11 +37,15 @@ busybox-static = ["bin/busybox"]
 MakeDeb = Callable[..., Path]
 
 
-def make_elf(*, modinfo: bytes = b"", needed: tuple[bytes, ...] = (), note: bytes = b"") -> bytes:
-    """The smallest 64-bit ELF file with a .modinfo, a .dynamic or a .notes section (elf.h)."""
+def make_elf(
+    *, modinfo: bytes = b"", needed: tuple[bytes, ...] = (), note: bytes = b"", order: str = "<", machine: int = 62
+) -> bytes:
+    """The smallest 64-bit ELF file with a .modinfo, a .dynamic or a .notes section (elf.h). order: of its bytes."""
     names = b"\0.modinfo\0.dynamic\0.dynstr\0.shstrtab\0.notes\0"
     strings = b"\0" + b"\0".join(needed) + b"\0"
-    dynamic = b"".join(struct.pack("<qQ", 1, strings.index(name)) for name in needed) + struct.pack("<qQ", 0, 0)
+    dynamic = b"".join(struct.pack(f"{order}qQ", 1, strings.index(name)) for name in needed) + struct.pack(
+        f"{order}qQ", 0, 0
+    )
     contents = [b"", modinfo, dynamic, strings, names, note]
     labels = ["", ".modinfo", ".dynamic", ".dynstr", ".shstrtab", ".notes"]
     kinds = [0, 1, 6 if needed else 1, 3, 3, 7]
@@ -49,11 +53,15 @@ def make_elf(*, modinfo: bytes = b"", needed: tuple[bytes, ...] = (), note: byte
     for label, kind, content in zip(labels, kinds, contents, strict=True):
         name = names.index(label.encode() + b"\0") if label else 0
         link = 3 if label == ".dynamic" else 0
-        headers += struct.pack("<IIQQQQIIQQ", name, kind, 0, 0, offset + len(body), len(content), link, 0, 1, 0)
+        headers += struct.pack(f"{order}IIQQQQIIQQ", name, kind, 0, 0, offset + len(body), len(content), link, 0, 1, 0)
         body += content
     start = offset + len(body)
-    ident = b"\x7fELF\x02\x01\x01" + bytes(9)
-    return struct.pack("<16sHHIQQQIHHHHHH", ident, 1, 62, 1, 0, 0, start, 0, 64, 0, 0, 64, 6, 4) + body + headers
+    ident = b"\x7fELF\x02" + bytes([1 if order == "<" else 2, 1]) + bytes(9)
+    return (
+        struct.pack(f"{order}16sHHIQQQIHHHHHH", ident, 1, machine, 1, 0, 0, start, 0, 64, 0, 0, 64, 6, 4)
+        + body
+        + headers
+    )
 
 
 def make_module(name: str, depends: str = "") -> bytes:
@@ -74,10 +82,12 @@ def _make_deb(
     fields: str = "",
     links: dict[str, str] | None = None,
     executable: tuple[str, ...] = (),
+    architecture: str = "amd64",
 ) -> Path:
     root = Path(tempfile.mkdtemp(dir=folder))
     (root / "DEBIAN").mkdir()
-    control = f"Package: {name}\nVersion: {version}\nArchitecture: amd64\nMaintainer: nobody <n@example.org>\n{fields}"
+    head = f"Package: {name}\nVersion: {version}\nArchitecture: {architecture}\n"
+    control = f"{head}Maintainer: nobody <n@example.org>\n{fields}"
     (root / "DEBIAN/control").write_text(control + "Description: made by a test\n")
     for path, data in (files or {}).items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +98,7 @@ def _make_deb(
         (root / path).symlink_to(target)
     for directory in (root, *(path for path in root.rglob("*") if path.is_dir() and not path.is_symlink())):
         directory.chmod(0o755)
-    deb = folder / f"{name}_{version}_amd64.deb"
+    deb = folder / f"{name}_{version}_{architecture}.deb"
     words = ["dpkg-deb", "--build", "--root-owner-group", "-Zgzip", "-z1", str(root), str(deb)]
     subprocess.run(words, check=True, capture_output=True)
     shutil.rmtree(root)
@@ -124,9 +134,10 @@ class ArchiveFixture:
         shutil.copytree(self.root, folder)
         return ArchiveFixture(folder, self.keyring, self.stranger_keyring, self.sign)
 
-    def add(self, deb: Path) -> None:
-        """Puts one more package in and signs the index anew."""
-        shutil.copy(deb, self.root / "pool")
+    def add(self, *debs: Path) -> None:
+        """Puts more packages in and signs the index anew."""
+        for deb in debs:
+            shutil.copy(deb, self.root / "pool")
         _write_index(self.root)
         self.sign(self.root / "dists/stable")
 
@@ -141,20 +152,22 @@ class ArchiveFixture:
 
 
 def _write_index(root: Path, suite: str = "stable", pool: str = "pool") -> None:
-    stanzas = []
+    stanzas: dict[str, list[str]] = {"amd64": []}
     for deb in sorted((root / pool).glob("*.deb")):
         control = subprocess.run(["dpkg-deb", "-f", str(deb)], check=True, capture_output=True, text=True).stdout
         digest = hashlib.sha256(deb.read_bytes()).hexdigest()
-        stanzas.append(
+        stanzas.setdefault(deb.stem.rpartition("_")[2], []).append(
             f"{control.strip()}\nFilename: {pool}/{deb.name}\nSize: {deb.stat().st_size}\nSHA256: {digest}\n"
         )
-    index = "\n".join(stanzas).encode()
     dist = root / "dists" / suite
-    (dist / "main/binary-amd64").mkdir(parents=True, exist_ok=True)
-    (dist / "main/binary-amd64/Packages").write_bytes(index)
-    line = f" {hashlib.sha256(index).hexdigest()} {len(index)} main/binary-amd64/Packages\n"
-    head = f"Origin: Test\nSuite: {suite}\nCodename: {suite}\nComponents: main\nArchitectures: amd64\n"
-    (dist / "Release").write_text(f"{head}Date: Thu, 01 Jan 2026 00:00:00 UTC\nSHA256:\n{line}")
+    lines = ""
+    for architecture, texts in stanzas.items():
+        index = "\n".join(texts).encode()
+        (dist / f"main/binary-{architecture}").mkdir(parents=True, exist_ok=True)
+        (dist / f"main/binary-{architecture}/Packages").write_bytes(index)
+        lines += f" {hashlib.sha256(index).hexdigest()} {len(index)} main/binary-{architecture}/Packages\n"
+    head = f"Origin: Test\nSuite: {suite}\nCodename: {suite}\nComponents: main\nArchitectures: {' '.join(stanzas)}\n"
+    (dist / "Release").write_text(f"{head}Date: Thu, 01 Jan 2026 00:00:00 UTC\nSHA256:\n{lines}")
 
 
 @contextmanager
@@ -248,9 +261,17 @@ def fake_spec(cache_dir: Path, archive: ArchiveFixture, write_recipe: Callable[.
     """fake_spec(more TOML, tables="") gives an image of the archive's fake packages; its keyring is trusted."""
     archive.trust()
 
-    def load(top: str = "", tables: str = "", *, at: ArchiveFixture = archive, name: str = "my") -> ImageSpec:
+    def load(
+        top: str = "",
+        tables: str = "",
+        *,
+        at: ArchiveFixture = archive,
+        name: str = "my",
+        base: str = BASE_RECIPE,
+        architecture: str = "amd64",
+    ) -> ImageSpec:
         head = f'mirror = "{at.mirror}"\nkeyring = "{at.keyring}"\n'
-        return config.load_image(str(write_recipe(head + top + BASE_RECIPE + tables, name)))
+        return config.load_image(str(write_recipe(head + top + base + tables, name)), architecture)
 
     return load
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from vmkit.architectures import Architecture
 from vmkit.errors import BuildError
 from vmkit.image import python
 from vmkit.image.build import BuiltImage, build_image
@@ -18,7 +19,7 @@ from vmkit.image.cache import find_cache_dir
 from vmkit.image.debian.packages import make_request
 from vmkit.image.formats.cpio import read_cpio
 from vmkit.image.formats.tree import FileKind
-from vmkit.image.interpreter import Interpreter, make_guest_interpreter
+from vmkit.image.interpreter import Interpreter, make_interpreter
 from vmkit.image.recipe.config import load_image
 from vmkit.image.recipe.resources import find_vshd_dir
 
@@ -108,13 +109,13 @@ def test_host_s_python_of_the_guest_s_release_compiles_the_same_bytes(
     (tmp_path / "packages").symlink_to(cache / "packages")
     monkeypatch.setenv("VMKIT_CACHE_DIR", str(tmp_path))
     ran: list[Path] = []
-    run_here = make_guest_interpreter
+    run_here = make_interpreter
 
-    def note(root: Path, program: str) -> Interpreter:
+    def note(root: Path, program: str, architecture: Architecture, *, is_guests: bool) -> Interpreter:
         ran.append(root)
-        return run_here(root, program)
+        return run_here(root, program, architecture, is_guests=is_guests)
 
-    monkeypatch.setattr(python, "make_guest_interpreter", note)
+    monkeypatch.setattr(python, "make_interpreter", note)
     again = build_image(recipe)
     if ran:
         pytest.skip(f"this host's Python is not {suite}'s")

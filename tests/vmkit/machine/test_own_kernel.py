@@ -21,6 +21,7 @@ from vmkit.machine.spec import Backend, DiskSpec, MachineSpec
         ({"tree": Path("/t"), "kernel": Path("/k")}, "--tree excludes --kernel"),
         ({"tree": Path("/t"), "modules": Path("/m")}, "--tree excludes --modules"),
         ({"modules": Path("/m")}, "--modules needs the kernel"),
+        ({"tree": Path("/t"), "architecture": "arm64"}, "--tree and --modules are for machines of amd64, and this one"),
     ],
 )
 def test_options_that_exclude_each_other(options: dict[str, Any], reason: str) -> None:

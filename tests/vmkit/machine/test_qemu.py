@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vmkit.architectures import ARCHITECTURES, HOST
 from vmkit.errors import ConfigError
 from vmkit.machine.hardware import Hardware
 from vmkit.machine.qemu import plan_qemu, render_kernel_command_line
@@ -73,6 +74,78 @@ def test_kvm_uses_the_hosts_processor() -> None:
     argv = plan_qemu(replace(HARDWARE, accelerator=Accelerator.KVM)).argv
     assert argv[argv.index("-accel") + 1] == "kvm"
     assert argv[argv.index("-cpu") + 1] == "host"
+
+
+# What differs from amd64's argv, and from each other's.
+GOLDEN_EMULATED = {
+    "arm64": (
+        "-machine virt,gic-version=3,memory-backend=ram -accel tcg -cpu cortex-a72",
+        "-device pcie-root-port,id=vsock-port,slot=1,power_controller_present=off",
+        "console=ttyAMA0 ",
+        "vsock-port",
+    ),
+    "riscv64": (
+        "-machine virt,memory-backend=ram -accel tcg -cpu rv64",
+        "-device pcie-root-port,id=vsock-port,slot=1,power_controller_present=off",
+        "console=ttyS0 ",
+        "vsock-port",
+    ),
+    "s390x": ("-machine s390-ccw-virtio,memory-backend=ram -accel tcg -cpu max", "", "console=ttysclp0 ", "pci.0"),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN_EMULATED)
+def test_argv_of_another_architecture_is_its_rows(name: str) -> None:
+    board, port, console, bus = GOLDEN_EMULATED[name]
+    qemu = ARCHITECTURES[name].qemu
+    plan = plan_qemu(replace(HARDWARE, spec=MachineSpec(architecture=name), qemu=qemu))
+    argv = plan.render_argv(console_fd=11, qmp_fd=12, memory_fd=13, ready_port=7777)
+    text = " ".join(argv)
+    assert argv[0] == qemu
+    assert f" {board} -smp 1 " in text
+    assert port in text and ("pcie-root-port" in text) == bool(port)
+    assert argv[-1].startswith(console)
+    assert "vmgenid" not in text and "q35" not in text
+    assert plan.plug[-1].arguments["bus"] == bus
+    vhost = plan_qemu(replace(HARDWARE, spec=MachineSpec(architecture=name), backend=Backend.VHOST))
+    assert vhost.plug[0].arguments["bus"] == bus
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_token_is_in_the_firmware_or_in_the_initramfs(name: str) -> None:
+    hardware = replace(HARDWARE, spec=MachineSpec(architecture=name, token=True), token=Path("/t"))
+    plan = plan_qemu(hardware)
+    is_hosts = name == HOST
+    assert ("-smbios" in plan.argv) == is_hosts
+    word = "vmkit.token=smbios" if is_hosts else "vmkit.token=file:/etc/vmkit/token"
+    assert word in plan.argv[plan.argv.index("-append") + 1].split()
+    # By hand, there is no token.
+    assert "vmkit.token" not in " ".join(plan.render_by_hand())
+
+
+def test_emulated_machine_takes_the_users_processor() -> None:
+    spec = MachineSpec(architecture="arm64", cpu="neoverse-n1")
+    argv = plan_qemu(replace(HARDWARE, spec=spec, nested=True)).argv
+    assert argv[argv.index("-cpu") + 1] == "neoverse-n1"
+    assert argv[argv.index("-accel") + 1] == "tcg,thread=single"
+
+
+def test_kvm_runs_no_other_architecture() -> None:
+    with pytest.raises(ConfigError, match="KVM runs guests of this host's architecture, amd64, and the machine is arm"):
+        MachineSpec(architecture="arm64", accelerator=Accelerator.KVM)
+    with pytest.raises(ConfigError, match="there is no architecture 'arm'"):
+        MachineSpec(architecture="arm")
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_kernel_command_line_has_the_limit_of_its_architecture(name: str) -> None:
+    limit = ARCHITECTURES[name].command_line_bytes
+    line = render_kernel_command_line(replace(HARDWARE, spec=MachineSpec(architecture=name, append="a")))
+    room = limit - len(line) + 1
+    spec = MachineSpec(architecture=name, append="a" * room)
+    assert len(render_kernel_command_line(replace(HARDWARE, spec=spec))) == limit
+    with pytest.raises(ConfigError, match=f"too long: {limit + 1} bytes of {limit}"):
+        render_kernel_command_line(replace(HARDWARE, spec=replace(spec, append="a" * (room + 1))))
 
 
 def test_users_kernel_arguments_come_last_and_win() -> None:

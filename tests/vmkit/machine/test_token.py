@@ -10,13 +10,22 @@ import pytest
 
 from tests.vmkit.machine.test_qemu import HARDWARE
 from vmkit.errors import HostError, MachineError
+from vmkit.image.formats.cpio import read_cpio, render_cpio
+from vmkit.image.formats.tree import Tree, file_node
 from vmkit.machine import stop
 from vmkit.machine.launch import Layout
 from vmkit.machine.qemu import plan_qemu, render_kernel_command_line
 from vmkit.machine.registry import find_state_directory
 from vmkit.machine.spec import Backend, MachineSpec
 from vmkit.machine.start import Started
-from vmkit.machine.token import find_token_path, make_token, needs_token
+from vmkit.machine.token import (
+    TOKEN_PATH,
+    append_token,
+    find_initrd_path,
+    find_token_path,
+    make_token,
+    needs_token,
+)
 from vsh.address import address_of
 from vsh.registry import find_machine
 from vsh.token import read_token
@@ -198,3 +207,23 @@ def test_sockets_are_their_owners_alone_in_a_directory_that_is(
         folder = folder.parent
     for path in started.directory.iterdir():
         assert not path.lstat().st_mode & 0o077, path
+
+
+def test_guest_without_such_firmware_has_the_token_in_its_initramfs(tmp_path: Path) -> None:
+    """Behind the image's own archive, at a multiple of four bytes, for root alone."""
+    image = tmp_path / "image"
+    tree = Tree()
+    tree.add("init", file_node(b"#!/bin/sh\n", 0o755))
+    image.write_bytes(render_cpio(tree) + b"\0")
+    make_token(tmp_path)
+    append_token(tmp_path, image)
+    path = find_initrd_path(tmp_path)
+    assert stat.S_IMODE(path.lstat().st_mode) == 0o600
+    data = path.read_bytes()
+    assert data.startswith(image.read_bytes())
+    start = image.stat().st_size + -image.stat().st_size % 4
+    node = {entry.path: entry.node for entry in read_cpio(data[start:])}[TOKEN_PATH]
+    assert node.data == find_token_path(tmp_path).read_bytes()
+    assert (node.mode, node.uid, node.gid) == (0o600, 0, 0)
+    with pytest.raises(HostError, match="cannot write the machine's initramfs"):
+        append_token(tmp_path, image)

@@ -33,6 +33,14 @@ def test_everything_times_everything() -> None:
     assert [command.argv for command in matrix.cells[0].commands] == [("sh", "-c", "uname -a"), ("echo", "a b")]
 
 
+def test_architectures_multiply_and_the_hosts_own_is_not_named() -> None:
+    cells = plan(images=["tiny"], backends=["user"], architectures=["amd64", "s390x"]).cells
+    assert [(cell.name, cell.architecture) for cell in cells] == [
+        ("tiny/own/user", "amd64"),
+        ("tiny/own/user/s390x", "s390x"),
+    ]
+
+
 def test_fresh_gives_each_command_a_machine() -> None:
     assert [cell.name for cell in plan(fresh=True).cells] == ["tiny/own/auto/uname", "tiny/own/auto/words"]
 
@@ -49,6 +57,7 @@ def test_name_of_a_cell_does_not_depend_on_the_number_of_commands() -> None:
         ({"images": []}, "images: must be a list"),
         ({"images": "tiny"}, "images: must be a list"),
         ({"backends": ["kernel"]}, "backends: must be one of auto, user, vhost, not 'kernel'"),
+        ({"architectures": ["x86"]}, "architectures: must be one of amd64, arm64, riscv64, s390x, not 'x86'"),
         ({"commands": {}}, r"\[commands\] is missing"),
         ({"commands": {"a b": "x"}}, "cannot be a name"),
         ({"commands": {"a": ""}}, "commands.a: must be a line"),
@@ -118,4 +127,4 @@ def test_report_tells_all_kinds_of_outcomes() -> None:
     assert [case[0].tag for case in suite] == ["system-out", "failure", "error", "skipped"]
     assert suite[1].get("classname") == "tiny.own.auto"
     assert "<&>" in str(suite[1][0].text)
-    assert [row[4] for row in render_rows(outcomes)] == ["passed", "failed: why", "error: why", "skipped: why"]
+    assert [row[5] for row in render_rows(outcomes)] == ["passed", "failed: why", "error: why", "skipped: why"]

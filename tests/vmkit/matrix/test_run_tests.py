@@ -34,7 +34,7 @@ def run(client: Client, line: str, timeout_s: float = DEADLINE_S) -> CellResult:
 def test_subtests_are_cases_behind_their_command(client: Client) -> None:
     result = run(client, r"printf 'TAP version 13\n1..2\nok 1 a\nnot ok 2 b # exit=1\n'; echo a word >&2")
     assert (result.verdict, result.brief) == (FAILED, "2 tests: 1 passed, 1 failed")
-    assert render_rows([result])[0][4] == "failed: 2 tests: 1 passed, 1 failed"
+    assert render_rows([result])[0][5] == "failed: 2 tests: 1 passed, 1 failed"
     suite = Xml.fromstring(render_report([result]))[0]
     assert [(case.get("classname"), case.get("name")) for case in suite] == [
         ("tiny.own.user", "selftest"), ("tiny.own.user.selftest", "a"), ("tiny.own.user.selftest", "b")

@@ -9,9 +9,10 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from vmkit.architectures import HOST
 from vmkit.errors import BuildError, CommandError, HostError
 from vmkit.image.debian.origin import parse_stanza
 from vmkit.run import run
@@ -22,7 +23,6 @@ UPDATE_TIMEOUT_S = 600.0
 DOWNLOAD_TIMEOUT_S = 3600.0
 QUERY_TIMEOUT_S = 60.0
 
-ARCHITECTURE = "amd64"
 APT_HELPER = "/usr/lib/apt/apt-helper"
 
 _SIGNATURE_TROUBLE = re.compile(
@@ -51,15 +51,17 @@ class UntrustedError(BuildError):
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """One suite of one mirror, and the keyring that must have signed it."""
+    """One suite of one mirror for one architecture, and the keyring that must have signed it."""
 
     mirror: str
     suite: str
     components: tuple[str, ...]
     keyring: Path
+    architecture: str = field(default=HOST, repr=False)
 
     def __str__(self) -> str:
-        return f"{self.suite} ({' '.join(self.components)}) at {self.mirror}"
+        architecture = "" if self.architecture == HOST else f" for {self.architecture}"
+        return f"{self.suite} ({' '.join(self.components)}){architecture} at {self.mirror}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,7 @@ class Apt:
             (self._folder / name).mkdir(parents=True, exist_ok=True)
         (self._folder / "status").write_bytes(b"")
         (self._folder / "archive.sources").write_text(_render_sources(self._archive))
-        self._config.write_text(_render_config(self._folder.absolute()))
+        self._config.write_text(_render_config(self._folder.absolute(), self._archive.architecture))
 
     def _update_error(self, error: CommandError) -> BuildError:
         brief = f"cannot fetch the package index of {self._archive}"
@@ -198,11 +200,11 @@ class Apt:
 def _render_sources(archive: Archive) -> str:
     return (
         f"Types: deb\nURIs: {archive.mirror}\nSuites: {archive.suite}\nComponents: {' '.join(archive.components)}\n"
-        f"Architectures: {ARCHITECTURE}\nSigned-By: {archive.keyring.absolute()}\n"
+        f"Architectures: {archive.architecture}\nSigned-By: {archive.keyring.absolute()}\n"
     )
 
 
-def _render_config(folder: Path) -> str:
+def _render_config(folder: Path, architecture: str) -> str:
     """apt.conf(5). Read after the host's own files, so what must not be theirs is cleared or set here."""
     cleared = (
         "APT::Update::Pre-Invoke",
@@ -212,7 +214,9 @@ def _render_config(folder: Path) -> str:
         "DPkg",
     )
     settings = {
-        "APT::Architecture": ARCHITECTURE,
+        "APT::Architecture": architecture,
+        # Without it apt asks the host's dpkg, and looks for the packages of all that this names.
+        "APT::Architectures::": architecture,
         "APT::Default-Release": "",
         "APT::Install-Recommends": "false",
         "APT::Sandbox::User": "",
@@ -260,4 +264,5 @@ def _parse_records(text: str) -> Iterable[PackageRecord]:
 
 def archive_key(archive: Archive) -> str:
     """A folder name for this archive's state."""
-    return hashlib.sha256(repr(archive).encode()).hexdigest()[:16]
+    covered = repr(archive) if archive.architecture == HOST else f"{archive.architecture} {archive!r}"
+    return hashlib.sha256(covered.encode()).hexdigest()[:16]

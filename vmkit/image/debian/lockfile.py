@@ -7,14 +7,14 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from vmkit.architectures import HOST
 from vmkit.errors import BuildError, ConfigError
 from vmkit.image.cache import Cache, write_atomically
-from vmkit.image.debian.apt import Archive, PackageRecord
-from vmkit.image.debian.origin import find_keyring
-from vmkit.image.debian.packages import Lock, Request, hash_file, is_cached
+from vmkit.image.debian.apt import PackageRecord
+from vmkit.image.debian.packages import Lock, Request, find_archive, hash_file, is_cached, name_record
 from vmkit.image.recipe.config import ImageSpec
 from vmkit.image.recipe.hostfile import HostFileError, read_host_file
 
@@ -31,13 +31,15 @@ _RENEW = "renew it: vmkit build --update-lock"
 
 
 def find_lock_path(spec: ImageSpec) -> Path:
-    """`NAME.lock` beside `NAME.toml`."""
-    return spec.origin.with_suffix(".lock")
+    """`NAME.lock` beside `NAME.toml`; for another architecture than the host's, `NAME.ARCHITECTURE.lock`."""
+    return spec.origin.with_suffix(".lock" if spec.architecture == HOST else f".{spec.architecture}.lock")
 
 
 def write_lock_file(path: Path, request: Request, lock: Lock) -> None:
     """Writes the lock, so that a change of one package is a change of a few lines."""
     document = {"schema": SCHEMA, "request": request.key(), **asdict(lock)}
+    if not lock.twins:
+        del document["twins"]
     write_atomically(path, (json.dumps(document, indent=1) + "\n").encode())
 
 
@@ -63,12 +65,9 @@ def read_lock_file(path: Path, request: Request | None = None) -> Lock:
 
 def _parse_lock(raw: Mapping[str, object]) -> Lock:
     """Raises ValueError, KeyError or TypeError."""
-    given = raw["records"]
-    if not isinstance(given, list):
-        raise ValueError("records must be a list")
-    records = tuple(PackageRecord(**record) for record in given)
+    records, twins = _parse_records(raw["records"]), _parse_records(raw.get("twins", []))
     # They become parts of paths and words of commands.
-    for record in records:
+    for record in (*records, *twins):
         for value, pattern in ((record.name, _NAME), (record.version, _VERSION), (record.architecture, _NAME)):
             _check(value, pattern)
         if not re.fullmatch(r"[0-9a-f]{64}", record.sha256) or not isinstance(record.size_bytes, int):
@@ -82,7 +81,15 @@ def _parse_lock(raw: Mapping[str, object]) -> Lock:
     closure = raw["closure"]
     if not isinstance(closure, list):
         raise ValueError("closure must be a list")
-    return Lock(texts[0], texts[1], texts[2], texts[3], tuple(_check(name, _NAME) for name in closure), records)
+    names = tuple(_check(name, _NAME) for name in closure)
+    return Lock(texts[0], texts[1], texts[2], texts[3], names, records, twins)
+
+
+def _parse_records(given: object) -> tuple[PackageRecord, ...]:
+    """Raises ValueError, TypeError."""
+    if not isinstance(given, list):
+        raise ValueError("records must be a list")
+    return tuple(PackageRecord(**record) for record in given)
 
 
 def _check(value: object, pattern: re.Pattern[str]) -> str:
@@ -93,8 +100,9 @@ def _check(value: object, pattern: re.Pattern[str]) -> str:
 
 def compare_locks(old: Lock, new: Lock) -> list[str]:
     """A line for each package that is another in `new`, sorted by name; empty when they are the same."""
-    before = {record.name: record for record in old.records}
-    after = {record.name: record for record in new.records}
+    before, after = (
+        {name_record(lock, record): record for record in (*lock.records, *lock.twins)} for lock in (old, new)
+    )
     lines = []
     for name in sorted(before.keys() | after.keys()):
         was, now = before.get(name), after.get(name)
@@ -114,19 +122,18 @@ def fetch_locked(cache: Cache, request: Request, lock: Lock, tell: Callable[[str
     No index is asked, for a newer one does not name what an older lock does; the hashes are the lock's. Raises
     BuildError naming every package that is nowhere to be had.
     """
-    missing = [record for record in lock.records if not is_cached(cache, record)]
+    missing = [record for record in (*lock.records, *lock.twins) if not is_cached(cache, record)]
     if not missing:
         return
     tell(f"fetching {len(missing)} packages, {sum(record.size_bytes for record in missing) / 1e6:.0f} MB", None)
     mirrors = [request.host_mirror, *filter(None, [find_snapshot()])]
-    keyring = Path(request.keyring) if request.keyring else find_keyring()
     gone = []
     with cache.temporary_dir() as folder:
         for done, record in enumerate(missing):
             tell(f"fetching {record.name}", done / len(missing))
             path = folder / f"{record.sha256}.deb"
             for mirror in mirrors:
-                with cache.open_apt(Archive(mirror, lock.suite_of(record), request.components, keyring)) as apt:
+                with cache.open_apt(replace(find_archive(request, lock, record), mirror=mirror)) as apt:
                     if apt.download_from_pool(record, path) and hash_file(path) == record.sha256:
                         cache.adopt(path, cache.package_path(record.sha256))
                         break

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from vmkit.architectures import HOST
 from vmkit.errors import BuildError
 from vmkit.image.cache import Cache, write_atomically
 from vmkit.image.debian.apt import Apt, Archive, MissingSuiteError, PackageRecord, UntrustedError
@@ -25,6 +26,8 @@ _PYTHON_DEPENDENCY = re.compile(r"python(3\.[0-9]+)-minimal")
 # What every Debian has (debootstrap's minbase), as apt-patterns(7); and useradd, for the person's account.
 _MINBASE = ("?essential", "?priority(required)", "apt", "passwd")
 _CHUNK_BYTES = 1 << 20
+# What Python and busybox need to run on this host, beside Python's own packages.
+TWINS = ("busybox-static", "libc6", "libexpat1", "libffi8", "zlib1g")
 
 Progress = Callable[[str, float | None], None]
 
@@ -49,10 +52,13 @@ class Request:
     extract: tuple[str, ...]
     packages: tuple[str, ...]
     bootstrap: bool
+    architecture: str = HOST
 
     def key(self) -> str:
         """A name for this request's lock, stable between runs and releases of one LOCK_SCHEMA."""
-        asked = {key: value for key, value in asdict(self).items() if key not in ("suites", "host_mirror")}
+        # Requests of the host's architecture have the names that they had before there were others.
+        left_out = {"suites", "host_mirror", *(("architecture",) if self.architecture == HOST else ())}
+        asked = {key: value for key, value in asdict(self).items() if key not in left_out}
         text = json.dumps([LOCK_SCHEMA, asked], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -62,7 +68,8 @@ class Lock:
     """Every package of an image, with version and hash: the answer to a Request.
 
     kernel names one of them, the only one of kernel_suite; python is like `3.13`,
-    or empty; closure names those unpacked whole, or installed.
+    or empty; closure names those unpacked whole, or installed. twins: packages of the host's architecture, for the
+    programs that a build for another one must run (vmkit.image.twins).
     """
 
     suite: str
@@ -71,6 +78,7 @@ class Lock:
     python: str
     closure: tuple[str, ...]
     records: tuple[PackageRecord, ...]
+    twins: tuple[PackageRecord, ...] = ()
 
     def suite_of(self, record: PackageRecord) -> str:
         """The suite a package is from."""
@@ -98,6 +106,7 @@ def make_request(spec: ImageSpec) -> Request:
         extract=tuple(name for name, _ in spec.extract),
         packages=tuple(sorted(spec.packages)),
         bootstrap=spec.bootstrap,
+        architecture=spec.architecture,
     )
 
 
@@ -105,8 +114,11 @@ def read_lock(cache: Cache, request: Request) -> Lock | None:
     """The lock of an earlier build, or None. One that cannot be read is as none: it will be made again."""
     try:
         raw = json.loads(cache.lock_path(request.key()).read_bytes())
-        records = tuple(PackageRecord(**record) for record in raw["records"])
-        return Lock(raw["suite"], raw["kernel"], raw["kernel_suite"], raw["python"], tuple(raw["closure"]), records)
+        records, twins = (
+            tuple(PackageRecord(**record) for record in raw[key]) if key in raw else () for key in ("records", "twins")
+        )
+        closure = tuple(raw["closure"])
+        return Lock(raw["suite"], raw["kernel"], raw["kernel_suite"], raw["python"], closure, records, twins)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -136,30 +148,49 @@ def resolve(cache: Cache, request: Request, progress: Progress) -> Lock:
             lock = _resolve(apt, request, suite)
         if request.kernel_suite not in ("", suite):
             lock = _resolve_kernel(cache, request, lock, progress)
+        if request.architecture != HOST:
+            lock = _resolve_twins(cache, request, lock, progress)
         keep_lock(cache, request, lock)
         return lock
     raise AssertionError("a request names at least one suite")
 
 
 def fetch(cache: Cache, request: Request, lock: Lock, progress: Progress) -> dict[str, Path]:
-    """Every package of the lock as a verified file, by name; what the cache has is not fetched again."""
-    missing = [record for record in lock.records if not is_cached(cache, record)]
+    """Every package of the lock as a verified file, by name; what the cache has is not fetched again.
+
+    A twin's name has its architecture behind it: `libc6:amd64`.
+    """
+    missing = [record for record in (*lock.records, *lock.twins) if not is_cached(cache, record)]
     if missing:
         total = sum(record.size_bytes for record in missing)
         progress(f"fetching {len(missing)} packages, {total / 1e6:.0f} MB", None)
-    for suite in sorted({lock.suite_of(record) for record in missing}):
-        records = [record for record in missing if lock.suite_of(record) == suite]
-        with cache.open_apt(_archive(request, suite)) as apt, cache.temporary_dir() as folder:
+    groups: dict[Archive, list[PackageRecord]] = {}
+    for record in missing:
+        groups.setdefault(find_archive(request, lock, record), []).append(record)
+    for archive, records in groups.items():
+        with cache.open_apt(archive) as apt, cache.temporary_dir() as folder:
             if not apt.has_index():
                 apt.update()
             apt.download(records, folder)
             _keep(cache, records, folder)
-    return {record.name: cache.package_path(record.sha256) for record in lock.records}
+    return {name_record(lock, record): cache.package_path(record.sha256) for record in (*lock.records, *lock.twins)}
 
 
-def _archive(request: Request, suite: str) -> Archive:
+def name_record(lock: Lock, record: PackageRecord) -> str:
+    """A name that no other package of the lock has."""
+    return f"{record.name}:{HOST}" if record in lock.twins else record.name
+
+
+def find_archive(request: Request, lock: Lock, record: PackageRecord) -> Archive:
+    """Where a package of the lock is from."""
+    if record in lock.twins:
+        return _archive(request, lock.suite, HOST)
+    return _archive(request, lock.suite_of(record))
+
+
+def _archive(request: Request, suite: str, architecture: str = "") -> Archive:
     keyring = Path(request.keyring) if request.keyring else find_keyring()
-    return Archive(request.host_mirror, suite, request.components, keyring)
+    return Archive(request.host_mirror, suite, request.components, keyring, architecture or request.architecture)
 
 
 def _resolve(apt: Apt, request: Request, suite: str) -> Lock:
@@ -193,6 +224,16 @@ def _resolve_kernel(cache: Cache, request: Request, lock: Lock, progress: Progre
     others = [known for known in lock.records if known.name != kernel]
     records = tuple(sorted([*others, record], key=lambda known: known.name))
     return replace(lock, kernel=kernel, kernel_suite=suite, records=records)
+
+
+def _resolve_twins(cache: Cache, request: Request, lock: Lock, progress: Progress) -> Lock:
+    """The lock with the packages of this host's architecture whose programs the build runs."""
+    archive = _archive(request, lock.suite, HOST)
+    progress(f"fetching the package index of {archive}", None)
+    with cache.open_apt(archive) as apt:
+        apt.update()
+        names = {*TWINS, *(python_packages(lock.python) if lock.python else ())}
+        return replace(lock, twins=tuple(apt.show(sorted(names)).values()))
 
 
 def python_packages(python: str) -> tuple[str, str, str]:

@@ -1,23 +1,23 @@
 """What an image build asks an ELF file: the libraries it needs, a module's words about itself, a kernel's PVH entry
 and its BTF; and a module without its debug sections.
 
-Layouts are those of elf.h (Elf64_Ehdr, Elf64_Shdr, Elf64_Dyn); only 64-bit little-endian files are read, others have no
-answers.
+Layouts are those of elf.h (Elf64_Ehdr, Elf64_Shdr, Elf64_Dyn); only 64-bit files are read, others have no answers. The
+numbers of a program for s390x begin with their highest byte.
 """
 
 import struct
 from typing import NamedTuple
 
-_IDENT = b"\x7fELF\x02\x01"
-_EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
-_SHDR = struct.Struct("<IIQQQQIIQQ")
-_DYN = struct.Struct("<qQ")
-_NHDR = struct.Struct("<III")
+# ELFCLASS64 with ELFDATA2LSB, ELFDATA2MSB: and how struct calls these orders.
+_IDENTS = {b"\x7fELF\x02\x01": "<", b"\x7fELF\x02\x02": ">"}
+_IDENT_BYTES = 6
+_EHDR, _SHDR, _DYN, _NHDR = "16sHHIQQQIHHHHHH", "IIQQQQIIQQ", "qQ", "III"
+_EHDR_BYTES = struct.calcsize("<" + _EHDR)
 _SHT_DYNAMIC, _SHT_NOTE = 6, 7
 _XEN_ELFNOTE_PHYS32_ENTRY = 18
 _SHT_NULL, _SHT_NOBITS = 0, 8
 # Where Elf64_Ehdr has e_shoff.
-_PLACE, _PLACE_AT = struct.Struct("<Q"), 40
+_PLACE, _PLACE_AT = "Q", 40
 # DWARF and its relocations, for these alone are large.
 _DEBUG = (".debug_", ".rela.debug_")
 # A module's sections have at most 4096 (a page); the field could claim more.
@@ -43,7 +43,12 @@ class _Section(NamedTuple):
 
 
 def is_elf(data: bytes) -> bool:
-    return data[: len(_IDENT)] == _IDENT and len(data) >= _EHDR.size
+    return data[:_IDENT_BYTES] in _IDENTS and len(data) >= _EHDR_BYTES
+
+
+def _layout(data: bytes, form: str) -> struct.Struct:
+    """The layout of a structure in the order of bytes of this file."""
+    return struct.Struct(_IDENTS[data[:_IDENT_BYTES]] + form)
 
 
 def read_needed(data: bytes) -> tuple[str, ...]:
@@ -54,8 +59,9 @@ def read_needed(data: bytes) -> tuple[str, ...]:
             continue
         names = _content(data, sections[section.link])
         entries = _content(data, section)
-        usable = len(entries) - len(entries) % _DYN.size
-        return tuple(_text(names, value) for tag, value in _DYN.iter_unpack(entries[:usable]) if tag == _DT_NEEDED)
+        layout = _layout(data, _DYN)
+        usable = len(entries) - len(entries) % layout.size
+        return tuple(_text(names, value) for tag, value in layout.iter_unpack(entries[:usable]) if tag == _DT_NEEDED)
     return ()
 
 
@@ -67,10 +73,10 @@ def has_pvh_entry(data: bytes) -> bool:
     for section in _read_sections(data):
         if section.kind != _SHT_NOTE:
             continue
-        notes, at = _content(data, section), 0
-        while at + _NHDR.size <= len(notes):
-            name_size, value_size, kind = _NHDR.unpack_from(notes, at)
-            name_at = at + _NHDR.size
+        notes, at, layout = _content(data, section), 0, _layout(data, _NHDR)
+        while at + layout.size <= len(notes):
+            name_size, value_size, kind = layout.unpack_from(notes, at)
+            name_at = at + layout.size
             if notes[name_at : name_at + name_size] == b"Xen\0" and kind == _XEN_ELFNOTE_PHYS32_ENTRY:
                 return True
             at = name_at + _align4(name_size) + _align4(value_size)
@@ -86,7 +92,7 @@ def read_section(data: bytes, name: str) -> bytes:
     sections = _read_sections(data)
     if not sections:
         return b""
-    names = _content(data, sections[_EHDR.unpack_from(data)[13]])
+    names = _content(data, sections[_layout(data, _EHDR).unpack_from(data)[13]])
     return next((_content(data, section) for section in sections if _text(names, section.name) == name), b"")
 
 
@@ -109,31 +115,31 @@ def drop_debug(data: bytes) -> bytes:
     sections = _read_sections(data)
     if not sections or data.endswith(_SIGNED):
         return data
-    names = _content(data, sections[_EHDR.unpack_from(data)[13]])
+    names = _content(data, sections[_layout(data, _EHDR).unpack_from(data)[13]])
     is_dropped = [_text(names, section.name).startswith(_DEBUG) for section in sections]
     if not any(is_dropped) or max(section.alignment for section in sections) > _ALIGNMENT_LIMIT:
         return data
-    out, table = bytearray(data[: _EHDR.size]), bytearray()
+    out, table, layout = bytearray(data[:_EHDR_BYTES]), bytearray(), _layout(data, _SHDR)
     for section, dropped in zip(sections, is_dropped, strict=True):
         kept = section._replace(kind=_SHT_NULL, flags=0, size=0, offset=0) if dropped else section
         if kept.kind not in (_SHT_NULL, _SHT_NOBITS):
             out += bytes(-len(out) % max(kept.alignment, 1))
             kept, content = kept._replace(offset=len(out)), _content(data, section)
             out += content
-        table += _SHDR.pack(*kept)
+        table += layout.pack(*kept)
     out += bytes(-len(out) % 8)
-    _PLACE.pack_into(out, _PLACE_AT, len(out))
+    _layout(data, _PLACE).pack_into(out, _PLACE_AT, len(out))
     return bytes(out + table)
 
 
 def _read_sections(data: bytes) -> list[_Section]:
     if not is_elf(data):
         return []
-    header = _EHDR.unpack_from(data)
+    header, layout = _layout(data, _EHDR).unpack_from(data), _layout(data, _SHDR)
     offset, count, names_at = header[6], header[12], header[13]
-    if count > _SECTION_LIMIT or offset + count * _SHDR.size > len(data) or names_at >= max(count, 1):
+    if count > _SECTION_LIMIT or offset + count * layout.size > len(data) or names_at >= max(count, 1):
         return []
-    return [_Section(*_SHDR.unpack_from(data, offset + index * _SHDR.size)) for index in range(count)]
+    return [_Section(*layout.unpack_from(data, offset + index * layout.size)) for index in range(count)]
 
 
 def _content(data: bytes, section: _Section) -> bytes:

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from vmkit.architectures import HOST, find_architecture
 from vmkit.errors import ConfigError
 from vmkit.image.recipe import resources
 from vmkit.image.recipe.hostfile import HostFileError, read_host_file
@@ -24,6 +25,8 @@ RECIPE_LIMIT_BYTES = 1 << 20
 EXTENDS_LIMIT = 8
 # Old names of shipped images, which go on.
 RENAMED = {"host": "nested"}
+# As a recipe's kernel: the one that the architecture has.
+AUTO = "auto"
 
 log = logging.getLogger("vmkit.image")
 
@@ -61,6 +64,7 @@ class ImageSpec:
     bootstrap: bool
     default_user: str
     compression: str
+    architecture: str = HOST
 
 
 def list_images() -> tuple[ImageSpec, ...]:
@@ -68,8 +72,8 @@ def list_images() -> tuple[ImageSpec, ...]:
     return tuple(_load(path, path.stem) for path in sorted(resources.find_images_dir().glob("*.toml")))
 
 
-def load_image(name_or_path: str) -> ImageSpec:
-    """The image of a shipped name (`tiny`) or of a recipe file (`./my.toml`).
+def load_image(name_or_path: str, architecture: str = HOST) -> ImageSpec:
+    """The image of a shipped name (`tiny`) or of a recipe file (`./my.toml`), for guests of an architecture.
 
     Raises ConfigError when there is none, or when the recipe is wrong.
     """
@@ -81,9 +85,9 @@ def load_image(name_or_path: str) -> ImageSpec:
                 f"'{name}' cannot be an image's name, and the recipe's file name is that name",
                 hint="use lower-case letters, digits, '-', '_' and '.', and begin with a letter or digit",
             )
-        return _load(path, name)
+        return _load(path, name, architecture)
     path = _find_shipped(name_or_path)
-    return _load(path, path.stem)
+    return _load(path, path.stem, architecture)
 
 
 def find_mention(spec: ImageSpec, *spellings: str, key: str = "") -> str:
@@ -122,7 +126,8 @@ def _warn_of_old_name(name: str) -> None:
     log.warning("the image '%s' is called '%s' now", name, RENAMED[name])
 
 
-def _load(path: Path, name: str) -> ImageSpec:
+def _load(path: Path, name: str, architecture: str = HOST) -> ImageSpec:
+    row = find_architecture(architecture)
     merged: dict[str, Any] = {}
     layers = _read_layers(path)
     for _, layer in reversed(layers):
@@ -134,8 +139,10 @@ def _load(path: Path, name: str) -> ImageSpec:
     if not values["kernel"]:
         raise ConfigError(
             f"{path}: the recipe names no kernel",
-            hint='add `extends = "tiny"`, or `kernel = "linux-image-cloud-amd64"`',
+            hint=f'add `extends = "tiny"`, or `kernel = "{AUTO}"`',
         )
+    if values["kernel"] == AUTO:
+        values["kernel"] = row.kernel
     files: dict[str, FileSpec] = values.pop("files")
     variables: dict[str, Variable] = values.pop("variables")
     extract: dict[str, tuple[str, ...]] = values.pop("extract")
@@ -147,10 +154,11 @@ def _load(path: Path, name: str) -> ImageSpec:
         recipes=tuple(layer_path for layer_path, _ in layers),
         files=tuple(files[guest_path] for guest_path in sorted(files)),
         variables=tuple(sorted(variables.items())),
-        extract=tuple(sorted(extract.items())),
+        extract=tuple((package, tuple(map(row.expand, extract[package]))) for package in sorted(extract)),
         # The user's templates are looked at first, the shipped ones last.
         template_dirs=(*reversed(templates), resources.find_templates_dir()),
         wall=wall,
+        architecture=architecture,
         # SETTINGS' parsers made each value; a test holds the two together.
         **values,
     )
@@ -159,6 +167,11 @@ def _load(path: Path, name: str) -> ImageSpec:
         raise ConfigError(
             f"{find_mention(spec, 'init', key='init')}: init: the image has an init of its own",
             hint='only an image with root = "given" can take that of its root',
+        )
+    if row.is_emulated and spec.bootstrap:
+        raise ConfigError(
+            f"vmkit cannot build the image {name} for {architecture}: programs of its packages would run on this host",
+            hint=f"take tiny, or a recipe without `bootstrap`, or a root of yours: vmkit up PATH --arch {architecture}",
         )
     return spec
 

@@ -43,14 +43,16 @@ class WallSpec:
 WALL_KEYS = tuple(WallSpec.__dataclass_fields__)
 
 
-def plan_init_words(wall: WallSpec, hook: str, system: str = "") -> tuple[str, ...]:
+def plan_init_words(wall: WallSpec, hook: str, system: str = "", kernel_trouble: str = "") -> tuple[str, ...]:
     """The words that /init passes to vshd.pid1.init: its duties (vshd.pid1.duties), and vshd's flags of the wall.
 
     system: the recipe's `init`, for a root that may have one of its own.
+    kernel_trouble: why the image lacks the kernel layer, where the guest cannot find that out itself.
     """
     layers = {"transport": wall.transport, "daemon": wall.daemon, "kernel": wall.kernel is not KernelLayer.OFF}
     words = [f"--init_hook={hook}"] if hook else []
     words += [f"--init_wall={','.join(name for name, is_on in layers.items() if is_on)}"]
+    words += [f"--init_no_kernel={kernel_trouble}"] if kernel_trouble else []
     words += ["--init_require_kernel"] if wall.kernel is KernelLayer.REQUIRED else []
     words += ["--init_lock_modules"] if wall.lock_modules else []
     words += [f"--init_system={system}"] if system else []

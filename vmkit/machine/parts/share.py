@@ -6,6 +6,7 @@ QEMU serves it itself, by 9p: no process beside it, and no descriptor for each f
 import os
 from typing import TYPE_CHECKING
 
+from vmkit.architectures import HOST
 from vmkit.errors import ConfigError, HostError
 from vmkit.machine.parts.part import Option, OptionKind, Part, render_options
 from vmkit.machine.spec import read_path
@@ -40,6 +41,11 @@ class SharePart(Part):
     def check(self, spec: "MachineSpec") -> None:
         if spec.root_from is not None and (spec.root is not None or spec.source):
             raise ConfigError("--root-from excludes another root", hint="leave one of them out")
+        if spec.root_from is not None and spec.architecture != HOST:
+            raise ConfigError(
+                f"--root-from is for machines of {HOST}, and this one is {spec.architecture}",
+                hint="vmkit makes a disk of a folder: vmkit up ./FOLDER",
+            )
 
     def check_host(self, spec: "MachineSpec") -> None:
         folder = spec.root_from

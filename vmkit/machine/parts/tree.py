@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from vmkit.architectures import HOST
 from vmkit.errors import ConfigError
 from vmkit.machine.parts.part import Option, OptionKind, Part
 from vmkit.machine.spec import read_path
@@ -37,6 +38,11 @@ class TreePart(Part):
     )
 
     def check(self, spec: "MachineSpec") -> None:
+        if spec.architecture != HOST and (spec.tree is not None or spec.modules is not None):
+            raise ConfigError(
+                f"--tree and --modules are for machines of {HOST}, and this one is {spec.architecture}",
+                hint="give the kernel alone: --kernel FILE",
+            )
         if spec.tree is not None and spec.kernel is not None:
             raise ConfigError("--tree excludes --kernel: the tree has a kernel", hint="leave one of them out")
         if spec.tree is not None and spec.modules is not None:

@@ -25,6 +25,7 @@ DEVICE_ID = "vsock0"
 CHARDEV_ID = "vsock-char"
 FD_NAME = "vsock-fd"
 ROOT_PORT_ID = "vsock-port"
+ROOT_BUS_ID = "pci.0"
 
 
 class VsockPart(Part):
@@ -38,14 +39,19 @@ class VsockPart(Part):
         return {"vsock": str(hardware.directory / Layout.VSOCK) if is_ours else None}
 
     def plan_argv(self, hardware: "Hardware") -> tuple[str, ...]:
-        return ("-device", f"pcie-root-port,id={ROOT_PORT_ID},slot=1")
+        if not hardware.architecture.has_port:
+            return ()
+        # Without ACPI the guest controls the power of the port, and takes five seconds to turn it on.
+        power = ",power_controller_present=off" if hardware.architecture.is_emulated else ""
+        return ("-device", f"pcie-root-port,id={ROOT_PORT_ID},slot=1{power}")
 
     def plan_fitting(self, hardware: "Hardware") -> Fitting:
+        bus = ROOT_PORT_ID if hardware.architecture.has_port else ROOT_BUS_ID
         if hardware.backend is Backend.VHOST:
             device: JsonObject = {
                 "driver": "vhost-vsock-pci",
                 "id": DEVICE_ID,
-                "bus": ROOT_PORT_ID,
+                "bus": bus,
                 "guest-cid": hardware.cid,
                 "vhostfd": FD_NAME,
             }
@@ -53,7 +59,7 @@ class VsockPart(Part):
             return Fitting(self.name, plug=(QmpCommand("device_add", device),), fd_name=FD_NAME, device=DEVICE_ID)
         address: JsonObject = {"addr": {"type": "fd", "data": {"str": FD_NAME}}, "server": False}
         chardev: JsonObject = {"id": CHARDEV_ID, "backend": {"type": "socket", "data": address}}
-        device = {"driver": "vhost-user-vsock-pci", "id": DEVICE_ID, "bus": ROOT_PORT_ID, "chardev": CHARDEV_ID}
+        device = {"driver": "vhost-user-vsock-pci", "id": DEVICE_ID, "bus": bus, "chardev": CHARDEV_ID}
         return Fitting(
             self.name,
             plug=(QmpCommand("chardev-add", chardev), QmpCommand("device_add", device)),

@@ -23,7 +23,7 @@ def test_tiny_is_listed_and_loads() -> None:
 
 
 def test_settings_and_spec_have_the_same_names() -> None:
-    extra = {"name", "origin", "recipes", "template_dirs"}
+    extra = {"name", "origin", "recipes", "template_dirs", "architecture"}
     assert set(ImageSpec.__dataclass_fields__) - extra == set(SETTINGS) - {"extends", "templates"}
 
 
