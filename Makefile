@@ -14,8 +14,8 @@ PACKAGES := qemu-system-x86 zstd debian-archive-keyring ca-certificates mmdebstr
 # captures, and make container images, disks and file systems of every kind.
 TEST_PACKAGES := cpio gpg lz4 busybox-static gdb nftables iproute2 curl socat openssh-client openssh-sftp-server asciinema tshark btrfs-progs erofs-utils fdisk qemu-utils skopeo squashfs-tools umoci xfsprogs
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# The slow tests boot guests of other architectures.
-SLOW_PACKAGES := qemu-system-arm qemu-system-misc
+# The slow tests boot guests of other architectures, and build a kernel.
+SLOW_PACKAGES := qemu-system-arm qemu-system-misc flex bison bc gcc libelf-dev linux-source make xz-utils
 PYTEST_ARGS ?=
 
 .PHONY: help up down test slow quick unit vm wall-full lint drift docker bench fuzz api lock packages test-packages slow-packages clean
