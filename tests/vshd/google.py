@@ -92,6 +92,7 @@ MESSAGES = {
         (VENDOR + 8, "window_xpixels", "uint32", ""),
         (VENDOR + 9, "window_ypixels", "uint32", ""),
         (VENDOR + 10, "power_off", "PowerOff", ""),
+        (VENDOR + 11, "keeps_env", "bool", ""),
     ],
     "SetupConnectionResponse": [
         (1, "status", "int32", ""),
