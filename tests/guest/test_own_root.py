@@ -197,7 +197,8 @@ def test_systemd_of_a_root_is_pid_1(small: Path, tmp_path: Path, up: Run, vsh: R
     for path, script in (("lib/systemd/systemd", SYSTEMD), ("bin/systemctl", SYSTEMCTL)):
         (folder / path).write_text(script)
         (folder / path).chmod(0o755)
-    done = up(str(folder), "--wait-booted", "--json")
+    (tmp_path / "user data").write_text("#cloud-config\n")
+    done = up(str(folder), "--user-data", str(tmp_path / "user data"), "--wait-booted", "--json")
     assert done.returncode == 0, done.stderr.decode()
     answer = json.loads(done.stdout)
     check_form("up", answer)
@@ -206,6 +207,10 @@ def test_systemd_of_a_root_is_pid_1(small: Path, tmp_path: Path, up: Run, vsh: R
     where = ("--vm_name", "sys")
     assert vsh(*where, "--", "readlink", "/proc/1/exe").stdout == b"/bin/busybox\n"
     assert b"vmkit" not in vsh(*where, "--", "sh", "-c", "env; cat /proc/1/mounts").stdout
+    # What cloud-init would do: find the disk, mount it, read it.
+    script = "mkdir /seed && mount -t iso9660 -o ro /dev/vdb /seed && cat /seed/user-data /seed/meta-data"
+    seed = vsh(*where, "--", "sh", "-c", script)
+    assert seed.stdout.startswith(b'#cloud-config\n{"instance-id": "sys-'), seed.stderr
     # vshd is nobody's unit, and is started again.
     kill = "read -r _ _ _ pid _ < /proc/$PPID/stat; kill -9 $pid"
     vsh(*where, "--", "sh", "-c", kill)

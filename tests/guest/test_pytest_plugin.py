@@ -126,13 +126,15 @@ def test_fixtures_of_larger_scopes_and_the_factory(tmp_path: Path) -> None:
     assert "4 passed" in shown, shown
 
 
-def test_forward_of_the_page_reaches_a_server_and_ends_with_its_machine(
+def test_programs_of_the_page_pass_and_their_forward_ends_with_its_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", f"{BIN}:{os.environ['PATH']}")
-    block = PAGE.read_text().partition("## Reach a server in the machine")[2].partition("```python")[2]
-    shown = finish(start(tmp_path, MARK + block.partition("```")[0], "-W", "error"))
-    assert "1 passed" in shown, shown
+    text = MARK
+    for heading in ("## Check what a command did", "## Reach a server in the machine"):
+        text += PAGE.read_text().partition(heading)[2].partition("```python")[2].partition("```")[0]
+    shown = finish(start(tmp_path, text, "-W", "error"))
+    assert "2 passed" in shown, shown
     assert read_kept() == []
 
 

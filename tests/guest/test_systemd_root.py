@@ -72,3 +72,23 @@ def test_machine_that_boots_is_powered_off_at_once(disk: Path, up: Run, vmkit: R
     assert up(str(packed), "--name", "plain", "--init", "none").returncode == 0
     assert b"vshd.pid1.init" in vsh("--vm_name", "plain", "--", "cat", "/proc/1/cmdline").stdout
     packed.unlink()
+
+
+def test_cloud_init_does_what_user_data_says(
+    folders: Path, tmp_path_factory: pytest.TempPathFactory, up: Run, vsh: Run, vmkit: Run
+) -> None:
+    """It is part of the boot. A reboot inside ends the machine."""
+    folder = tmp_path_factory.mktemp("systems")
+    raw = make_system(folder, "cloud-init")
+    (folder / "user-data").write_text("#cloud-config\nusers: [{name: ann, uid: 777}]\nruncmd: [[touch, /done]]\n")
+    words = ("--name", "cloud", "--user-data", str(folder / "user-data"), "--wait-booted", "--timeout", "600")
+    done = up(str(raw), *words, *MEMORY, timeout_s=1300)
+    assert b"cloud has booted: " in done.stdout, done.stderr.decode()
+    where = ("--vm_name", "cloud")
+    assert vsh(*where, "--", "cloud-init", "status", "--wait", timeout_s=600).stdout.strip() == b"status: done"
+    done = vsh(*where, "--user", "ann", "--", "sh", "-c", "id -u; hostname; ls /done")
+    assert done.stdout.decode().splitlines() == ["777", "cloud", "/done"]
+    vsh(*where, "--", "systemctl", "reboot")
+    done = vmkit("wait", "cloud")
+    # It may be over already.
+    assert b"reset" in done.stdout or b"is running" in done.stderr

@@ -39,8 +39,8 @@ class Machine(MachineHandle):
     host can take the guest over. cpu: as QEMU's -cpu. netdev: a network device, by QEMU's -netdev without an id
     (otherwise there is none). record: the folder of the host into which every vsh records its sessions of this machine;
     sessions of Python are not recorded. init: pid 1 of a root of yours: its `systemd`, vmkit's own (`none`), or
-    systemd where there is one (`auto`). boot: boot it, although there is a snapshot of it. snapshot: start it from the
-    one that `vmkit snapshot save NAME` made, with its image and options.
+    systemd where there is one (`auto`). user_data: what its cloud-init does, a file. boot: boot it, although there is a
+    snapshot of it. snapshot: start it from the one that `vmkit snapshot save NAME` made, with its image and options.
     """
 
     def __init__(  # noqa: PLR0913  (a machine is its options)
@@ -71,6 +71,7 @@ class Machine(MachineHandle):
         netdev: str | None = None,
         record: str | Path | None = None,
         init: str = "auto",
+        user_data: str | Path | None = None,
         boot: bool = False,
         snapshot: str | None = None,
     ) -> None:

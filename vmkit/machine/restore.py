@@ -157,7 +157,8 @@ def read_named(name: str) -> Snapshot:
         return read_snapshot(store.find_named(check_name(name)))
     except FileNotFoundError as error:
         raise MachineError(
-            f"there is no snapshot '{name}'", hint="vmkit snapshot list shows those there are"
+            f"there is no snapshot '{name}'",
+            hint="vmkit snapshot save makes one, and vmkit snapshot list shows those there are",
         ) from error
 
 

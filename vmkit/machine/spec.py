@@ -130,6 +130,7 @@ class MachineSpec:
     # What sessions have, where the root is a container image's; known when its disk is made.
     container: "ContainerSettings | None" = None
     init: str = INITS[0]
+    user_data: Path | None = None
     # Where the root keeps what the guest writes.
     stored: StoredRoot | None = None
     disks: tuple[DiskSpec, ...] = ()
@@ -147,7 +148,7 @@ class MachineSpec:
 
     def __post_init__(self) -> None:
         # QEMU runs in the machine's directory, where a relative path leads elsewhere.
-        for name in ("kernel", "tree", "modules", "root", "root_from", "record"):
+        for name in ("kernel", "tree", "modules", "root", "root_from", "record", "user_data"):
             object.__setattr__(self, name, read_path(getattr(self, name)))
         if self.name is not None:
             check_name(self.name)

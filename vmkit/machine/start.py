@@ -19,6 +19,7 @@ from vmkit.errors import MachineError
 from vmkit.machine.choose import Build, Choices, Tell, choose, plan_hardware
 from vmkit.machine.handover import MonitorHandle, start_monitor
 from vmkit.machine.launch import MAX_REPORT_LINE_BYTES, LaunchPlan, Report, SnapshotPlan, Stage, parse_report
+from vmkit.machine.parts.seed import make_seed
 from vmkit.machine.parts.table import PARTS, list_companion_logs
 from vmkit.machine.qemu import plan_qemu
 from vmkit.machine.registry import Reservation, check_free, find_state_directory, reserve
@@ -144,6 +145,7 @@ class _Start:
                 make_token(reservation.directory)
                 if not find_architecture(spec.architecture).has_oem_strings:
                     append_token(reservation.directory, choices.initrd)
+            make_seed(spec, reservation.name, reservation.directory)
             plan = plan_launch(spec, choices, reservation, record, is_owned=self.is_owned, snapshot=snapshot)
             # Should this be interrupted, the monitor must be gone before the reservation is: it holds the lock as well.
             with monitor.ended_on_error():

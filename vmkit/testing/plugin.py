@@ -6,7 +6,9 @@ machine.
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Generator, Iterator
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
@@ -160,20 +162,43 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Adds the last lines of each machine's logs to a failure, where the terminal and JUnit files show them."""
+    if call.excinfo is not None and not item.config.getoption("fulltrace", False):
+        _shorten(call.excinfo)
     report = yield
     if report.failed:
         for node in item.listchain():
             node.stash[_FAILED] = True
         machines = _find_used(item)
-        if machines:
+        if machines and item.config.getoption("showcapture", "all") != "no":
             from vmkit.testing.supply import read_evidence  # noqa: PLC0415  (see the module's docstring)
 
             for machine in machines:
                 for title, text in read_evidence(machine).items():
                     _attach(report, title, text)
     return report
+
+
+def _shorten(excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+    """Ends the traceback of an error of vmkit's at the line of the test: what is below tells its author nothing."""
+    # A test that raises such an error has loaded the module; a run without machines does not load it.
+    errors = sys.modules.get("vsh.errors")
+    if errors is None or not isinstance(excinfo.value, errors.VshError):
+        return
+    # contextlib: the with blocks between two of vmkit's lines.
+    ours = ("vmkit", "vsh", "vshd", "contextlib")
+    last = None
+    line: TracebackType | None = excinfo.tb
+    while line is not None:
+        if str(line.tb_frame.f_globals.get("__name__")).partition(".")[0] not in ours:
+            last = line
+        line = line.tb_next
+    if last is not None:
+        # pytest reads the traceback itself again, and ignores one that was set in its excinfo.
+        last.tb_next = None
 
 
 def _attach(report: pytest.TestReport, title: str, text: str) -> None:
@@ -193,8 +218,8 @@ def _lend(request: pytest.FixtureRequest, wanted: "Wanted") -> Iterator["PooledM
     try:
         machine = _find_supply(request.config).take(wanted)
     except VshError as error:
-        # The author of the test needs the error, and not the lines of this plugin.
-        pytest.fail(f"{request.fixturename}: {error.render('vmkit')}", pytrace=False)
+        # The author of the test needs the error, and not the lines of this plugin or what led to the error here.
+        raise pytest.fail.Exception(f"{request.fixturename}: {error.render('vmkit')}", pytrace=False) from None
     node = request.node
     node.stash.setdefault(_USED, []).append(machine)
     try:
@@ -256,7 +281,7 @@ def _find_one(request: pytest.FixtureRequest, marker: pytest.Mark | None) -> "Wa
 
 def _refuse(request: pytest.FixtureRequest, reason: str) -> NoReturn:
     """Fails the test for what its author wrote, without the lines of this plugin."""
-    pytest.fail(f"{request.node.nodeid}: {reason}", pytrace=False)
+    raise pytest.fail.Exception(f"{request.node.nodeid}: {reason}", pytrace=False) from None
 
 
 def _find_supply(config: pytest.Config) -> "Supply":

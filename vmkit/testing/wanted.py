@@ -66,6 +66,9 @@ def read_marker(arguments: tuple[object, ...], words: Mapping[str, Any], default
                 f"'{name}' of the marker vm takes one value; for a test of each, parametrize with "
                 f"pytest.param(..., marks=pytest.mark.vm({name}=...))"
             )
+    if words.get("snapshot"):
+        # It brings its own image and memory. What the run has for all tests is no wish for other ones.
+        defaults = {}
     chosen = {**defaults, **{name: value for name, value in words.items() if name != FILES}}
     return [Wanted(options, files) for options in _spread(chosen)]
 

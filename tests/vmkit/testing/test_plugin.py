@@ -5,6 +5,13 @@ import sys
 from pathlib import Path
 
 DEADLINE_S = 60.0
+# It fails without a machine: an error of vmkit's that the test does not catch.
+RAISING = """
+import vmkit
+
+def test():
+    vmkit.find_machine("no-such-machine")
+"""
 WATCH = """
 import sys
 import pytest
@@ -44,8 +51,9 @@ def test_wrong_marker_names_the_word_and_costs_its_test_alone(tmp_path: Path) ->
     assert "1 passed, 1 error" in done.stdout
     assert "test_it.py::test: the marker vm has no 'imege'" in done.stdout
     assert "INTERNALERROR" not in done.stdout + done.stderr
-    # The author has no use for the plugin's own lines.
+    # The author has no use for the plugin's own lines, nor for the error that it had inside.
     assert "plugin.py" not in done.stdout
+    assert "another exception" not in done.stdout
     assert len(done.stdout.splitlines()) < 12
 
 
@@ -67,6 +75,22 @@ def test_wrong_value_is_the_tests_error(tmp_path: Path) -> None:
     assert "1 passed, 1 error" in done.stdout
     assert "vm: vmkit: 'much' is not an amount of memory" in done.stdout
     assert "plugin.py" not in done.stdout
+    assert "another exception" not in done.stdout
+
+
+def test_error_of_vmkit_ends_the_traceback_at_the_line_of_the_test(tmp_path: Path) -> None:
+    done = run_pytest(tmp_path, RAISING)
+    assert "test_it.py:5: MachineError" in done.stdout
+    assert "no-such-machine" in done.stdout
+    assert "vmkit/" not in done.stdout
+    whole = run_pytest(tmp_path, RAISING, "--full-trace")
+    assert "vmkit/" in whole.stdout
+
+
+def test_other_error_keeps_the_lines_of_vmkit(tmp_path: Path) -> None:
+    done = run_pytest(tmp_path, "import vmkit\ndef test(): vmkit.Client(None).run(['true'])\n")
+    assert "AttributeError" in done.stdout
+    assert "vsh/" in done.stdout
 
 
 def test_list_makes_one_test_of_each(tmp_path: Path) -> None:

@@ -21,6 +21,11 @@ def test_words_replace_the_defaults() -> None:
     assert wanted.files == {"/a": b"b"}
 
 
+def test_snapshot_has_its_own_image_and_memory_and_not_the_defaults() -> None:
+    (wanted,) = read_marker((), {"snapshot": "suite"}, {"image": "tiny", "memory": "128M"})
+    assert wanted.options == {"snapshot": "suite"}
+
+
 def test_lists_of_images_and_kernels_make_one_kind_of_each() -> None:
     kinds = read_marker((), {"image": ["tiny", "./my.toml"], "kernel": ("a/bzImage-1", "b/bzImage-2")}, {})
     assert [str(kind) for kind in kinds] == [

@@ -66,4 +66,5 @@ class SystemPart(Part):
         if init == NONE:
             return words
         waiters = WAITERS if hardware.spec.netdev is None else ()
-        return (*words, *SYSTEMD_WORDS, NO_CLOUD_INIT, *(f"systemd.mask={unit}" for unit in waiters))
+        cloud_init = (NO_CLOUD_INIT,) if hardware.spec.user_data is None else ()
+        return (*words, *SYSTEMD_WORDS, *cloud_init, *(f"systemd.mask={unit}" for unit in waiters))

@@ -5,6 +5,7 @@ from vmkit.machine.parts.gdb import GdbPart
 from vmkit.machine.parts.network import NetworkPart
 from vmkit.machine.parts.part import Part
 from vmkit.machine.parts.recording import RecordingPart
+from vmkit.machine.parts.seed import SeedPart
 from vmkit.machine.parts.share import SharePart
 from vmkit.machine.parts.system import SystemPart
 from vmkit.machine.parts.tree import TreePart
@@ -20,6 +21,7 @@ PARTS: tuple[Part, ...] = (
     GdbPart(),
     RecordingPart(),
     SystemPart(),
+    SeedPart(),
 )
 
 
