@@ -40,7 +40,7 @@ def test_up_in_json_has_what_a_program_needs(up: Vmkit) -> None:
     answer = json.loads(up("ready", "--json", "--name", "m", "--cid", "77").out)
     assert set(answer) == {
         "name", "cid", "image", "accelerator", "accelerator_reason", "backend", "backend_reason", "seconds",
-        "directory", "shell", "wall", "gdb", "started_by", "snapshot",
+        "directory", "shell", "wall", "gdb", "started_by", "snapshot", "architecture",
     }  # fmt: skip
     assert (answer["name"], answer["cid"], answer["shell"]) == ("m", 77, ["vsh", "--cid", "77"])
     assert Path(answer["directory"]).is_dir()
