@@ -25,7 +25,7 @@ RUN pip install --require-hashes -r /tmp/run.lock && rm /tmp/run.lock
 
 # The guest image's Debian packages. Only the modules that fetch them are here, so that a change elsewhere does not fetch them again.
 FROM dependencies AS packages
-COPY vmkit/__init__.py vmkit/errors.py vmkit/run.py vmkit/state.py /src/vmkit/
+COPY vmkit/__init__.py vmkit/architectures.py vmkit/errors.py vmkit/run.py vmkit/state.py /src/vmkit/
 COPY vmkit/image /src/vmkit/image
 COPY vsh/__init__.py vsh/errors.py vsh/text.py /src/vsh/
 COPY vshd/__init__.py /src/vshd/
