@@ -179,7 +179,13 @@ def _check_storage() -> Iterator[Check]:
     """What vmkit keeps, in bytes, and what of it no machine uses."""
     from vmkit.machine.storage import add_up, choose_unused, list_holdings  # noqa: PLC0415 - it knows every room
 
-    holdings = list_holdings()
+    try:
+        holdings = list_holdings()
+    except (VshError, OSError) as error:
+        # Machines start without these figures. What they need of the cache has a check of its own.
+        brief, hint = (error.brief, error.hint) if isinstance(error, VshError) else (str(error), "")
+        yield Check("storage", Level.FALLBACK, brief, hint)
+        return
     totals = add_up(holdings, choose_unused(holdings))
     freed = sum(total.removed_bytes for total in totals)
     text = ", ".join(f"{total.kind} {total.size_bytes >> 20} MiB" for total in totals) or "nothing is kept"

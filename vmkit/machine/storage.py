@@ -17,7 +17,7 @@ from vmkit.machine.launch import Layout
 from vmkit.machine.registry import sweep
 from vmkit.machine.restore import find_snapshots_dir
 from vmkit.snapshots.store import MADE, NAMED, RECORD, Store
-from vmkit.stored.place import find_machines_folder
+from vmkit.stored.place import find_present_folder
 from vmkit.stored.store import read_all_stored, sweep_stored
 from vsh.registry import LOCK, MACHINES, find_runtime_directory, is_held, read_machines
 
@@ -185,7 +185,8 @@ def _list_leftovers() -> Iterator[Holding]:
                 # A folder without a lock was never a machine's.
                 if not _is_held(path) and (path / LOCK).exists():
                     yield _look(LEFTOVERS, path)
-    for path in _list(find_machines_folder()):
+    machines = find_present_folder()
+    for path in [] if machines is None else _list(machines):
         if path.name.startswith((NEW_PREFIX, OLD_PREFIX)) and not _is_held(path):
             yield _look(LEFTOVERS, path)
 

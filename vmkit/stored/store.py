@@ -16,7 +16,7 @@ from vmkit.entries.entry import NEW_PREFIX, OLD_PREFIX, NewEntry, discard, make_
 from vmkit.entries.folder import lock_within
 from vmkit.errors import HostError, MachineError, NameInUseError
 from vmkit.state import check_own_folder
-from vmkit.stored.place import KIND, VARIABLE, find_machines_folder, list_names
+from vmkit.stored.place import KIND, VARIABLE, find_machines_folder, find_present_folder, list_names
 from vmkit.stored.record import MAX_RECORD_BYTES, StoredRecord, parse_record, render_record
 from vsh.registry import LOCK, is_held
 
@@ -69,10 +69,11 @@ class Stored:
 
 
 def read_stored(name: str) -> Stored:
-    """A stored machine by its name. Raises MachineError where there is none."""
+    """A stored machine by its name. Raises MachineError where there is none, HostError."""
+    folder = find_machines_folder()
     if name not in list_names():
         raise MachineError(f"there is no stored machine '{name}'", hint="vmkit list --all shows those there are")
-    return _read(find_machines_folder() / name)
+    return _read(folder / name)
 
 
 def read_all_stored() -> list[Stored]:
@@ -207,8 +208,8 @@ def remove_stored(name: str) -> None:
 
 def sweep_stored() -> None:
     """Removes what killed programs left. Raises HostError."""
-    folder = find_machines_folder()
-    if folder.is_dir():
+    folder = find_present_folder()
+    if folder is not None:
         check_own_folder(folder, KIND, VARIABLE)
         with _explain_errors(folder), _hold(folder):
             _sweep(folder)

@@ -93,3 +93,28 @@ def test_names_are_completed(root: str, vmkit: Vmkit, monkeypatch: pytest.Monkey
 
     assert complete("up", "ti") == ["tidy", "tiny"]
     assert complete("rm", "t") == ["tidy"]
+
+
+def test_user_without_a_home_starts_and_lists_other_machines(
+    vmkit: Vmkit, fake_qemu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HOME", "XDG_DATA_HOME", "VMKIT_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)
+    words = "there is no home directory to keep machines in"
+    for verb in (["up", "tiny", "--dry-run"], ["list", "--all"], ["prune"], ["doctor"]):
+        done = vmkit(*verb)
+        assert words not in done.out + done.err
+    checks = {check["name"]: check for check in json.loads(vmkit("doctor", "--json").out)["checks"]}
+    assert checks["storage"]["level"] == "ok"
+    for verb in (["create", "web", "./root"], ["rm", "web"]):
+        done = vmkit(*verb)
+        assert (done.status, words in done.err) == (1, True)
+
+
+def test_storage_that_cannot_be_counted_does_not_break_the_host(folders: Path, vmkit: Vmkit, fake_qemu: Path) -> None:
+    (folders / "data/machines").mkdir()
+    (folders / "data/machines").chmod(0o777)
+    checks = {check["name"]: check for check in json.loads(vmkit("doctor", "--json").out)["checks"]}
+    assert checks["storage"]["level"] == "fallback"
+    assert "other users can write to the data folder" in checks["storage"]["text"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.other_user import ask_as_other
 from vmkit.errors import HostError, MachineError, NameInUseError
 from vmkit.stored.place import find_machines_folder, is_stored, list_names
 from vmkit.stored.record import Base, StoredRecord, parse_record, render_record
@@ -147,6 +148,30 @@ def test_folder_that_others_can_write_to_is_refused(data: Path) -> None:
         is_stored("web")
     with pytest.raises(HostError, match="other users can write to the data folder"):
         make_web()
+
+
+def test_user_without_a_home_has_no_stored_machines_and_can_make_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("VMKIT_DATA_DIR", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    # As for a user without HOME whose number has no name.
+    monkeypatch.setenv("HOME", "~")
+    assert (is_stored("tiny"), list_names(), read_all_stored()) == (False, [], [])
+    sweep_stored()
+    with pytest.raises(HostError, match="there is no home directory to keep machines in"):
+        make_web()
+    with pytest.raises(HostError, match="there is no home directory to keep machines in"):
+        remove_stored("web")
+
+
+@pytest.mark.root
+def test_user_who_cannot_look_into_the_folder_has_no_stored_machines() -> None:
+    make_web()
+    assert ask_as_other(lambda: (is_stored("web"), list_names(), read_all_stored())) == "(False, [], [])"
+
+
+def test_word_that_is_too_long_for_a_file_is_no_machine(data: Path) -> None:
+    make_web()
+    assert not is_stored("a" * 300)
 
 
 def test_words_that_are_no_names_are_no_machines(data: Path) -> None:
