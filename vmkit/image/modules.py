@@ -25,6 +25,8 @@ _UNPACKERS: dict[str, Callable[[bytes, int], bytes]] = {
 # Soft dependencies that are aliases and not modules are ciphers and checksums. A kernel's modules take 20 s to unpack
 # altogether, those of these folders a third of a second.
 _CIPHERS = ("/kernel/crypto/", "/crypto/")
+# Real modules depend on each other a few deep.
+_DEPTH_LIMIT = 64
 _SOFT_ORDERS = ("pre:", "post:")
 # A cipher's alias in the modules that have it (MODULE_ALIAS_CRYPTO), and a platform driver's name.
 _ALIAS_PREFIXES = ("crypto-", "platform:")
@@ -117,6 +119,10 @@ class ModuleSet:
             raise UnknownModuleError(f"the kernel {self._version} has no module '{name}'{reason}", wanted)
         if name in self._open:
             raise BuildError(f"the module {name} of the kernel {self._version} depends on itself")
+        if len(self._open) >= _DEPTH_LIMIT:
+            raise BuildError(
+                f"the module {wanted} of the kernel {self._version} depends on others more than {_DEPTH_LIMIT} deep"
+            )
         path, node = self._files[name]
         data = drop_debug(_unpack(path, node))
         info = read_modinfo(data)
@@ -130,14 +136,18 @@ class ModuleSet:
         soft = tuple(word for line in info.get("softdep", ()) for word in line.split() if word not in _SOFT_ORDERS)
         self._chosen[name] = _Module(plain, data, needed, soft)
 
-    def _add_soft(self, name: str) -> list[str]:
+    def _add_soft(self, name: str, depth: int = 0) -> list[str]:
         """Adds the soft dependencies of a chosen module, and theirs. Those that this kernel lacks are left out."""
+        if depth >= _DEPTH_LIMIT:
+            raise BuildError(
+                f"the module {name} of the kernel {self._version} is a soft dependency more than {_DEPTH_LIMIT} deep"
+            )
         added = []
         for word in self._chosen[name].soft:
             for found in self._find_soft(word):
                 if found not in self._chosen:
                     self._add(found, name)
-                    added += self._add_soft(found)
+                    added += self._add_soft(found, depth + 1)
                 added.append(found)
         return added
 

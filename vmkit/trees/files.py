@@ -5,6 +5,7 @@ is lib/modules/VERSION, as `make modules_install INSTALL_MOD_PATH=` leaves it. T
 Documentation/kbuild/kbuild.rst and Documentation/arch/x86/boot.rst.
 """
 
+import errno
 import mmap
 import os
 import re
@@ -13,6 +14,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from vmkit.errors import ConfigError, HostError
 from vmkit.image.modules import find_module_name
@@ -23,6 +25,8 @@ _LIST_LIMIT_BYTES = 16 << 20
 _CONFIG_LIMIT_BYTES = 4 << 20
 _RELEASE_LIMIT_BYTES = 256
 _FILES_LIMIT = 100_000
+# A vmlinux with what debuggers read has 1 GB, and its version stands near its beginning.
+_KERNEL_LIMIT_BYTES = 2 << 30
 _BZIMAGE = Path("arch/x86/boot/bzImage")
 # What other architectures have in its place.
 _OTHER_IMAGES = ("arch/arm64/boot/Image", "arch/arm/boot/zImage", "arch/riscv/boot/Image", "arch/s390/boot/bzImage")
@@ -114,18 +118,38 @@ def find_installed(folder: Path, kernel: Path) -> KernelFiles:
     )
 
 
+class NotRegularError(OSError):
+    """A FIFO, a device or a folder stands where a file is expected."""
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a regular file for reading, and waits for no other. Raises OSError, NotRegularError for another kind."""
+    # The open of a FIFO would wait for its writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise NotRegularError(errno.EINVAL, "it is no regular file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
 def read_version(kernel: Path) -> str:
     """The version that `uname -r` prints in it, of a bzImage or a vmlinux; empty where it is not found."""
     try:
-        with kernel.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
+        with open_regular(kernel) as file:
+            head = file.read(_HEAD_BYTES) or b""
             if head[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] == _MAGIC:
                 (at,) = struct.unpack_from("<H", head, _VERSION_AT)
                 text = head[at + _VERSION_BASE : at + _VERSION_BASE + 128] if at else b""
                 return text.partition(b"\0")[0].partition(b" ")[0].decode("latin-1")
-            with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+            size = min(os.fstat(file.fileno()).st_size, _KERNEL_LIMIT_BYTES)
+            with mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ) as data:
                 found = _BANNER.search(data)
                 return found[1].decode("latin-1") if found else ""
+    except NotRegularError as error:
+        raise HostError(f"cannot read the kernel {kernel}: it is no regular file") from error
     except OSError as error:
         raise HostError(f"cannot read the kernel {kernel}: {os.strerror(error.errno or 0)}") from error
     except ValueError:
@@ -225,14 +249,13 @@ def _read_text(path: Path, limit_bytes: int) -> str | None:
 def _read_bytes(path: Path, limit_bytes: int) -> bytes | None:
     """A regular file; None where there is none. Raises HostError."""
     try:
-        # A FIFO is not waited for.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            data = file.read(limit_bytes + 1) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
-    except (FileNotFoundError, NotADirectoryError):
+        with open_regular(path) as file:
+            # None from a file of /proc that would wait for more.
+            data = file.read(limit_bytes + 1) or b""
+    except (FileNotFoundError, NotADirectoryError, NotRegularError):
         return None
     except OSError as error:
         raise HostError(f"cannot read {path}: {os.strerror(error.errno or 0)}") from error
-    if data is not None and len(data) > limit_bytes:
+    if len(data) > limit_bytes:
         raise HostError(f"{path} is larger than {limit_bytes >> 10} KiB")
     return data

@@ -17,7 +17,7 @@ from vmkit.image.formats.cpio import render_cpio
 from vmkit.image.formats.tree import FileKind, Node, Tree, file_node
 from vmkit.image.modules import ModuleSet, UnknownModuleError
 from vmkit.trees.config import Need, find_builtin, find_missing, find_modules, find_options
-from vmkit.trees.files import KernelFiles
+from vmkit.trees.files import KernelFiles, open_regular
 
 # With what debuggers read, the largest modules of a tree have 100 MB.
 _MODULE_LIMIT_BYTES = 512 << 20
@@ -43,10 +43,13 @@ class ModuleFile:
     def chunks(self) -> Iterator[bytes]:
         """Its content. Raises BuildError."""
         try:
-            with self.path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size > _MODULE_LIMIT_BYTES:
-                    raise BuildError(f"the module {self.path} is larger than {_MODULE_LIMIT_BYTES >> 20} MiB")
+            with open_regular(self.path) as file:
+                # Some files have more than their size says, such as those below /proc and those that grow.
+                left_bytes = _MODULE_LIMIT_BYTES
                 while chunk := file.read(_CHUNK_BYTES):
+                    left_bytes -= len(chunk)
+                    if left_bytes < 0:
+                        raise BuildError(f"the module {self.path} is larger than {_MODULE_LIMIT_BYTES >> 20} MiB")
                     yield chunk
         except OSError as error:
             raise BuildError(f"cannot read the module {self.path}: {error.strerror}", hint=self.hint) from error

@@ -110,3 +110,11 @@ def test_modules_that_need_each_other_are_an_error(make_modules: Callable[..., M
     with pytest.raises(BuildError, match=r"the module a of the kernel 6\.12\.1-test depends on itself"):
         modules.choose(("a",))
     assert modules.choose(("c",)) == (("c",), ("d",))
+
+
+@pytest.mark.parametrize("info", ["depends=m{}", "depends= | softdep=pre: m{}"], ids=["hard", "soft"])
+def test_modules_that_need_each_other_too_deep_are_an_error(make_modules: Callable[..., ModuleSet], info: str) -> None:
+    """A few hundred more would be too many calls of Python within each other."""
+    modules = make_modules({f"m{number}": info.format(number + 1) for number in range(200)} | {"m200": ""})
+    with pytest.raises(BuildError, match=r"the module m\d+ of the kernel .* more than 64 deep"):
+        modules.choose(("m0",))

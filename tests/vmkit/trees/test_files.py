@@ -2,6 +2,7 @@
 
 import gzip
 import lzma
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.vmkit.trees.trees import MODULES, VERSION, MakeTree, make_bzimage, make_module, write_file
-from vmkit.errors import ConfigError, VmkitError
+from vmkit.errors import ConfigError, HostError, VmkitError
+from vmkit.trees import files as files_module
 from vmkit.trees.files import find_installed, find_tree, read_version
 
 
@@ -156,3 +158,38 @@ def test_file_that_cannot_be_read_is_an_error_of_vmkit(make_tree: MakeTree) -> N
     (tree / ".config").symlink_to(".config")
     with pytest.raises(VmkitError, match=r"cannot read .*\.config"):
         find_tree(tree)
+
+
+@pytest.mark.parametrize(
+    "name", [".config", "include/config/kernel.release", "modules.order", "modules.builtin", "arch/x86/boot/bzImage"]
+)
+@pytest.mark.parametrize("kind", ["fifo", "/dev/zero"])
+def test_no_file_of_a_tree_makes_vmkit_wait_or_read_for_ever(make_tree: MakeTree, name: str, kind: str) -> None:
+    tree = make_tree()
+    (tree / name).unlink()
+    if kind == "fifo":
+        os.mkfifo(tree / name)
+    else:
+        (tree / name).symlink_to(kind)
+    try:
+        assert "vsock" in find_tree(tree).modules or name == "modules.order"
+    except VmkitError as error:
+        assert error.brief
+
+
+def test_kernel_that_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "kernel")
+    for kernel in (tmp_path / "kernel", Path("/dev/zero"), tmp_path):
+        with pytest.raises(HostError, match=f"cannot read the kernel {kernel}: it is no regular file"):
+            read_version(kernel)
+
+
+def test_kernel_of_terabytes_is_searched_at_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files_module, "_KERNEL_LIMIT_BYTES", 1 << 20)
+    kernel = tmp_path / "vmlinux"
+    kernel.write_bytes(b"\x7fELF..." + f"Linux version {VERSION} (me@here)".encode())
+    os.truncate(kernel, 1 << 40)
+    assert read_version(kernel) == VERSION
+    kernel.write_bytes(b"")
+    os.truncate(kernel, 1 << 40)
+    assert read_version(kernel) == ""

@@ -10,9 +10,10 @@ from tests.vmkit.trees.trees import VERSION, MakeTree, add_section, make_bzimage
 from vmkit.errors import BuildError, ConfigError
 from vmkit.image.formats.cpio import read_cpio
 from vmkit.image.formats.elf import drop_debug, read_modinfo, read_section
+from vmkit.trees import initrd
 from vmkit.trees.config import find_needs
 from vmkit.trees.files import find_installed, find_tree
-from vmkit.trees.initrd import LIST_PATH, extend_initrd, plan_modules
+from vmkit.trees.initrd import LIST_PATH, ModuleFile, extend_initrd, plan_modules
 
 ROOT = f"usr/lib/modules/{VERSION}"
 TINYS = ("virtio_pci", "vsock", "vmw_vsock_virtio_transport")
@@ -69,17 +70,17 @@ def test_folder_of_modules_without_vsock_is_told_the_option(tmp_path: Path) -> N
 
 def test_initramfs_is_extended_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VMKIT_CACHE_DIR", str(tmp_path / "cache"))
-    initrd = tmp_path / "initrd"
-    initrd.write_bytes(b"first")
-    made = extend_initrd(initrd, "digest", b"070701second")
+    first = tmp_path / "initrd"
+    first.write_bytes(b"first")
+    made = extend_initrd(first, "digest", b"070701second")
     # The kernel looks for the next archive at a multiple of four.
     assert made.read_bytes() == b"first" + bytes(3) + b"070701second"
     os.utime(made.parent, (1, 1))
-    assert extend_initrd(initrd, "digest", b"070701second") == made
+    assert extend_initrd(first, "digest", b"070701second") == made
     assert made.parent.stat().st_mtime > 1
-    assert extend_initrd(initrd, "other", b"070701second") != made
+    assert extend_initrd(first, "other", b"070701second") != made
     made.unlink()
-    assert extend_initrd(initrd, "digest", b"070701second").read_bytes().endswith(b"second")
+    assert extend_initrd(first, "digest", b"070701second").read_bytes().endswith(b"second")
 
 
 def test_debug_sections_are_dropped_and_the_others_keep_their_numbers() -> None:
@@ -93,6 +94,40 @@ def test_debug_sections_are_dropped_and_the_others_keep_their_numbers() -> None:
     # Its signature is of every byte.
     signed = fat + b"~Module signature appended~\n"
     assert drop_debug(signed) == signed
+
+
+def test_module_that_would_grow_stays_as_it_is() -> None:
+    """Sections that overlap: each has all of the file."""
+    data = add_section(make_module(""), b".debug_info", b"D" * 1000)
+    rows_at, count = struct.unpack_from("<Q", data, 40)[0], struct.unpack_from("<H", data, 60)[0]
+    rows = [list(struct.unpack_from("<IIQQQQIIQQ", data, rows_at + 64 * number)) for number in range(count)]
+    whole = [rows[0][0], 1, 0, 0, 0, rows_at, 0, 0, 1, 0]
+    table = b"".join(struct.pack("<IIQQQQIIQQ", *row) for row in (*rows, *[whole] * 1000))
+    hostile = data[:60] + struct.pack("<H", count + 1000) + data[62:rows_at] + table
+    assert drop_debug(hostile) == hostile
+
+
+def test_endless_device_and_fifo_are_no_modules(make_tree: MakeTree) -> None:
+    tree = make_tree()
+    module = tree / "net/vmw_vsock/vsock.ko"
+    module.unlink()
+    module.symlink_to("/dev/zero")
+    with pytest.raises(BuildError, match=r"cannot read the module .*/vsock\.ko: it is no regular file") as caught:
+        plan_modules(find_tree(tree), find_needs(), TINYS)
+    assert "make" in caught.value.hint
+    module.unlink()
+    # Nobody opens its other end.
+    os.mkfifo(module)
+    with pytest.raises(BuildError, match=r"cannot read the module .*/vsock\.ko: it is no regular file"):
+        plan_modules(find_tree(tree), find_needs(), TINYS)
+
+
+def test_bytes_of_a_module_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file can have more than its size says, as those of /proc do."""
+    monkeypatch.setattr(initrd, "_MODULE_LIMIT_BYTES", 10)
+    assert Path("/proc/self/status").stat().st_size == 0
+    with pytest.raises(BuildError, match="the module /proc/self/status is larger than"):
+        b"".join(ModuleFile(Path("/proc/self/status"), "").chunks())
 
 
 @pytest.mark.parametrize("size", [0, 3, 64, 100, 200])

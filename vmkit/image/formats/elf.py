@@ -27,6 +27,10 @@ _SIGNED = b"~Module signature appended~\n"
 _DT_NEEDED = 1
 # A kernel module has some fifty sections; the field could claim 65,535.
 _SECTION_LIMIT = 4096
+# The longest .modinfo of Debian's has tens of kilobytes, for the module's aliases.
+_MODINFO_LIMIT_BYTES = 4 << 20
+# Of the name of a section or library.
+_NAME_LIMIT_BYTES = 4096
 
 
 class _Section(NamedTuple):
@@ -98,19 +102,20 @@ def read_section(data: bytes, name: str) -> bytes:
 
 def read_modinfo(data: bytes) -> dict[str, tuple[str, ...]]:
     """A kernel module's .modinfo: the values of each key, in their order."""
-    values: dict[str, tuple[str, ...]] = {}
-    for item in read_section(data, ".modinfo").split(b"\0"):
+    values: dict[str, list[str]] = {}
+    for item in read_section(data, ".modinfo")[:_MODINFO_LIMIT_BYTES].split(b"\0"):
         key, equals, value = item.decode("latin-1").partition("=")
         if equals:
-            values[key] = (*values.get(key, ()), value)
-    return values
+            values.setdefault(key, []).append(value)
+    return {key: tuple(found) for key, found in values.items()}
 
 
 def drop_debug(data: bytes) -> bytes:
     """A kernel module without what only debuggers read, which is most of it in a build tree.
 
     The sections keep their numbers, so that nothing that names one has to change: those that go become empty
-    (SHT_NULL). A signed module stays as it is, for its signature covers every byte.
+    (SHT_NULL). A signed module stays as it is, for its signature covers every byte. So does one that would become
+    larger, for its sections overlap.
     """
     sections = _read_sections(data)
     if not sections or data.endswith(_SIGNED):
@@ -126,10 +131,12 @@ def drop_debug(data: bytes) -> bytes:
             out += bytes(-len(out) % max(kept.alignment, 1))
             kept, content = kept._replace(offset=len(out)), _content(data, section)
             out += content
+            if len(out) > len(data):
+                return data
         table += layout.pack(*kept)
     out += bytes(-len(out) % 8)
     _layout(data, _PLACE).pack_into(out, _PLACE_AT, len(out))
-    return bytes(out + table)
+    return bytes(out + table) if len(out) + len(table) <= len(data) else data
 
 
 def _read_sections(data: bytes) -> list[_Section]:
@@ -147,5 +154,4 @@ def _content(data: bytes, section: _Section) -> bytes:
 
 
 def _text(names: bytes, at: int) -> str:
-    end = names.find(b"\0", at)
-    return names[at : end if end >= 0 else len(names)].decode("latin-1")
+    return names[at : at + _NAME_LIMIT_BYTES].partition(b"\0")[0].decode("latin-1")
