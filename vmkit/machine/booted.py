@@ -31,6 +31,10 @@ LOOK_EVERY_S = 0.5
 OUTPUT_LIMIT_BYTES = 1 << 20
 # For the names of the units, where the boot was over in the last moment.
 LEAST_S = 5.0
+# Of the units that have failed, in one line.
+SHOWN_UNITS = 20
+# Characters of a unit's name (UNIT_NAME_MAX in systemd's unit-name.h).
+WORD_LIMIT = 255
 
 # systemctl with these words, within seconds: the lines that it prints.
 Ask = Callable[[list[str], float], list[str]]
@@ -50,7 +54,11 @@ class BootState:
 
     def render(self) -> str:
         """In one line."""
-        return f"{self.state}, failed units: {', '.join(self.failed)}" if self.failed else self.state
+        if not self.failed:
+            return self.state
+        names = ", ".join(self.failed[:SHOWN_UNITS])
+        more = len(self.failed) - SHOWN_UNITS
+        return f"{self.state}, failed units: {names}" + (f" and {more} more" if more > 0 else "")
 
 
 def has_systemd(entry: Entry) -> bool:
@@ -110,7 +118,7 @@ def _find_word(lines: list[str]) -> str:
 
 def _find_first(line: str) -> str:
     """The first word of a line that a guest has written."""
-    return clean_line(line).partition(" ")[0]
+    return clean_line(line).partition(" ")[0][:WORD_LIMIT]
 
 
 def _run(entry: Entry, words: list[str], timeout_s: float) -> list[str]:

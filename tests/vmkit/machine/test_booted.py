@@ -34,7 +34,7 @@ def ask(tmp_path: Path, vshd: Vshd) -> Callable[[str], Ask]:
         systemctl.chmod(0o755)
 
         def run(words: list[str], timeout_s: float) -> list[str]:
-            client = Client(Address.unix(str(vshd.path)), timeout_s=timeout_s)
+            client = Client(Address.unix(str(vshd.path)), timeout_s=LONG_S)
             return client.run(["systemctl", *words], text=True, timeout=timeout_s).stdout.splitlines()
 
         return run
@@ -77,3 +77,15 @@ def test_look_does_not_wait(ask: Callable[[str], Ask]) -> None:
     assert look(ask('test "$*" = is-system-running && echo starting'), LONG_S) == BootState("starting")
     assert look(ask("echo offline"), LONG_S) == BootState("")
     assert look(ask("exit 1"), LONG_S) == BootState("")
+
+
+def test_many_failed_units_are_counted(ask: Callable[[str], Ask]) -> None:
+    """A guest can print as many as it likes, and names as long."""
+    script = r"""
+case $1 in
+is-system-running) echo degraded; exit 1 ;;
+list-units) i=0; while [ $i -lt 50 ]; do echo "unit-$i.service loaded"; i=$((i + 1)); done; printf %0999d 0 ;;
+esac"""
+    state = await_boot("m", ask(script), LONG_S)
+    assert state.failed[-1] == "0" * 255
+    assert state.render().endswith("unit-18.service, unit-19.service and 31 more")
