@@ -198,7 +198,7 @@ def kill(*, names: tuple[str, ...], everything: bool) -> None:
 
 @click.command("wait")
 @click.argument("name", required=False, shell_complete=complete_machines)
-@click.option("--booted", is_flag=True, help="Wait until the guest's systemd has finished its boot instead.")
+@click.option("--booted", is_flag=True, help="Wait instead until the guest's systemd has finished its boot.")
 @click.option("--timeout", type=SECONDS, help="Seconds to wait [default: for ever; with --booted 120].")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def wait(*, name: str | None, booted: bool, timeout: float | None, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""The verb `vmkit prune`: removes what no machine uses, and prints the bytes."""
+"""The verb `vmkit prune`: removes what no machine uses, and prints its size."""
 
 import click
 
@@ -9,14 +9,15 @@ MIB = 1 << 20
 
 
 @click.command("prune")
-@click.option("--all", "everything", is_flag=True, help="Remove also what was used within the last week.")
-@click.option("--dry-run", is_flag=True, help="Print what would be removed, and remove nothing.")
+@click.option("--all", "everything", is_flag=True, help="Also remove what machines used within the last week.")
+@click.option("--dry-run", is_flag=True, help="Print what prune would remove, and remove nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def prune(*, everything: bool, dry_run: bool, as_json: bool) -> None:
-    """Remove what no machine uses, and print the bytes.
+    """Remove what no machine uses, and print its size.
 
-    They are images, packed roots, packages and snapshots that were not used for a week, and what killed programs
-    left. vmkit makes them again when they are needed. Stored machines and snapshots with a name stay.
+    vmkit removes images, packed roots, packages and snapshots that no machine has used for a week. It makes them
+    again when you need them. It also removes what killed programs left. Stored machines and snapshots with a name
+    stay.
     """
     holdings = list_holdings()
     chosen = choose_unused(holdings, idle_s=0.0 if everything else IDLE_S)

@@ -33,7 +33,9 @@ LEFT_OUT = ("cid", "gdb", "init", "record", "user_data")
 @click.command(
     "run", cls=JudgedCommand, usage_status=MACHINE_FAILED, context_settings={"allow_interspersed_args": False}
 )
-@click.option("-i", "--interactive", is_flag=True, help="Pass standard input on. Without it the command's is empty.")
+@click.option(
+    "-i", "--interactive", is_flag=True, help="Pass standard input on. Without -i the command reads an empty input."
+)
 @click.option("-t", "--tty", is_flag=True, help="Give the command a terminal.")
 @click.option("-e", "--env", "env", multiple=True, metavar="NAME[=VALUE]",
               help="Set a variable, or pass this host's on (repeatable).")  # fmt: skip
@@ -42,7 +44,7 @@ LEFT_OUT = ("cid", "gdb", "init", "record", "user_data")
 @click.option("-w", "--workdir", default="", metavar="DIR", help="Start in this directory of the guest.")
 @click.option("-u", "--user", default="", metavar="USER[:GROUP]", help="Run as this user, by name or number.")
 @click.option("--entrypoint", metavar="PROGRAM", help="Run this program instead of the image's entry point.")
-@click.option("--rm", is_flag=True, help="Accepted, and changes nothing: no machine of run stays.")
+@click.option("--rm", is_flag=True, help="Accepted, and changes nothing: vmkit always removes the machine of run.")
 @add_options(leave_out=LEFT_OUT)
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 @click.argument("source", shell_complete=complete_images)

@@ -41,7 +41,7 @@ def create(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Create a machine that keeps what is written to its disk.
+    """Create a machine that keeps what its guest writes.
 
     `vmkit up NAME` starts it with the options that you give here. SOURCE is a root of yours: the path of a folder, a
     tar or an ext4 disk, oci:PATH, docker-archive:PATH, docker://NAME, or - for an archive on standard input.
@@ -64,7 +64,7 @@ def create(
 def rm(*, names: tuple[str, ...]) -> None:
     """Remove stored machines with their disks.
 
-    NAMES are those that `vmkit create` gave them. A running machine is not removed.
+    NAMES are the names that you gave to `vmkit create`. vmkit refuses to remove a machine that runs.
     """
     failures: list[VshError] = []
     for name in dict.fromkeys(names):

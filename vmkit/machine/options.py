@@ -94,7 +94,7 @@ OPTIONS: tuple[Option, ...] = (
         "arch",
         OptionKind.CHOICE,
         flag="--arch",
-        help="Architecture of the guest. All but amd64 are emulated, and have no snapshots.",
+        help="Architecture of the guest. QEMU emulates all but amd64, and they have no snapshots.",
         words=tuple(ARCHITECTURES),
         shows_default=True,
         field="architecture",

@@ -37,7 +37,7 @@ class SystemPart(Part):
             OptionKind.CHOICE,
             AUTO,
             flag="--init",
-            help="pid 1 of a root of yours: its systemd, or vmkit's init (none). auto takes systemd where it is.",
+            help="pid 1 of a root of yours: its systemd, or vmkit's init (none). auto prefers systemd.",
             words=INITS,
             shows_default=True,
             is_python=True,
