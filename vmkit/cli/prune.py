@@ -3,13 +3,18 @@
 import click
 
 from vmkit.cli.show import print_json, print_table
-from vmkit.machine.storage import IDLE_S, add_up, choose_unused, list_holdings, remove
+from vmkit.machine.storage import BUSY_S, IDLE_S, add_up, choose_unused, list_holdings, remove
 
 MIB = 1 << 20
 
 
 @click.command("prune")
-@click.option("--all", "everything", is_flag=True, help="Also remove what machines used within the last week.")
+@click.option(
+    "--all",
+    "everything",
+    is_flag=True,
+    help="Also remove what was used within the last week, and not within the last hour.",
+)
 @click.option("--dry-run", is_flag=True, help="Print what prune would remove, and remove nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def prune(*, everything: bool, dry_run: bool, as_json: bool) -> None:
@@ -20,7 +25,7 @@ def prune(*, everything: bool, dry_run: bool, as_json: bool) -> None:
     stay.
     """
     holdings = list_holdings()
-    chosen = choose_unused(holdings, idle_s=0.0 if everything else IDLE_S)
+    chosen = choose_unused(holdings, idle_s=BUSY_S if everything else IDLE_S)
     if not dry_run:
         chosen = remove(chosen)
     totals = add_up(holdings, chosen)

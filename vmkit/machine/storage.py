@@ -5,6 +5,9 @@ Everything that prune() removes can be made again. Stored machines and snapshots
 
 import contextlib
 import json
+import os
+import re
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,23 +15,29 @@ from pathlib import Path
 
 from vmkit.entries.entry import NEW_PREFIX, OLD_PREFIX
 from vmkit.entries.folder import hold_registry
+from vmkit.errors import HostError
 from vmkit.image.cache import find_cache_dir, open_cache
 from vmkit.machine.launch import Layout
 from vmkit.machine.registry import sweep
-from vmkit.machine.restore import find_snapshots_dir
+from vmkit.machine.restore import SNAPSHOTS_VARIABLE, find_snapshots_dir
 from vmkit.snapshots.store import MADE, NAMED, RECORD, Store
+from vmkit.state import check_own_folder
 from vmkit.stored.place import find_present_folder
 from vmkit.stored.store import read_all_stored, sweep_stored
 from vsh.registry import LOCK, MACHINES, find_runtime_directory, is_held, read_machines
 
 # What was used within a week is most likely used again.
 IDLE_S = 7 * 24 * 3600.0
+# A start that takes an image or a root says so when QEMU starts, and may wait for a build before.
+BUSY_S = 3600.0
 MAX_RECORD_BYTES = 16 << 20
 MAX_ARGV_BYTES = 64 << 10
 
 IMAGES, ROOTS, INITRAMFSES, PACKAGES = "images", "roots", "initramfses", "packages"
 SNAPSHOTS, NAMED_SNAPSHOTS = "snapshots", "named snapshots"
 LEFTOVERS, STORED = "leftovers", "stored machines"
+# What vmkit removes has a SHA-256 as its name. Anything else in those folders is not of vmkit's making.
+_KEY = re.compile(r"[0-9a-f]{64}")
 # In the order of the output.
 KINDS = (IMAGES, ROOTS, INITRAMFSES, PACKAGES, SNAPSHOTS, NAMED_SNAPSHOTS, STORED, LEFTOVERS)
 
@@ -82,19 +91,25 @@ def add_up(holdings: Iterable[Holding], removed: Iterable[Holding]) -> list[Tota
 
 
 def remove(holdings: Iterable[Holding]) -> list[Holding]:
-    """Removes things; returns those that are gone. One that another program has removed meanwhile is gone, too."""
+    """Removes things; returns those that are gone. One that another program has removed meanwhile is gone, too.
+
+    What a machine uses by now, or what was used within the last hour, stays.
+    """
     chosen = list(holdings)
     gone = []
     sweep()
     sweep_stored()
+    snapshots = _find_own_snapshots()
     with open_cache(find_cache_dir()) as cache:
         cache.sweep()
         for one in chosen:
             with contextlib.suppress(OSError):
+                if one.kind != LEFTOVERS and _is_busy(one):
+                    continue
                 if one.kind in (IMAGES, ROOTS, INITRAMFSES):
                     cache.discard(one.path)
                 elif one.kind == SNAPSHOTS:
-                    Store(find_snapshots_dir()).remove(one.path)
+                    Store(snapshots).remove(one.path)
                 elif one.kind == PACKAGES:
                     one.path.unlink()
             if not one.path.exists():
@@ -102,18 +117,33 @@ def remove(holdings: Iterable[Holding]) -> list[Holding]:
     return gone
 
 
+def _is_busy(one: Holding) -> bool:
+    """Whether a thing must stay after all: other programs may have taken it since it was listed. Raises OSError."""
+    used = one.path.stat().st_mtime
+    is_shared = one.kind == ROOTS and _is_shared(one.path / "root")
+    return is_shared or used > time.time() - BUSY_S or one.path.name in _read_words()
+
+
+def _find_own_snapshots() -> Path:
+    """The folder of the snapshots. Raises HostError for one of another user's: it could lead anywhere."""
+    folder = find_snapshots_dir()
+    check_own_folder(folder, "snapshots", SNAPSHOTS_VARIABLE)
+    return folder
+
+
 def _list_cache() -> Iterator[Holding]:
     cache = find_cache_dir()
+    check_own_folder(cache, "cache", "VMKIT_CACHE_DIR")
     words = _read_words()
     needed = _find_named_images()
     for kind, folder in ((IMAGES, "images"), (ROOTS, "roots")):
-        for path in _list(cache / folder):
+        for path in _list_keys(cache / folder):
             is_kept = path.name in words or path.name in needed or (kind == ROOTS and _is_shared(path / "root"))
             yield _look(kind, path, is_kept=is_kept)
-    for path in _list(cache / "initrds"):
+    for path in _list_keys(cache / "initrds"):
         yield _look(INITRAMFSES, path, is_kept=path.name in words)
     known = _find_known_packages(cache / "resolved")
-    for path in _list(cache / "packages"):
+    for path in _list_keys(cache / "packages", ".deb"):
         # Those of the last resolve are what a build without a network needs.
         yield _look(PACKAGES, path, is_kept=path.stem in known)
     for path in _list(cache / "tmp"):
@@ -145,7 +175,9 @@ def _find_known_packages(folder: Path) -> set[str]:
     found: set[str] = set()
     for path in _list(folder):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            found |= {str(record["sha256"]) for record in json.loads(_read_start(path))["records"]}
+            lock = json.loads(_read_start(path))
+            # A build for another architecture runs programs of packages of this host's: the twins.
+            found |= {str(record["sha256"]) for record in (*lock["records"], *lock.get("twins", ()))}
     return found
 
 
@@ -162,10 +194,9 @@ def _is_shared(path: Path) -> bool:
 
 
 def _list_snapshots() -> Iterator[Holding]:
-    folder = find_snapshots_dir()
-    for path in _list(folder / MADE):
-        if not path.name.startswith("."):
-            yield _look(SNAPSHOTS, path)
+    folder = _find_own_snapshots()
+    for path in _list_keys(folder / MADE):
+        yield _look(SNAPSHOTS, path)
     for path in _list(folder / NAMED):
         if not path.name.startswith("."):
             yield _look(NAMED_SNAPSHOTS, path, is_kept=True)
@@ -211,17 +242,38 @@ def _look(kind: str, path: Path, *, is_kept: bool = False) -> Holding:
 
 
 def _measure(path: Path) -> int:
-    """The bytes on the disk that go with a file or folder: a file with a second name stays."""
-    total = 0
-    for one in (path, *path.rglob("*")) if path.is_dir() else (path,):
-        with contextlib.suppress(OSError):
-            status = one.lstat()
-            if one.is_dir() or status.st_nlink == 1:
-                total += status.st_blocks * 512
+    """The bytes on the disk that go with a file or folder: a file with a second name stays.
+
+    What vanishes meanwhile, another program removes.
+    """
+    total = _measure_one(path)
+    if path.is_symlink():
+        return total
+    for folder, folders, files in os.walk(path):
+        total += sum(_measure_one(Path(folder, name)) for name in (*folders, *files))
     return total
 
 
+def _measure_one(path: Path) -> int:
+    with contextlib.suppress(OSError):
+        status = path.lstat()
+        if stat.S_ISDIR(status.st_mode) or status.st_nlink == 1:
+            return status.st_blocks * 512
+    return 0
+
+
+def _list_keys(folder: Path, suffix: str = "") -> list[Path]:
+    """What vmkit made there. Behind a symbolic link there is nothing of vmkit's. Raises HostError."""
+    if folder.is_symlink():
+        return []
+    return [path for path in _list(folder) if _KEY.fullmatch(path.name.removesuffix(suffix))]
+
+
 def _list(folder: Path) -> list[Path]:
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    """Raises HostError."""
+    try:
         return sorted(folder.iterdir())
-    return []
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise HostError(f"cannot read {folder}: {error.strerror}", hint="make it your own, or remove it") from error

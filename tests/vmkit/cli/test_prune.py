@@ -9,7 +9,7 @@ from tests.vmkit.cli.conftest import Vmkit
 
 
 def make_image(folders: Path) -> Path:
-    path = folders / "cache/images/old"
+    path = folders / "cache/images" / ("0" * 64)
     path.mkdir(parents=True)
     (path / "kernel").write_bytes(b"x" * 100_000)
     os.utime(path, (0, 0))

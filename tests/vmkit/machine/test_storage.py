@@ -2,12 +2,16 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.other_user import SOMEBODY_ELSE
 from tests.vmkit.machine.conftest import Boot
+from vmkit.errors import HostError
 from vmkit.image.build import BuiltImage
 from vmkit.machine.storage import (
     IDLE_S,
@@ -26,7 +30,9 @@ from vmkit.machine.storage import (
 from vmkit.machine.stored import create_stored
 from vmkit.stored.place import list_names
 
-LONG_AGO = time.time() - 30 * 24 * 3600
+KEYS = [f"{number:064x}" for number in range(1, 9)]
+# Not so long that a sweep of the cache removes it.
+LONG_AGO = time.time() - 20 * 24 * 3600
 
 
 def make(path: Path, size: int = 8192, *, used: float = LONG_AGO) -> Path:
@@ -53,22 +59,89 @@ def clean(*, idle_s: float = IDLE_S) -> dict[str, int]:
 
 def test_what_was_used_within_a_week_stays_until_all_is_asked_for(folders: Path) -> None:
     cache = folders / "cache"
-    old, new = make(cache / "images/old"), make(cache / "images/new", used=time.time())
-    make(cache / "roots/old")
-    make(cache / "initrds/old")
-    make(cache / "snapshots/made/old")
+    yesterday = time.time() - 24 * 3600
+    old, new = make(cache / "images" / KEYS[0]), make(cache / "images" / KEYS[1], used=yesterday)
+    newest = make(cache / "images" / KEYS[2], used=time.time())
+    make(cache / "roots" / KEYS[0])
+    make(cache / "initrds" / KEYS[0])
+    make(cache / "snapshots/made" / KEYS[0])
     named = make(cache / "snapshots/named/mine")
     assert clean() == {IMAGES: 1, ROOTS: 1, "initramfses": 1, SNAPSHOTS: 1}
     assert not old.exists()
     assert clean(idle_s=0) == {IMAGES: 1}
     assert not new.exists()
+    # A start may have taken it, and say so only when QEMU starts.
+    assert newest.is_dir()
     assert named.is_dir()
     assert clean(idle_s=0) == {}
 
 
+def test_what_is_used_between_the_look_and_the_removal_stays(folders: Path) -> None:
+    cache = folders / "cache"
+    used, linked = make(cache / "roots" / KEYS[0]), make(cache / "roots" / KEYS[1])
+    chosen = choose_unused(list_holdings())
+    os.utime(used)
+    os.link(linked / "root", folders / "base")
+    assert (len(chosen), remove(chosen)) == (2, [])
+    assert (used.is_dir(), linked.is_dir()) == (True, True)
+
+
+def test_what_vmkit_did_not_make_stays(folders: Path) -> None:
+    others = [make(folders / "cache" / kind / "photos") for kind in ("images", "roots", "initrds", "snapshots/made")]
+    assert clean(idle_s=0) == {}
+    assert all(other.is_dir() for other in others)
+
+
+def test_nothing_behind_a_link_is_removed(folders: Path) -> None:
+    victim = make(folders / "victim" / KEYS[0])
+    (folders / "cache/snapshots").mkdir()
+    (folders / "cache/snapshots/made").symlink_to(victim.parent)
+    (folders / "cache/images").symlink_to(victim.parent)
+    assert clean(idle_s=0) == {}
+    assert victim.is_dir()
+
+
+@pytest.mark.root
+def test_snapshots_folder_of_another_user_is_refused(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = folders / "foreign"
+    snapshot = make(foreign / "made" / KEYS[0])
+    os.chown(foreign, SOMEBODY_ELSE, SOMEBODY_ELSE)
+    monkeypatch.setenv("VMKIT_SNAPSHOTS_DIR", str(foreign))
+    one = Holding(SNAPSHOTS, snapshot, 1, 0.0)
+    for look in (list_holdings, lambda: remove([one])):
+        with pytest.raises(HostError, match=r"the snapshots folder .* belongs to another user"):
+            look()
+    assert snapshot.is_dir()
+
+
+def test_folder_that_vanishes_while_it_is_measured_counts_nothing(folders: Path) -> None:
+    """Another program removes and makes folders in it all the time."""
+    place = make(folders / "cache/tmp/busy")
+    (place / "a/b/c").mkdir(parents=True)
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "place = Path(sys.argv[1])\n"
+        "print(flush=True)\n"
+        "while True:\n"
+        "    for n in range(20):\n"
+        "        (place / f'x{n}/y/z').mkdir(parents=True, exist_ok=True)\n"
+        "    for n in range(20):\n"
+        "        [(place / f'x{n}' / part).rmdir() for part in ('y/z', 'y', '')]\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, place], stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout is not None
+            other.stdout.readline()
+            for _ in range(200):
+                assert [one.kind for one in list_holdings()] == [LEFTOVERS]
+        finally:
+            other.kill()
+
+
 def test_bytes_are_those_that_the_disk_gets_back(folders: Path) -> None:
-    make(folders / "cache/images/one", 1 << 20)
-    with (folders / "cache/images/one/hole").open("wb") as file:
+    image = make(folders / "cache/images" / KEYS[0], 1 << 20)
+    with (image / "hole").open("wb") as file:
         file.truncate(1 << 30)
     (total,) = add_up(list_holdings(), [])
     assert (total.kind, total.count, total.removed, total.removed_bytes) == (IMAGES, 1, 0, 0)
@@ -79,20 +152,22 @@ def test_packages_of_the_last_resolves_stay(folders: Path) -> None:
     cache = folders / "cache"
     (cache / "packages").mkdir()
     (cache / "resolved").mkdir()
-    for name in ("known", "unknown"):
-        (cache / f"packages/{name}.deb").write_bytes(b"deb")
-        os.utime(cache / f"packages/{name}.deb", (LONG_AGO, LONG_AGO))
-    (cache / "resolved/a.json").write_text(json.dumps({"records": [{"sha256": "known"}]}))
+    known, twin, unknown = (cache / f"packages/{key}.deb" for key in KEYS[:3])
+    for path in (known, twin, unknown):
+        path.write_bytes(b"deb")
+        os.utime(path, (LONG_AGO, LONG_AGO))
+    lock = {"records": [{"sha256": known.stem}], "twins": [{"sha256": twin.stem}]}
+    (cache / "resolved/a.json").write_text(json.dumps(lock))
     (cache / "resolved/broken.json").write_text("{")
     assert clean() == {PACKAGES: 1}
-    assert find(PACKAGES) == [cache / "packages/known.deb"]
+    assert find(PACKAGES) == [known, twin]
 
 
 def test_image_of_a_snapshot_with_a_name_stays(folders: Path) -> None:
-    make(folders / "cache/images/needed")
+    make(folders / "cache/images" / KEYS[0])
     make(folders / "cache/snapshots/named/mine")
     (folders / "cache/snapshots/named/mine/snapshot.json").write_text(
-        json.dumps({"record": {"facts": {"image": "needed"}}})
+        json.dumps({"record": {"facts": {"image": KEYS[0]}}})
     )
     assert clean(idle_s=0) == {}
 
@@ -112,6 +187,7 @@ def test_root_of_a_stored_machine_stays_and_goes_with_it(folders: Path) -> None:
     assert find(STORED) == [folders / "data/machines/web"]
     assert list_names() == ["web"]
     (folders / "data/machines/web/base").unlink()
+    os.utime(root, (LONG_AGO, LONG_AGO))
     assert clean(idle_s=0) == {ROOTS: 1}
     assert not root.exists()
 
@@ -132,7 +208,7 @@ def test_what_killed_programs_left_goes_at_once(folders: Path) -> None:
 
 
 def test_thing_that_another_program_removes_meanwhile_is_gone_too(folders: Path) -> None:
-    gone = Holding(IMAGES, folders / "cache/images/gone", 1, 0.0)
+    gone = Holding(IMAGES, folders / "cache/images" / KEYS[0], 1, 0.0)
     assert remove([gone]) == [gone]
 
 

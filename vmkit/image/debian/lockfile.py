@@ -14,7 +14,15 @@ from vmkit.architectures import HOST
 from vmkit.errors import BuildError, ConfigError
 from vmkit.image.cache import Cache, write_atomically
 from vmkit.image.debian.apt import PackageRecord
-from vmkit.image.debian.packages import Lock, Request, find_archive, hash_file, is_cached, name_record
+from vmkit.image.debian.packages import (
+    Lock,
+    Request,
+    find_archive,
+    hash_file,
+    is_cached,
+    name_record,
+    touch_packages,
+)
 from vmkit.image.recipe.config import ImageSpec
 from vmkit.image.recipe.hostfile import HostFileError, read_host_file
 
@@ -123,6 +131,7 @@ def fetch_locked(cache: Cache, request: Request, lock: Lock, tell: Callable[[str
     BuildError naming every package that is nowhere to be had.
     """
     missing = [record for record in (*lock.records, *lock.twins) if not is_cached(cache, record)]
+    touch_packages(cache, lock)
     if not missing:
         return
     tell(f"fetching {len(missing)} packages, {sum(record.size_bytes for record in missing) / 1e6:.0f} MB", None)
@@ -136,6 +145,7 @@ def fetch_locked(cache: Cache, request: Request, lock: Lock, tell: Callable[[str
                 with cache.open_apt(replace(find_archive(request, lock, record), mirror=mirror)) as apt:
                     if apt.download_from_pool(record, path) and hash_file(path) == record.sha256:
                         cache.adopt(path, cache.package_path(record.sha256))
+                        os.utime(cache.package_path(record.sha256))
                         break
             else:
                 gone.append(record)

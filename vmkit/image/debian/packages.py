@@ -4,8 +4,10 @@ A lock is kept in the cache and used until it is renewed on purpose, so a build 
 missing. Knows nothing of what is done with the files.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -173,6 +175,7 @@ def fetch(cache: Cache, request: Request, lock: Lock, progress: Progress) -> dic
                 apt.update()
             apt.download(records, folder)
             _keep(cache, records, folder)
+    touch_packages(cache, lock)
     return {name_record(lock, record): cache.package_path(record.sha256) for record in (*lock.records, *lock.twins)}
 
 
@@ -265,6 +268,13 @@ def is_cached(cache: Cache, record: PackageRecord) -> bool:
         return path.stat().st_size == record.size_bytes and hash_file(path) == record.sha256
     except OSError:
         return False
+
+
+def touch_packages(cache: Cache, lock: Lock) -> None:
+    """Notes that a build uses the packages now: a file's time is else that of the archive."""
+    for record in (*lock.records, *lock.twins):
+        with contextlib.suppress(OSError):
+            os.utime(cache.package_path(record.sha256))
 
 
 def _keep(cache: Cache, records: list[PackageRecord], folder: Path) -> None:

@@ -1,6 +1,7 @@
 """apt in private state: only what a known key has signed, and every failure with its cause."""
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -50,6 +51,18 @@ def test_packages_are_fetched_once(cache_dir: Path, fake_spec: FakeSpec) -> None
     assert first == second
     assert len(told) == 1
     assert all(path.is_file() for path in first.values())
+
+
+def test_package_that_is_used_is_as_of_now(cache_dir: Path, fake_spec: FakeSpec) -> None:
+    """Else `vmkit prune` goes by the time that the archive gave it."""
+    spec = fake_spec()
+    lock = _resolve(cache_dir, spec)
+    with open_cache(cache_dir) as cache:
+        paths = fetch(cache, make_request(spec), lock, lambda _text, _part: None)
+        for path in paths.values():
+            os.utime(path, (1, 1))
+        fetch(cache, make_request(spec), lock, lambda _text, _part: None)
+    assert all(path.stat().st_mtime > 1 for path in paths.values())
 
 
 def test_package_that_was_changed_in_the_cache_is_fetched_again(cache_dir: Path, fake_spec: FakeSpec) -> None:
