@@ -80,7 +80,8 @@ def _read_stopped(running: set[str]) -> "list[Stored]":
     from vmkit.stored.store import read_all_stored, sweep_stored  # noqa: PLC0415 - most hosts have none
 
     sweep_stored()
-    return [one for one in read_all_stored() if one.name not in running]
+    # A machine of an image can have the name of a stored one that does not run.
+    return [one for one in read_all_stored() if one.name not in running or not one.is_held]
 
 
 def _render_stopped(stopped: "list[Stored]") -> list[dict[str, object]]:

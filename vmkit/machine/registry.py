@@ -19,6 +19,7 @@ from vmkit.errors import HostError, MachineError, NameInUseError
 from vmkit.machine.launch import Layout
 from vmkit.machine.spec import FIRST_GUEST_CID, MAX_NAME_CHARACTERS, check_name
 from vmkit.state import find_state_folder
+from vmkit.stored.place import list_names
 from vsh.ending import ENDS
 from vsh.registry import MACHINES, Entry, find_runtime_directory, read_machines
 
@@ -96,7 +97,9 @@ def reserve(
         with hold_registry(root), explain_errors(root):
             sweep_all(root / MACHINES)
             entries = read_machines()
-            chosen_name = _choose_name(name, image, _read_names(root))
+            chosen_name = _choose_name(
+                name, image, _read_names(root) | (_read_stored_names() if name is None else set())
+            )
             chosen_cid = _choose_cid(cid, entries, claim)
             directory = root / MACHINES / chosen_name
             check_path_length(directory)
@@ -147,6 +150,14 @@ def _sweep_locked(root: Path, directory: Path) -> None:
 def _read_names(root: Path) -> set[str]:
     """Every name that is in use: those of unreadable entries and of strangers' folders, too."""
     return {path.name for path in (root / MACHINES).iterdir()}
+
+
+def _read_stored_names() -> set[str]:
+    """The names of the stored machines: one that stays must be able to start."""
+    with contextlib.suppress(HostError):
+        return set(list_names())
+    # Nobody trusts a folder that others can write to. `vmkit up NAME` tells.
+    return set()
 
 
 def _check_name_is_free(name: str, taken: set[str]) -> None:

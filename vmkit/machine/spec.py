@@ -15,6 +15,7 @@ from vmkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from vmkit.roots.settings import ContainerSettings
+    from vmkit.stored.record import Base
 
 # Names become a directory below the runtime directory and part of a UNIX socket's path, which may have 107 bytes in
 # all (unix(7)).
@@ -83,7 +84,8 @@ class StoredRoot:
 
     folder: the machine's, with the lock that is held while it runs. base: the file below the disk. base_format: `raw`
     or `qcow2`. root: what the guest is told of the disk, `ext4` or `ext4:2`. grows: whether the disk is larger than its
-    file system, which the guest then makes as large.
+    file system, which the guest then makes as large. made, record: of the machine that was looked at; another one can
+    have its name by now.
     """
 
     name: str
@@ -92,6 +94,8 @@ class StoredRoot:
     base_format: str
     root: str
     grows: bool = False
+    made: float = 0.0
+    record: "Base | None" = None
 
 
 @dataclass(frozen=True, slots=True)

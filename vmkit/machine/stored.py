@@ -12,7 +12,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmkit.errors import BuildError, ConfigError, MachineError
+from vmkit.errors import BuildError, ConfigError, MachineError, VmkitError
 from vmkit.machine.spec import MachineSpec, StoredRoot, check_name
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def create_stored(
     require_free(name)
     kept = _keep_options(options)
     spec = _make_plain_spec(name, kept)
+    _check_host(spec)
     say = tell or (lambda _text, _fraction: None)
     source, prepared = _prepare(source, partition, spec.architecture, say)
     with make_stored(name) as new:
@@ -113,6 +114,16 @@ def _make_plain_spec(name: str, options: Mapping[str, Any]) -> MachineSpec:
     from vmkit.machine.source import ANY  # noqa: PLC0415
 
     return make_spec(ANY, {**options, "name": name})
+
+
+def _check_host(spec: MachineSpec) -> None:
+    """Raises ConfigError, HostError for options that this host cannot fulfil: else each start would fail by them."""
+    from vmkit.machine.own_kernel import read_kernel  # noqa: PLC0415 - few programs make one
+    from vmkit.machine.parts.table import PARTS  # noqa: PLC0415
+
+    read_kernel(spec)
+    for part in PARTS:
+        part.check_host(spec)
 
 
 def _prepare(source: str, partition: int | None, architecture: str, tell: Tell) -> "tuple[str, PreparedRoot]":
@@ -182,7 +193,14 @@ def _fill(
 
 
 def _choose_size(path: Path, prepared: "PreparedRoot", asked: int | None) -> int:
+    from vmkit.stored.overlay import MAX_DISK_BYTES  # noqa: PLC0415 - few programs make one
+
     own = measure_disk(path, prepared.disk_format)
+    if own > MAX_DISK_BYTES:
+        raise ConfigError(
+            f"the disk {path} is larger than the {MAX_DISK_BYTES >> 40}T that a stored machine can have: {own} bytes",
+            hint="make its file system and the disk smaller first: resize2fs, qemu-img resize --shrink",
+        )
     own = -(-own // SECTOR_BYTES) * SECTOR_BYTES
     if prepared.partition is not None:
         if asked is not None:
@@ -236,8 +254,11 @@ def make_stored_spec(name: str, given: Mapping[str, Any]) -> MachineSpec:
         base=base,
         base_format=record.base.disk_format,
         root=record.root,
-        grows=_can_grow(stored.disk, base, record.base.disk_format, record.root),
+        grows=_look_for_growth(stored, base, record),
+        made=record.made,
+        record=record.base,
     )
+    _check_known(record)
     spec = make_spec(ANY, {**record.options, **given, "name": name})
     return replace(spec, root=stored.disk, source=record.source, stored=root, container=_parse_container(record))
 
@@ -259,6 +280,39 @@ def _parse_container(record: "StoredRecord") -> "ContainerSettings | None":
             f"the record of the machine '{record.name}' is damaged: its settings are none of a container image",
             hint=f"vmkit rm {record.name} removes the machine with its disk",
         ) from error
+
+
+def _check_known(record: "StoredRecord") -> None:
+    """Raises MachineError for an option that a newer vmkit has put into a record."""
+    from vmkit.machine.options import OPTIONS  # noqa: PLC0415 - it knows the parts
+
+    unknown = record.options.keys() - {option.name for option in OPTIONS}
+    if unknown:
+        raise MachineError(
+            f"the machine '{record.name}' was created with the option '{min(unknown)}', which this vmkit does not know",
+            hint=f"start it with the vmkit that created it; or vmkit rm {record.name}, and create it again",
+        )
+
+
+def _look_for_growth(stored: "Stored", base: Path, record: "StoredRecord") -> bool:
+    """Looks whether a machine's file system can grow. Raises MachineError for a damaged disk."""
+    from vmkit.stored.store import lock_stored  # noqa: PLC0415 - most machines are of an image
+
+    with contextlib.ExitStack() as stack:
+        try:
+            # A guest that runs changes the tables of its disk while they are read.
+            stack.enter_context(lock_stored(stored))
+        except MachineError:
+            # It runs, so hold_stored() will refuse a start.
+            return False
+        try:
+            return _can_grow(stored.disk, base, record.base.disk_format, record.root)
+        except (VmkitError, OSError) as error:
+            reason = error.brief if isinstance(error, VmkitError) else error.strerror
+            raise MachineError(
+                f"the disk of '{stored.name}' is damaged: {stored.disk}: {reason}",
+                hint=f"put it back from a copy; or vmkit rm {stored.name}, and create it again",
+            ) from error
 
 
 def _can_grow(disk: Path, base: Path, base_format: str, root: str) -> bool:
@@ -285,6 +339,12 @@ def hold_stored(root: StoredRoot) -> Iterator[int]:
 
     stored = read_stored(root.name)
     with lock_stored(stored) as fd:
-        # It may have been removed and made again since it was looked at.
-        require_same(stored.require_record().base, stored.folder, root.name)
+        # Nobody removes it now. Before, it may have been removed and made again since it was looked at.
+        record = read_stored(root.name).require_record()
+        if (record.made, record.base) != (root.made, root.record):
+            raise MachineError(
+                f"the machine '{root.name}' was removed and created again while vmkit started it",
+                hint=f"start the new one: vmkit up {root.name}",
+            )
+        require_same(record.base, stored.folder, root.name)
         yield fd

@@ -60,7 +60,7 @@ def parse_record(data: bytes) -> StoredRecord:
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError("it is no record of a machine") from error
     if base.disk_format not in FORMATS or record.disk_bytes <= 0 or record.disk_bytes % 512:
-        raise ValueError("its disk cannot be")
+        raise ValueError("its disk_bytes or its base's format is wrong")
     return record
 
 

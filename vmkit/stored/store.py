@@ -7,6 +7,7 @@ as long as its machine runs. Folders appear and disappear whole, by a rename fro
 import contextlib
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -197,13 +198,20 @@ def _try_lock(fd: int) -> bool:
 
 
 def remove_stored(name: str) -> None:
-    """Removes a machine with its disk. Raises MachineError where it runs, or where there is none."""
+    """Removes a machine with its disk. Raises MachineError where it runs, or where there is none; HostError.
+
+    A folder that is a link elsewhere loses its name here, and its files stay.
+    """
     stored = read_stored(name)
     with _explain_errors(stored.folder), contextlib.ExitStack() as stack:
         if (stored.folder / LOCK).exists():
             stack.enter_context(lock_stored(stored))
         with _hold(stored.folder.parent):
-            discard(stored.folder)
+            old = stored.folder.with_name(f"{OLD_PREFIX}{name}.{os.getpid()}")
+            # Left by a process of the same number that was killed here.
+            _remove_old(old)
+            stored.folder.rename(old)
+            _remove_old(old)
 
 
 def sweep_stored() -> None:
@@ -218,8 +226,18 @@ def sweep_stored() -> None:
 def _sweep(folder: Path) -> None:
     """The caller holds the store. A machine's own folder stays: its lock is free whenever the machine does not run."""
     for path in folder.iterdir():
-        if path.name.startswith((NEW_PREFIX, OLD_PREFIX)):
+        if path.name.startswith(OLD_PREFIX):
+            _remove_old(path)
+        elif path.name.startswith(NEW_PREFIX):
             sweep_one(path)
+
+
+def _remove_old(path: Path) -> None:
+    """What is left is swept later."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import pytest
 
 from tests.docs.schemas import check_form
 from tests.vmkit.cli.conftest import Vmkit
+from vmkit.machine.registry import reserve
 from vmkit.stored.store import RECORD, lock_stored, read_stored
 
 
@@ -118,3 +119,13 @@ def test_storage_that_cannot_be_counted_does_not_break_the_host(folders: Path, v
     checks = {check["name"]: check for check in json.loads(vmkit("doctor", "--json").out)["checks"]}
     assert checks["storage"]["level"] == "fallback"
     assert "other users can write to the data folder" in checks["storage"]["text"]
+
+
+def test_stopped_machine_is_listed_beside_another_of_its_name(root: str, vmkit: Vmkit) -> None:
+    vmkit("create", "web", root, "-q")
+    with reserve(None, None, "web", {"backend": "user"}) as reservation:
+        # A machine without a name takes that of no stored one.
+        assert reservation.name == "web-2"
+    with reserve("web", None, "any", {"backend": "user"}):
+        shown = [(one["name"], one["state"]) for one in json.loads(vmkit("list", "--all", "--json").out)]
+    assert shown == [("web", "starting"), ("web", "stopped")]

@@ -18,11 +18,12 @@ from vmkit.image.build import BuiltImage
 from vmkit.machine import stop
 from vmkit.machine.spec import Accelerator, Backend, MachineSpec
 from vmkit.machine.start import Started, start_machine
-from vmkit.machine.stored import create_stored, make_stored_spec, parse_disk_size
+from vmkit.machine.stored import create_stored, hold_stored, make_stored_spec, parse_disk_size
 from vmkit.roots.extents import HostFile
 from vmkit.roots.superblocks import find_file_system
 from vmkit.stored.place import list_names
-from vmkit.stored.store import read_stored, remove_stored
+from vmkit.stored.record import render_record
+from vmkit.stored.store import RECORD, lock_stored, read_stored, remove_stored
 from vsh.registry import find_machine
 
 GIB = 1 << 30
@@ -186,6 +187,72 @@ def test_machine_without_its_disk_says_so(root: Path) -> None:
     with pytest.raises(MachineError, match="the disk of 'web' is missing: ") as caught:
         make_stored_spec("web", {})
     assert "vmkit rm web" in caught.value.hint
+
+
+def test_machine_that_was_created_again_is_not_started_on_the_old_base(folders: Path) -> None:
+    for name in ("a.img", "b.img"):
+        make_file_system("ext4", folders / name)
+    create_stored("web", str(folders / "a.img"), {})
+    spec = make_stored_spec("web", {})
+    assert spec.stored is not None
+    with hold_stored(spec.stored):
+        pass
+    remove_stored("web")
+    create_stored("web", str(folders / "b.img"), {})
+    with (
+        pytest.raises(MachineError, match="the machine 'web' was removed and created again") as caught,
+        hold_stored(spec.stored),
+    ):
+        pass
+    assert caught.value.hint == "start the new one: vmkit up web"
+
+
+def test_disk_that_is_too_large_is_refused(folders: Path) -> None:
+    disk = make_file_system("ext4", folders / "big.img")
+    os.truncate(disk, 5 << 40)
+    with pytest.raises(ConfigError, match=r"big.img is larger than the 4T that a stored machine can have"):
+        create_stored("big", str(disk), {})
+    assert list_names() == []
+
+
+def test_damaged_disk_is_named_with_its_machine(root: Path) -> None:
+    stored = create_stored("web", str(root), {})
+    whole = stored.disk.read_bytes()
+    for data in (b"", b"x" * 512, whole[:8] + b"\xff" * 100 + whole[108:]):
+        stored.disk.write_bytes(data)
+        with pytest.raises(MachineError, match=r"the disk of 'web' is damaged: .*/web/disk\.qcow2: ") as caught:
+            make_stored_spec("web", {})
+        assert "vmkit rm web" in caught.value.hint
+
+
+def test_disk_of_a_running_machine_is_not_read(root: Path) -> None:
+    """Its guest changes it at this moment. `vmkit up --reuse` needs the spec all the same."""
+    stored = create_stored("web", str(root), {})
+    with lock_stored(stored):
+        stored.disk.write_bytes(b"half")
+        assert make_stored_spec("web", {}).name == "web"
+
+
+def test_option_of_a_newer_vmkit_names_the_machine(root: Path) -> None:
+    stored = create_stored("web", str(root), {})
+    newer = replace(stored.require_record(), options={"turbo": True})
+    (stored.folder / RECORD).write_bytes(render_record(newer))
+    with pytest.raises(MachineError, match="the machine 'web' was created with the option 'turbo'") as caught:
+        make_stored_spec("web", {})
+    assert "vmkit rm web" in caught.value.hint
+
+
+def test_options_that_this_host_cannot_fulfil_are_refused(root: Path, folders: Path) -> None:
+    (folders / "one.img").write_bytes(bytes(4096))
+    both = {"disks": [folders / "one.img"], "rwdisks": [folders / "one.img"]}
+    for options, words in (
+        ({"tree": folders / "none"}, "none"),
+        ({"disks": [folders / "none.img"]}, "none.img"),
+        (both, "two disks are the same file, and the guest can write to it"),
+    ):
+        with pytest.raises(VmkitError, match=words):
+            create_stored("web", str(root), options)
+    assert list_names() == []
 
 
 def start(spec: MachineSpec, image: BuiltImage) -> Started:

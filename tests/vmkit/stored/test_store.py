@@ -137,7 +137,7 @@ def test_damaged_record_is_shown_and_removed() -> None:
 def test_record_with_wrong_values_is_no_record(wrong: dict[str, object]) -> None:
     value = json.loads(render_record(RECORD_OF_WEB))
     assert parse_record(json.dumps(value).encode()) == RECORD_OF_WEB
-    with pytest.raises(ValueError, match=r"its disk cannot be|it is no record"):
+    with pytest.raises(ValueError, match=r"its disk_bytes or its base's format is wrong|it is no record"):
         parse_record(json.dumps(value | wrong).encode())
 
 
@@ -178,3 +178,29 @@ def test_words_that_are_no_names_are_no_machines(data: Path) -> None:
     make_web()
     for word in ("../machines/web", "web/", ".", "..", "", "-", "docker://web", "web.toml"):
         assert not is_stored(word)
+
+
+def test_machine_that_cannot_be_removed_is_not_called_removed(data: Path) -> None:
+    make_web()
+    # A file where the folder would go.
+    (data / f"machines/.old.web.{os.getpid()}").write_text("")
+    with pytest.raises(HostError, match="cannot write to the data folder"):
+        remove_stored("web")
+    assert list_names() == ["web"]
+
+
+def test_folder_that_is_a_link_loses_its_name_and_keeps_its_files(data: Path) -> None:
+    make_web()
+    (data / "machines/web").rename(data / "elsewhere")
+    (data / "machines/web").symlink_to(data / "elsewhere")
+    remove_stored("web")
+    assert [path.name for path in (data / "machines").iterdir()] == [".machines.lock"]
+    assert (data / "elsewhere" / RECORD).is_file()
+
+
+def test_what_a_killed_removal_left_is_swept(data: Path) -> None:
+    make_web()
+    (data / "machines/.old.db.1").mkdir()
+    (data / "machines/.old.mail.1").symlink_to(data / "none")
+    sweep_stored()
+    assert sorted(path.name for path in (data / "machines").iterdir()) == [".machines.lock", "web"]

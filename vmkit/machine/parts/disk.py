@@ -99,6 +99,7 @@ class DiskPart(Part):
     def check_host(self, spec: "MachineSpec") -> None:
         for disk in spec.disks:
             check_disk(disk)
+        _check_once(spec.disks)
         # A stored root was looked at when it was found.
         if spec.root is not None and spec.stored is None:
             check_root(spec.root, spec.partition)
@@ -195,6 +196,17 @@ def _check_given(spec: "MachineSpec", built: "BuiltImage") -> None:
 def check_disk(disk: DiskSpec) -> None:
     """Raises HostError for what QEMU could not take as a disk."""
     _check_name(disk.path, _read_disk(disk.path, "the disk", write=disk.mode is DiskMode.READ_WRITE))
+
+
+def _check_once(disks: tuple[DiskSpec, ...]) -> None:
+    """Raises ConfigError for one file as two disks, one of them writable: QEMU's locks would refuse the second."""
+    for number, disk in enumerate(disks):
+        for other in disks[:number]:
+            if DiskMode.READ_WRITE in (disk.mode, other.mode) and disk.path.samefile(other.path):
+                raise ConfigError(
+                    f"two disks are the same file, and the guest can write to it: {disk.path}",
+                    hint="give it once, as --rwdisk or as --disk",
+                )
 
 
 def check_root(root: Path, partition: int | None = None) -> None:
