@@ -1,5 +1,6 @@
 """QEMU's argv as a value: golden lines, and what depends on what."""
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from vmkit.architectures import ARCHITECTURES, HOST
 from vmkit.errors import ConfigError
 from vmkit.machine.hardware import Hardware
 from vmkit.machine.qemu import plan_qemu, render_kernel_command_line
-from vmkit.machine.spec import Accelerator, Backend, DiskMode, DiskSpec, MachineSpec
+from vmkit.machine.spec import Accelerator, Backend, DiskMode, DiskSpec, MachineSpec, StoredRoot
 
 HARDWARE = Hardware(
     spec=MachineSpec(),
@@ -173,6 +174,17 @@ def test_disks_are_read_only_unless_asked_and_in_order() -> None:
     assert devices[2] == "virtio-blk-pci,drive=disk2,serial=vmkit-1"
     assert "vmkit.disks" in plan.argv[-1].split()
     assert "vmkit.disks" not in plan_qemu(replace(HARDWARE, root=Path("/root.img"))).argv[-1]
+
+
+def test_base_that_is_a_qcow2_has_no_backing_file_whatever_its_header_says() -> None:
+    stored = StoredRoot("web", Path("/web"), Path("/a,b.qcow2"), "qcow2", "ext4")
+    plan = plan_qemu(replace(HARDWARE, root=Path("/web/disk.qcow2"), spec=MachineSpec(stored=stored)))
+    file, base, disk = (plan.argv[at + 1] for at, word in enumerate(plan.argv) if word == "-blockdev")
+    assert file == "driver=file,node-name=base-file,read-only=on,filename=/a,,b.qcow2"
+    told = json.loads(base)
+    assert (told["node-name"], told["file"], told["read-only"]) == ("base", "base-file", True)
+    assert told["backing"] is None
+    assert "backing=base" in disk.split(",")
 
 
 def test_gdb_is_served_on_a_socket_that_the_monitor_makes() -> None:

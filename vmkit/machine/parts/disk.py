@@ -4,6 +4,7 @@ They are read before QEMU starts, so that the error names the file and the remed
 machine has the file) is told from its last words.
 """
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 ROOT_SERIAL = "vmkit-root"
 # QEMU's name for the file below a stored root.
 BASE_NODE = "base"
+BASE_FILE_NODE = "base-file"
 # What the file system of a root is that its user gave: the guest tries no others.
 ROOT_ARGUMENT = "vmkit.root="
 # The root keeps what the guest writes; and its disk has become larger than its file system.
@@ -159,7 +161,15 @@ class DiskPart(Part):
 
 
 def _plan_base(stored: "StoredRoot") -> tuple[str, ...]:
-    """The file below a stored disk. QEMU is told which it is, and opens none that a disk names."""
+    """The file below a stored disk. QEMU is told which it is, and opens no backing file that a disk names.
+
+    A qcow2 that names one is refused when the machine is made, and its header could be another by now.
+    """
+    if stored.base_format == "qcow2":
+        file = {"driver": "file", "node-name": BASE_FILE_NODE, "read-only": "on", "filename": str(stored.base)}
+        # Only JSON has null, which is QEMU's word for no backing file.
+        base = {"driver": "qcow2", "node-name": BASE_NODE, "read-only": True, "file": BASE_FILE_NODE, "backing": None}
+        return ("-blockdev", render_options(file), "-blockdev", json.dumps(base))
     blockdev = {
         "driver": stored.base_format,
         "node-name": BASE_NODE,
