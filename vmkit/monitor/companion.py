@@ -12,15 +12,13 @@ from vmkit.errors import MachineError, VmkitError
 from vmkit.machine.parts.part import CONTROL_MARK, FRONTEND_MARK, LISTENER_MARK, Companion
 from vmkit.monitor.child import Child, start_child
 from vmkit.monitor.end import End
-from vmkit.monitor.life import Life
+from vmkit.monitor.life import COMPANION_END_DEADLINE_S, QEMU_END_DEADLINE_S, Life
 from vmkit.monitor.logs import CappedLog, EventLog
 
 # A process that dies is replaced. One that keeps dying ends the machine: more often than so many times in so
 # many seconds. A machine that runs for weeks may replace many.
 MAX_RESTARTS = 3
 RESTART_PERIOD_S = 60.0
-# QEMU's end closes the connection, and that ends the companion: see first whether it was that.
-QEMU_END_DEADLINE_S = 1.0
 # A companion ends by itself when QEMU has gone.
 OWN_END_DEADLINE_S = 1.0
 
@@ -110,7 +108,7 @@ class CompanionProcess:
         child = self._child
         if child is None:
             return
-        await asyncio.wait([asyncio.ensure_future(child.wait())], timeout=QEMU_END_DEADLINE_S)
+        await asyncio.wait([asyncio.ensure_future(child.wait())], timeout=COMPANION_END_DEADLINE_S)
         if child.returncode is not None:
             end = self._explain_end(child)
             raise MachineError(end.brief, details=end.details)

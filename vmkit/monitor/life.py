@@ -15,8 +15,13 @@ from vmkit.monitor.end import End
 from vsh.errors import VshError
 from vsh.limits import add_remedy, find_remedy
 
-# A QMP that breaks off is most often QEMU's exit, which is seen a moment later and is the better explanation.
-CAUSE_DEADLINE_S = 1.0
+# The end of a companion closes its connection to QEMU. See first whether it was QEMU's end that ended the companion.
+QEMU_END_DEADLINE_S = 1.0
+# Of a companion whose connection QEMU has found closed, on a busy host.
+COMPANION_END_DEADLINE_S = 5.0
+# A QMP that breaks off, or a step that fails, most often has one of these as its cause, which is seen later and is the
+# better explanation.
+CAUSE_DEADLINE_S = QEMU_END_DEADLINE_S + COMPANION_END_DEADLINE_S
 
 
 class RefusedError(MachineError):

@@ -1,6 +1,15 @@
-"""How often the monitor replaces a companion."""
+"""How often the monitor replaces a companion, and that its end is told where it is the cause of another failure."""
 
-from vmkit.monitor.companion import Restarts
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from vmkit.errors import MachineError
+from vmkit.machine.parts.part import Companion
+from vmkit.monitor.companion import CompanionProcess, Restarts
+from vmkit.monitor.life import EndedError, Life
+from vmkit.monitor.logs import CappedLog, EventLog
 
 
 def test_restarts_are_limited_within_a_period_and_not_over_a_life() -> None:
@@ -15,3 +24,41 @@ def test_restarts_are_limited_within_a_period_and_not_over_a_life() -> None:
     assert not restarts.take()
     now_s += 0.2
     assert [restarts.take() for _ in range(4)] == [True, True, True, False]
+
+
+def make_companion(folder: Path, script: str) -> CompanionProcess:
+    plan = Companion(argv=("sh", "-c", script), title="vsock device", kind="device", log="log", device="vsock0")
+    return CompanionProcess(plan, None, CappedLog(folder / "log"))
+
+
+def test_step_that_fails_when_a_companion_has_ended_is_explained_by_it(tmp_path: Path) -> None:
+    """The companion's end is named only when QEMU has had the time to end, and the step waits longer than that."""
+
+    async def never(_connection: object) -> None:
+        raise AssertionError
+
+    async def fail() -> None:
+        raise MachineError("QEMU does not answer")
+
+    async def main() -> None:
+        life, companion = Life(), make_companion(tmp_path, "exit 3")
+        (await companion.start()).close()
+        life.spawn(companion.watch(life, EventLog(tmp_path / "events"), never))
+        with pytest.raises(EndedError) as caught:
+            await life.or_end(fail())
+        assert caught.value.end.brief == "the vsock device ended with status 3"
+        await life.cancel_all()
+
+    asyncio.run(main())
+
+
+def test_companion_that_is_slow_to_end_is_named_when_qemu_has_refused_its_device(tmp_path: Path) -> None:
+    """As on a busy host."""
+
+    async def main() -> None:
+        companion = make_companion(tmp_path, "sleep 1.5; exit 3")
+        (await companion.start()).close()
+        with pytest.raises(MachineError, match="the vsock device ended with status 3"):
+            await companion.raise_if_ended()
+
+    asyncio.run(main())
