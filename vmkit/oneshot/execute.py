@@ -5,8 +5,9 @@ The machine is owned: it ends with this process, however that ends.
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from vmkit.machine import stop
 from vmkit.machine.choose import Tell
@@ -35,6 +36,8 @@ from vshd.wire.messages import SetupConnectionRequest
 MACHINE_FAILED = 125
 # Long enough for a guest under emulation on a busy host.
 CONNECT_TIMEOUT_S = 30.0
+# For what is in a guest's memory and not on a disk yet, when a signal or an error ends the run.
+BROKEN_OFF_POWER_OFF_S = 5.0
 # Of a terminal that has none of its own.
 FALLBACK_SIZE = (24, 80, 0, 0)
 # docker's, where this host's terminal has no name.
@@ -63,13 +66,30 @@ def open_machine(
     if prepared.container is not None or command.env or command.working_dir or command.user:
         prepared = replace(prepared, container=check_settings(command.make_settings(), source))
     started = start_machine(prepared, tell=tell, monitor=monitor, is_owned=True)
-    try:
+    writes = any(disk.mode is DiskMode.READ_WRITE for disk in spec.disks)
+    with end_with_block(partial(end_started, started), writes=writes):
         yield OpenMachine(started, command)
-        if any(disk.mode is DiskMode.READ_WRITE for disk in spec.disks):
-            # What the command wrote is in the guest's memory until the guest ends.
-            end_started(started, stop.power_off)
+
+
+@contextlib.contextmanager
+def end_with_block(end: Callable[[Callable[[Entry], None]], None], *, writes: bool) -> Iterator[None]:
+    """Ends a machine with the block, however that is left. end: ends it in the way that it is given, if it runs.
+
+    writes: whether the command can write to a disk. What it wrote is in the guest's memory until the guest ends.
+    """
+    try:
+        try:
+            yield
+        except BaseException:
+            if writes:
+                # The user is told why the block was left.
+                with contextlib.suppress(VshError):
+                    end(partial(stop.power_off, timeout_s=BROKEN_OFF_POWER_OFF_S))
+            raise
+        if writes:
+            end(stop.power_off)
     finally:
-        end_started(started, stop.kill)
+        end(stop.kill)
 
 
 def run_command(machine: OpenMachine, wishes: Wishes) -> int:
