@@ -156,7 +156,7 @@ def _read_stored_names() -> set[str]:
     """The names of the stored machines: one that stays must be able to start."""
     with contextlib.suppress(HostError):
         return set(list_names())
-    # Nobody trusts a folder that others can write to. `vmkit up NAME` tells.
+    # vmkit trusts no folder that others can write to. `vmkit up NAME` tells.
     return set()
 
 

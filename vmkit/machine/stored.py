@@ -339,7 +339,7 @@ def hold_stored(root: StoredRoot) -> Iterator[int]:
 
     stored = read_stored(root.name)
     with lock_stored(stored) as fd:
-        # Nobody removes it now. Before, it may have been removed and made again since it was looked at.
+        # No program removes it now. Before, it may have been removed and made again since it was looked at.
         record = read_stored(root.name).require_record()
         if (record.made, record.base) != (root.made, root.record):
             raise MachineError(
