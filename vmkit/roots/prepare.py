@@ -7,6 +7,7 @@ under its final name is whole, and one process packs it while others wait.
 import hashlib
 import json
 import os
+import select
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -36,6 +37,8 @@ from vmkit.roots.superblocks import FileSystemKind, Reader
 from vmkit.roots.unpack import find_shape, hash_extent, unpack
 from vmkit.roots.workplace import Workplace, open_workplace
 
+# How long a signal may wait for its handler, while a stream sends nothing.
+SIGNAL_PERIOD_MS = 500
 # Part of every key: packing otherwise is another root.
 _FORMAT = 1
 _SCHEMA = 1
@@ -265,7 +268,7 @@ class _Packer:
         if os.isatty(descriptor):
             raise ConfigError("standard input is a terminal", hint="give an archive: docker save IMAGE | vmkit up -")
         self._tell("reading standard input", None)
-        return self._place.keep(self._place.budget.limit(iter(lambda: os.read(descriptor, CHUNK_BYTES), b"")))
+        return self._place.keep(self._place.budget.limit(iter(lambda: _read_arriving(descriptor), b"")))
 
     def _pack_archive(
         self, archive: Extent, name: str, reference: str, kind: SourceKind = SourceKind.PATH
@@ -426,3 +429,16 @@ def _is_image(archive: Extent, name: str) -> bool:
             return False
         tops.add(top)
     return bool(tops & {"manifest.json", "index.json"})
+
+
+def _read_arriving(descriptor: int) -> bytes:
+    """The next bytes of a stream; b"" at its end.
+
+    Python runs the handler of a signal between two of its steps. One that comes just before a read has begun would
+    wait for the read's end, and a stream may send nothing more.
+    """
+    arrivals = select.poll()
+    arrivals.register(descriptor, select.POLLIN)
+    while not arrivals.poll(SIGNAL_PERIOD_MS):
+        pass
+    return os.read(descriptor, CHUNK_BYTES)
