@@ -32,7 +32,7 @@ help:
 	@echo 'make fuzz       fuzz every parser for longer than the tests do (CASES=1000000)'
 	@echo 'make docker     build the Docker image, and run the tests in it; starts an engine if none runs'
 	@echo 'make wall-full  attack every image, kernel and backend, and write docs/explanation/wall.md: an hour'
-	@echo 'make bench      print the figures of docs/explanation/benchmarks.md'
+	@echo 'make bench      print the figures of docs/explanation/benchmarks.md that need no more than a checkout'
 	@echo 'make drift      build from the newest packages, and list the packages that differ from images/*.lock'
 	@echo 'make api        write docs/reference/python.md from the docstrings, and the same as HTML into build/api'
 	@echo 'make lock       renew requirements/*.lock from pyproject.toml'
@@ -88,6 +88,8 @@ bench: $(VENV)/.test
 	$(BIN)/python -m tests.bench.forwards
 	$(BIN)/python -m tests.bench.copies
 	$(BIN)/python -m tests.bench.ktap
+	$(BIN)/python -m tests.bench.snapshots
+	$(BIN)/python -m tests.bench.pool
 	$(BIN)/vmkit bench --quick
 	@echo 'the figures of the Docker image need an engine and its image: $(BIN)/python -m tests.bench.docker'
 	$(BIN)/python -m tests.bench.wall

@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, TextIO, Unpack, overload
@@ -57,12 +58,12 @@ LOG_KINDS = {
 SESSIONS = "sessions"
 
 
-class MachineHandle:
+class MachineHandle(ABC):
     """What a started and a found machine have in common. Subclasses know which entry of the registry is theirs."""
 
+    @abstractmethod
     def find_entry(self) -> Entry:
         """The machine's entry in the registry. Raises MachineError once it has ended."""
-        raise NotImplementedError
 
     @property
     def state(self) -> str:
