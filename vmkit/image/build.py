@@ -4,6 +4,7 @@ A hit reads the recipe, the templates and vshd's sources, and nothing else: no a
 versions are those of the last resolve until refresh=True asks for new ones.
 """
 
+import errno
 import json
 import logging
 import os
@@ -251,8 +252,7 @@ def _read_built(cache: Cache, spec: ImageSpec, digest: str, *, cached: bool) -> 
         if not are_whole(folder, artifacts, cache.note_path(digest)):
             return None
         if cached:
-            # The folder's time records when the image was last used. Cache.sweep goes by it.
-            os.utime(folder)
+            _note_use(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return BuiltImage(
@@ -270,6 +270,16 @@ def _read_built(cache: Cache, spec: ImageSpec, digest: str, *, cached: bool) -> 
         modules_available=spec.modules_available,
         architecture=spec.architecture,
     )
+
+
+def _note_use(folder: Path) -> None:
+    """Records in the folder's time that the image is in use; Cache.sweep goes by it. A read-only cache, such as that of
+    a container with a read-only root, is not swept through this mount."""
+    try:
+        os.utime(folder)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
 
 
 def _build(prepared: Prepared, inputs: Inputs, tell: Progress, refresh: bool) -> BuiltImage:

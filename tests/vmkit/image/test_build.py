@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.vshd.test_init import needs_namespace
 from vmkit.errors import BuildError, ConfigError, HostError
 from vmkit.image.build import (
     BuiltImage,
@@ -137,6 +138,25 @@ print(built.digest)
     done = subprocess.run(
         [sys.executable, "-c", script], env=child_environ, capture_output=True, text=True, check=False
     )
+    assert (done.stdout.strip(), done.stderr) == (built.digest, "")
+
+
+@needs_namespace
+def test_read_only_cache_serves_what_is_in_it(
+    cache_dir: Path, fake_spec: FakeSpec, child_environ: dict[str, str]
+) -> None:
+    """As in a container whose root is read-only."""
+    spec = fake_spec()
+    built = build_image(spec)
+    mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+    script = f"""
+from vmkit.image.build import build_image
+from vmkit.image.recipe.config import load_image
+print(build_image(load_image({str(spec.origin)!r})).digest)
+"""
+    argv = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, str(cache_dir)]
+    argv += [sys.executable, "-c", script]
+    done = subprocess.run(argv, env=child_environ, capture_output=True, text=True, check=False, timeout=60)
     assert (done.stdout.strip(), done.stderr) == (built.digest, "")
 
 
