@@ -130,7 +130,7 @@ def ask_for_port(address: Address, fd: int, deadline_s: float) -> None:
                 f"{address.name} does not answer", hint="the guest may be paused or stuck; look at its console"
             )
         try:
-            data = os.read(fd, OK_LINE_MAX - len(line))
+            data = _read_to_newline(fd, OK_LINE_MAX - len(line))
         except ConnectionResetError:
             data = b""
         if not data:
@@ -146,6 +146,16 @@ def ask_for_port(address: Address, fd: int, deadline_s: float) -> None:
             raise VshError(
                 f"{address.path} is no vsock of a VM: it answered {line!r}", hint="--unix is for a plain vshd"
             )
+
+
+def _read_to_newline(fd: int, limit: int) -> bytes:
+    """Reads from a socket, and nothing behind a newline: a server that speaks first, such as sshd, may have begun."""
+    connection = _socket.socket(fileno=fd)
+    try:
+        seen = connection.recv(limit, _socket.MSG_PEEK)
+        return connection.recv(seen.find(b"\n") + 1 or len(seen)) if seen else b""
+    finally:
+        connection.detach()
 
 
 def _open_vsock(address: Address, deadline_s: float) -> int:

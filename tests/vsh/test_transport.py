@@ -63,6 +63,13 @@ def test_hybrid_vsock_answers_ok(hybrid: AnswerHybrid, reply: list[bytes]) -> No
     os.close(fd)
 
 
+def test_guest_that_speaks_first_is_heard(hybrid: AnswerHybrid) -> None:
+    """sshd, and a server of HTTP/2: its first bytes may come with the answer's."""
+    fd = open_transport(Address.hybrid(hybrid([b"OK 12\nSSH-2.0-x\r\n"], closes=False)), soon())
+    assert os.read(fd, 100) == b"SSH-2.0-x\r\n"
+    os.close(fd)
+
+
 def test_hybrid_vsock_refuses(hybrid: AnswerHybrid) -> None:
     with pytest.raises(VshError, match="nothing listens on port 9001"):
         open_transport(Address.hybrid(hybrid([])), soon())
