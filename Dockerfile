@@ -66,7 +66,8 @@ ARG PYTHONHASHSEED=0
 USER root
 COPY Makefile /tmp/Makefile
 # What `make test` installs, and what a slim base lacks.
-RUN /usr/local/lib/vmkit-docker/install $(sed -n 's/^TEST_PACKAGES := //p' /tmp/Makefile) gpg-agent man-db make procps systemd && rm /tmp/Makefile
+RUN /usr/local/lib/vmkit-docker/install $(sed -n 's/^TEST_PACKAGES := //p' /tmp/Makefile) docker-registry gpg-agent man-db make procps systemd \
+ && rm /tmp/Makefile
 COPY requirements/test.lock /tmp/test.lock
 RUN pip install --require-hashes -r /tmp/test.lock && rm /tmp/test.lock
 # Root of the container, without any capability added: half of the tests of vshd are about becoming other users.

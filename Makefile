@@ -15,7 +15,9 @@ PACKAGES := qemu-system-x86 zstd debian-archive-keyring ca-certificates mmdebstr
 TEST_PACKAGES := cpio gpg lz4 busybox-static gdb nftables iproute2 curl socat openssh-client openssh-sftp-server asciinema tshark btrfs-progs erofs-utils fdisk qemu-utils skopeo squashfs-tools umoci xfsprogs
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # The slow tests boot guests of other architectures, and build a kernel.
-SLOW_PACKAGES := qemu-system-arm qemu-system-misc flex bison bc gcc libelf-dev linux-source make xz-utils
+SLOW_PACKAGES := qemu-system-arm qemu-system-misc flex bison bc gcc libelf-dev linux-source make musl-tools xz-utils
+# These would run as services if they were installed. The tests start them from the virtual environment.
+UNPACKED_PACKAGES := docker-registry
 PYTEST_ARGS ?=
 
 .PHONY: help up down test slow quick unit vm wall-full lint drift docker bench fuzz api lock packages test-packages slow-packages clean
@@ -134,7 +136,15 @@ $(VENV)/.run: requirements/run.lock pyproject.toml | packages
 	@$(BIN)/python -m vsh --launcher > $(BIN)/vsh.new && chmod +x $(BIN)/vsh.new && mv $(BIN)/vsh.new $(BIN)/vsh
 	@touch $@
 
-$(VENV)/.test: requirements/test.lock $(VENV)/.run | test-packages
+$(VENV)/packages: | test-packages $(VENV)/.run
+	@echo 'unpacking Debian packages: $(UNPACKED_PACKAGES)'
+	@rm -rf $@.new && mkdir $@.new
+	@cd $@.new && { apt-get download -q=2 $(UNPACKED_PACKAGES) || \
+	    { $(SUDO) apt-get update -q=2; apt-get download -q=2 $(UNPACKED_PACKAGES); }; }
+	@cd $@.new && for name in *.deb; do dpkg-deb -x $$name . || exit; done && rm *.deb
+	@mv $@.new $@
+
+$(VENV)/.test: requirements/test.lock $(VENV)/.run | test-packages $(VENV)/packages
 	@echo 'adding what the tests need'
 	@$(PIP) install --require-hashes -r requirements/test.lock
 	@touch $@

@@ -13,6 +13,7 @@ from pathlib import Path
 from vmkit.docker.engine import open_engine
 from vmkit.errors import CommandError, ConfigError, HostError
 from vmkit.roots.extents import Extent
+from vmkit.roots.refusals import explain_refusal
 from vmkit.roots.settings import ImageConfig, parse_config
 from vmkit.roots.workplace import Workplace
 from vmkit.run import run
@@ -34,14 +35,15 @@ def has_skopeo() -> bool:
 def read_registry_config(reference: str, architecture: str) -> ImageConfig:
     """The configuration of an image in a registry. Raises HostError where none answers or has it."""
     words = [*_plan_skopeo(architecture), "inspect", "--config", *_plan_tls(reference, "--tls-verify=false")]
-    return parse_config(_run_skopeo([*words, f"docker://{reference}"], _ASK_TIMEOUT_S), f"configuration of {reference}")
+    answer = _run_skopeo([*words, f"docker://{reference}"], reference, _ASK_TIMEOUT_S)
+    return parse_config(answer, f"configuration of {reference}")
 
 
 def copy_from_registry(reference: str, architecture: str, place: Workplace) -> Path:
     """Copies an image into an OCI layout of the workplace. Raises HostError."""
     folder = place.make_folder()
     words = [*_plan_skopeo(architecture), "copy", "--quiet", *_plan_tls(reference, "--src-tls-verify=false")]
-    _run_skopeo([*words, f"docker://{reference}", f"oci:{folder}:root"], _COPY_TIMEOUT_S)
+    _run_skopeo([*words, f"docker://{reference}", f"oci:{folder}:root"], reference, _COPY_TIMEOUT_S)
     return folder
 
 
@@ -57,15 +59,12 @@ def _plan_tls(reference: str, word: str) -> list[str]:
     return [word] if _LOOPBACK.match(reference) else []
 
 
-def _run_skopeo(words: list[str], timeout_s: float) -> bytes:
+def _run_skopeo(words: list[str], reference: str, timeout_s: float) -> bytes:
     try:
         return run(words, timeout_s=timeout_s, package="skopeo")
     except CommandError as error:
-        raise HostError(
-            f"skopeo cannot get the image: {error.brief}",
-            details=error.details,
-            hint="check the name and the network; for a registry that asks who you are: skopeo login",
-        ) from error
+        refusal = explain_refusal(error.details, reference, error.brief)
+        raise HostError(refusal.brief, details=error.details, hint=refusal.hint) from error
 
 
 def save_from_engine(reference: str, architecture: str, place: Workplace, tell: Progress) -> Extent:
@@ -79,6 +78,12 @@ def save_from_engine(reference: str, architecture: str, place: Workplace, tell: 
                 engine.pull(name, platform=f"linux/{architecture}")
             tell(f"the engine saves {name}", None)
             return place.keep(place.budget.limit(engine.get_image(name)))
+    except HostError as error:
+        raise HostError(
+            f"cannot fetch {reference}: there is no skopeo, and {error.brief}",
+            details=error.details,
+            hint="install it: sudo apt-get install skopeo",
+        ) from error
     except (ConfigError, CommandError) as error:
         raise HostError(
             f"the Docker engine cannot give the image {name}: {error.brief}",
