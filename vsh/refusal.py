@@ -3,6 +3,7 @@
 Knows the server's answer and the request to it, and nothing of connections. Loaded only after a failure.
 """
 
+import errno
 import os
 
 from vsh.address import Address
@@ -22,9 +23,9 @@ def explain(
     """Returns the error for an event that ended the handshake."""
     match event:
         case Refused():
-            return _refused(event, address)
+            return _refused(event, address, request)
         case Failed():
-            return _refused(Refused(event.description, event.failure), address)
+            return _refused(Refused(event.description, event.failure), address, request)
         case Distrusted():
             return VshError(
                 f"{address.name} did not prove that it is the machine that vmkit started: {event.reason}",
@@ -74,7 +75,7 @@ def _find_unfit(request: SetupConnectionRequest) -> str:
     return ""
 
 
-def _refused(event: Refused, address: Address) -> VshError:
+def _refused(event: Refused, address: Address, request: SetupConnectionRequest) -> VshError:
     """Returns the server's answer as an error."""
     description = event.description
     if event.failure is not None and event.failure.kind == messages.BAD_USER:
@@ -87,11 +88,21 @@ def _refused(event: Refused, address: Address) -> VshError:
     if kind == messages.NOT_TRUSTED:
         return _token_refused(event, address)
     if kind in EXIT_STATUS or kind == messages.UNREACHABLE:
-        status = EXIT_STATUS.get(kind, 1)
-        return ExecError(event.description, kind=kind, error=event.failure.error, status=status)
+        error = ExecError(event.description, kind=kind, error=event.failure.error, status=EXIT_STATUS.get(kind, 1))
+        error.hint = _find_remedy(kind, event.failure.error, request)
+        return error
     if kind in (messages.NO_SESSION, messages.BUSY):
         text = event.description
     return ExecError(text, kind=kind, error=event.failure.error)
+
+
+def _find_remedy(kind: int, error: int, request: SetupConnectionRequest) -> str:
+    """What to do about a program that does not run, where its name does not tell."""
+    if kind == messages.NOT_FOUND and not request.argv:
+        return "the guest lacks the login shell of this user; name a program that it has: vsh -- /PROGRAM"
+    if kind == messages.NOT_EXECUTABLE and error == errno.ENOEXEC:
+        return "the program is for another processor than the guest's, or damaged"
+    return ""
 
 
 def _token_refused(event: Refused, address: Address) -> VshError:

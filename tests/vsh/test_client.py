@@ -98,6 +98,17 @@ def test_interpreter_that_is_missing(vshd: Vshd, tmp_path: Path) -> None:
     assert caught.value.status == 126
 
 
+def test_program_of_another_processor_is_no_script(vshd: Vshd, tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    # An ELF header of arm64, little endian.
+    program.write_bytes(b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\0\xb7\0" + bytes(44))
+    program.chmod(0o755)
+    with pytest.raises(ExecError, match="program: Exec format error") as caught:
+        Client(Address.unix(str(vshd.path))).run([str(program)])
+    assert caught.value.status == 126
+    assert caught.value.hint == "the program is for another processor than the guest's, or damaged"
+
+
 def test_script_without_a_format_is_run_by_the_shell(vshd: Vshd, tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text('echo "$0 $1"\n')

@@ -25,6 +25,7 @@ TIOCSWINSZ = 0x5414
 WINDOW_SIZE_MAX = 0xFFFF
 
 SHELL_OF_SCRIPTS = b"/bin/sh"
+ELF = b"\x7fELF"
 
 # What posix_spawn() does with descriptors, in its own words.
 Actions = list[tuple[object, ...]]
@@ -213,13 +214,27 @@ def _spawn_file(path: bytes, argv: list[bytes], environment: dict[bytes, bytes],
             path, argv, environment, file_actions=actions, setsid=True, setsigmask=(), setsigdef=ignored
         )
     except OSError as error:
-        if error.errno != errno.ENOEXEC:
+        if error.errno != errno.ENOEXEC or _is_program(path):
             raise
     # As execvp() does: a file of no known format is a script for the shell.
     script = [SHELL_OF_SCRIPTS, path, *argv[1:]]
     return os.posix_spawn(
         SHELL_OF_SCRIPTS, script, environment, file_actions=actions, setsid=True, setsigmask=(), setsigdef=ignored
     )
+
+
+def _is_program(path: bytes) -> bool:
+    """Whether a file is a program, which the kernel does not run if it is for another processor. No shell reads it."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        return os.read(fd, len(ELF)) == ELF
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
 
 
 def _cannot_execute(name: bytes, error: OSError) -> RefusalError:
