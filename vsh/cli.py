@@ -58,7 +58,7 @@ def _run(options: Options) -> int:
 
         subsystem.check_options(options)
         return subsystem.run_subsystem(options, _find_where(options))
-    if not (options.proxy or options.local or options.remote or options.forward_only):
+    if not (options.proxy or options.local or options.remote or options.dynamic or options.forward_only):
         return _run_session(options, _find_where(options))
     from vsh.forward import command  # noqa: PLC0415 - sessions without forwards need none of it
 

@@ -18,7 +18,7 @@ UINT64_MAX = (1 << 64) - 1
 
 SHORT = {"t": "tty", "T": "notty", "q": "quiet", "v": "verbose", "h": "help", "N": "forward_only", "n": "stdin_null"}
 # Letters with a value, in the same word or the next.
-SHORT_WITH_VALUE = {"L": "local", "R": "remote", "s": "subsystem"}
+SHORT_WITH_VALUE = {"L": "local", "R": "remote", "D": "dynamic", "s": "subsystem"}
 
 # Of sessions that outlive vsh; see KINDS.
 LASTING_KINDS = {
@@ -57,6 +57,7 @@ KINDS = {
     "keepalive": "double",
     "local": "texts",
     "remote": "texts",
+    "dynamic": "texts",
     "forward_only": "flag",
     "proxy": "string",
     "fdpass": "flag",
@@ -134,7 +135,9 @@ forwarding (FORWARDING in vsh(1) has all forms):
   -L [ADDR:]PORT:/PATH  connect a TCP port of this host to a UNIX socket of the guest
   -R [ADDR:]PORT:[HOST:]PORT
                         connect a TCP port of the guest to a TCP port that this host can reach
-  --local, --remote     the long names of -L and -R
+  -D [ADDR:]PORT        serve SOCKS 5 at a TCP port of this host: each client names a host and port of the guest
+  --local, --remote, --dynamic
+                        the long names of -L, -R and -D
   -N, --forward_only    run no command, only forward
   --proxy=PLACE         connect stdin and stdout to a place of the guest: PORT (vsock), HOST:PORT or /PATH
   --fdpass              with --proxy: pass the connection itself over stdout, for ssh's ProxyUseFdpass
@@ -214,6 +217,7 @@ class Options(LastingOptions):
         self.keepalive = 120.0
         self.local: list[str] = []
         self.remote: list[str] = []
+        self.dynamic: list[str] = []
         self.forward_only = False
         self.proxy = ""
         self.fdpass = False

@@ -29,7 +29,7 @@ STDOUT, STDERR = 1, 2
 SIGNALLED = 128
 PIPE_BROKEN = 128 + 13
 ELSEWHERE = ("cid", "vm_name", "uds", "unix", "fd")
-EXCLUDED = (*ELSEWHERE, "local", "remote", "forward_only", "proxy", "subsystem", "tty", "record")
+EXCLUDED = (*ELSEWHERE, "local", "remote", "dynamic", "forward_only", "proxy", "subsystem", "tty", "record")
 
 
 class Participant:

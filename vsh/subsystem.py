@@ -50,7 +50,7 @@ def check_options(options: "Options") -> None:
     """What --subsystem does not go together with. Raises UsageError."""
     if options.command:
         raise UsageError("--subsystem takes no command", hint="leave out --subsystem or the command")
-    if options.local or options.remote or options.forward_only or options.proxy:
+    if options.local or options.remote or options.dynamic or options.forward_only or options.proxy:
         raise UsageError("--subsystem takes no forward", hint="a second vsh can forward at the same time")
 
 

@@ -24,7 +24,7 @@ from vsh.address import Address
 from vsh.config import apply_config
 from vsh.errors import VshError
 from vsh.flags import parse_flags, split_command
-from vsh.forward.spec import LOCAL, REMOTE, parse_forward, parse_target
+from vsh.forward.spec import DYNAMIC, LOCAL, REMOTE, parse_forward, parse_target
 from vsh.transport import ask_for_port
 from vshd.flags import FlagError
 from vshd.flags import parse_flags as parse_daemon_flags
@@ -415,7 +415,7 @@ def fuzz_config(rng: random.Random) -> None:
 
 
 def fuzz_forwards(rng: random.Random) -> None:
-    """-L, -R, --proxy: what is understood can be said again, and means the same."""
+    """-L, -R, -D, --proxy: what is understood can be said again, and means the same."""
     words = (
         "80",
         "0",
@@ -439,6 +439,9 @@ def fuzz_forwards(rng: random.Random) -> None:
         with contextlib.suppress(VshError):
             forward = parse_forward(kind, text)
             assert parse_forward(kind, f"{forward.listen}:{forward.target}") == forward, text
+    with contextlib.suppress(VshError):
+        forward = parse_forward(DYNAMIC, text)
+        assert parse_forward(DYNAMIC, forward.listen) == forward, text
     with contextlib.suppress(VshError):
         target = parse_target(text)
         assert parse_target(target) == target, text

@@ -12,17 +12,19 @@ from vmkit.errors import ConfigError, MachineError
 from vmkit.forward.registry import Kept, read_kept, read_log
 from vmkit.forward.start import keep_forwards, remove
 from vmkit.machine.running import find_named, pick_entry
-from vsh.forward.spec import LOCAL, REMOTE, parse_forward, render_listening
+from vsh.forward.spec import DYNAMIC, LOCAL, REMOTE, parse_forward, render_listening
 
 LOG_LINES_SHOWN = 3
 LOCAL_HELP = "Listen on the host and connect in the guest: 8080:localhost:80. All forms: vsh(1), FORWARDING."
 REMOTE_HELP = "Listen in the guest and connect on the host: 5432:localhost:5432."
+DYNAMIC_HELP = "Serve SOCKS 5 on the host; each client names a host and port of the guest: 1080."
 
 
 @click.command("forward")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[NAME] | --ipv6 [-- COMMAND ...]")
 @click.option("-L", "--local", "local", multiple=True, metavar="FORWARD", help=LOCAL_HELP)
 @click.option("-R", "--remote", "remote", multiple=True, metavar="FORWARD", help=REMOTE_HELP)
+@click.option("-D", "--dynamic", "dynamic", multiple=True, metavar="PORT", help=DYNAMIC_HELP)
 @click.option("--user", default="", metavar="USER", help="Connect in the guest as this user [default: vshd's].")
 @click.option("--list", "is_list", is_flag=True, help="List the running forwards.")
 @click.option("--remove", "removed", multiple=True, metavar="NUMBER", help="End this forward, or `all` (repeatable).")
@@ -37,6 +39,7 @@ def forward(
     words: tuple[str, ...],
     local: tuple[str, ...],
     remote: tuple[str, ...],
+    dynamic: tuple[str, ...],
     user: str,
     is_list: bool,
     removed: tuple[str, ...],
@@ -49,8 +52,10 @@ def forward(
 
     NAME is a machine's name. The forwards outlive this command and restarts of the guest.
     """
-    if sum((bool(local or remote), is_list, bool(removed), ipv6)) != 1:
-        raise ConfigError("give one of: -L or -R, --list, --remove, --ipv6", hint="vmkit forward --help")
+    asked = [(LOCAL, text) for text in local] + [(REMOTE, text) for text in remote]
+    asked += [(DYNAMIC, text) for text in dynamic]
+    if sum((bool(asked), is_list, bool(removed), ipv6)) != 1:
+        raise ConfigError("give one of: -L, -R or -D, --list, --remove, --ipv6", hint="vmkit forward --help")
     if (prefix or host_wide) and not ipv6:
         raise ConfigError("--prefix and --host-wide go with --ipv6")
     if ipv6:
@@ -60,23 +65,28 @@ def forward(
     elif removed:
         _remove(removed)
     else:
-        _keep(words, local, remote, user, as_json=as_json)
+        _keep(words, asked, user, as_json=as_json)
 
 
-def _keep(words: tuple[str, ...], local: tuple[str, ...], remote: tuple[str, ...], user: str, *, as_json: bool) -> None:
+def _find_name(words: tuple[str, ...]) -> str | None:
     if len(words) > 1:
         raise ConfigError("give one machine name", hint="only --ipv6 takes a command")
-    forwards = [parse_forward(LOCAL, text) for text in local] + [parse_forward(REMOTE, text) for text in remote]
+    return words[0] if words else None
+
+
+def _keep(words: tuple[str, ...], asked: list[tuple[str, str]], user: str, *, as_json: bool) -> None:
+    _find_name(words)
+    forwards = [parse_forward(kind, text) for kind, text in asked]
     entry = find_named(words[0]) if words else pick_entry(None)
     if entry is None and any(forward.kind == REMOTE for forward in forwards):
-        # -L can wait for its machine; a listener in the guest needs one.
+        # -L and -D can wait for its machine; a listener in the guest needs one.
         pick_entry(words[0])
     kept = keep_forwards(entry.name if entry is not None else words[0], forwards, user=user)
     if as_json:
         print_json(asdict(kept))
         return
-    for forward, asked, place in zip(forwards, kept.forwards, kept.listening, strict=True):
-        print(f"forward {kept.number}: {asked}, {render_listening(forward, place)}")
+    for forward, text, place in zip(forwards, kept.forwards, kept.listening, strict=True):
+        print(f"forward {kept.number}: {text}, {render_listening(forward, place)}")
     print(f"end it:  vmkit forward --remove {kept.number}", file=sys.stderr)
     if entry is None:
         print(f"no machine named '{words[0]}' is running; the forward serves the next one", file=sys.stderr)

@@ -14,7 +14,7 @@ from vmkit.errors import HostError, MachineError
 from vmkit.forward.registry import Kept, read_kept
 from vmkit.machine.handover import start_program
 from vsh.errors import VshError
-from vsh.forward.spec import LOCAL, ForwardSpec
+from vsh.forward.spec import DYNAMIC, LOCAL, ForwardSpec
 
 # It listens as soon as its interpreter is up; a listener in the guest takes a session.
 START_DEADLINE_S = 60.0
@@ -92,7 +92,7 @@ def _meet(ours: socket.socket, machine: str, forwards: Sequence[ForwardSpec], us
 
 def _find_places(forward: ForwardSpec) -> tuple[str, str]:
     """Returns where it listens and connects. Makes this host's paths absolute: the daemon has another directory."""
-    if forward.kind == LOCAL:
+    if forward.kind in (LOCAL, DYNAMIC):
         return _make_absolute(forward.listen), forward.target
     return forward.listen, _make_absolute(forward.target)
 

@@ -1,4 +1,4 @@
-"""Forwards as a person asks for them: beside a command (-L, -R), instead of one (-N), or as a pipe (--proxy)."""
+"""Forwards as a person asks for them: beside a command (-L, -R, -D), instead of one (-N), or as a pipe (--proxy)."""
 
 import _signal  # type: ignore[import-not-found]  # typeshed lacks it
 import _socket
@@ -14,7 +14,7 @@ from vsh.errors import VshError
 from vsh.flags import Options
 from vsh.forward.forwarder import Forwarder
 from vsh.forward.guest import connect_guest
-from vsh.forward.spec import LOCAL, REMOTE, ForwardSpec, parse_forward, parse_target, render_listening
+from vsh.forward.spec import DYNAMIC, LOCAL, REMOTE, ForwardSpec, parse_forward, parse_target, render_listening
 from vsh.raw import join_stdio
 
 USAGE_STATUS = 64
@@ -23,11 +23,12 @@ ENDING = (signals.SIGHUP, signals.SIGINT, signals.SIGTERM)
 
 
 def parse_forwards(options: Options) -> list[ForwardSpec]:
-    """Returns the forwards of -L and -R. Raises VshError."""
+    """Returns the forwards of -L, -R and -D. Raises VshError."""
     forwards = [parse_forward(LOCAL, text) for text in options.local]
     forwards += [parse_forward(REMOTE, text) for text in options.remote]
+    forwards += [parse_forward(DYNAMIC, text) for text in options.dynamic]
     if not forwards:
-        raise VshError("-N needs a forward: add -L or -R", status=USAGE_STATUS)
+        raise VshError("-N needs a forward: add -L, -R or -D", status=USAGE_STATUS)
     if options.forward_only and options.command:
         raise VshError("-N runs no command: leave out -N or the command", status=USAGE_STATUS)
     return forwards

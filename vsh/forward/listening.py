@@ -1,4 +1,4 @@
-"""The three kinds of listeners of forwards: a place here, a place in the guest, a vsock port of this host.
+"""The listeners of forwards: of a place here, of a place in the guest, of a vsock port of this host.
 
 What a listener accepts waits while the other side is opened in a thread, and is then a pair. Knows what opens through
 the service it belongs to, and nothing of the loop but when it is asked to tend.
@@ -17,7 +17,7 @@ from vsh.forward.clients import ClientLeft, is_open
 from vsh.forward.guest import GuestListener
 from vsh.forward.openings import Openings
 from vsh.forward.patience import Patience, is_full
-from vsh.forward.spec import LOCAL, MAPPED, ForwardSpec
+from vsh.forward.spec import DYNAMIC, LOCAL, MAPPED, ForwardSpec
 from vsh.forward.trunk import Dialer
 from vsh.listener import HostListener
 from vshd.carry import endpoints
@@ -134,17 +134,25 @@ class ForwardListener(ABC):
                 raise
 
         def done(opened: tuple[int, bytes]) -> None:
-            self._pairs.add(left, Side(opened[0]), to_left=opened[1])
+            self.join(left, *opened)
 
         def failed(error: VshError) -> None:
-            left.close(is_reset=True)
-            if not isinstance(error, ClientLeft):
-                self.service.tell(self.forward, error)
+            self.drop(left, error)
 
         self._openings.start(self.find_way(fd), connect, done, failed)
 
+    def join(self, left: Side, fd: int, rest: bytes) -> None:
+        """The other side is open: makes a pair of both. rest: what was read from `fd` already."""
+        self._pairs.add(left, Side(fd), to_left=rest)
 
-class _Local(ForwardListener):
+    def drop(self, left: Side, error: VshError) -> None:
+        """The other side could not be opened."""
+        left.close(is_reset=True)
+        if not isinstance(error, ClientLeft):
+            self.service.tell(self.forward, error)
+
+
+class LocalListener(ForwardListener):
     """-L: a TCP port or UNIX socket here. What its vshd has to open in the guest gets branches."""
 
     _branches: Branches | None = None
@@ -166,7 +174,8 @@ class _Local(ForwardListener):
         target = self.forward.target
         if target.startswith(("tcp:", "unix:")):
             dialer = self.service.make_dialer(target)
-            self._branches = Branches(target, dialer, self.service.patience, pairs, openings, self._fail)
+            patience = self.service.patience
+            self._branches = Branches(target, dialer, patience, pairs, openings, self._fail)
 
     @property
     def waiting(self) -> int:
@@ -183,9 +192,7 @@ class _Local(ForwardListener):
             self._branches.bring(ForwardClient(Side(fd)))
 
     def _fail(self, client: ForwardClient, error: VshError) -> None:
-        client.left.close(is_reset=True)
-        if not isinstance(error, ClientLeft):
-            self.service.tell(self.forward, error)
+        self.drop(client.left, error)
 
     def connect(self, fd: int) -> tuple[int, bytes]:
         return self.service.connect_guest(self.forward.target, lambda: is_open(fd))
@@ -199,7 +206,7 @@ class _Local(ForwardListener):
             self._fd = -1
 
 
-class _MappedListener(_Local):
+class _MappedListener(LocalListener):
     """All ports of all CIDs, redirected here by the kernel (vshd.carry.mapping)."""
 
     def find_way(self, fd: int) -> str:
@@ -359,8 +366,12 @@ def make_listener(service: Opener, forward: ForwardSpec) -> ForwardListener:
     """The listener that a forward needs, not open yet."""
     if forward.kind == MAPPED:
         return _MappedListener(service, forward)
+    if forward.kind == DYNAMIC:
+        from vsh.forward.dynamic import DynamicListener  # noqa: PLC0415 - few ask for it
+
+        return DynamicListener(service, forward)
     if forward.kind == LOCAL:
-        return _Local(service, forward)
+        return LocalListener(service, forward)
     if forward.listen.startswith("vsock:"):
         return _Vsock(service, forward)
     return _Remote(service, forward)

@@ -1,4 +1,4 @@
-"""What -L, -R and --proxy say, as values: where a forward listens, and where what it accepts goes.
+"""What -L, -R, -D and --proxy say, as values: where a forward listens, and where what it accepts goes.
 
 ssh's syntax, and places with their kind before them. Pure; knows nothing of sockets.
 
@@ -8,6 +8,8 @@ ssh's syntax, and places with their kind before them. Pure; knows nothing of soc
     -L /PATH:...                      a UNIX socket here       -> any of these
     -R [ADDRESS:]PORT:[HOST:]PORT     a TCP port of the guest  -> a TCP port, as this host reaches it
     -R vsock:PORT:[HOST:]PORT         this host's vsock port   -> the same (the guest connects to CID 2)
+    -D [ADDRESS:]PORT                 a TCP port here          -> what each client asks for, by SOCKS 5
+    -D /PATH                          a UNIX socket here       -> the same
 
 A side may also be written `tcp:HOST:PORT`, `unix:PATH`, or (the guest's; listening: the host's) `vsock:PORT`. IPv6
 addresses stand in brackets; `*` or nothing as the listening address is every one of IPv4, and without one it is
@@ -22,14 +24,16 @@ LOCALHOST = "localhost"
 TCP_PORT_MAX = 0xFFFF
 VSOCK_PORT_MAX = (1 << 32) - 2
 
-LOCAL, REMOTE = "L", "R"
+LOCAL, REMOTE, DYNAMIC = "L", "R", "D"
+# The target of -D: each client names its own.
+SOCKS = "SOCKS5"
 # Every address of a prefix (vshd.carry.mapping) is listened at, and each connection goes to the CID and port it names.
 MAPPED = "M"
 
 
 class ForwardSpec:
     """One forward. kind LOCAL: `listen` is a place here and `target` one of the guest; REMOTE: the other way around;
-    MAPPED: `target` is the prefix.
+    DYNAMIC: `target` is SOCKS; MAPPED: `target` is the prefix.
 
     Places are `tcp:HOST:PORT`, `unix:PATH` or `vsock:PORT`.
     """
@@ -44,6 +48,8 @@ class ForwardSpec:
     def __str__(self) -> str:
         if self.kind == MAPPED:
             return self.target
+        if self.kind == DYNAMIC:
+            return f"-D {self.listen}"
         return f"-{self.kind} {self.listen}:{self.target}"
 
     def __eq__(self, other: object) -> bool:
@@ -54,7 +60,9 @@ class ForwardSpec:
 
 
 def parse_forward(kind: str, text: str) -> ForwardSpec:
-    """The forward in the value of -L or -R. Raises VshError."""
+    """The forward in the value of -L, -R or -D. Raises VshError."""
+    if kind == DYNAMIC:
+        return ForwardSpec(DYNAMIC, _parse_dynamic(text), SOCKS)
     fields = _split(text)
     listen = _take_place(fields, text)
     if not listen:
@@ -85,6 +93,18 @@ def parse_target(text: str) -> str:
     if fields or _is_name_of_every_port(target):
         raise _wrong(text, "a place of the guest is PORT, HOST:PORT, /PATH, vsock:PORT, tcp:HOST:PORT or unix:PATH")
     return target
+
+
+def _parse_dynamic(text: str) -> str:
+    """Where -D listens: [ADDRESS:]PORT, or a place with its kind."""
+    fields = _split(text)
+    listen = _take_place(fields, text)
+    if not listen:
+        address = LOOPBACK if len(fields) == 1 else fields.pop(0) or "*"
+        listen = f"tcp:{address}:{_parse_port(fields.pop(0), TCP_PORT_MAX, text)}"
+    if fields or listen.startswith("vsock:"):
+        raise _wrong(text, "-D takes [ADDRESS:]PORT or /PATH")
+    return listen
 
 
 def _split(text: str) -> list[str]:

@@ -53,7 +53,7 @@ def check_options(options: Options) -> str:
             raise UsageError(f"--{option} belongs to --{' or --'.join(owners)}")
     if not verb:
         return ""
-    if options.local or options.remote or options.forward_only or options.proxy or options.subsystem:
+    if any(getattr(options, name) for name in ("local", "remote", "dynamic", "forward_only", "proxy", "subsystem")):
         raise UsageError(
             f"--{verb} takes no forward and no subsystem", hint="a second vsh can forward at the same time"
         )

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from tests.vsh.forward.servers import CountThenAnswer, Echo, connect, serving
+from tests.vsh.forward.test_dynamic import open_through
 from tests.vsh.live import CHECKOUT, DEADLINE_S, Vshd, is_listening, wait_until
 from tests.vshd.test_init import needs_namespace
 from vmkit.forward.registry import read_kept
@@ -139,6 +140,18 @@ def keep(*words: str) -> dict[str, Any]:
 
 def port_of(kept: dict[str, Any], index: int = 0) -> int:
     return int(kept["listening"][index].rpartition(":")[2])
+
+
+def test_socks_forward_serves_what_its_clients_name(runtime: Path, guest: dict[int, str]) -> None:
+    machine = FakeMachine(runtime, "m", 7, guest)
+    with serving(Echo) as port:
+        kept = keep("m", "-D", "0")
+        assert kept["forwards"] == ["-D tcp:127.0.0.1:0"]
+        with open_through(port_of(kept), port) as client:
+            client.sendall(b"hello")
+            assert client.recv(10) == b"hello"
+        run("--remove", "1")
+    machine.end()
 
 
 def test_forward_outlives_the_command_and_is_listed_and_removed(runtime: Path, guest: dict[int, str]) -> None:

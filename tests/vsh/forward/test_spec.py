@@ -1,9 +1,9 @@
-"""What -L, -R and --proxy may say: a table of texts and the places they mean."""
+"""What -L, -R, -D and --proxy may say: a table of texts and the places they mean."""
 
 import pytest
 
 from vsh.errors import VshError
-from vsh.forward.spec import LOCAL, REMOTE, parse_forward, parse_target
+from vsh.forward.spec import DYNAMIC, LOCAL, REMOTE, SOCKS, parse_forward, parse_target
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,25 @@ def test_remote_forwards(text: str, listen: str, target: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "listen"),
+    [
+        ("1080", "tcp:127.0.0.1:1080"),
+        ("0", "tcp:127.0.0.1:0"),
+        ("localhost:1080", "tcp:localhost:1080"),
+        ("[::1]:1080", "tcp:[::1]:1080"),
+        ("*:1080", "tcp:*:1080"),
+        (":1080", "tcp:*:1080"),
+        ("tcp:10.0.0.1:1080", "tcp:10.0.0.1:1080"),
+        ("/run/socks", "unix:/run/socks"),
+    ],
+)
+def test_dynamic_forwards(text: str, listen: str) -> None:
+    forward = parse_forward(DYNAMIC, text)
+    assert (forward.listen, forward.target) == (listen, SOCKS)
+    assert parse_forward(DYNAMIC, str(forward).removeprefix("-D ")) == forward
+
+
+@pytest.mark.parametrize(
     ("text", "target"),
     [("22", "vsock:22"), ("vsock:22", "vsock:22"), ("[::1]:22", "tcp:[::1]:22"), ("/run/x", "unix:/run/x")],
 )
@@ -76,6 +95,11 @@ def test_targets_of_a_proxy(text: str, target: str) -> None:
         (LOCAL, "vsock:1:2", "cannot listen on vsock for itself"),
         (LOCAL, "²:80", "is no port"),
         (REMOTE, "80:vsock:90", "is no target"),
+        (DYNAMIC, "", "'' is no port"),
+        (DYNAMIC, "x", "'x' is no port"),
+        (DYNAMIC, "a:1:b", "-D takes [ADDRESS:]PORT or /PATH"),
+        (DYNAMIC, "1080:localhost:80", "'localhost' is no port"),
+        (DYNAMIC, "vsock:1080", "-D takes [ADDRESS:]PORT or /PATH"),
         (REMOTE, "80", "a place to listen at"),
     ],
 )
