@@ -90,6 +90,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m tests.bench.forwards
 	$(BIN)/python -m tests.bench.copies
 	$(BIN)/python -m tests.bench.ktap
+	$(BIN)/python -m tests.bench.matrix
 	$(BIN)/python -m tests.bench.snapshots
 	$(BIN)/python -m tests.bench.pool
 	$(BIN)/vmkit bench --quick

@@ -91,7 +91,7 @@ ARROWS = {
     ),
     "vmkit.matrix": (
         *("vmkit.matrix.*", "vmkit.ktap.*", "vmkit.machine.*", "vmkit.architectures", "vmkit.junit", "vmkit.errors"),
-        "vsh.*",
+        *("vsh.*", "vshd.wire.version"),
     ),
     "vmkit.oneshot": (
         "vmkit.oneshot.*",

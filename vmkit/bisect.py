@@ -13,15 +13,14 @@ from vmkit.ktap.parser import KtapParser
 from vmkit.ktap.results import KtapResult, count_results
 from vmkit.machine.machine import Machine
 from vsh.command import run_into
-from vsh.ending import Ending, await_ending, read_ending
+from vsh.ending import KERNEL_ENDS, Ending, await_ending, read_ending
 from vsh.errors import ExecError, VshError
 from vsh.process import SIGNALLED
 from vsh.pump import Sink, TimedOut
 from vsh.registry import find_machine
 from vsh.stdio import FdSink
 
-# Ends that the guest's kernel has brought about; and those of one that did not come up.
-KERNEL_ENDS = frozenset(("panic", "reset"))
+# Ends of a kernel that did not come up.
 BOOT_ENDS = KERNEL_ENDS | {"timeout", "init-error", "power-off"}
 # The shell's words for a command that it cannot run, and the test's own for skip.
 NOT_JUDGED = (125, 126, 127)

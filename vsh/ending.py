@@ -18,6 +18,8 @@ CONTROL = "monitor.sock"
 # The console's last lines are in it.
 MAX_RECORD_BYTES = 256 * 1024
 MAX_LINE_BYTES = 64 * 1024
+# Ends that the guest's kernel has brought about.
+KERNEL_ENDS = frozenset(("panic", "reset"))
 # A kernel that panics resets, QEMU ends, and the monitor collects the logs: a second on a busy host.
 GRACE_S = 3.0
 

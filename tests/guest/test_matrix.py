@@ -1,8 +1,10 @@
 """`vmkit matrix` on real machines."""
 
+import json
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
+from tests.docs.schemas import check_form
 from tests.guest.conftest import Run
 from vsh.registry import read_machines
 
@@ -20,7 +22,8 @@ missing = ["\\u009b2J\\u202enothing"]
 def test_matrix_tells_what_passed_and_what_failed(built: None, vmkit: Run, tmp_path: Path) -> None:
     (tmp_path / "lab.toml").write_text(MATRIX)
     known = {machine.name for machine in read_machines()}
-    done = vmkit("matrix", str(tmp_path / "lab.toml"), "--junit", str(tmp_path / "junit.xml"))
+    kept = ("--to", str(tmp_path / "results"))
+    done = vmkit("matrix", str(tmp_path / "lab.toml"), "--junit", str(tmp_path / "junit.xml"), *kept)
     assert done.returncode == 1, done.stderr.decode()
     passes, fails, hostile, missing = Xml.parse(tmp_path / "junit.xml").getroot()[0]
     assert str(passes[0].text).strip() == "Linux"
@@ -29,6 +32,15 @@ def test_matrix_tells_what_passed_and_what_failed(built: None, vmkit: Run, tmp_p
     assert missing[0].tag == "error"
     assert not any(letter in done.stdout.decode() + str(missing[0].get("message")) for letter in "\x1b\x9b\u202e")
     assert {machine.name for machine in read_machines()} == known
+    # What each cell left, and the report of all.
+    record = json.loads((tmp_path / "results/000000/results.json").read_text())
+    check_form("matrix-result", record)
+    assert (record["verdict"], record["attempt"], record["machine"]["started_by"]) == ("passed", 1, "boot")
+    sessions = (tmp_path / "results/000000/sessions.jsonl").read_text().splitlines()
+    assert any("uname -s" in json.loads(line)["command"] for line in sessions)
+    assert {path.name for path in (tmp_path / "results/000000").iterdir()} >= {"console.log", "events.jsonl"}
+    merged = vmkit("matrix", "merge", str(tmp_path / "results"), "--to", str(tmp_path / "report"), "--quiet")
+    assert (merged.returncode, merged.stdout) == (1, b"4 cells: 2 passed, 2 failed\n")
 
 
 PANIC = """

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from vmkit.architectures import ARCHITECTURES, HOST
+from vmkit.cli.image import STANDARD_OUTPUT, export
 from vmkit.cli.show import open_progress, print_json, print_table
 from vmkit.cli.values import complete_images
 from vmkit.errors import ConfigError, TrustError
@@ -39,6 +40,13 @@ from vmkit.image.recipe.config import list_images, load_image
 @click.option(
     "--lock-file", type=click.Path(path_type=Path, dir_okay=False), help="The lock file [default: beside the recipe]."
 )
+@click.option(
+    "--export",
+    "export_to",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    metavar="FILE",
+    help="Write the image as one file, for `vmkit image import`.",
+)
 @click.option("--trust", is_flag=True, help="Trust the recipe's keyring and lock file; do not ask.")
 @click.option("--dry-run", is_flag=True, help="Print what a build does, and build nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -52,6 +60,7 @@ def build(
     update_lock: bool,
     drift: bool,
     lock_file: Path | None,
+    export_to: str | None,
     trust: bool,
     dry_run: bool,
     as_json: bool,
@@ -63,12 +72,13 @@ def build(
     """
     if locked and (update or update_lock):
         raise ConfigError("--locked excludes --update and --update-lock")
+    if export_to == STANDARD_OUTPUT and as_json:
+        raise ConfigError("--export - and --json both write to standard output")
     prepared = prepare(load_image(image, arch))
     if dry_run:
         print(plan_image(prepared).render())
         return
-    started_s = time.monotonic()
-    path = lock_file or find_lock_path(prepared.spec)
+    started_s, path = time.monotonic(), lock_file or find_lock_path(prepared.spec)
 
     def make(*, is_trusted: bool) -> BuiltImage:
         refresh, only = update or update_lock, path if locked else None
@@ -82,20 +92,25 @@ def build(
             raise
         built = make(is_trusted=True)
     seconds = time.monotonic() - started_s
+    exported = None if export_to is None else export(prepared, built, export_to)
     changes = update_lock_file(prepared, path) if update_lock else find_drift(prepared, path) if drift else []
     if as_json:
         paths = {key: str(getattr(built, key)) for key in ("kernel", "initrd", "manifest")}
         print_json(
             {"name": built.name, "digest": built.digest, "cached": built.cached, "seconds": round(seconds, 3), **paths}
             | ({"changes": changes} if update_lock or drift else {})
+            | ({} if exported is None else {"exported": exported.sha256})
         )
         return
+    # An image on standard output stands alone there.
+    out = sys.stderr if export_to == STANDARD_OUTPUT else sys.stdout
     how = "is in the cache" if built.cached else f"built in {seconds:.1f} s"
-    print(f"{built.name} {how}: {built.kernel.parent}")
+    print(f"{built.name} {how}: {built.kernel.parent}", file=out)
+    if exported is not None:
+        print(f"exported, with the SHA-256 {exported.sha256}", file=out)
     if update_lock or drift:
-        print(f"{path}: {len(changes)} packages differ" if changes else f"{path}: the same packages")
-        for line in changes:
-            print(f"  {line}")
+        print(f"{path}: {len(changes)} packages differ" if changes else f"{path}: the same packages", file=out)
+        print("".join(f"  {line}\n" for line in changes), end="", file=out)
 
 
 def _ask_for_trust(error: TrustError) -> bool:

@@ -42,6 +42,7 @@ TASKS = {
     },
     "Images, snapshots and pools": {
         "build": "vmkit.cli.images:build",
+        "image": "vmkit.cli.image:image_group",
         "images": "vmkit.cli.images:images",
         "snapshot": "vmkit.cli.snapshot:snapshot",
         "pool": "vmkit.cli.pool:pool",
@@ -66,7 +67,18 @@ TASKS = {
 # A summary is the first sentence of the verb's help; a test holds that none is longer.
 MAX_SUMMARY_CHARACTERS = 72
 # These look for no running machine.
-WITHOUT_MACHINES = ("create", "build", "images", "snapshot", "device", "doctor", "docker", "completion", "ktap")
+WITHOUT_MACHINES = (
+    "create",
+    "build",
+    "image",
+    "images",
+    "snapshot",
+    "device",
+    "doctor",
+    "docker",
+    "completion",
+    "ktap",
+)
 # click's variable: a shell asks for completions.
 COMPLETION_VARIABLE = "_VMKIT_COMPLETE"
 VERBS = {name: place for verbs in TASKS.values() for name, place in verbs.items()}

@@ -5,9 +5,13 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from vsh.text import Cleaner
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 Tell = Callable[[str, float | None], None]
 # A copy reports each piece; a person reads some of the reports.
@@ -25,9 +29,16 @@ def open_progress(*, quiet: bool) -> Iterator[Tell]:
         return
     # Imported here: rich takes longer to import than most verbs take in all.
     from rich.console import Console  # noqa: PLC0415
+
+    with _open_live(Console(stderr=True)) as (_, tell):
+        yield tell
+
+
+@contextlib.contextmanager
+def _open_live(console: "Console") -> "Iterator[tuple[Progress, Tell]]":
+    """A line that changes, at the end of a terminal."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
 
-    console = Console(stderr=True)
     spinner = SpinnerColumn("dots" if "utf" in console.encoding else "line")
     columns = (spinner, TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
@@ -36,7 +47,52 @@ def open_progress(*, quiet: bool) -> Iterator[Tell]:
         def tell(text: str, fraction: float | None) -> None:
             progress.update(task, description=text, total=None if fraction is None else 1.0, completed=fraction or 0.0)
 
-        yield tell
+        yield progress, tell
+
+
+class Lines(Protocol):
+    """Progress of many things: a line of text that stays for each, and below them what goes on."""
+
+    def tell(self, text: str, fraction: float | None) -> None:
+        """Shows what goes on, and what fraction of all is done."""
+
+    def add(self, text: str) -> None:
+        """Prints a line that stays."""
+
+
+class PlainLines:
+    """For logs: both are lines. quiet: neither."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._tell: Tell = (lambda _text, _fraction: None) if quiet else _tell_plainly()
+
+    def tell(self, text: str, fraction: float | None) -> None:
+        """What goes on comes without a fraction: the lines that stay say the rest."""
+        self._tell(text, fraction)
+
+    def add(self, text: str) -> None:
+        self._tell(text, None)
+
+
+@contextlib.contextmanager
+def open_lines(*, quiet: bool) -> Iterator[Lines]:
+    """Yields where to show progress of many things: in a terminal the line below stays alive."""
+    if quiet or not sys.stderr.isatty():
+        yield PlainLines(quiet=quiet)
+        return
+    from rich.console import Console  # noqa: PLC0415  (see open_progress)
+
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    with _open_live(console) as (progress, tell):
+
+        class LiveLines:
+            def tell(self, text: str, fraction: float | None) -> None:
+                tell(text, fraction)
+
+            def add(self, text: str) -> None:
+                progress.console.print(text, soft_wrap=True)
+
+        yield LiveLines()
 
 
 class Moved(Protocol):

@@ -13,14 +13,20 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from vmkit.architectures import HOST
 from vmkit.errors import BuildError, ConfigError, HostError
 from vmkit.image.artifacts import are_whole, describe_artifacts
 from vmkit.image.cache import Cache, find_cache_dir, open_cache
 from vmkit.image.debian.apt import UnknownPackageError
-from vmkit.image.debian.lockfile import compare_locks, fetch_locked, read_lock_file, write_lock_file
+from vmkit.image.debian.lockfile import (
+    compare_locks,
+    fetch_locked,
+    read_lock_file,
+    render_lock_file,
+    write_lock_file,
+)
 from vmkit.image.debian.packages import (
     Lock,
     Progress,
@@ -37,6 +43,7 @@ from vmkit.image.recipe.inputs import Inputs, Prebuilt, find_outsiders, read_inp
 
 if TYPE_CHECKING:
     from vmkit.image.assemble import Assembled
+    from vmkit.image.travel import ImageFile
 
 log = logging.getLogger("vmkit.image")
 
@@ -95,16 +102,28 @@ class Prepared:
         """The versions of the last resolve."""
         return read_lock(self.cache, self.request)
 
+    def read_imported_lock(self) -> Lock | None:
+        """The versions in an image that was imported. Nothing is built from them."""
+        path = self.cache.imported_path(self.request.key())
+        if not path.exists():
+            return None
+        try:
+            return read_lock_file(path, self.request)
+        except ConfigError:
+            return None
+
     def find_built(self) -> BuiltImage | None:
         """The image, if it is in the cache with all its files."""
         if self.inputs is None:
             return None
-        lock = self.read_lock()
-        if lock is None:
-            return None
-        return _read_built(
-            self.cache, self.spec, make_plan(self.spec, self.request, self.inputs, lock).digest, cached=True
-        )
+        # An image that was imported goes first: it was meant to be used. A build with --update forgets it.
+        for lock in (self.read_imported_lock(), self.read_lock()):
+            if lock is not None:
+                digest = make_plan(self.spec, self.request, self.inputs, lock).digest
+                built = _read_built(self.cache, self.spec, digest, cached=True)
+                if built is not None:
+                    return built
+        return None
 
 
 def prepare(image: ImageSpec | Prepared) -> Prepared:
@@ -168,11 +187,31 @@ def build_image(
         with cache.locked(
             f"build-{prepared.request.key()}", lambda: tell("waiting for another build of the same packages", None)
         ):
+            if refresh or lock_file is not None:
+                cache.imported_path(prepared.request.key()).unlink(missing_ok=True)
             if lock_file is not None:
                 _adopt_lock(prepared, lock_file, tell)
             # The program that held the lock may have built exactly this.
             found = None if refresh else prepared.find_built()
             return found or _build(prepared, inputs, tell, refresh)
+
+
+def export_image(image: ImageSpec | Prepared, built: BuiltImage, out: BinaryIO) -> "ImageFile":
+    """Writes a built image as one file, for hosts without an archive (vmkit.image.travel). Raises OSError."""
+    from vmkit.image.travel import write_image  # noqa: PLC0415 - a build in the cache needs no tar
+
+    prepared = prepare(image)
+    locks = (prepared.read_imported_lock(), prepared.read_lock())
+    assert prepared.inputs is not None, "it is built"
+    for lock in locks:
+        if (
+            lock is not None
+            and make_plan(prepared.spec, prepared.request, prepared.inputs, lock).digest == built.digest
+        ):
+            data = render_lock_file(prepared.request, lock)
+            folder, key = built.manifest.parent, prepared.request.key()
+            return write_image(out, folder, data, key, built.name, built.architecture)
+    raise BuildError(f"the image {built.name} was built anew while it was exported", hint="export it again")
 
 
 def fetch_packages(image: ImageSpec | Prepared, progress: Progress, lock_file: Path | None = None) -> None:

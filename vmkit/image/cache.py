@@ -60,6 +60,10 @@ class Cache:
     def lock_path(self, key: str) -> Path:
         return self._folder / "resolved" / f"{key}.json"
 
+    def imported_path(self, key: str) -> Path:
+        """Returns the file with the packages of an image that another host built (vmkit.image.travel)."""
+        return self._folder / "imported" / f"{key}.json"
+
     def package_path(self, sha256: str) -> Path:
         return self._folder / "packages" / f"{sha256}.deb"
 

@@ -3,8 +3,11 @@
 images x kernels x backends x architectures x commands; docs/howto/matrix.md explains every key.
 """
 
+import hashlib
+import json
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +22,9 @@ BACKENDS = ("auto", "user", "vhost")
 DEFAULT_COMMAND_TIMEOUT_S = 600.0
 # A file of commands is a page; a matrix of more machines than this was a mistake.
 MAX_FILE_BYTES = 1 << 20
-MAX_CELLS = 1000
+MAX_CELLS = 100_000
+# Of those that an error lists.
+MAX_LISTED = 20
 # Machine options that all cells have in common.
 OPTION_KEYS = tuple(option.name for option in OPTIONS if option.is_matrix)
 KEYS = ("images", "kernels", "backends", "architectures", *OPTION_KEYS, "timeout", "fresh", "ktap", "commands")
@@ -72,6 +77,18 @@ class Matrix:
         """The memory of each machine."""
         return int(self.options["memory"])
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that the file says. It is the same on every node: paths are in it by their last names."""
+        commands = dict.fromkeys(command for cell in self.cells for command in cell.commands)
+        value = [
+            [cell.name for cell in self.cells],
+            [[command.name, list(command.argv), command.has_ktap] for command in commands],
+            sorted((key, str(option)) for key, option in self.options.items()),
+            self.timeout_s,
+        ]
+        return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
 
 def read_matrix(path: Path) -> Matrix:
     """Reads the matrix of a file. Raises ConfigError naming the file and the key."""
@@ -108,6 +125,9 @@ def plan_matrix(raw: Mapping[str, Any], path: Path) -> Matrix:
     commands = _mark_ktap(_commands(raw.get("commands"), path), raw, path)
     is_fresh = _value(raw, "fresh", bool, False, path)
     groups = [(command,) for command in commands] if is_fresh else [tuple(commands)]
+    count = len(images) * len(kernels) * len(backends) * len(architectures) * len(groups)
+    if count > MAX_CELLS:
+        raise ConfigError(f"{path}: {count} machines are more than {MAX_CELLS}")
     cells = tuple(
         Cell(image, kernel, backend, group, is_fresh, architecture)
         for image in images
@@ -116,12 +136,9 @@ def plan_matrix(raw: Mapping[str, Any], path: Path) -> Matrix:
         for architecture in architectures
         for group in groups
     )
-    names = [cell.name for cell in cells]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(cell.name for cell in cells).items() if count > 1)
     if twice:
         raise ConfigError(f"{path}: two cells are called {twice[0]}", hint="give recipes and kernels different names")
-    if len(cells) > MAX_CELLS:
-        raise ConfigError(f"{path}: {len(cells)} machines are more than {MAX_CELLS}")
     return Matrix(
         cells,
         {option.name: _option(raw, option, path) for option in OPTIONS if option.is_matrix},
@@ -134,7 +151,8 @@ def pick_cells(matrix: Matrix, names: Sequence[str]) -> tuple[Cell, ...]:
     known = {cell.name: cell for cell in matrix.cells}
     for name in names:
         if name not in known:
-            raise ConfigError(f"the matrix has no cell '{name}'", hint=f"it has: {', '.join(known)}")
+            some = ", ".join(list(known)[:MAX_LISTED]) + (", and more" if len(known) > MAX_LISTED else "")
+            raise ConfigError(f"the matrix has no cell '{name}'", hint=f"it has: {some}")
     return tuple(known[name] for name in names) if names else matrix.cells
 
 

@@ -1,5 +1,6 @@
 """`vmkit matrix` with a QEMU that plays scenarios: reports, statuses, and that no machine is left."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -10,10 +11,13 @@ from xml.etree import ElementTree as Xml
 
 import pytest
 
+from tests.docs.schemas import check_form
 from tests.vmkit.cli.conftest import DEADLINE_S, Vmkit
 from vmkit.junit import CaseVerdict
-from vmkit.matrix.execute import CellResult, MatrixRun
+from vmkit.matrix.cellfolder import open_cell
+from vmkit.matrix.execute import MatrixRun
 from vmkit.matrix.plan import read_matrix
+from vmkit.matrix.results import CellResult
 from vsh.registry import read_machines
 
 WriteMatrix = Callable[..., Path]
@@ -68,8 +72,94 @@ def test_one_cell(vmkit: Vmkit, write_matrix: WriteMatrix) -> None:
 
 
 def test_cells_for_github(vmkit: Vmkit, write_matrix: WriteMatrix) -> None:
-    done = vmkit("matrix", str(write_matrix("ready")), "--github")
-    assert done.out == 'matrix={"include": [{"cell": "my/own/user"}, {"cell": "my/own/vhost"}]}\n'
+    path = str(write_matrix("ready"))
+    for words in ((path, "--github"), ("run", "--github", path), ("emit", "github", path)):
+        done = vmkit("matrix", *words)
+        assert done.out == 'matrix={"include": [{"cell": "my/own/user"}, {"cell": "my/own/vhost"}]}\n'
+
+
+@pytest.mark.parametrize(
+    ("scenario", "status", "verdict"), [("panic", 1, "failed"), ("exit-at-once", 125, "machine failed")]
+)
+def test_status_tells_the_test_from_the_machine(
+    vmkit: Vmkit, write_matrix: WriteMatrix, tmp_path: Path, scenario: str, status: int, verdict: str
+) -> None:
+    results = tmp_path / "results"
+    path = str(write_matrix(scenario))
+    words = ("--cell", "0", "--to", str(results), "--retry-machine-failures", "1", "--quiet")
+    done = vmkit("matrix", "run", path, *words)
+    assert done.status == status, done.err
+    record = json.loads((results / "000000/results.json").read_text())
+    check_form("matrix-result", record)
+    assert (record["verdict"], record["status"], record["cell"]) == (verdict, status, "my/own/user")
+    # The machine's failure alone is tried again, and the record has both attempts.
+    assert record["attempt"] == (1 if status == 1 else 2)
+    assert [one["fault"] for one in record["earlier"]] == ([] if status == 1 else ["machine"])
+    assert Xml.parse(results / "000000/junit.xml").getroot()[0].get("errors") == "2"
+    assert {path.name for path in results.iterdir()} == {"plan.json", "000000"}
+    if status == 1:
+        assert "Kernel panic" in (results / "000000/console.log").read_text()
+        # It is decided: an engine that starts the job again gets the same answer, and no machine starts.
+        again = vmkit("matrix", "run", path, *words)
+        assert (again.status, again.out) == (1, done.out)
+
+
+def test_shard_of_an_engine_runs_its_own_cells(
+    vmkit: Vmkit, write_matrix: WriteMatrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CI_NODE_INDEX", "2")
+    monkeypatch.setenv("CI_NODE_TOTAL", "2")
+    done = vmkit("matrix", str(write_matrix("ready")), "--shard", "auto", "--quiet")
+    assert (done.status, done.out.count("skipped: ")) == (0, 2), done.err
+    assert {path.name for path in (tmp_path / "matrix-results").iterdir()} == {"plan.json", "000001"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--cell", "2"), "--cell must be between 0 and 1, not 2: the matrix has 2 cells"),
+        (("--cell", "0", "--shard", "1/2"), "give one of --only, --cell and --shard"),
+        (("--shard", "3/2"), "--shard 3/2: the number must be between 1 and 2"),
+        (("--cell", "-1"), "Invalid value for '--cell': must be at least 0, not -1"),
+    ],
+)
+def test_cells_that_are_not_there_are_bad_usage(
+    vmkit: Vmkit, write_matrix: WriteMatrix, words: tuple[str, ...], said: str
+) -> None:
+    done = vmkit("matrix", "run", str(write_matrix("ready")), *words)
+    assert (done.status, done.err.splitlines()[0]) == (64, f"vmkit: {said}")
+
+
+def test_cell_that_another_process_runs_is_left_alone(vmkit: Vmkit, write_matrix: WriteMatrix, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    with open_cell(tmp_path / "results", 0):
+        done = vmkit("matrix", str(write_matrix("ready")), "--cell", "0", "--to", str(tmp_path / "results"), "-q")
+    assert done.status == 125
+    assert "another process runs cell 0" in done.err
+
+
+def test_deadline_ends_what_runs_and_what_waits_does_not_start(
+    vmkit: Vmkit, write_matrix: WriteMatrix, tmp_path: Path
+) -> None:
+    path = write_matrix("silent")
+    path.write_text("fresh = true\n" + path.read_text().replace('["user", "vhost"]', '["user"]'))
+    words = ("--jobs", "1", "--deadline", "1", "--to", str(tmp_path / "results"), "--quiet")
+    done = vmkit("matrix", str(path), *words)
+    assert done.status == 124
+    assert "1 cell did not run: the deadline of the run has passed" in done.err
+    # The one that was cut is as if it had been killed: the next run of this job does it again.
+    record = json.loads((tmp_path / "results/000000/results.json").read_text())
+    assert (record["state"], record["verdict"], record["commands"]) == ("running", "killed", [])
+    assert read_machines() == []
+
+
+def test_too_many_failures_stop_the_run(vmkit: Vmkit, write_matrix: WriteMatrix) -> None:
+    path = write_matrix("panic")
+    path.write_text("fresh = true\n" + path.read_text().replace('["user", "vhost"]', '["user"]'))
+    done = vmkit("matrix", str(path), "--jobs", "1", "--max-failures", "1", "--quiet")
+    assert done.status == 1
+    assert "1 cell did not run: 1 cell failed, and --max-failures is 1" in done.err
 
 
 def test_interruption_ends_every_machine(write_matrix: WriteMatrix, folders: Path) -> None:

@@ -11,9 +11,10 @@ import pytest
 from vmkit.errors import ConfigError, HostError
 from vmkit.junit import CaseVerdict
 from vmkit.matrix import execute
-from vmkit.matrix.execute import CellResult, find_jobs
+from vmkit.matrix.execute import find_jobs
 from vmkit.matrix.plan import Matrix, pick_cells, plan_matrix, read_matrix
 from vmkit.matrix.report import render_github, render_report, render_rows
+from vmkit.matrix.results import CellResult
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 FILE = Path("/lab/lab.toml")
@@ -67,7 +68,7 @@ def test_name_of_a_cell_does_not_depend_on_the_number_of_commands() -> None:
         ({"timeout": "long"}, "timeout: must be a value such as 600.0, not 'long'"),
         ({"memory": "much"}, "memory|much"),
         ({"images": ["a/my.toml", "b/my.toml"]}, "two cells are called my/own/auto"),
-        ({"kernels": [f"k{n}" for n in range(1001)]}, "1001 machines are more than"),
+        ({"kernels": [f"k{n}" for n in range(100_001)]}, "100001 machines are more than 100000"),
     ],
 )
 def test_mistakes_are_named(raw: dict[str, Any], words: str) -> None:
@@ -128,3 +129,20 @@ def test_report_tells_all_kinds_of_outcomes() -> None:
     assert suite[1].get("classname") == "tiny.own.auto"
     assert "<&>" in str(suite[1][0].text)
     assert [row[5] for row in render_rows(outcomes)] == ["passed", "failed: why", "error: why", "skipped: why"]
+
+
+def test_large_matrix_is_planned_and_has_short_errors() -> None:
+    matrix = plan(kernels=[f"k{number}" for number in range(100_000)])
+    assert len(matrix.cells) == 100_000
+    with pytest.raises(ConfigError, match="no cell 'x'") as failure:
+        pick_cells(matrix, ["x"])
+    assert failure.value.hint.endswith("tiny/k19/auto, and more")
+
+
+def test_digest_is_of_what_the_file_says_and_of_no_path() -> None:
+    here = plan(images=["./my.toml"], kernels=["./bzImage"])
+    there = plan_matrix({"commands": COMMANDS, "images": ["./my.toml"], "kernels": ["./bzImage"]}, Path("/tmp/x.toml"))
+    assert here.digest == there.digest
+    others = [plan(), plan(memory="512M"), plan(timeout=5), plan(ktap=["uname"]), plan(fresh=True), plan(cpus=2)]
+    others.append(plan_matrix({"commands": {**COMMANDS, "uname": "uname -r"}}, FILE))
+    assert len({here.digest, *(matrix.digest for matrix in others)}) == len(others) + 1

@@ -9,10 +9,11 @@ import pytest
 from tests.vsh.live import DEADLINE_S, Vshd
 from vmkit.errors import ConfigError, MachineError
 from vmkit.junit import CaseVerdict
-from vmkit.matrix.execute import CellResult, run_tests
+from vmkit.matrix.execute import run_tests
 from vmkit.matrix.outputs import KtapSink, Tail
 from vmkit.matrix.plan import Cell, GuestCommand, plan_matrix
 from vmkit.matrix.report import render_report, render_rows
+from vmkit.matrix.results import CellFault, CellResult
 from vsh.address import Address
 from vsh.client import Client
 
@@ -46,17 +47,19 @@ def test_subtests_are_cases_behind_their_command(client: Client) -> None:
 
 def test_command_passes_when_all_its_tests_do(client: Client) -> None:
     result = run(client, r"printf 'KTAP version 1\n1..2\nok 1 a\nok 2 b # SKIP no\n'")
-    assert (result.verdict, len(result.tests)) == (PASSED, 2)
+    assert (result.verdict, len(result.tests), result.fault) == (PASSED, 2, CellFault.NONE)
 
 
 def test_status_of_a_command_counts_beside_its_tests(client: Client) -> None:
     result = run(client, r"printf 'KTAP version 1\n1..1\nok 1 a\n'; exit 3")
     assert (result.verdict, result.brief) == (FAILED, "status 3, 1 test: 1 passed")
+    assert result.fault is CellFault.TEST
 
 
 def test_command_that_hangs_is_an_error(client: Client) -> None:
     result = run(client, "exec sleep 1000", timeout_s=0.5)
     assert (result.verdict, result.brief, result.tests) == (ERROR, "the command did not end in time", ())
+    assert result.fault is CellFault.TIME
 
 
 def test_output_that_breaks_off_has_the_results_until_then() -> None:
@@ -96,7 +99,7 @@ def test_machine_that_is_gone_has_no_results() -> None:
 
     command = GuestCommand("selftest", ("true",), has_ktap=True)
     result = run_tests(Cell("tiny", None, "user", (command,)), fail, command, DEADLINE_S)
-    assert (result.verdict, result.tests) == (ERROR, ())
+    assert (result.verdict, result.tests, result.fault) == (ERROR, (), CellFault.MACHINE)
     assert result.brief == "'m' is not running any more: the guest's kernel panicked: x"
 
 

@@ -45,10 +45,15 @@ def find_lock_path(spec: ImageSpec) -> Path:
 
 def write_lock_file(path: Path, request: Request, lock: Lock) -> None:
     """Writes the lock, so that a change of one package is a change of a few lines."""
+    write_atomically(path, render_lock_file(request, lock))
+
+
+def render_lock_file(request: Request, lock: Lock) -> bytes:
+    """Returns the content of a lock file."""
     document = {"schema": SCHEMA, "request": request.key(), **asdict(lock)}
     if not lock.twins:
         del document["twins"]
-    write_atomically(path, (json.dumps(document, indent=1) + "\n").encode())
+    return (json.dumps(document, indent=1) + "\n").encode()
 
 
 def read_lock_file(path: Path, request: Request | None = None) -> Lock:

@@ -1,0 +1,219 @@
+"""The folder of a cell: whole after a kill at any moment, one writer, and errors that say what to do."""
+
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree as Xml
+
+import pytest
+
+from tests.docs.schemas import check_form
+from vmkit.errors import ConfigError, HostError
+from vmkit.junit import CaseVerdict
+from vmkit.ktap.results import KtapResult
+from vmkit.matrix.cellfolder import CellFolder, open_cell, open_results, read_plan, read_record
+from vmkit.matrix.job import make_record
+from vmkit.matrix.plan import plan_matrix
+from vmkit.matrix.results import CellFault, CellRecord, CellResult, parse_record, render_record
+
+PASSED, FAILED, ERROR, SKIPPED = CaseVerdict
+MATRIX = plan_matrix({"commands": {"one": "true", "two": "true"}, "images": ["tiny", "debian"]}, Path("/lab.toml"))
+
+
+def result(index: int, verdict: CaseVerdict = PASSED, fault: CellFault = CellFault.NONE, text: str = "") -> CellResult:
+    cell = MATRIX.cells[0]
+    tests = (KtapResult(("a", "b"), PASSED, "", "x\udc80"),)
+    return CellResult(cell, cell.commands[index], verdict, 1.5, "why", text, tests, fault)
+
+
+def begin(folder: CellFolder) -> None:
+    folder.begin(make_record(MATRIX, 0))
+
+
+def read(folder: Path) -> CellRecord:
+    record = read_record(folder / "000000")
+    assert record is not None
+    return record
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    open_results(tmp_path / "results", MATRIX)
+    return tmp_path / "results"
+
+
+def test_record_has_what_was_done_so_far_and_names_what_was_not(results: Path) -> None:
+    with open_cell(results, 0) as folder:
+        begin(folder)
+        folder.set_machine({"accelerator": "tcg"})
+        folder.add(result(0), 2.0)
+        half = read(results)
+        suite = Xml.parse(results / "000000/junit.xml").getroot()[0]
+        folder.add(result(1), 3.0)
+        folder.end(3.5)
+    assert (half.state, half.verdict, half.fault, half.is_decided) == ("running", "killed", CellFault.MACHINE, False)
+    assert [(case.get("name"), case[0].tag if len(case) else "passed") for case in suite] == [
+        ("one", "passed"),
+        ("b", "system-out"),
+        ("two", "error"),
+    ]
+    assert suite[2][0].get("message") == "did not run: the run ended before the cell did"
+    whole = read(results)
+    assert (whole.verdict, whole.seconds, whole.machine, whole.is_decided) == (
+        "passed", 3.5, {"accelerator": "tcg"}, True
+    )  # fmt: skip
+    assert whole.commands[0].tests == result(0).tests
+    check_form("matrix-result", json.loads((results / "000000/results.json").read_text()))
+    assert {path.name for path in (results / "000000").iterdir()} == {"lock", "junit.xml", "results.json"}
+
+
+def test_next_attempt_keeps_the_files_of_the_last_one(results: Path, tmp_path: Path) -> None:
+    (tmp_path / "console.log").write_text("first")
+    with open_cell(results, 0) as folder:
+        begin(folder)
+        folder.add(result(0), 2.0)
+        folder.keep_logs(tmp_path)
+    with open_cell(results, 0) as folder:
+        assert folder.previous is not None and not folder.previous.is_decided
+        begin(folder)
+        folder.add(result(0, ERROR, CellFault.MACHINE), 1.0)
+        folder.end(1.0)
+    with open_cell(results, 0) as folder:
+        begin(folder)
+        assert folder.attempt == 3
+    record = read(results)
+    assert [(one.attempt, one.fault, one.seconds) for one in record.earlier] == [
+        (1, "killed", None),
+        (2, "machine", 1.0),
+    ]
+    assert (results / "000000/attempt-1/console.log").read_text() == "first"
+    assert not (results / "000000/console.log").exists()
+    aside = read_record(results / "000000/attempt-2")
+    assert aside is not None and aside.verdict == "machine failed" and aside.brief == "one: why"
+
+
+def test_two_processes_do_not_write_one_cell(results: Path) -> None:
+    with (
+        open_cell(results, 0),
+        open_cell(results, 1),
+        pytest.raises(HostError, match="another process runs cell 0") as failure,
+        open_cell(results, 0),
+    ):
+        pass
+    assert "--to DIR" in failure.value.hint
+    with open_cell(results, 0):
+        pass
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.vmkit.matrix.test_cellfolder import begin, open_cell, result
+steps = int(sys.argv[2])
+def replace(self, target, original=Path.replace):
+    global steps
+    steps -= 1
+    if steps < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(self, target)
+Path.replace = replace
+with open_cell(Path(sys.argv[1]), 0) as folder:
+    begin(folder)
+    folder.set_machine({})
+    folder.add(result(0, text="x" * 10000), 1.0)
+    folder.end(1.0)
+"""
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_kill_at_any_moment_leaves_whole_files_and_no_lock(results: Path, steps: int) -> None:
+    """Each file gets its name by a rename. The kill comes before one of them, when the new file has been written."""
+    done = subprocess.run([sys.executable, "-c", KILLED, str(results), str(steps)], check=False, cwd=Path.cwd())
+    assert done.returncode in (-signal.SIGKILL, 0)
+    with open_cell(results, 0) as folder:
+        report = results / "000000/junit.xml"
+        if report.exists():
+            Xml.parse(report)
+        previous = folder.previous
+        assert previous is None or previous.state == ("ended" if done.returncode == 0 else "running")
+        begin(folder)
+        folder.end(1.0)
+    assert not list((results / "000000").glob(".*"))
+
+
+def test_full_disk_is_an_error_and_the_old_record_stays(results: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with open_cell(results, 0) as folder:
+        begin(folder)
+        folder.add(result(0), 1.0)
+        old = (results / "000000/results.json").read_bytes()
+        ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(old) + 100, before[1]))
+        try:
+            with pytest.raises(HostError, match=r"cannot write to .*000000") as failure:
+                folder.add(result(1, text="x" * 100_000), 2.0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, ignored)
+    assert failure.value.hint == "make room there"
+    assert (results / "000000/results.json").read_bytes() == old
+    assert os.strerror(errno.EFBIG) in failure.value.brief
+
+
+def test_results_of_another_matrix_are_not_mixed(results: Path) -> None:
+    open_results(results, MATRIX)
+    changed = plan_matrix({"commands": {"one": "false"}}, Path("/lab.toml"))
+    with pytest.raises(ConfigError, match="has results of another matrix"):
+        open_results(results, changed)
+    plan = read_plan(results)
+    assert plan is not None
+    assert (plan.matrix, plan.cells) == (MATRIX.digest, tuple(cell.name for cell in MATRIX.cells))
+    assert plan.list_commands("tiny/own/auto") == ("one", "two")
+    fresh = plan_matrix({"commands": {"one": "false"}, "fresh": True}, Path("/lab.toml"))
+    open_results(results.with_name("fresh"), fresh)
+    plan = read_plan(results.with_name("fresh"))
+    assert plan is not None and plan.list_commands("tiny/own/auto/one") == ("one",)
+
+
+def damage(text: str) -> list[bytes]:
+    value = json.loads(text)
+    return [
+        b"",
+        text[: len(text) // 2].encode(),
+        b"[]",
+        b"\xff",
+        json.dumps({**value, "state": "odd"}).encode(),
+        json.dumps({**value, "commands": [{}]}).encode(),
+        json.dumps({**value, "seconds": []}).encode(),
+        json.dumps({key: one for key, one in value.items() if key != "matrix"}).encode(),
+    ]
+
+
+def test_damaged_record_and_one_of_another_version_are_named(results: Path) -> None:
+    text = render_record(make_record(MATRIX, 0)).decode()
+    for data in damage(text):
+        with pytest.raises(ConfigError, match="the/place has no results of a cell"):
+            parse_record(data, "the/place")
+    with pytest.raises(ConfigError, match="the/place is of form 2, and this vmkit reads form 1"):
+        parse_record(json.dumps({"schema": 2}).encode(), "the/place")
+
+
+def test_plan_that_is_damaged_is_named(results: Path) -> None:
+    for text in ("", "{}", "[]", "null", '{"schema": 1, "matrix": "x"}'):
+        (results / "plan.json").write_text(text)
+        with pytest.raises(ConfigError, match=r"plan.json is damaged"):
+            read_plan(results)
+    (results / "plan.json").write_text('{"schema": 2}')
+    with pytest.raises(ConfigError, match="is of form 2, and this vmkit reads form 1"):
+        read_plan(results)
+
+
+def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HostError, match=r"cannot write to .*file/results: Not a directory"):
+        open_results(tmp_path / "file" / "results", MATRIX)

@@ -1,0 +1,68 @@
+"""The lock of a matrix: what a node must have, and how it is told what is another there."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vmkit.errors import ConfigError, HostError
+from vmkit.matrix.lock import check_lock, describe_lock, find_matrix_lock, write_lock
+from vmkit.matrix.plan import Matrix, read_matrix
+
+IMAGES = {"tiny/amd64": "a" * 64}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "bzImage").write_bytes(b"kernel")
+    (tmp_path / "lab.toml").write_text('kernels = ["", "./bzImage"]\n[commands]\na = "true"\n')
+    return tmp_path / "lab.toml"
+
+
+def lock(file: Path) -> Matrix:
+    matrix = read_matrix(file)
+    write_lock(find_matrix_lock(file), describe_lock(matrix, [0, 1], IMAGES))
+    return matrix
+
+
+def test_same_images_and_kernels_pass_and_without_a_lock_all_do(file: Path) -> None:
+    matrix = read_matrix(file)
+    check_lock(file, describe_lock(matrix, [0, 1], {"tiny/amd64": "other"}))
+    lock(file)
+    assert json.loads((file.with_name("lab.lock")).read_text())["images"] == IMAGES
+    check_lock(file, describe_lock(matrix, [0, 1], IMAGES))
+    # A job looks at its own cells alone.
+    file.with_name("bzImage").unlink()
+    check_lock(file, describe_lock(matrix, [0], IMAGES))
+
+
+def test_another_image_kernel_or_matrix_is_refused(file: Path) -> None:
+    matrix = lock(file)
+    with pytest.raises(ConfigError, match=r"the image tiny/amd64 is another than .*lab.lock has") as failure:
+        check_lock(file, describe_lock(matrix, [0], {"tiny/amd64": "b" * 64}))
+    assert failure.value.details == f"locked: {'a' * 64}\nhere:   {'b' * 64}"
+    assert "vmkit image import" in failure.value.hint
+    file.with_name("bzImage").write_bytes(b"another")
+    with pytest.raises(ConfigError, match=r"the kernel bzImage is another than .*lab.lock has"):
+        check_lock(file, describe_lock(matrix, [1], IMAGES))
+    file.with_name("bzImage").unlink()
+    with pytest.raises(ConfigError, match=r"cannot read the kernel .*bzImage"):
+        describe_lock(matrix, [1], IMAGES)
+    file.write_text(file.read_text().replace("true", "false"))
+    with pytest.raises(ConfigError, match=r"lab.toml was changed after .*lab.lock was written"):
+        check_lock(file, describe_lock(read_matrix(file), [0], IMAGES))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 1, "matrix": "x", "images": [], "kernels": {}}', "\xff"])
+def test_damaged_lock_is_named(file: Path, text: str) -> None:
+    found = describe_lock(read_matrix(file), [0], IMAGES)
+    file.with_name("lab.lock").write_text(text, encoding="latin-1")
+    with pytest.raises(ConfigError, match=r"the lock .*lab.lock is damaged") as failure:
+        check_lock(file, found)
+    assert failure.value.hint == f"lock what is here: vmkit matrix lock {file}"
+
+
+def test_lock_that_cannot_be_written_is_an_error(file: Path) -> None:
+    found = describe_lock(read_matrix(file), [0], IMAGES)
+    with pytest.raises(HostError, match=r"cannot write to .*nowhere: No such file"):
+        write_lock(file.parent / "nowhere" / "lab.lock", found)
