@@ -2,11 +2,13 @@
 
 import io
 import json
+import os
 import shutil
 import socket
 import struct
 import subprocess
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from vmkit.image.build import build_image
 from vmkit.image.formats.cpio import read_cpio
 from vmkit.image.recipe.config import load_image
 from vsh.address import find_by_name
+from vsh.errors import ExecError
 from vsh.forward.guest import connect_guest
 from vsh.registry import read_machines
 
@@ -90,7 +93,7 @@ def test_system_of_busybox_alone(small: Path, tmp_path: Path, up: Run, vmkit: Ru
     assert disk.read_bytes() == before
 
 
-def test_root_of_one_program_and_traps(busybox: bytes, tmp_path: Path, folders: Path) -> None:
+def test_root_of_one_program_and_traps(busybox: bytes, tmp_path: Path, folders: Path, vsh: Run) -> None:
     """No shell, no users. Its names of what is mounted in it are symlinks and files, which lead nowhere."""
     folder = tmp_path / "one"
     folder.mkdir()
@@ -99,24 +102,96 @@ def test_root_of_one_program_and_traps(busybox: bytes, tmp_path: Path, folders: 
     for name, target in (("dev", "/usr"), ("sys", "/etc"), ("lib", "/usr/lib"), ("run", "run")):
         (folder / name).symlink_to(target)
     (folder / "proc").write_text("a file\n")
+    # A program of arm64.
+    (folder / "foreign").write_bytes(b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\0\xb7\0" + bytes(44))
+    (folder / "foreign").chmod(0o755)
     with vmkit_package.Machine(str(make_ext4(folder, tmp_path / "one.img")), accelerator="tcg") as machine:
         assert machine.name == "one"
         assert machine.run(["/busybox", "id"], user="12:34").stdout == b"uid=12 gid=34 groups=34\n"
         assert machine.run(["/busybox", "pwd"]).stdout == b"/\n"
         places = machine.run(["/busybox", "awk", "{ print $2 }", "/proc/mounts"]).stdout.split()
         assert set(places) == {b"/", b"/dev", b"/dev/pts", b"/dev/shm", b"/proc", b"/sys"}
+        # What cannot run is named, with the remedy.
+        done = vsh("--vm_name", "one")
+        assert (done.returncode, done.stdout) == (127, b"")
+        assert b"vsh: /bin/sh: No such file or directory\nhint: the guest lacks the login shell" in done.stderr
+        with pytest.raises(ExecError, match="/foreign: Exec format error"):
+            machine.run(["/foreign"])
         # vshd starts again, and still finds the root.
         machine.run(["/busybox", "sh", "-c", "/busybox kill -9 $(/busybox pgrep -P 1)"])
         assert machine.run(["/busybox", "id", "-u"]).stdout == b"0\n"
         machine.down()
 
 
-@pytest.mark.parametrize("program", [["mksquashfs", "{0}", "{1}", "-quiet"], ["mkfs.erofs", "{1}", "{0}"]])
-def test_root_that_no_system_can_write(program: list[str], small: Path, tmp_path: Path, folders: Path) -> None:
-    disk = tmp_path / "packed.img"
-    subprocess.run([word.format(small, disk) for word in program], check=True, capture_output=True)
+def make_packed(kind: str, folder: Path, disk: Path) -> Path:
+    """A file system with the files of a folder, by the program of its makers."""
+    # The smallest that these two make; a file of the size must be there.
+    for name, size in (("xfs", 320 << 20), ("btrfs", 128 << 20)):
+        if kind == name:
+            disk.write_bytes(b"")
+            os.truncate(disk, size)
+    prototype = disk.with_suffix(".proto")
+    prototype.write_text("\n".join(("/dev/null", "0 0", "d--755 0 0", *list_prototype(folder), "$\n")))
+    words: dict[str, list[str | Path]] = {
+        "squashfs": ["mksquashfs", folder, disk, "-quiet"],
+        "erofs": ["mkfs.erofs", disk, folder],
+        "xfs": ["/usr/sbin/mkfs.xfs", "-q", "-p", prototype, disk],
+        "btrfs": ["mkfs.btrfs", "-q", "--rootdir", folder, disk],
+    }
+    subprocess.run(words[kind], check=True, capture_output=True)
+    return disk
+
+
+def list_prototype(folder: Path) -> Iterator[str]:
+    """What is in a folder, as mkfs.xfs(8) has it."""
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink():
+            yield f"{path.name} l--777 0 0 {path.readlink()}"
+        elif path.is_dir():
+            yield f"{path.name} d--755 0 0"
+            yield from list_prototype(path)
+            yield "$"
+        else:
+            yield f"{path.name} ---{path.stat().st_mode & 0o777:03o} 0 0 {path}"
+
+
+@pytest.mark.parametrize("kind", ["squashfs", "erofs", "xfs", "btrfs"])
+def test_root_of_other_file_systems(kind: str, small: Path, tmp_path: Path, folders: Path) -> None:
+    """Its driver is in the initramfs, whichever it is, and the disk is not written."""
+    disk = make_packed(kind, small, tmp_path / "packed.img")
+    before = disk.stat().st_mtime_ns
     with vmkit_package.Machine(str(disk), accelerator="tcg") as machine:
-        assert machine.run(["sh", "-c", "echo new >/etc/new; cat /etc/new"]).stdout == b"new\n"
+        assert (
+            machine.run(["sh", "-c", "echo new >/etc/new; cat /etc/new; readlink /bin/ls"]).stdout == b"new\nbusybox\n"
+        )
+        assert f"vmkit.root={kind}".encode() in machine.run(["cat", "/proc/cmdline"]).stdout
+    assert disk.stat().st_mtime_ns == before
+
+
+# Makes the folder of a system a subvolume, as installers do: by BTRFS_IOC_SUBVOL_CREATE (linux/btrfs.h).
+MOVE = """
+import fcntl, os, struct, subprocess
+subprocess.run("modprobe btrfs && mount -t btrfs /dev/vda /mnt", shell=True, check=True)
+folder = os.open("/mnt", os.O_RDONLY)
+fcntl.ioctl(folder, 0x5000940E, bytearray(struct.pack("<q4088s", 0, b"@rootfs")))
+os.close(folder)
+subprocess.run("cd /mnt && mv bin etc home tmp @rootfs/ && cd / && umount /mnt", shell=True, check=True)
+"""
+
+
+@pytest.mark.slow
+def test_root_in_a_subvolume(small: Path, tmp_path: Path, folders: Path) -> None:
+    """As Debian's installer leaves it: the top of the disk holds no system."""
+    disk = make_packed("btrfs", small, tmp_path / "disk.img")
+    recipe = tmp_path / "maker.toml"
+    recipe.write_text('extends = "tiny"\nmodules_available = ["btrfs"]\n')
+    with vmkit_package.Machine(str(recipe), rwdisks=[disk], accelerator="tcg") as machine:
+        done = machine.run(["python3", "-c", MOVE])
+        assert done.exit == 0, done.stderr
+        machine.down()
+    with vmkit_package.Machine(str(disk), accelerator="tcg") as machine:
+        assert machine.run(["id", "-u"], user="ann").stdout == b"777\n"
+        assert machine.run(["sh", "-c", "ls -d /@rootfs"]).exit == 1
 
 
 def test_root_in_a_partition_of_a_qcow2(small: Path, tmp_path: Path, folders: Path) -> None:
@@ -148,6 +223,43 @@ def test_folder_and_archive_become_a_root(small: Path, tmp_path: Path, up: Run, 
     assert done.stdout.startswith(b"piped is ready"), done.stderr
     assert vsh("--vm_name", "piped", "--user", "ann", "--", "pwd").stdout == b"/home/ann\n"
     assert not (folder / "new").exists()
+
+
+# The login shell of a root whose C library is musl's.
+TOOL = """
+#include <pwd.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+int main(int argc, char **argv) {
+    struct passwd *user = getpwuid(getuid());
+    char *terminal = ttyname(0), *home = getenv("HOME");
+    printf("%s %s %s %s\\n", user ? user->pw_name : "?", home ? home : "?", terminal ? terminal : "-", argv[0]);
+    return 7;
+}
+"""
+
+
+@pytest.mark.slow
+def test_root_of_musl(tmp_path: Path, folders: Path, vsh: Run) -> None:
+    """Another C library and loader than vshd's, and a program that needs them."""
+    assert shutil.which("musl-gcc"), "the package musl-tools is missing: make slow-packages"
+    folder = tmp_path / "musl"
+    for name in ("bin", "lib", "etc", "home/ann"):
+        (folder / name).mkdir(parents=True)
+    (tmp_path / "tool.c").write_text(TOOL)
+    subprocess.run(["musl-gcc", "-o", folder / "bin/tool", tmp_path / "tool.c"], check=True)
+    shutil.copy("/lib/ld-musl-x86_64.so.1", folder / "lib")
+    (folder / "etc/passwd").write_text("root:x:0:0::/:/bin/tool\nann:x:777:777::/home/ann:/bin/tool\n")
+    with vmkit_package.Machine(str(folder), accelerator="tcg") as machine:
+        assert machine.run(["tool"]).stdout == b"root / - tool\n"
+        # A login shell, with a terminal.
+        done = vsh("--vm_name", "musl", "--user", "ann", "-t")
+        assert done.returncode == 7, done.stderr
+        words = done.stdout.split()
+        assert (words[0], words[1], words[3]) == (b"ann", b"/home/ann", b"-tool")
+        assert words[2].startswith(b"/dev/pts/")
+        machine.down()
 
 
 def test_debian_without_python(folders: Path, tmp_path: Path) -> None:

@@ -16,9 +16,8 @@ from vmkit.builder.setting import is_allowed
 from vmkit.cli.show import CleanWriter, open_progress, print_json, read_wall
 from vmkit.errors import NameInUseError
 from vmkit.image.build import find_built_image, plan_image, prepare
-from vmkit.image.recipe.config import load_image
 from vmkit.machine.argv import QemuPlan
-from vmkit.machine.choose import Choices, choose, plan_hardware
+from vmkit.machine.choose import Choices, choose, find_image, plan_hardware
 from vmkit.machine.handover import MonitorHandle
 from vmkit.machine.launch import Layout
 from vmkit.machine.qemu import plan_qemu
@@ -228,7 +227,7 @@ def print_plan(spec: MachineSpec, *, as_json: bool) -> None:
 
     Starts no machine, not even to prove KVM.
     """
-    image = prepare(load_image(spec.image, spec.architecture))
+    image = prepare(find_image(spec))
     plan = plan_image(image).render()
     choices, qemu = _plan_start(spec) if find_built_image(image) is not None else (None, None)
     if as_json:

@@ -4,13 +4,13 @@ Builds the image where that is needed, and proves KVM where that was not done. R
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vmkit.architectures import HOST, find_architecture
+from vmkit.architectures import find_architecture
 from vmkit.entries.folder import open_runtime_directory
 from vmkit.image.build import BuiltImage, build_image
-from vmkit.image.recipe.config import load_image
+from vmkit.image.recipe.config import ImageSpec, load_image
 from vmkit.machine import probe
 from vmkit.machine.hardware import USER_READY_PORT, Hardware
 from vmkit.machine.memory import check_guest_memory
@@ -23,6 +23,9 @@ from vmkit.machine.spec import MAX_NAME_CHARACTERS, Accelerator, Backend, Machin
 from vmkit.machine.token import find_initrd_path, find_token_path, needs_token
 from vmkit.machine.vhost import VhostDoor
 from vsh.registry import MACHINES
+
+# A recipe's word for a root that each machine gets.
+GIVEN = "given"
 
 Tell = Callable[[str, float | None], None]
 Build = Callable[[str, Tell], BuiltImage]
@@ -47,9 +50,20 @@ class Choices:
     nested: bool = False
 
 
-def build_named_image(image: str, tell: Tell, architecture: str = HOST) -> BuiltImage:
-    """The image of a shipped name or of a recipe's path, from the cache or built now."""
-    return build_image(load_image(image, architecture), progress=tell)
+def find_image(spec: MachineSpec) -> ImageSpec:
+    """The image of a spec. One that takes any root gets the driver of the root's file system, where it has none.
+
+    The drivers of xfs and btrfs are a third of an initramfs, and most roots need neither. Raises ConfigError,
+    BuildError, HostError.
+    """
+    image = load_image(spec.image, spec.architecture)
+    # A kernel of the user's own brings its modules, or has the driver built in.
+    if image.root != GIVEN or spec.root is None or spec.kernel is not None or spec.tree is not None:
+        return image
+    driver = read_root_of(spec).type
+    if driver in (*image.modules, *image.modules_available):
+        return image
+    return replace(image, modules_available=(*image.modules_available, driver))
 
 
 def choose(
@@ -57,7 +71,7 @@ def choose(
 ) -> Choices:
     """The image, QEMU, accelerator and backend a spec leads to on this host.
 
-    build: stands for build_named_image. prove: whether KVM may be proven by booting a kernel under it, where that has
+    build: stands for the image room. prove: whether KVM may be proven by booting a kernel under it, where that has
     not been done yet.
     """
     own = read_kernel(spec)
@@ -71,7 +85,7 @@ def choose(
     qemu = probe.find_qemu(runtime, architecture.qemu)
     backend, backend_reason = probe.choose_backend(spec.backend, probe.probe_vhost(door))
     probe.check_memory(spec.memory_mib)
-    built = build(spec.image, tell) if build else build_named_image(spec.image, tell, spec.architecture)
+    built = build(spec.image, tell) if build else build_image(find_image(spec), progress=tell)
     for part in PARTS:
         part.check_image(spec, built)
     root = _read_root(spec) if built.takes_root else None

@@ -141,7 +141,7 @@ def read_root_of(spec: MachineSpec) -> RootDisk:
     return RootDisk(kind, int(number) if number else None)
 
 
-_HINT = "a root is a disk with ext4, squashfs or erofs, with partitions or without"
+_HINT = "a root is a disk with ext4, squashfs, erofs, xfs or btrfs, with partitions or without"
 
 
 def _open_content(file: "HostFile", path: Path) -> "tuple[Reader, int]":

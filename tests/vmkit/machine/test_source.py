@@ -4,6 +4,7 @@ import os
 import shutil
 import struct
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,17 @@ from tests.vmkit.roots.disks import MIB, make_file_system
 from vmkit.errors import ConfigError, HostError, VmkitError
 from vmkit.image.build import BuiltImage
 from vmkit.image.recipe.config import load_image
+from vmkit.machine.choose import find_image
 from vmkit.machine.parts.disk import DiskPart, check_root
 from vmkit.machine.source import NamedRoot, RootDisk, find_source, name_machine, read_root, take_source
 
-MAKERS = {"ext4": "mke2fs", "squashfs": "mksquashfs", "erofs": "mkfs.erofs", "xfs": "mkfs.xfs"}
+MAKERS = {
+    "ext4": "mke2fs",
+    "squashfs": "mksquashfs",
+    "erofs": "mkfs.erofs",
+    "xfs": "mkfs.xfs",
+    "btrfs": "mkfs.btrfs",
+}
 
 
 def make_root(kind: str, path: Path) -> Path:
@@ -48,7 +56,7 @@ def make_built(tmp_path: Path, *, name: str = "any", root: Path | None = None, t
     return BuiltImage(name, tmp_path, tmp_path, tmp_path, (), "root", "0", True, root, takes_root)
 
 
-@pytest.mark.parametrize("kind", ["ext4", "squashfs", "erofs"])
+@pytest.mark.parametrize("kind", MAKERS)
 def test_disk_is_known_by_its_file_system(tmp_path: Path, kind: str) -> None:
     disk = make_root(kind, tmp_path / "disk.img")
     assert (find_source(str(disk)), read_root(disk, None)) == (NamedRoot(str(disk), disk), RootDisk(kind))
@@ -171,12 +179,21 @@ def test_image_and_root_must_fit(tmp_path: Path, ext4: Path) -> None:
     part.check_image(vmkit.Machine("debian", root=ext4).spec, make_built(tmp_path, root=tmp_path))
 
 
-def test_file_system_without_a_driver_is_refused_before_the_boot(tmp_path: Path) -> None:
-    spec = vmkit.Machine("any", root=make_root("xfs", tmp_path / "x.img")).spec
-    with pytest.raises(ConfigError, match="holds xfs, and the image any has no driver for it") as caught:
-        DiskPart().check_image(spec, make_built(tmp_path, takes_root=True))
-    assert 'modules_available = ["xfs"]' in caught.value.hint
-    DiskPart().check_image(spec, make_built(tmp_path, name="mine", takes_root=True))
+@pytest.mark.parametrize("kind", ["xfs", "btrfs"])
+def test_image_gets_the_driver_of_its_root(tmp_path: Path, ext4: Path, kind: str) -> None:
+    """Only where the root needs it, and where its image takes any root."""
+    plain, rare = load_image("any"), make_root(kind, tmp_path / "x.img")
+    assert kind not in plain.modules_available
+    spec = vmkit.Machine(str(rare)).spec
+    assert find_image(spec) == replace(plain, modules_available=(*plain.modules_available, kind))
+    assert find_image(vmkit.Machine(str(ext4)).spec) == plain
+    # Its modules come from the user's own.
+    assert find_image(replace(spec, kernel=Path("/k"))) == find_image(replace(spec, tree=Path("/t"))) == plain
+    assert kind not in find_image(replace(spec, image="debian")).modules_available
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(f'extends = "any"\nmodules_available = ["{kind}"]\n')
+    mine = replace(spec, image=str(recipe))
+    assert find_image(mine) == load_image(str(recipe))
 
 
 def test_recipe_says_that_its_root_is_given() -> None:

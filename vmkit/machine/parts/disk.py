@@ -32,8 +32,6 @@ GROW_ARGUMENT = "vmkit.grow"
 # Makes a guest load the driver of disks; one whose root is a disk has it.
 DISKS_ARGUMENT = "vmkit.disks"
 
-# What the image `any` has the drivers of.
-ANYS_TYPES = ("ext4", "squashfs", "erofs")
 _QCOW2_MAGIC = b"QFI\xfb"
 _SECTOR_BYTES = 512
 # QEMU's words when it does not get its lock on an image (block/file-posix.c).
@@ -192,14 +190,6 @@ def _check_given(spec: "MachineSpec", built: "BuiltImage") -> None:
     if spec.root is None:
         raise ConfigError(
             f"the image {built.name} has no root of its own", hint="give it one: vmkit up PATH, or --root PATH"
-        )
-    if spec.stored is not None:
-        return
-    kind = read_root(spec.root, spec.partition).type
-    if built.name == ANY and kind not in ANYS_TYPES:
-        raise ConfigError(
-            f"the root {spec.root} holds {kind}, and the image {ANY} has no driver for it",
-            hint=f'write a recipe: extends = "{ANY}" and modules_available = ["{kind}"]; give it the disk with --root',
         )
 
 
