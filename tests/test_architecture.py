@@ -84,6 +84,11 @@ ARROWS = {
         *("vmkit.builder.*", "vmkit.machine.*", "vmkit.entries.*", "vmkit.snapshots.*", "vmkit.errors"),
         *("vmkit.image.build", "vmkit.image.cache", "vsh.errors", "vsh.registry", "vshd.carry.inherited"),
     ),
+    # The guest's requests are answered from one folder; a machine is known by its name.
+    "vmkit.shares": (
+        *("vmkit.shares.*", "vmkit.machine.handover", "vmkit.entries.*", "vmkit.errors"),
+        *("vsh.*", "vshd.wire.*", "vshd.carry.inherited"),
+    ),
     # A test's forwards end with its machine.
     "vmkit.testing": (
         *("vmkit.testing.*", "vmkit.pool.*", "vmkit.machine.*", "vmkit.forward.*", "vmkit.packets.*"),
@@ -336,7 +341,7 @@ def test_only_the_programs_exit_and_print_errors() -> None:
     for path, name in zip(SHIPPED, IDS, strict=True):
         if not name.startswith("vmkit/") or name.startswith("vmkit/cli/") or path.name == "__main__.py":
             continue
-        main = name in ("vmkit/forward/daemon.py", "vmkit/forward/namespace.py")
+        main = name in ("vmkit/forward/daemon.py", "vmkit/forward/namespace.py", "vmkit/shares/daemon.py")
         for node in walk(path):
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             assert called != "print" or name == "vmkit/forward/namespace.py", name

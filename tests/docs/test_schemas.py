@@ -42,6 +42,7 @@ def test_list_of_machines_is_made_of_machines() -> None:
         ("images", ["images"]),
         ("machines", ["list"]),
         ("forwards", ["forward", "--list"]),
+        ("shares", ["shares"]),
     ],
 )
 def test_program_prints_the_form(

@@ -40,6 +40,7 @@ MESSAGES = {
     "Clock": [],
     "PowerOff": [],
     "Subsystem": [(1, "name", "bytes", ""), (2, "user", "bytes", "")],
+    "Share": [(1, "path", "bytes", ""), (2, "source", "bytes", ""), (3, "read_only", "bool", "")],
     "Lasting": [
         (1, "verb", "int32", ""),
         (2, "session", "bytes", ""),
@@ -93,6 +94,7 @@ MESSAGES = {
         (VENDOR + 9, "window_ypixels", "uint32", ""),
         (VENDOR + 10, "power_off", "PowerOff", ""),
         (VENDOR + 11, "keeps_env", "bool", ""),
+        (VENDOR + 49, "share", "Share", ""),
     ],
     "SetupConnectionResponse": [
         (1, "status", "int32", ""),

@@ -28,6 +28,9 @@ TASKS = {
     "Files": {
         "cp": "vmkit.cli.cp:cp",
         "sync": "vmkit.cli.sync:sync",
+        "share": "vmkit.cli.share:share",
+        "unshare": "vmkit.cli.share:unshare",
+        "shares": "vmkit.cli.share:shares",
     },
     "What a machine prints": {
         "logs": "vmkit.cli.logs:logs",

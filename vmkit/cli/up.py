@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -18,6 +18,9 @@ from vmkit.machine.source import ANY, name_machine
 from vmkit.machine.spec import MachineSpec
 from vmkit.stored.place import is_stored
 from vsh.registry import find_machine
+
+if TYPE_CHECKING:
+    from vmkit.shares.place import SharedPlace
 
 
 def add_options(leave_out: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -61,6 +64,13 @@ def _plan_click(option: Option) -> dict[str, Any]:
 @click.argument("image", default="tiny", shell_complete=complete_startable)
 @add_options()
 @click.option("--wait-booted", is_flag=True, help="Wait until the guest's systemd has finished its boot, too.")
+@click.option(
+    "--share",
+    "folders",
+    multiple=True,
+    metavar="HOST[:GUEST][:ro]",
+    help="Share this folder of the host with the guest (repeatable; see `vmkit share`).",
+)
 @click.option("--console", is_flag=True, help="Show the guest's console while it boots.")
 @click.option("--reuse", is_flag=True, help="Use the machine of that name if one runs or starts.")
 @click.option("--dry-run", is_flag=True, help="Print the build plan and QEMU's command; start nothing.")
@@ -70,6 +80,7 @@ def up(
     *,
     image: str,
     wait_booted: bool,
+    folders: tuple[str, ...],
     console: bool,
     reuse: bool,
     dry_run: bool,
@@ -86,6 +97,7 @@ def up(
     """
     image = _read_gdb(image, options)
     spec = _make_spec(image, options)
+    places = _read_places(folders)
     # The rest of vmkit is imported while the monitor's interpreter starts: each takes a tenth of a second.
     with contextlib.ExitStack() as stack:
         if reuse:
@@ -103,8 +115,29 @@ def up(
         start = boot.boot_or_reuse if reuse else boot.boot
         shown = start(spec, monitor, show)
     # The machine stays from here on: a shell in a guest that does not boot is worth most.
+    if places:
+        _share(shown, places, quiet=as_json or quiet)
     if wait_booted:
         boot.await_booted(shown, spec.timeout_s, show)
+
+
+def _read_places(folders: tuple[str, ...]) -> "list[SharedPlace]":
+    if not folders:
+        return []
+    from vmkit.cli.share import read_places  # noqa: PLC0415 - most machines have no share
+
+    return read_places(folders)
+
+
+def _share(shown: dict[str, object], places: "list[SharedPlace]", *, quiet: bool) -> None:
+    """Shares the folders that the machine does not have yet: one that --reuse found may have them."""
+    from vmkit.cli.share import start_shares  # noqa: PLC0415
+    from vmkit.shares.registry import read_shares  # noqa: PLC0415
+
+    name = str(shown["name"])
+    known = {(one.host, one.guest, one.read_only) for one in read_shares(name)}
+    missing = [place for place in places if (str(place.host), place.guest, place.read_only) not in known]
+    start_shares(name, missing, quiet=quiet)
 
 
 def _make_spec(image: str, options: dict[str, Any]) -> MachineSpec:

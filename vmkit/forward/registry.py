@@ -11,16 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vmkit.entries.entry import NewEntry, discard, make_entry, read_entries, sweep_all, write_record
-from vmkit.entries.folder import explain_errors, hold_registry, open_runtime_directory
-from vmkit.errors import HostError
+from vmkit.entries.entry import read_entries
+from vmkit.entries.numbered import Numbered, make_numbered
 from vsh.registry import find_runtime_directory
 
 FORWARDS = "forwards"
 RECORD = "forward.json"
 LOG = "log"
-# More forwards than anybody has.
-MAX_NUMBER = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,25 +37,14 @@ class Kept:
 @contextlib.contextmanager
 def keep(machine: str, forwards: tuple[str, ...]) -> Iterator["OwnForward"]:
     """Makes an entry of this process. Others do not see it before publish(). The end of the block removes it."""
-    root = open_runtime_directory()
-    folder = root / FORWARDS
-    with explain_errors(root):
-        folder.mkdir(mode=0o700, exist_ok=True)
-        with hold_registry(root):
-            sweep_all(folder)
-            made = contextlib.ExitStack()
-            entry = made.enter_context(make_entry(folder, str(os.getpid())))
-    with made:
-        try:
-            yield OwnForward(entry, machine, forwards)
-        finally:
-            discard(entry.directory)
+    with make_numbered(FORWARDS) as entry:
+        yield OwnForward(entry, machine, forwards)
 
 
 class OwnForward:
     """Our own entry."""
 
-    def __init__(self, entry: NewEntry, machine: str, forwards: tuple[str, ...]) -> None:
+    def __init__(self, entry: Numbered, machine: str, forwards: tuple[str, ...]) -> None:
         self._entry = entry
         self._machine = machine
         self._forwards = forwards
@@ -70,16 +56,9 @@ class OwnForward:
 
     def publish(self, listening: tuple[str, ...]) -> Kept:
         """Gives the forward the lowest free number, and shows it to others. Raises HostError."""
-        folder = self.directory.parent
-        # Held: a sweep that has looked at a number's entry must not find ours there when it removes that entry.
-        with explain_errors(folder.parent), hold_registry(folder.parent):
-            taken = set(os.listdir(folder))
-            number = next((number for number in range(1, MAX_NUMBER) if str(number) not in taken), MAX_NUMBER)
-            if number == MAX_NUMBER:
-                raise HostError(f"all {MAX_NUMBER - 1} numbers of forwards are taken in {folder}")
+        with self._entry.choose_number() as number:
             kept = Kept(number, self._machine, self._forwards, listening, os.getpid(), time.time())
-            write_record(self.directory / RECORD, asdict(kept))
-            self._entry.publish(str(number))
+            self._entry.publish(number, RECORD, asdict(kept))
         return kept
 
 

@@ -19,7 +19,7 @@ from vshd.wire.proto3 import (
     Message,
     Oneof,
 )
-from vshd.wire.requests import Attach, Clock, Forward, Freeze, Lasting, PowerOff, Subsystem, Thaw
+from vshd.wire.requests import Attach, Clock, Forward, Freeze, Lasting, PowerOff, Share, Subsystem, Thaw
 
 # ConnectionStatus
 UNKNOWN, READY, EXITED, FAILED = 0, 1, 2, 3
@@ -130,6 +130,7 @@ class SetupConnectionRequest(Message):
         "lasting",
         "nopty",
         "power_off",
+        "share",
         "subsystem",
         "target",
         "thaw",
@@ -163,6 +164,7 @@ class SetupConnectionRequest(Message):
         Field(VENDOR + 9, "window_ypixels", UINT32),
         Field(VENDOR + 10, "power_off", MESSAGE, PowerOff),
         Field(VENDOR + 11, "keeps_env", BOOL),
+        Field(VENDOR + 49, "share", MESSAGE, Share),
     )
 
     def __init__(
@@ -201,6 +203,7 @@ class SetupConnectionRequest(Message):
         self.lasting: Lasting | None = None
         self.attach: Attach | None = None
         self.power_off: PowerOff | None = None
+        self.share: Share | None = None
         # HOME and SHELL of `env` are the target's, too.
         self.keeps_env = False
 

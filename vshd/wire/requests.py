@@ -107,6 +107,22 @@ class Subsystem(Message):
         self.user = user
 
 
+class Share(Message):
+    """Mounts a folder of the host, which answers the requests of the guest's kernel over this connection (5.6).
+
+    path: where, in the guest. source: what the guest's list of mounts calls it.
+    """
+
+    __slots__ = ("path", "read_only", "source")
+
+    FIELDS = (Field(1, "path", BYTES), Field(2, "source", BYTES), Field(3, "read_only", BOOL))
+
+    def __init__(self, *, path: bytes = b"", source: bytes = b"", read_only: bool = False) -> None:
+        self.path = path
+        self.source = source
+        self.read_only = read_only
+
+
 class Lasting(Message):
     """Starts a session that outlives its client, or lists, signals or forgets such sessions (7.1).
 

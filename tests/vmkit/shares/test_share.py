@@ -1,0 +1,91 @@
+"""A share from the verb to the kernel, without a guest: a vshd in a mount namespace of its own mounts the folder."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.vmkit.forward.test_forward import FakeMachine
+from tests.vsh.live import Vshd, wait_until
+from tests.vshd.test_init import needs_namespace
+from vmkit.shares.place import SharedPlace
+from vmkit.shares.registry import read_shares
+from vmkit.shares.start import end_share, open_share, start_share
+from vsh.address import find_by_name
+from vsh.client import Client
+from vsh.errors import VshError
+
+needs_fuse = pytest.mark.skipif(
+    os.geteuid() != 0 or not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="needs root and /dev/fuse"
+)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeMachine]:
+    runtime = tmp_path / "run"
+    runtime.mkdir(mode=0o700)
+    monkeypatch.setenv("VMKIT_RUNTIME_DIR", str(runtime))
+    vshd = Vshd(tmp_path, wrapper=("unshare", "--mount", "--propagation", "private", "--"))
+    machine = FakeMachine(runtime, "my", 77, {9001: str(vshd.path)})
+    yield machine
+    with contextlib.suppress(OSError):
+        # A test may have ended it.
+        machine.end()
+    vshd.stop()
+
+
+@needs_namespace
+@needs_fuse
+def test_share_is_mounted_served_and_revoked(machine: FakeMachine, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "file").write_text("hello")
+    place = SharedPlace(folder, str(tmp_path / "there/deep"))
+    client = Client(find_by_name("my"))
+    with open_share("my", place) as share:
+        assert read_shares("my") == [share]
+        done = client.run(["sh", "-c", f"cd {place.guest} && cat file && echo new > made && ls"], text=True)
+        assert (done.stdout, done.stderr) == ("hellofile\nmade\n", "")
+        # Not in this namespace.
+        assert os.listdir(place.guest) == []
+        with pytest.raises(VshError, match="already"):
+            start_share("my", place)
+    assert read_shares("my") == []
+    assert (folder / "made").read_text() == "new\n"
+    wait_until(lambda: not (tmp_path / "there").exists(), "the place is there still")
+
+
+@needs_namespace
+@needs_fuse
+def test_process_that_is_killed_ends_the_mount(machine: FakeMachine, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    share = start_share("my", SharedPlace(folder, str(tmp_path / "there")))
+    os.kill(share.pid, signal.SIGKILL)
+    wait_until(lambda: not (tmp_path / "there").exists(), "the place is there still")
+    assert read_shares("my") == []
+    end_share(share)
+
+
+@needs_namespace
+@needs_fuse
+def test_end_of_the_machine_ends_the_process(machine: FakeMachine, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    start_share("my", SharedPlace(folder, str(tmp_path / "there")))
+    machine.end()
+    wait_until(lambda: read_shares("my") == [], "the share is there still")
+
+
+def test_machine_that_does_not_answer_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = tmp_path / "run"
+    runtime.mkdir(mode=0o700)
+    monkeypatch.setenv("VMKIT_RUNTIME_DIR", str(runtime))
+    machine = FakeMachine(runtime, "my", 77, {})
+    with pytest.raises(VshError, match="nothing listens on port 9001 of"):
+        start_share("my", SharedPlace(tmp_path, "/mnt/x"))
+    assert read_shares("my") == []
+    machine.end()

@@ -1,0 +1,55 @@
+"""A share as its user writes it: HOST[:GUEST][:ro]."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmkit.errors import ConfigError, HostError
+
+READ_ONLY, WRITABLE = "ro", "rw"
+# Below it a folder gets its own name, where the user names no place.
+GUEST_FOLDER = "/mnt"
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPlace:
+    """A folder of this host, absolute, and where a guest has it."""
+
+    host: Path
+    guest: str
+    read_only: bool = False
+
+    def render(self) -> str:
+        """As it can be written."""
+        return f"{self.host}:{self.guest}" + (f":{READ_ONLY}" if self.read_only else "")
+
+
+def parse_place(text: str) -> SharedPlace:
+    """Raises ConfigError."""
+    words = text.split(":")
+    mode = words.pop() if len(words) > 1 and words[-1] in (READ_ONLY, WRITABLE) else WRITABLE
+    if len(words) > 2:
+        raise ConfigError(
+            f"a share is HOST[:GUEST][:ro], and '{text}' has more colons",
+            hint="a folder with a colon in its name: share the one above, or a symlink to it",
+        )
+    if not words[0]:
+        raise ConfigError(f"'{text}' names no folder of this host", hint="for the present one: .")
+    host = Path(words[0]).expanduser().absolute()
+    guest = words[1] if len(words) == 2 else ""
+    if not guest:
+        name = host.resolve().name
+        if not name:
+            raise ConfigError(f"'{text}' needs a place in the guest", hint=f"such as {text}:{GUEST_FOLDER}/host")
+        guest = f"{GUEST_FOLDER}/{name}"
+    if not guest.startswith("/") or ".." in guest.split("/") or not guest.strip("/"):
+        raise ConfigError(f"the guest's folder must be an absolute path other than /, without .., not '{guest}'")
+    # As the guest's list of mounts has it.
+    guest = "/" + "/".join(word for word in guest.split("/") if word not in ("", "."))
+    return SharedPlace(host, guest, mode == READ_ONLY)
+
+
+def check_folder(place: SharedPlace) -> None:
+    """Raises HostError for a folder that cannot be shared."""
+    if not place.host.is_dir():
+        what = "is not a directory" if place.host.exists() else "does not exist"
+        raise HostError(f"cannot share {place.host}: it {what}")
