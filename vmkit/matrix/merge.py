@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from vmkit.junit import Case, CaseVerdict
 from vmkit.matrix.report import make_classname
-from vmkit.matrix.results import NOT_RUN, STATUSES, CellFault, CellRecord, PlanRecord, pick_fault
+from vmkit.matrix.results import NOT_RUN, STATUSES, CellFault, CellRecord, CommandRecord, PlanRecord, pick_fault
 
 MISSING = "missing"
 # In the order in which reports count them.
@@ -31,8 +31,7 @@ class Found:
 @dataclass(frozen=True, slots=True)
 class MergedCell:
     """A cell of the plan. found: None if it is missing. others: folders of its other results, which do not count.
-
-    trouble: why the results that it has cannot be read.
+    brief: why it did not pass.
     """
 
     number: int
@@ -40,21 +39,10 @@ class MergedCell:
     commands: tuple[str, ...]
     found: Found | None = None
     others: tuple[str, ...] = ()
-    trouble: str = ""
-
-    @property
-    def verdict(self) -> str:
-        return MISSING if self.found is None else self.found.record.verdict
-
-    @property
-    def fault(self) -> CellFault:
-        return CellFault.MACHINE if self.found is None else self.found.record.fault
-
-    @property
-    def brief(self) -> str:
-        if self.found is not None:
-            return self.found.record.brief
-        return self.trouble or "no directory has results of it"
+    # Those of the record, found once: reports ask for them again and again.
+    verdict: str = MISSING
+    fault: CellFault = CellFault.MACHINE
+    brief: str = "no directory has results of it"
 
     @property
     def seconds(self) -> float:
@@ -143,9 +131,19 @@ def merge_records(plan: PlanRecord, found: Iterable[Found], troubles: Mapping[in
 
 def _merge_cell(cell: MergedCell, candidates: Sequence[Found], troubles: Mapping[int, str]) -> MergedCell:
     if not candidates:
-        return replace(cell, trouble=troubles.get(cell.number, ""))
-    best, *others = sorted(candidates, key=_rank)
-    return replace(cell, found=best, others=tuple(one.place for one in others))
+        return replace(cell, brief=troubles.get(cell.number, cell.brief))
+    best, *others = sorted(candidates, key=_rank) if len(candidates) > 1 else candidates
+    record = best.record
+    return MergedCell(
+        cell.number,
+        cell.name,
+        cell.commands,
+        best,
+        tuple(one.place for one in others),
+        record.verdict,
+        record.fault,
+        record.brief,
+    )
 
 
 def _rank(found: Found) -> tuple[object, ...]:
@@ -166,7 +164,8 @@ def count_cases(record: CellRecord) -> Counter[CaseVerdict]:
 
 def strip_record(record: CellRecord) -> CellRecord:
     """Returns a record without its texts: of 10,000 cells they do not fit into memory."""
-    return replace(record, commands=tuple(replace(one, text="", tests=()) for one in record.commands))
+    commands = (CommandRecord(one.name, one.verdict, one.fault, one.seconds, one.brief) for one in record.commands)
+    return replace(record, commands=tuple(commands))
 
 
 def make_missing_cases(cell: MergedCell) -> Iterator[Case]:
