@@ -57,6 +57,7 @@ PROCESS_MODULES = (
     "tests/vmkit/image/test_temporary.py", "tests/vmkit/image/test_needs.py", "tests/vshd/test_root.py",
     "tests/vsh/test_host_listeners.py", "tests/vshd/test_guest_exec.py",
     "tests/vmkit/machine/test_stored.py", "tests/vmkit/stored/", "tests/vmkit/matrix/test_cellfolder.py",
+    "tests/vmkit/shares/",
 )  # fmt: skip
 # These carry much data or many connections through one process: half of the time of all that start no programs.
 LOAD_MODULES = (

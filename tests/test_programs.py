@@ -90,6 +90,7 @@ PROGRAMS: dict[str, tuple[Callable[[Path], Any], set[signal.Signals]]] = {
     "the monitor": (lambda _: with_socket("vmkit.monitor"), set()),
     "the device": (device, set()),
     "the daemon of a forward": (lambda _: with_socket("vmkit.forward.daemon"), set()),
+    "the daemon of a share": (lambda _: with_socket("vmkit.shares.daemon"), set()),
     "the leash": (lambda _: start(module("vmkit.docker", "--", "sleep", "60")), set()),
 }
 

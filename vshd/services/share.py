@@ -124,6 +124,9 @@ def _make_folders(path: str) -> "list[str]":
             os.mkdir(path[:end], 0o755)
         except FileExistsError:
             continue
+        except OSError:
+            _clean_up(-1, made)
+            raise
         made.append(path[:end])
     return made
 

@@ -14,6 +14,7 @@ import pytest
 from tests.vmkit.shares import kernel as fuse
 from tests.vmkit.shares.kernel import ROOT, Kernel, Shared
 from tests.vmkit.shares.test_server import MODE, SIZE, expect
+from tests.vsh.live import CHECKOUT
 from vmkit.shares.fuse import ProtocolError
 
 SECRET = b"of the host alone"
@@ -205,6 +206,41 @@ def test_setuid_program_of_the_host_is_not_written(folder: Path) -> None:
         with expect(errno.EPERM):
             kernel.set(node, SIZE, size=0)
     assert program.read_bytes() == b"#!"
+
+
+OWNED = """
+import os, sys
+from pathlib import Path
+from tests.vmkit.shares.kernel import ROOT, Shared
+from vmkit.shares.daemon import become_owner
+folder = Path(sys.argv[1])
+(folder / "of root").write_text("x")
+(folder / "of root").chmod(0o600)
+os.chown(folder, 1234, 1234)
+fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+become_owner(fd)
+with Shared(folder) as kernel:
+    kernel.create(b"made")
+    kernel.make_folder(b"folder")
+    assert kernel.stat(ROOT).uid == 0
+    assert kernel.look_up(b"of root").uid == 65534
+    try:
+        kernel.read_file(b"of root")
+    except PermissionError:
+        print(*((folder / name).stat().st_uid for name in ("made", "folder")))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, which becomes another user")
+def test_root_shares_with_the_power_of_the_folders_owner(folder: Path) -> None:
+    """Else a guest could make files of root, and read those of root that lie there."""
+    for above in (folder, *folder.parents[:2]):
+        # The other user must be able to come there.
+        above.chmod(above.stat().st_mode | 0o111)
+    words = [sys.executable, "-c", OWNED, str(folder)]
+    done = subprocess.run(words, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout == "1234 1234\n"
 
 
 def changes(kernel: Kernel, node: int) -> Iterator[tuple[int, int, str, tuple[int, ...], bytes]]:
