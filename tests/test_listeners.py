@@ -10,11 +10,13 @@ SECURITY = CHECKOUT / "docs" / "explanation" / "security.md"
 # What opens a TCP port, or has QEMU open one.
 LISTENS = re.compile(
     r"create_server\(|endpoints\.listen(_on_each)?\(|AF_INET\b.*listen|-gdb\", f\"tcp|hostfwd=|bind\(\(LOOPBACK"
+    r"|f\"tcp:\{host\}:\{here\}"
 )
 # Where it is done, and the words of the page that stand for it.
 KNOWN = {
     "vmkit/machine/parts/gdb.py": "`vmkit up --gdb=PORT`",
     "vsh/forward/listening.py": "`vsh -L PORT:...`, `vmkit forward -L PORT:...`",
+    "vsh/forward/automatic.py": "`vmkit forward --auto`",
     "vmkit/bench/__main__.py": "`vmkit bench`",
     "vmkit/bench/measurements.py": "`vmkit bench`",
     "vmkit/bench/sinks.py": "`vmkit bench`",

@@ -5,8 +5,10 @@ both ways. All servers and smbclient are Debian's, in the guest; curl is the hos
 import contextlib
 import hashlib
 import json
+import signal
+import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 
 from tests.guest.conftest import Run
 from tests.guest.test_forward import BIN, running
+from tests.vsh.live import Program, ended, read_line
 from vsh.registry import find_machine
 
 RECIPE = str(Path(__file__).with_name("servers.toml"))
@@ -62,6 +65,38 @@ def test_curl_reads_from_nginx_in_the_guest(servers: str, vsh: Run, target: str,
         data = curl("--unix-socket", str(here), *urls)
     assert hashlib.sha256(data[:5_000_000]).hexdigest() == digest
     assert data[5_000_000:] == b"hello from the guest\n"
+
+
+def test_ports_of_the_guest_appear_by_themselves(servers: str, vmkit: Run, vsh: Run) -> None:
+    """nginx, which listens already, and busybox's httpd, which comes and goes; not vshd's own mapping."""
+    script = "echo by itself > /tmp/index.html; exec busybox httpd -f -p 127.0.0.1:{} -h /tmp"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        words = ("forward", NAME, "--auto", "--json", "--exclude", "445")
+        with auto(*words) as read_event:
+            events = [read_event()]
+            assert [event["port"] for event in events] == [80]
+            assert curl(f"http://{events[0]['listening'][0]}/") == b"hello from the guest\n"
+            httpd = subprocess.Popen([str(BIN / "vsh"), *MACHINE, "--", "sh", "-c", script.format(port)])
+            try:
+                opened = read_event()
+                assert (opened["event"], opened["port"]) == ("opened", port)
+                assert opened["reason"] == f"port {port} of this host is in use"
+                assert curl(f"http://{opened['listening'][0]}/") == b"by itself\n"
+            finally:
+                httpd.terminate()
+                httpd.wait()
+            assert (read_event()["event"], opened["port"]) == ("closed", port)
+
+
+@contextlib.contextmanager
+def auto(*words: str) -> Iterator[Callable[[], dict[str, Any]]]:
+    """A running `vmkit forward --auto`, which Ctrl-C ends; gives its next event."""
+    argv = [str(BIN / "vmkit"), *words]
+    with Program(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process, ended(process):
+        yield lambda: json.loads(read_line(process.stdout))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 128 + signal.SIGINT
 
 
 def test_unmodified_client_reaches_a_guest_by_address(servers: str, vmkit: Run, vsh: Run) -> None:

@@ -71,6 +71,7 @@ MESSAGES = {
         (5, "user", "bytes", ""),
         (6, "branches", "bytes", ""),
     ],
+    "Ports": [(1, "user", "bytes", "")],
     "SetupConnectionRequest": [
         (1, "target", "string", ""),
         (2, "user", "string", ""),
@@ -94,6 +95,7 @@ MESSAGES = {
         (VENDOR + 9, "window_ypixels", "uint32", ""),
         (VENDOR + 10, "power_off", "PowerOff", ""),
         (VENDOR + 11, "keeps_env", "bool", ""),
+        (VENDOR + 19, "ports", "Ports", ""),
         (VENDOR + 49, "share", "Share", ""),
     ],
     "SetupConnectionResponse": [

@@ -25,6 +25,9 @@ DYNAMIC_HELP = "Serve SOCKS 5 on the host; each client names a host and port of 
 @click.option("-L", "--local", "local", multiple=True, metavar="FORWARD", help=LOCAL_HELP)
 @click.option("-R", "--remote", "remote", multiple=True, metavar="FORWARD", help=REMOTE_HELP)
 @click.option("-D", "--dynamic", "dynamic", multiple=True, metavar="PORT", help=DYNAMIC_HELP)
+@click.option("--auto", "is_auto", is_flag=True, help="Forward every TCP port that the guest listens on, until Ctrl-C.")
+@click.option("--include", multiple=True, metavar="PORTS", help="With --auto: these ports alone, such as 80,8000-8099.")
+@click.option("--exclude", multiple=True, metavar="PORTS", help="With --auto: not these ports.")
 @click.option("--user", default="", metavar="USER", help="Connect in the guest as this user [default: vshd's].")
 @click.option("--list", "is_list", is_flag=True, help="List the running forwards.")
 @click.option("--remove", "removed", multiple=True, metavar="NUMBER", help="End this forward, or `all` (repeatable).")
@@ -34,12 +37,15 @@ DYNAMIC_HELP = "Serve SOCKS 5 on the host; each client names a host and port of 
 )
 @click.option("--host-wide", is_flag=True, help="With --ipv6: map for the whole host (needs root).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def forward(
+def forward(  # noqa: PLR0913  (a verb is its options)
     *,
     words: tuple[str, ...],
     local: tuple[str, ...],
     remote: tuple[str, ...],
     dynamic: tuple[str, ...],
+    is_auto: bool,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
     user: str,
     is_list: bool,
     removed: tuple[str, ...],
@@ -50,22 +56,48 @@ def forward(
 ) -> None:
     """Keep port forwards running in the background, or map vsock to IPv6.
 
-    NAME is a machine's name. The forwards outlive this command and restarts of the guest.
+    NAME is a machine's name. The forwards outlive this command and restarts of the guest. --auto alone stays in the
+    foreground.
     """
     asked = [(LOCAL, text) for text in local] + [(REMOTE, text) for text in remote]
     asked += [(DYNAMIC, text) for text in dynamic]
-    if sum((bool(asked), is_list, bool(removed), ipv6)) != 1:
-        raise ConfigError("give one of: -L, -R or -D, --list, --remove, --ipv6", hint="vmkit forward --help")
+    if sum((bool(asked), is_auto, is_list, bool(removed), ipv6)) != 1:
+        raise ConfigError("give one of: -L, -R or -D, --auto, --list, --remove, --ipv6", hint="vmkit forward --help")
     if (prefix or host_wide) and not ipv6:
         raise ConfigError("--prefix and --host-wide go with --ipv6")
+    if (include or exclude) and not is_auto:
+        raise ConfigError("--include and --exclude go with --auto")
     if ipv6:
         sys.exit(_map(words, prefix, host_wide=host_wide))
+    if is_auto:
+        sys.exit(_follow(words, include, exclude, user, as_json=as_json))
     if is_list:
         _list(as_json=as_json)
     elif removed:
         _remove(removed)
     else:
         _keep(words, asked, user, as_json=as_json)
+
+
+def _follow(
+    words: tuple[str, ...], include: tuple[str, ...], exclude: tuple[str, ...], user: str, *, as_json: bool
+) -> int:
+    # Imported here: the other forwards run in a process of their own.
+    from vmkit.forward.automatic import follow_ports, render_change, render_event, render_notice  # noqa: PLC0415
+
+    def tell(text: str) -> None:
+        print(f"vmkit: {text}", file=sys.stderr, flush=True)
+
+    entry = pick_entry(_find_name(words))
+    return follow_ports(
+        entry.name,
+        include,
+        exclude,
+        user=user,
+        tell_change=lambda change: print(render_event(change) if as_json else render_change(change), flush=True),
+        tell_notice=lambda text: print(render_notice(text), flush=True) if as_json else tell(text),
+        tell_line=tell,
+    )
 
 
 def _find_name(words: tuple[str, ...]) -> str | None:

@@ -109,6 +109,11 @@ class Branches:
         """Clients that wait for the guest's response."""
         return len(self._asked)
 
+    @property
+    def is_used(self) -> bool:
+        """Whether a client has a pair, or waits for one."""
+        return bool(self._opening or self._is_opening_ahead or any(trunk.users for trunk in self._trunks))
+
     def bring(self, client: ForwardClient) -> None:
         """Brings a client to the guest."""
         self._used_s = time.monotonic()
@@ -158,7 +163,7 @@ class Branches:
         if self._ahead and self._used_s + AHEAD_S <= now_s:
             for fd in list(self._ahead):
                 self._drop_ahead(fd)
-        is_idle = not (self._opening or self._is_opening_ahead or any(trunk.users for trunk in self._trunks))
+        is_idle = not self.is_used
         is_over = is_idle and self._used_s + TRUNK_S <= now_s
         for trunk in list(self._trunks):
             if not trunk.users and (is_over or not self._dialer.is_current(trunk)):

@@ -5,12 +5,11 @@ One loop for all forwards of a process. What is accepted waits while its other s
 """
 
 from collections.abc import Callable, Sequence
+from typing import Self
 
 from vsh.address import Address, find_by_cid
 from vsh.errors import VshError
-from vsh.forward.admissions import WAITING_MAX
-from vsh.forward.branches import AHEAD_MAX
-from vsh.forward.guest import GuestListener, connect_guest, listen_in_guest
+from vsh.forward.guest import GuestListener, connect_guest, listen_in_guest, open_reports
 from vsh.forward.listening import FOREVER_S, ForwardListener, make_listener
 from vsh.forward.openings import Openings
 from vsh.forward.patience import Patience
@@ -64,7 +63,7 @@ class Forwarder:
         self.pairs = Pairs()
         self.lost: VshError | None = None
 
-    def __enter__(self) -> "Forwarder":
+    def __enter__(self) -> Self:
         try:
             self._open()
         except BaseException:
@@ -83,7 +82,7 @@ class Forwarder:
     def run(self, stop_fd: int) -> None:
         """Serves until stop_fd can be read, or has ended. Raises VshError when a guest's listener is lost."""
         openings = Openings()
-        reserved = RESERVED_FDS + (WAITING_MAX + AHEAD_MAX) * len(self._listeners)
+        reserved = RESERVED_FDS + sum(listener.reserved_fds for listener in self._listeners)
         files = raise_open_files(2 * CONNECTIONS_MAX + reserved)
         limit = min(CONNECTIONS_MAX, max(1, (files - reserved) // 2))
         stop: list[int] = []
@@ -134,6 +133,9 @@ class Forwarder:
 
     def listen_in_guest(self, place: str) -> GuestListener:
         return listen_in_guest(self._find_address(), place, user=self._user, timeout_s=self._timeout_s)
+
+    def open_reports(self) -> tuple[int, bytes]:
+        return open_reports(self._find_address(), user=self._user, timeout_s=self._timeout_s)
 
     def listen_for_guest(self, port: int | None) -> HostListener:
         return listen_for_guest(self._find_address(), port, backlog=BACKLOG)

@@ -10,9 +10,10 @@ from vsh.address import Address
 from vsh.errors import VshError
 from vsh.forward.admissions import TOKEN_SIZE
 from vsh.listener import HostListener, listen_for_guest
-from vsh.session import FOREVER_S, open_raw
+from vsh.session import FOREVER_S, open_raw, open_service
 from vsh.transport import open_transport
-from vshd.wire.requests import Forward
+from vshd.wire.client import make_service_request
+from vshd.wire.requests import Forward, Ports
 
 # A burst of the guest's clients waits there for this loop's next turn.
 BACKLOG = 1024
@@ -28,6 +29,13 @@ def connect_guest(vm: Address, target: str, *, user: str = "", timeout_s: float)
         return open_transport(with_port(vm, port), time.monotonic() + (timeout_s or FOREVER_S)), b""
     request = Forward(connect=os.fsencode(target), user=os.fsencode(user))
     fd, rest, _ = open_raw(vm, request, timeout_s=timeout_s)
+    return fd, rest
+
+
+def open_reports(vm: Address, *, user: str = "", timeout_s: float) -> tuple[int, bytes]:
+    """A connection over which the guest reports the ports it listens on: see connect_guest(). Raises VshError."""
+    request = make_service_request(ports=Ports(user=os.fsencode(user)))
+    fd, rest, _ = open_service(vm, request, timeout_s=timeout_s, name="reports of its ports")
     return fd, rest
 
 

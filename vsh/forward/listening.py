@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from vsh.errors import ConnectionLost, VshError
-from vsh.forward.admissions import Admissions
-from vsh.forward.branches import Branches, ForwardClient
+from vsh.forward.admissions import WAITING_MAX, Admissions
+from vsh.forward.branches import AHEAD_MAX, Branches, ForwardClient
+from vsh.forward.choice import AutomaticSpec
 from vsh.forward.clients import ClientLeft, is_open
 from vsh.forward.guest import GuestListener
 from vsh.forward.openings import Openings
@@ -42,6 +43,7 @@ class Opener(Protocol):
     def connect_host(self, target: str) -> int: ...
     def connect_cid(self, cid: int, port: int, is_wanted: Callable[[], bool]) -> tuple[int, bytes]: ...
     def listen_in_guest(self, place: str) -> GuestListener: ...
+    def open_reports(self) -> tuple[int, bytes]: ...
     def listen_for_guest(self, port: int | None) -> HostListener: ...
     def tell(self, forward: ForwardSpec, error: VshError) -> None: ...
     def tell_stranger(self, forward: ForwardSpec, text: str) -> None: ...
@@ -57,6 +59,11 @@ class ForwardListener(ABC):
         self.place = forward.listen
         self._fd = -1
         self._is_watched = False
+
+    @property
+    def reserved_fds(self) -> int:
+        """Descriptors that it may need beside those of its connections."""
+        return WAITING_MAX + AHEAD_MAX
 
     @abstractmethod
     def open(self) -> None:
@@ -196,6 +203,18 @@ class LocalListener(ForwardListener):
 
     def connect(self, fd: int) -> tuple[int, bytes]:
         return self.service.connect_guest(self.forward.target, lambda: is_open(fd))
+
+    def retire(self) -> None:
+        """Listens no more. The connections that it has brought go on."""
+        self._watch(False)
+        if self._fd >= 0:
+            self._bound.close()
+            self._fd = -1
+
+    @property
+    def is_used(self) -> bool:
+        """Whether a connection needs it still."""
+        return self._branches is not None and self._branches.is_used
 
     def close(self) -> None:
         if self._branches is not None:
@@ -366,6 +385,10 @@ def make_listener(service: Opener, forward: ForwardSpec) -> ForwardListener:
     """The listener that a forward needs, not open yet."""
     if forward.kind == MAPPED:
         return _MappedListener(service, forward)
+    if isinstance(forward, AutomaticSpec):
+        from vsh.forward.automatic import AutomaticListener  # noqa: PLC0415 - few ask for it
+
+        return AutomaticListener(service, forward)
     if forward.kind == DYNAMIC:
         from vsh.forward.dynamic import DynamicListener  # noqa: PLC0415 - few ask for it
 

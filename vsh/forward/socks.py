@@ -7,8 +7,8 @@ The address in our answer is always 0.0.0.0:0: the guest's own end of a connecti
 Knows nothing of sockets and of the guest.
 """
 
+import _socket
 import errno
-import socket
 
 from vsh.errors import ExecError, Unanswered, VshError
 
@@ -134,9 +134,9 @@ def choose_code(error: VshError) -> int:
 def _render_host(kind: int, host: bytes) -> str:
     """The host as the place of a forward has it. Raises SocksError for a name that is none."""
     if kind == IPV4:
-        return socket.inet_ntop(socket.AF_INET, host)
+        return _socket.inet_ntop(_socket.AF_INET, host)
     if kind == IPV6:
-        return f"[{socket.inet_ntop(socket.AF_INET6, host)}]"
+        return f"[{_socket.inet_ntop(_socket.AF_INET6, host)}]"
     if not host or not _LETTERS.issuperset(host):
         raise SocksError(f"a client asks for a name that cannot be: {host!r}", encode_answer(NO_HOST))
     name = host.decode("ascii")

@@ -27,6 +27,8 @@ VSOCK_PORT_MAX = (1 << 32) - 2
 LOCAL, REMOTE, DYNAMIC = "L", "R", "D"
 # The target of -D: each client names its own.
 SOCKS = "SOCKS5"
+# The ports that the guest listens on, whatever they are (vsh.forward.automatic).
+AUTOMATIC = "A"
 # Every address of a prefix (vshd.carry.mapping) is listened at, and each connection goes to the CID and port it names.
 MAPPED = "M"
 

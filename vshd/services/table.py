@@ -141,6 +141,7 @@ class Surroundings:
 
 SERVICES = (
     Service("forward", "forward", "vshd.services.forward", 10, later=("vshd.services.branches",)),
+    Service("ports", "ports", "vshd.services.ports", 5),
     Service("freeze", "freeze", "vshd.services.freeze", 2, is_hosts=True, is_outside=True),
     Service("thaw", "thaw", "vshd.services.thaw", 4, is_hosts=True, is_thaw=True, is_outside=True),
     Service("clock", "clock", "vshd.services.clock", 2, is_hosts=True, is_outside=True),

@@ -19,7 +19,7 @@ from vshd.wire.proto3 import (
     Message,
     Oneof,
 )
-from vshd.wire.requests import Attach, Clock, Forward, Freeze, Lasting, PowerOff, Share, Subsystem, Thaw
+from vshd.wire.requests import Attach, Clock, Forward, Freeze, Lasting, Ports, PowerOff, Share, Subsystem, Thaw
 
 # ConnectionStatus
 UNKNOWN, READY, EXITED, FAILED = 0, 1, 2, 3
@@ -129,6 +129,7 @@ class SetupConnectionRequest(Message):
         "keeps_env",
         "lasting",
         "nopty",
+        "ports",
         "power_off",
         "share",
         "subsystem",
@@ -164,6 +165,7 @@ class SetupConnectionRequest(Message):
         Field(VENDOR + 9, "window_ypixels", UINT32),
         Field(VENDOR + 10, "power_off", MESSAGE, PowerOff),
         Field(VENDOR + 11, "keeps_env", BOOL),
+        Field(VENDOR + 19, "ports", MESSAGE, Ports),
         Field(VENDOR + 49, "share", MESSAGE, Share),
     )
 
@@ -203,6 +205,7 @@ class SetupConnectionRequest(Message):
         self.lasting: Lasting | None = None
         self.attach: Attach | None = None
         self.power_off: PowerOff | None = None
+        self.ports: Ports | None = None
         self.share: Share | None = None
         # HOME and SHELL of `env` are the target's, too.
         self.keeps_env = False

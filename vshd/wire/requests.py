@@ -40,6 +40,17 @@ class Forward(Message):
         self.branches = branches
 
 
+class Ports(Message):
+    """Asks for reports of the ports that the guest listens on (3.6)."""
+
+    __slots__ = ("user",)
+
+    FIELDS = (Field(1, "user", BYTES),)
+
+    def __init__(self, *, user: bytes = b"") -> None:
+        self.user = user
+
+
 class Freeze(Message):
     """Asks for the guest to be made fit for a snapshot instead of a command (4): it serves nothing until it is thawed.
 

@@ -20,9 +20,10 @@ from typing import Any
 
 import pytest
 
+from tests.docs.schemas import check_form
 from tests.vsh.forward.servers import CountThenAnswer, Echo, connect, serving
 from tests.vsh.forward.test_dynamic import open_through
-from tests.vsh.live import CHECKOUT, DEADLINE_S, Vshd, is_listening, wait_until
+from tests.vsh.live import CHECKOUT, DEADLINE_S, Program, Vshd, ended, is_listening, read_line, wait_until
 from tests.vshd.test_init import needs_namespace
 from vmkit.forward.registry import read_kept
 from vmkit.forward.start import open_forwards
@@ -377,3 +378,86 @@ def test_host_wide_mapping_is_removed_at_the_end(runtime: Path) -> None:
     assert "table ip6 vmkit_vsock" in during, done
     assert "fd12::/64" in during
     assert after == ""
+
+
+def start_auto(*words: str) -> Program:
+    argv = [sys.executable, "-m", "vmkit", "forward", "m", "--auto", "--json", *words]
+    return Program(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def read_event(process: Program) -> dict[str, Any]:
+    event: dict[str, Any] = json.loads(read_line(process.stdout))
+    check_form("ports", event)
+    return event
+
+
+def test_ports_of_the_guest_come_and_go_by_themselves(runtime: Path, guest: dict[int, str]) -> None:
+    """The guest is this host: what it listens on is in use here, and so is at the next number."""
+    machine = FakeMachine(runtime, "m", 7, guest)
+    with contextlib.ExitStack() as server:
+        port = server.enter_context(serving(Echo))
+        with ended(start_auto("--include", f"{port},1", "--exclude", "1")) as process:
+            opened = read_event(process)
+            assert (opened["event"], opened["port"]) == ("opened", port)
+            assert opened["reason"] == f"port {port} of this host is in use"
+            here = int(opened["listening"][0].rpartition(":")[2])
+            with connect(here) as client:
+                client.sendall(b"hello")
+                assert client.recv(10) == b"hello"
+            server.close()
+            closed = read_event(process)
+            assert (closed["event"], closed["port"], closed["listening"]) == ("closed", port, opened["listening"])
+            with pytest.raises(ConnectionRefusedError):
+                connect(here)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(DEADLINE_S) == 128 + signal.SIGINT
+            assert process.stderr.read() == b"vmkit: forwarding the ports of m until Ctrl-C\n"
+            assert process.stdout.read() == b""
+    machine.end()
+
+
+def test_ports_outlive_a_restart_of_vshd(runtime: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+    vshd = Vshd(folders[0])
+    ports = {9001: str(vshd.path)}
+    machine = FakeMachine(runtime, "m", 7, ports)
+    try:
+        with serving(Echo) as first, contextlib.ExitStack() as later, socket.socket() as second:
+            second.bind(("127.0.0.1", 0))
+            other = second.getsockname()[1]
+            process = later.enter_context(ended(start_auto("--include", f"{first},{other}")))
+            opened = read_event(process)
+            assert opened["port"] == first
+            assert vshd.stop() == 0
+            vshd = Vshd(folders[1])
+            ports[9001] = str(vshd.path)
+            second.listen()
+            event = read_event(process)
+            # Nothing was closed meanwhile.
+            assert (event["event"], event["port"]) == ("opened", other)
+            with connect(int(opened["listening"][0].rpartition(":")[2])) as client:
+                client.sendall(b"hello")
+                assert client.recv(10) == b"hello"
+        machine.end()
+    finally:
+        assert vshd.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["m", "--auto", "--include", "x"], "'x' names no ports"),
+        (["m", "--include", "80", "-L", "1:2"], "--include and --exclude go with --auto"),
+        (["m", "--auto", "-D", "1"], "give one of: -L, -R or -D, --auto, --list, --remove, --ipv6"),
+        (["m", "n", "--auto"], "give one machine name"),
+        (["nobody", "--auto"], "no machine named 'nobody' is running"),
+    ],
+)
+def test_wrong_words_of_auto_are_named(runtime: Path, guest: dict[int, str], words: list[str], said: str) -> None:
+    machine = FakeMachine(runtime, "m", 7, guest)
+    done = run(*words)
+    assert (done.returncode != 0, done.stdout) == (True, b"")
+    assert done.stderr.decode().startswith(f"vmkit: {said}"), done.stderr
+    machine.end()
