@@ -25,6 +25,10 @@ LOCK_TIMEOUT_S = 1800.0
 _LOCK_POLL_S = 0.1
 # An image that was not used for this long is removed by the next build.
 IMAGE_IDLE_LIMIT_S = 30 * 24 * 3600
+# Of all initramfses with the modules of other kernels. Each build of a kernel makes one of up to 100 MB.
+INITRDS_MAX_BYTES = 1 << 30
+# QEMU reads an initramfs when it starts. A start that has just taken one from here may not have come so far.
+INITRD_BUSY_S = 900.0
 
 _FULL = {
     errno.ENOSPC: "the disk is full",
@@ -163,6 +167,25 @@ class Cache:
         for path in _list(self._folder / "compared"):
             if not (self.image_dir(path.stem).exists() or self.root_dir(path.stem).exists()):
                 path.unlink(missing_ok=True)
+
+    def limit_initrds(self, max_bytes: int = INITRDS_MAX_BYTES) -> None:
+        """Removes initramfses until the rest has max_bytes, the longest unused first.
+
+        One that a start may still need stays.
+        """
+        found = []
+        for path in _list(self._folder / "initrds"):
+            with suppress(OSError):
+                used = path.stat().st_mtime
+                found.append((used, sum(file.stat().st_size for file in path.iterdir()), path))
+        total = sum(size for _, size, _ in found)
+        newest = time.time() - INITRD_BUSY_S
+        for used, size, path in sorted(found):
+            if total <= max_bytes or used > newest:
+                return
+            with suppress(OSError):
+                self.discard(path)
+                total -= size
 
     def discard(self, path: Path) -> None:
         """Removes a folder at once: no other process sees half of it."""

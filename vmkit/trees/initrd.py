@@ -133,4 +133,5 @@ def extend_initrd(initrd: Path, image_digest: str, archive: bytes) -> Path:
                 if folder.exists():
                     cache.discard(folder)
                 cache.adopt(made, folder)
+            cache.limit_initrds()
         return final

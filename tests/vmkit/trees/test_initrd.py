@@ -2,12 +2,14 @@
 
 import os
 import struct
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.vmkit.trees.trees import VERSION, MakeTree, add_section, make_bzimage, make_module, write_file
 from vmkit.errors import BuildError, ConfigError
+from vmkit.image.cache import INITRD_BUSY_S, Cache
 from vmkit.image.formats.cpio import read_cpio
 from vmkit.image.formats.elf import drop_debug, read_modinfo, read_section
 from vmkit.trees import initrd
@@ -81,6 +83,36 @@ def test_initramfs_is_extended_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert extend_initrd(first, "other", b"070701second") != made
     made.unlink()
     assert extend_initrd(first, "digest", b"070701second").read_bytes().endswith(b"second")
+
+
+def test_initramfses_have_a_ceiling_and_the_longest_unused_go_first(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    now_s = time.time()
+    ages_s = {"oldest": 3000, "older": 2000, "old": INITRD_BUSY_S + 60, "new": 10, "newest": 0}
+    for name, age_s in ages_s.items():
+        write_file(cache.initrd_dir(name) / "initrd", "x" * 1000)
+        os.utime(cache.initrd_dir(name), (now_s - age_s, now_s - age_s))
+
+    def limit(max_bytes: int) -> list[str]:
+        cache.limit_initrds(max_bytes)
+        return [name for name in ages_s if cache.initrd_dir(name).exists()]
+
+    assert limit(5000) == list(ages_s)
+    assert limit(4999) == ["older", "old", "new", "newest"]
+    # A start that has taken one lately may not have read it.
+    assert limit(0) == ["new", "newest"]
+
+
+def test_new_initramfs_removes_old_ones_over_the_ceiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VMKIT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(Cache.limit_initrds, "__defaults__", (100,))
+    first = tmp_path / "initrd"
+    first.write_bytes(b"first")
+    old = extend_initrd(first, "digest", b"070701" + bytes(80))
+    os.utime(old.parent, (1, 1))
+    new = extend_initrd(first, "digest", b"070701" + bytes(84))
+    assert new.exists()
+    assert not old.exists()
 
 
 def test_debug_sections_are_dropped_and_the_others_keep_their_numbers() -> None:
