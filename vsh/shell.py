@@ -15,7 +15,9 @@ SIGNALLED = 128
 
 
 class Interrupted(VshError):  # noqa: N818 - it names what happened
-    """A signal came after the target's end, while output waited for a reader. It then ends vsh itself."""
+    """A signal ends this process itself: it came after the target's end, while output waited for a reader, or it was
+    the last that the process has patience for.
+    """
 
 
 class Shell:
@@ -23,9 +25,12 @@ class Shell:
 
     has_pty = False
     pump_class = Pump
+    # After so many SIGINT and SIGTERM this process no longer waits for the target's end; 0: it always waits.
+    patience = 0
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        self._asked = 0
         # Those that see the sizes of the terminal, in rows and columns.
         self.on_size: list[Callable[[int, int], None]] = []
         sinks: dict[int, Sink] = {messages.STDOUT: self.make_sink(), messages.STDERR: FdSink(2, is_shared=True)}
@@ -68,4 +73,9 @@ class Shell:
             elif number in signals.FORWARDED:
                 if self.pump.exit is not None:
                     raise Interrupted("", status=SIGNALLED + number)
+                if number in (signals.SIGINT, signals.SIGTERM):
+                    self._asked += 1
+                    if self._asked == self.patience:
+                        brief = f"{self._asked} signals came, and the command did not end"
+                        raise Interrupted(brief, status=SIGNALLED + number)
                 self.session.send_signal(number)

@@ -42,6 +42,8 @@ BROKEN_OFF_POWER_OFF_S = 5.0
 FALLBACK_SIZE = (24, 80, 0, 0)
 # docker's, where this host's terminal has no name.
 TERMINAL_NAME = "xterm"
+# docker's: the third SIGINT or SIGTERM ends the run, whatever the command does.
+PATIENCE = 3
 _COMMANDS_OWN = (messages.NOT_FOUND, messages.NOT_EXECUTABLE, messages.TOO_LONG)
 
 
@@ -102,6 +104,7 @@ def run_command(machine: OpenMachine, wishes: Wishes) -> int:
         replace_with_null(0, os.O_RDONLY)
     with _open_session(entry, machine.command, has_terminal=wishes.has_terminal) as session:
         shell = InteractiveShell(session) if wishes.has_terminal else Shell(session)
+        shell.patience = PATIENCE
         try:
             return shell.run(None)
         except ConnectionLost as error:

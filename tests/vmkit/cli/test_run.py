@@ -223,6 +223,22 @@ def test_signal_is_the_commands(start: Start, number: signal.Signals) -> None:
     assert read_machines() == []
 
 
+def test_third_signal_ends_a_command_that_goes_on(start: Start) -> None:
+    """As docker does, but that docker leaves the container."""
+    line = "trap 'echo caught' INT TERM; echo here; while :; do sleep 0.05; done"
+    process = start("sh", "-c", line)
+    assert process.stdout is not None and read_line(process.stdout) == "here"
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process.send_signal(number)
+        assert read_line(process.stdout) == "caught"
+    # It counts for nothing.
+    process.send_signal(signal.SIGWINCH)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, b"3 signals came" in err) == (128 + signal.SIGINT, True), err
+    assert read_machines() == []
+
+
 def test_signal_that_ends_the_command_is_the_status(start: Start) -> None:
     process = start("sh", "-c", "echo here; exec sleep 1000")
     assert process.stdout is not None and read_line(process.stdout) == "here"
