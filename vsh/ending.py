@@ -78,14 +78,37 @@ def await_ending(entry: Entry, grace_s: float = GRACE_S) -> Ending | None:
 def explain_loss(error: VshError, entry: Entry | None) -> None:
     """Changes an error to name the machine's end as its cause, when the session was lost by that end."""
     ending = await_ending(entry) if entry is not None else None
-    if entry is None or ending is None:
+    if entry is None:
         return
     is_lost = isinstance(error, ConnectionLost)
+    if ending is None:
+        if has_rebooted(entry):
+            _explain_reboot(error, entry, is_lost=is_lost)
+        return
     what = f"lost the connection to machine '{entry.name}'" if is_lost else f"machine '{entry.name}' has ended"
     error.brief = f"{what}: {ending.brief}"
     error.args = (error.brief,)
     error.details = ending.details
     error.hint = ending.hint or ("" if ending.is_expected else f"see its logs: vmkit logs {entry.name}")
+
+
+def has_rebooted(entry: Entry) -> bool:
+    """Whether the guest of this very machine has rebooted since its record was read."""
+    now = registry.find_machine(name=entry.name)
+    return now is not None and now.pid == entry.pid and _count_reboots(now) > _count_reboots(entry)
+
+
+def _count_reboots(entry: Entry) -> int:
+    count = entry.record.get("reboots")
+    return count if isinstance(count, int) else 0
+
+
+def _explain_reboot(error: VshError, entry: Entry, *, is_lost: bool) -> None:
+    what = f"lost the connection to machine '{entry.name}'" if is_lost else f"machine '{entry.name}' does not answer"
+    error.brief = f"{what}: the guest reboots"
+    error.args = (error.brief,)
+    error.details = ""
+    error.hint = "connect again when vmkit list shows it as ready"
 
 
 def _is_there(entry: Entry) -> bool:
@@ -95,9 +118,13 @@ def _is_there(entry: Entry) -> bool:
 
 
 def _hear_end(entry: Entry, grace_s: float) -> Ending | None:
-    """Returns the monitor's report of the machine's end; None when none comes within grace_s seconds."""
+    """Returns the monitor's report of the machine's end; None when none comes within grace_s seconds, or when the guest
+    reboots.
+    """
     deadline_s = time.monotonic() + grace_s
     text = b""
+    if has_rebooted(entry):
+        return None
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
         try:
             control.settimeout(grace_s)
@@ -108,6 +135,8 @@ def _hear_end(entry: Entry, grace_s: float) -> Ending | None:
                 if not data:
                     break
                 text += data
+                if text.endswith(b"}\n") and b'"reboot"' in text.splitlines()[-1]:
+                    return None
         except OSError:
             # The monitor does not listen any more, or the machine goes on.
             pass

@@ -320,7 +320,7 @@ def test_systemd_of_a_root_is_pid_1(small: Path, tmp_path: Path, up: Run, vsh: R
     assert vsh(*where, "--", "readlink", "/proc/1/exe").stdout == b"/bin/busybox\n"
     assert b"vmkit" not in vsh(*where, "--", "sh", "-c", "env; cat /proc/1/mounts").stdout
     # What cloud-init would do: find the disk, mount it, read it.
-    script = "mkdir /seed && mount -t iso9660 -o ro /dev/vdb /seed && cat /seed/user-data /seed/meta-data"
+    script = "mkdir -p /seed && mount -t iso9660 -o ro /dev/vdb /seed && cat /seed/user-data /seed/meta-data"
     seed = vsh(*where, "--", "sh", "-c", script)
     assert seed.stdout.startswith(b'#cloud-config\n{"instance-id": "sys-'), seed.stderr
     # vshd is nobody's unit, and is started again.
@@ -334,6 +334,21 @@ def test_systemd_of_a_root_is_pid_1(small: Path, tmp_path: Path, up: Run, vsh: R
     done = vmkit("down", "sys", "--timeout", "60")
     assert (done.returncode, done.stdout) == (0, b"sys is down\n")
     assert b"did not power off" not in done.stderr
+    # A machine that stays gets the data at each boot, as the same instance.
+    words = ("--user-data", str(tmp_path / "user data"), "--on-reset=restart")
+    done = vmkit("create", "kept", str(folder), *words)
+    assert done.returncode == 0, done.stderr.decode()
+    assert up("kept").returncode == 0
+    where = ("--vm_name", "kept")
+    seed = vsh(*where, "--", "sh", "-c", script)
+    assert seed.stdout.startswith(b'#cloud-config\n{"instance-id": "kept-'), seed.stderr
+    done = vsh(*where, "--", "sh", "-c", "busybox reboot -f; sleep 600")
+    assert (done.returncode, b"the guest reboots" in done.stderr) == (123, True), done.stderr
+    done = up("kept", "--reuse", "--wait-booted")
+    assert b"kept has booted: degraded" in done.stdout, done.stderr
+    assert vsh(*where, "--", "sh", "-c", script).stdout == seed.stdout
+    assert vmkit("kill", "kept").returncode == 0
+    assert vmkit("rm", "kept").returncode == 0
     with vmkit_package.Machine(str(folder), init="none", accelerator="tcg") as machine:
         assert b"vshd.pid1.init" in machine.run(["cat", "/proc/1/cmdline"]).stdout
         assert machine.wait_booted() == vmkit_package.BootState("ready")

@@ -205,6 +205,7 @@ def kill(*, names: tuple[str, ...], everything: bool) -> None:
 def wait(*, name: str | None, booted: bool, timeout: float | None, as_json: bool) -> None:
     """Wait until a machine ends, and print why.
 
+    A reboot of a machine with --on-reset=restart is no end, and is told on stderr.
     After an unexpected end it also prints the last lines of the console, and of the kernel's log in its memory.
     NAME is a machine's name or CID. With one machine running, you can leave it out.
     Exits with 0 after an end on request, and with 1 after an unexpected end.
@@ -214,7 +215,7 @@ def wait(*, name: str | None, booted: bool, timeout: float | None, as_json: bool
     if booted:
         _await_boot(entry, DEFAULT_TIMEOUT_S if timeout is None else timeout, as_json=as_json)
         return
-    ended = stop.wait_for_end(entry, timeout)
+    ended = stop.wait_for_end(entry, timeout, lambda: _tell(f"the guest of '{entry.name}' reboots"))
     if ended is None:
         raise MachineError(f"'{entry.name}' still runs after {timeout:g} s")
     ending = None if ended.expected else read_ending(entry.name, entry.pid)

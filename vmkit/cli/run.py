@@ -25,8 +25,8 @@ STDIN = "-"
 # Beginnings of what vmkit.roots tells with each start, also where the disk is in the cache.
 EACH_TIME = ("reading ", "listing ", "asking for ")
 # The machine is a command's alone, and ends with it: no address to remember, no gdb that waits, no recordings, and no
-# services beside the command.
-LEFT_OUT = ("cid", "gdb", "init", "record", "user_data")
+# services beside the command. A reboot has nothing to go back to.
+LEFT_OUT = ("cid", "gdb", "init", "record", "user_data", "on_reset")
 
 
 # Behind SOURCE all words are the command's, as docker has it.

@@ -74,7 +74,7 @@ class LaunchPlan:
 
     companion_logs: of every part, also of those that this machine lacks: a log of an earlier machine must not stay.
     is_owned: the machine lives no longer than the process that starts it. is_stored: the monitor holds the lock of the
-    machine's folder of the data, too.
+    machine's folder of the data, too. reboots: a reset of the guest is a reboot, and does not end the machine.
     """
 
     directory: Path
@@ -88,6 +88,7 @@ class LaunchPlan:
     is_owned: bool = False
     snapshot: SnapshotPlan | None = None
     is_stored: bool = False
+    reboots: bool = False
 
     @property
     def ready_socket(self) -> str:
@@ -123,6 +124,7 @@ def parse_launch_plan(text: str) -> LaunchPlan:
         is_owned=value["is_owned"],
         snapshot=_parse_snapshot(value["snapshot"]),
         is_stored=value["is_stored"],
+        reboots=value["reboots"],
     )
 
 

@@ -7,17 +7,18 @@ with vmkit.Machine("tiny") as machine:
 
 import os
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from vmkit.errors import MachineError
 from vmkit.machine import stop
-from vmkit.machine.options import make_spec
+from vmkit.machine.options import OPTIONS, make_spec
 from vmkit.machine.running import MachineHandle, explain_ending
-from vmkit.machine.spec import DEFAULT_CPUS, DEFAULT_MEMORY_MIB, DEFAULT_TIMEOUT_S
+from vmkit.machine.spec import DEFAULT_CPUS, DEFAULT_MEMORY_MIB, DEFAULT_TIMEOUT_S, MachineSpec
 from vmkit.machine.start import Started, start_machine
+from vmkit.stored.place import is_stored
 from vsh.ending import read_ending
 from vsh.registry import Entry, find_machine
 
@@ -27,11 +28,12 @@ class Machine(MachineHandle):
 
     A machine of a with-block lives no longer than its process, even when SIGKILL ends that. One of start() does.
 
-    image: a shipped image's name, a recipe's path, or what the root is: a disk, a folder or a tar by its path, with a
-    slash, or a container image (`docker://NAME`). memory: MiB as a number, or text such as "1G". timeout_s: the
-    deadline for READY. token: demand the machine's token, as the backend vhost always does. arch: of the guest, "amd64"
-    by default; "arm64", "riscv64" and "s390x" are emulated. What is None is chosen: the name after the image, the
-    lowest free CID from 3 on, KVM where it is proven to work, vhost where it is there.
+    image: a shipped image's name, a recipe's path, the name of a machine that `vmkit create` made, or what the root is.
+    A root is a disk, a folder or a tar by its path, with a slash, or a container image (`docker://NAME`). memory: MiB
+    as a number, or text such as "1G". timeout_s: the deadline for READY. token: demand the machine's token, as the
+    backend vhost always does. arch: of the guest, "amd64" by default; "arm64", "riscv64" and "s390x" are emulated. What
+    is None is chosen: the name after the image, the lowest free CID from 3 on, KVM where it is proven to work, vhost
+    where it is there.
 
     root: an ext4 instead of the image's disk, or what the image `any` has as its root; partition: in that disk. disks:
     files the guest has as disks and may read; rwdisks: may write, after those. gdb: serve gdb's remote protocol on the
@@ -39,8 +41,12 @@ class Machine(MachineHandle):
     host can take the guest over. cpu: as QEMU's -cpu. netdev: a network device, by QEMU's -netdev without an id
     (otherwise there is none). record: the folder of the host into which every vsh records its sessions of this machine;
     sessions of Python are not recorded. init: pid 1 of a root of yours: its `systemd`, vmkit's own (`none`), or
-    systemd where there is one (`auto`). user_data: what its cloud-init does, a file. boot: boot it, although there is a
+    systemd where there is one (`auto`). user_data: what its cloud-init does, a file. on_reset: what a
+    reset of the guest does: `end` the machine, or `restart` it, as a reboot should. boot: boot it, although there is a
     snapshot of it. snapshot: start it from the one that `vmkit snapshot save NAME` made, with its image and options.
+
+    A stored machine has the options that it was created with, but for those that you give here with another value than
+    the default. At the end of its block the guest powers off, so that its disk has all that was written.
     """
 
     def __init__(  # noqa: PLR0913  (a machine is its options)
@@ -59,6 +65,7 @@ class Machine(MachineHandle):
         tree: str | Path | None = None,
         modules: str | Path | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        on_reset: str = "end",
         token: bool = False,
         root: str | Path | None = None,
         root_from: str | Path | None = None,
@@ -77,7 +84,7 @@ class Machine(MachineHandle):
     ) -> None:
         # The signature is the table's, so its names are the options'.
         options = {key: value for key, value in locals().items() if key not in ("self", "image")}
-        self.spec = make_spec(image, options)
+        self.spec = _find_spec(image, options)
         self._started: Started | None = None
         # The process that entered the block.
         self._owner_pid = 0
@@ -91,7 +98,13 @@ class Machine(MachineHandle):
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         # A forked child may leave the block as well, and the machine is its parent's.
-        if os.getpid() == self._owner_pid:
+        if os.getpid() != self._owner_pid:
+            return
+        try:
+            if self.spec.stored is not None and self._started is not None:
+                # What it keeps is in the guest's memory until the guest ends.
+                self.down()
+        finally:
             self.kill()
 
     @property
@@ -154,6 +167,17 @@ class Machine(MachineHandle):
         if self._started is None:
             raise MachineError("the machine is not started", hint="use it in a with-block, or call start()")
         return self._started
+
+
+def _find_spec(image: str, options: Mapping[str, Any]) -> MachineSpec:
+    """A stored machine of that name comes before an image, as for `vmkit up`. Raises VshError kinds."""
+    # `is_stored` takes text, and what is none is make_spec's to refuse.
+    if not isinstance(image, str) or not is_stored(image):
+        return make_spec(image, options)
+    from vmkit.machine.stored import make_stored_spec  # noqa: PLC0415 - most machines are of an image
+
+    defaults = {option.name: option.default for option in OPTIONS}
+    return make_stored_spec(image, {name: value for name, value in options.items() if value != defaults[name]})
 
 
 def find_started(started: Started) -> Entry | None:

@@ -23,8 +23,10 @@ from vmkit.machine.spec import (
     Accelerator,
     Backend,
     MachineSpec,
+    OnReset,
     parse_choice,
     parse_memory,
+    parse_on_reset,
     read_path,
 )
 
@@ -136,6 +138,17 @@ OPTIONS: tuple[Option, ...] = (
         flag="--timeout",
         help="Seconds to wait until the guest is ready.",
         shows_default=True,
+        is_python=True,
+    ),
+    Option(
+        "on_reset",
+        OptionKind.CHOICE,
+        OnReset.END.value,
+        flag="--on-reset",
+        help="What a reset of the guest does: end the machine, or restart it, as a reboot should.",
+        words=tuple(word.value for word in OnReset),
+        shows_default=True,
+        read=parse_on_reset,
         is_python=True,
     ),
     Option(

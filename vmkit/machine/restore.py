@@ -22,6 +22,7 @@ from vmkit.machine.spec import (
     DiskMode,
     DiskSpec,
     MachineSpec,
+    OnReset,
     check_name,
 )
 from vmkit.snapshots.key import SCHEMA, describe_difference, find_version, make_key
@@ -60,17 +61,19 @@ def open_store() -> Store:
 
 def find_obstacle(spec: MachineSpec, choices: Choices) -> str:
     """Why no snapshot of such a machine can be made or used; empty when nothing stands against it."""
-    if spec.architecture != HOST or spec.netdev is not None:
-        foreign = f"it is of {spec.architecture}, and only machines of {HOST} can be saved"
-        return "it has a network device" if spec.architecture == HOST else foreign
-    if spec.gdb or spec.gdb_port is not None:
-        return "gdb is served, which is for a boot"
-    if spec.root_from is not None:
-        return "its root is a folder of the host, which can change"
-    if choices.built.takes_root:
-        return "its root is a disk of its user's, where a thaw cannot renew the machine-id"
-    if spec.more:
-        return "it has a part that cannot be saved"
+    foreign = f"it is of {spec.architecture}, and only machines of {HOST} can be saved"
+    obstacles = (
+        (spec.architecture != HOST, foreign),
+        (spec.netdev is not None, "it has a network device"),
+        (spec.gdb or spec.gdb_port is not None, "gdb is served, which is for a boot"),
+        (spec.root_from is not None, "its root is a folder of the host, which can change"),
+        (choices.built.takes_root, "its root is a disk of its user's, where a thaw cannot renew the machine-id"),
+        (spec.on_reset is OnReset.RESTART, "a reboot would need another kernel command line than its restore"),
+        (bool(spec.more), "it has a part that cannot be saved"),
+    )
+    found = next((text for is_there, text in obstacles if is_there), "")
+    if found:
+        return found
     for disk in spec.disks:
         if disk.mode is DiskMode.READ_WRITE:
             return f"it can write to the disk {disk.path}"

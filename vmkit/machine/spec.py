@@ -64,6 +64,13 @@ class Backend(StrEnum):
     USER = "user"
 
 
+class OnReset(StrEnum):
+    """What becomes of a machine whose guest resets itself, as a reboot does."""
+
+    END = "end"
+    RESTART = "restart"
+
+
 Chosen = TypeVar("Chosen", bound=StrEnum)
 
 
@@ -108,8 +115,8 @@ class MachineSpec:
     socket in the machine's directory; gdb_port: on this port of the loopback, which every user of the host can reach.
     cpu: a model and features, as QEMU's -cpu has them. netdev: gives the guest a network device with this behind it, as
     QEMU's -netdev has it, without an id: for measuring against, and so no option of the command line. record: the
-    folder of the host into which vsh records its sessions. architecture: the guest's, by Debian's name. more: name and
-    value of each option that has no field here.
+    folder of the host into which vsh records its sessions. architecture: the guest's, by Debian's name. on_reset:
+    what a reset of the guest does to the machine. more: name and value of each option that has no field here.
     """
 
     image: str = DEFAULT_IMAGE
@@ -145,6 +152,7 @@ class MachineSpec:
     record: Path | None = None
     # Of the guest; others than the host's are emulated.
     architecture: str = HOST
+    on_reset: OnReset = OnReset.END
     # Start it by a boot, although it has a snapshot; or from the snapshot that the user gave this name.
     boot: bool = False
     snapshot: str | None = None
@@ -221,6 +229,14 @@ def parse_choice(kinds: type[Chosen], key: str, word: str | None) -> Chosen | No
     except ValueError as error:
         known = ", ".join(("auto", *(kind.value for kind in kinds)))
         raise ConfigError(f"{key} must be one of {known}, not '{word}'") from error
+
+
+def parse_on_reset(word: str) -> OnReset:
+    """What a reset does, by its word. Raises ConfigError."""
+    try:
+        return OnReset(word)
+    except ValueError as error:
+        raise ConfigError(f"on_reset must be one of {', '.join(OnReset)}, not '{word}'") from error
 
 
 def parse_memory(text: str) -> int:

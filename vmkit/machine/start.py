@@ -25,7 +25,7 @@ from vmkit.machine.qemu import plan_qemu
 from vmkit.machine.registry import Reservation, check_free, find_state_directory, reserve
 from vmkit.machine.restore import SnapshotSource, drop_source, find_source, take_options
 from vmkit.machine.source import name_machine, take_source
-from vmkit.machine.spec import Backend, MachineSpec
+from vmkit.machine.spec import Backend, MachineSpec, OnReset
 from vmkit.machine.stored import hold_stored
 from vmkit.machine.token import DEMANDED, append_token, find_token_path, make_token, needs_token
 from vmkit.machine.vhost import KernelVhostDoor, VhostClaim, VhostDoor
@@ -233,6 +233,7 @@ def plan_launch(
         is_owned=is_owned,
         snapshot=snapshot,
         is_stored=spec.stored is not None,
+        reboots=spec.on_reset is OnReset.RESTART,
     )
 
 

@@ -18,6 +18,7 @@ from vmkit.machine.words import (
     Ended,
     ExpectEnd,
     Quit,
+    Rebooted,
     Request,
     Resume,
     Watch,
@@ -46,8 +47,10 @@ NO_ANSWER_GRACE_S = 1.0
 class Control:
     """A connection to a machine's monitor. Invariant: `_ended` is the machine's end as soon as it was received."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, on_reboot: Callable[[], None] | None = None) -> None:
+        """on_reboot: called when the guest boots again."""
         self._sock = sock
+        self._on_reboot = on_reboot
         self._buffer = b""
         self._ended: Ended | None = None
 
@@ -75,6 +78,9 @@ class Control:
                 found = parse_answer(line)
                 if isinstance(found, Ended):
                     self._ended = found
+                elif isinstance(found, Rebooted):
+                    if self._on_reboot is not None:
+                        self._on_reboot()
                 elif found is not None and wants_answer:
                     return found
                 continue
@@ -93,7 +99,7 @@ class Control:
 
 
 @contextlib.contextmanager
-def open_control(entry: Entry) -> Iterator[Control]:
+def open_control(entry: Entry, on_reboot: Callable[[], None] | None = None) -> Iterator[Control]:
     """A connection to the monitor of a machine. Raises MachineError when the monitor does not answer."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with sock:
@@ -105,12 +111,12 @@ def open_control(entry: Entry) -> Iterator[Control]:
                 f"the monitor of '{entry.name}' does not answer: {error.strerror or error}",
                 hint=f"vmkit kill {entry.name} ends it without asking",
             ) from error
-        yield Control(sock)
+        yield Control(sock, on_reboot)
 
 
-def wait_for_end(entry: Entry, timeout_s: float | None) -> Ended | None:
-    """Blocks until a machine ends; None when the deadline comes first."""
-    with open_control(entry) as control:
+def wait_for_end(entry: Entry, timeout_s: float | None, on_reboot: Callable[[], None] | None = None) -> Ended | None:
+    """Blocks until a machine ends; None when the deadline comes first. on_reboot: called at each reboot."""
+    with open_control(entry, on_reboot) as control:
         control.ask(Watch())
         return control.wait_end(timeout_s)
 

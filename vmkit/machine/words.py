@@ -2,7 +2,8 @@
 
 A connection carries lines. The asker sends requests, `{"version": 1, "do": "quit", ...}`, and gets one answer for each,
 `{"ok": true, ...}` or `{"error": "...", "hint": "..."}`. When the machine ends, everyone connected gets one last line,
-`{"end": REASON, "brief": "...", "expected": BOOL}`, and the connection closes.
+`{"end": REASON, "brief": "...", "expected": BOOL}`, and the connection closes. When its guest reboots, everyone gets
+`{"reboot": COUNT}`.
 
 A request is a row of REQUESTS: a frozen dataclass whose fields are the request's arguments. Its fields are checked, so
 that the monitor never sees an argument of another type. Pure.
@@ -125,6 +126,13 @@ class Ended:
     expected: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Rebooted:
+    """The guest boots again. count: its reboots until now."""
+
+    count: int
+
+
 class WordError(Exception):
     """A line is no request of this version; the text is for the asker."""
 
@@ -176,11 +184,18 @@ def render_end(ended: Ended) -> bytes:
     return _render({"end": ended.reason, "brief": ended.brief, "expected": ended.expected})
 
 
-def parse_answer(line: bytes) -> Answer | Ended | None:
-    """Returns the answer or the end in a monitor's line; None for a line that is neither."""
+def render_reboot(rebooted: Rebooted) -> bytes:
+    """The line for everyone connected."""
+    return _render({"reboot": rebooted.count})
+
+
+def parse_answer(line: bytes) -> Answer | Ended | Rebooted | None:
+    """Returns what a monitor's line says; None for a line that says nothing that is known here."""
     value = _parse(line)
     if value is None:
         return None
+    if isinstance(count := value.get("reboot"), int):
+        return Rebooted(count)
     if {"end", "brief", "expected"} <= value.keys():
         return Ended(str(value["end"]), str(value["brief"]), value["expected"] is True)
     if value.get("ok") is True:

@@ -5,6 +5,7 @@ or machines.
 """
 
 import asyncio
+import contextlib
 import re
 import socket
 from collections import deque
@@ -70,6 +71,14 @@ class Console:
         # The last of init's: it reports again when it tries again, and then gives up.
         self.init_error: ConsoleTrouble | None = None
 
+    def renew(self, sock: socket.socket) -> None:
+        """Takes the console of the next QEMU, after read_to_end(). Terminals stay, and so does the past."""
+        sock.setblocking(False)
+        self._sock.close()
+        self._sock = sock
+        self._partial = b""
+        self.trouble = self.init_error = None
+
     async def read_to_end(self) -> None:
         """Pumps until the console closes."""
         loop = asyncio.get_running_loop()
@@ -125,7 +134,9 @@ class Console:
     async def _type(self, data: bytes) -> None:
         """Types into the guest; one terminal at a time, for the loop knows only one writer of a socket."""
         async with asyncio.timeout(TYPE_DEADLINE_S), self._typing:
-            await asyncio.get_running_loop().sock_sendall(self._sock, data)
+            # What is typed while the guest reboots has no reader.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                await asyncio.get_running_loop().sock_sendall(self._sock, data)
 
     def _remember(self, data: bytes) -> None:
         self._history.append(data)

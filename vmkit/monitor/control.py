@@ -1,4 +1,5 @@
-"""The monitor's control socket: serves the requests of vmkit.machine.words, and sends every asker the machine's end.
+"""The monitor's control socket: serves the requests of vmkit.machine.words, and sends every asker the machine's
+reboots and end.
 
 Owns the connections. Knows nothing of what a request does: the monitor is called with each, and returns the answer.
 """
@@ -12,11 +13,13 @@ from vmkit.machine.words import (
     MAX_REQUEST_LINE_BYTES,
     Answer,
     Ended,
+    Rebooted,
     Request,
     WordError,
     parse_request,
     render_answer,
     render_end,
+    render_reboot,
 )
 
 MAX_ASKERS = 64
@@ -42,8 +45,15 @@ class ControlServer:
 
     def announce_end(self, ended: Ended) -> None:
         """Sends everyone connected how the machine ended."""
+        self._announce(render_end(ended))
+
+    def announce_reboot(self, rebooted: Rebooted) -> None:
+        """Sends everyone connected that the guest boots again."""
+        self._announce(render_reboot(rebooted))
+
+    def _announce(self, line: bytes) -> None:
         for writer in self._askers:
-            writer.write(render_end(ended))
+            writer.write(line)
 
     async def close(self) -> None:
         """Lets the last words out, then closes."""

@@ -37,7 +37,7 @@ class EndedError(VmkitError):
 
 
 class Life:
-    """Invariant: `end` is set at most once; every task is in `_tasks` until it is done.
+    """Invariant: `end` is set at most once for each boot; every task is in one of the sets until it is done.
 
     is_ready: the guest has sent READY. is_asked: a verb on the host has asked for the end.
     """
@@ -46,17 +46,38 @@ class Life:
         self.end: asyncio.Future[End] = asyncio.get_running_loop().create_future()
         self.is_ready = False
         self.is_asked = False
+        self._stop: End | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._lasting: set[asyncio.Task[None]] = set()
 
     def finish(self, end: End) -> None:
         """The machine ends like this, unless it has ended already."""
         if not self.end.done():
             self.end.set_result(end)
 
-    def spawn(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":
-        """Runs work beside everything else, until it is done or the machine has ended."""
+    def stop(self, end: End) -> None:
+        """The same, for an end that the host wants: it counts as well when it comes between two boots."""
+        self._stop = self._stop or end
+        self.finish(end)
+
+    async def cancel_boot(self) -> None:
+        """Ends every task but the lasting ones."""
+        await self._cancel(self._tasks)
+
+    def renew(self) -> None:
+        """Begins the life of the guest's next boot, after cancel_boot()."""
+        self.end = asyncio.get_running_loop().create_future()
+        self.is_ready = False
+        if self._stop is not None:
+            self.finish(self._stop)
+
+    def spawn(self, work: Coroutine[None, None, None], *, is_lasting: bool = False) -> "asyncio.Task[None]":
+        """Runs work beside everything else, until it is done or the machine has ended.
+
+        is_lasting: it goes on when the guest boots again.
+        """
         task = asyncio.create_task(work)
-        self._tasks.add(task)
+        (self._lasting if is_lasting else self._tasks).add(task)
         task.add_done_callback(self._on_done)
         return task
 
@@ -76,14 +97,20 @@ class Life:
 
     async def cancel_all(self) -> None:
         """Ends every task."""
-        for task in list(self._tasks):
+        await self._cancel(self._tasks | self._lasting)
+
+    async def _cancel(self, tasks: "set[asyncio.Task[None]]") -> None:
+        waited = list(tasks)
+        for task in waited:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*waited, return_exceptions=True)
 
     def _on_done(self, task: "asyncio.Task[None]") -> None:
+        finish = self.stop if task in self._lasting else self.finish
         self._tasks.discard(task)
+        self._lasting.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.finish(explain_failure(error))
+            finish(explain_failure(error))
 
 
 def explain_failure(error: BaseException) -> End:

@@ -5,7 +5,8 @@ QEMU and the device with it (PR_SET_PDEATHSIG), and its lock on the machine's di
 sweeps what is left.
 
 Life: bind every socket -> start the companions -> start QEMU paused -> take it over (QMP) -> plug the parts -> run ->
-READY -> ... -> end -> clean up. What several parts share, above all the one End, is in vmkit.monitor.life.
+READY -> ... -> end -> clean up. What several parts share, above all the one End, is in vmkit.monitor.life. After a
+reboot (vmkit.monitor.reboots) all of this begins again, but for the control socket and the console's.
 """
 
 import asyncio
@@ -13,19 +14,17 @@ import contextlib
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
-from vmkit.architectures import HOST, find_package
+from vmkit.architectures import HOST
 from vmkit.entries.entry import discard
-from vmkit.errors import MachineError
-from vmkit.machine.argv import BY_HAND_NOTE
 from vmkit.machine.launch import LaunchPlan, Layout, Report, Stage
-from vmkit.machine.registry import write_ending, write_record
+from vmkit.machine.registry import write_record
+from vmkit.machine.vhost import KernelVhostDoor, VhostDoor, claim_cid
 from vmkit.machine.words import (
     SAVED,
     Answer,
@@ -36,6 +35,7 @@ from vmkit.machine.words import (
     Park,
     Pause,
     Quit,
+    Rebooted,
     Request,
     Resume,
     Save,
@@ -44,38 +44,35 @@ from vmkit.machine.words import (
     Watch,
     name_of,
 )
-from vmkit.monitor.child import Child, start_child
 from vmkit.monitor.clock import DEADLINE_S as CLOCK_DEADLINE_S
 from vmkit.monitor.clock import ClockKeeper
 from vmkit.monitor.console import Console, ConsoleTrouble
 from vmkit.monitor.control import ControlServer
-from vmkit.monitor.end import End, QemuExit, explain_exit, explain_trouble, plan_ending, render_details
-from vmkit.monitor.evidence import keep_evidence
+from vmkit.monitor.end import End, QemuExit, explain_exit, explain_trouble
 from vmkit.monitor.fittings import Fittings
+from vmkit.monitor.lastwords import LastWords, answer_with_log
 from vmkit.monitor.life import Life, explain_failure
 from vmkit.monitor.logs import CappedLog, EventLog
 from vmkit.monitor.memory import GuestMemory
 from vmkit.monitor.pausing import Pausing
+from vmkit.monitor.qemu import QemuDescriptors, listen_within, start_qemu
 from vmkit.monitor.ready import ReadyListener, open_ready_listener, parse_facts, parse_wall_text
+from vmkit.monitor.reboots import Reboots
 from vmkit.monitor.stops import Stops
-from vmkit.run import render_command
-from vsh.limits import find_remedy
 from vsh.registry import Entry
 
 if TYPE_CHECKING:
+    from vmkit.monitor.child import Child
     from vmkit.monitor.qmp import Qmp
     from vmkit.monitor.snapshots import Restore
     from vsh.address import Address
     from vsh.clock import GuestClock
 
-CONSOLE_LINES = 15
-KERNEL_LINES = 15
 # A panicking kernel prints its trace after the first line, then resets; what has not come by then is not waited for.
 TROUBLE_GRACE_S = 1.5
 CONSOLE_DRAIN_S = 1.0
 # An `up` that does not read its reports is not waited for.
 REPORT_DEADLINE_S = 1.0
-BACKLOG = 64
 # Events of QEMU that say nothing about a machine's fate and come in floods.
 _QUIET_EVENTS = frozenset({"RTC_CHANGE", "NIC_RX_FILTER_CHANGED", "VSERPORT_CHANGE"})
 
@@ -90,30 +87,41 @@ class Monitor:
         vhost_fd: int | None,
         open_ready: Callable[[LaunchPlan], ReadyListener] = open_ready_listener,
         owner_fd: int | None = None,
+        door: VhostDoor | None = None,
     ) -> None:
-        """owner_fd: a pidfd of the process that the machine ends with."""
+        """owner_fd: a pidfd of the process that the machine ends with. door: to the host's own vsock, for a reboot."""
         self._plan = plan
         self._open_ready = open_ready
         self._report_sock = report_sock
         self._vhost_fd = vhost_fd
         self._owner_fd = owner_fd
+        self._door = door or KernelVhostDoor()
         self._life = Life()
         self._stack = contextlib.AsyncExitStack()
         self._events = EventLog(plan.directory / Layout.EVENTS)
         self._control = ControlServer(self._on_control)
+        self._reboots = Reboots(is_wanted=plan.reboots)
+        # Then the starter has its machine, and may go.
+        self._was_ready = False
+        self._console: Console | None = None
+        self._is_saving = False
+        self._prepare_boot()
+
+    def _prepare_boot(self) -> None:
+        """Makes what each boot has anew."""
+        plan = self._plan
+        self._boot = contextlib.AsyncExitStack()
         self._shutdown_reason = ""
         # What the guest has told of itself, as in its record.
         self._facts: dict[str, object] = {}
-        self._console: Console | None = None
         self._console_task: asyncio.Task[None] | None = None
         self._fittings = Fittings(plan.qemu.fittings, self._life, self._events, self._listen_unix, self._open_log)
         architecture = str(plan.record.get("architecture", HOST))
         self._memory = GuestMemory(plan.directory / Layout.KERNEL_LOG, architecture)
-        self._stack.push_async_callback(self._memory.close)
+        self._boot.push_async_callback(self._memory.close)
         self._qemu: Child | None = None
         self._qmp: Qmp | None = None
         self._restore: Restore | None = None
-        self._is_saving = False
         self._clock = ClockKeeper(self._open_clock, self._events)
         self._pausing = Pausing(plan.name, self._clock, partial(self._write_record, must=True), self._adopt)
         self._stops = Stops(self._life, self._pausing, self._events)
@@ -125,28 +133,54 @@ class Monitor:
         loop = asyncio.get_running_loop()
         told = End("killed", "a signal ended the monitor", expected=True)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            loop.add_signal_handler(number, self._life.finish, told)
+            loop.add_signal_handler(number, self._life.stop, told)
         if self._owner_fd is not None:
             loop.add_reader(self._owner_fd, self._on_owner_gone, self._owner_fd)
-        deadline = loop.call_later(self._plan.timeout_s, self._on_deadline)
         async with self._stack:
+            while (end := await self._live_once()) is None:
+                self._prepare_boot()
+        return 0 if end.expected else 1
+
+    async def _live_once(self) -> End | None:
+        """One boot of the guest. Returns how the machine has ended; None: it boots again."""
+        deadline = asyncio.get_running_loop().call_later(self._plan.timeout_s, self._on_deadline)
+        async with self._boot:
             try:
-                await self._start()
+                if not self._life.end.done():
+                    await self._start()
                 end = await self._life.end
             except Exception as error:
                 self._life.finish(explain_failure(error))
                 end = self._life.end.result()
             deadline.cancel()
-            await self._tear_down(end)
-        return 0 if end.expected else 1
+            last = self._reboots.take(end, is_asked=self._life.is_asked)
+            if last is None:
+                self._tell_reboot()
+            else:
+                self._write_record("stopping")
+            await self._stop_boot(end)
+            if last is not None:
+                await self._tell_end(last)
+                return last
+            await self._life.cancel_boot()
+        self._life.renew()
+        return None
+
+    def _open(self) -> None:
+        """What lasts as long as the machine, beside the console."""
+        self._life.spawn(self._watch_parent(), is_lasting=True)
+        self._life.spawn(self._control.serve(self._listen_unix(Layout.CONTROL, self._stack)), is_lasting=True)
+        self._stack.push_async_callback(self._control.close)
 
     async def _start(self) -> None:
         self._write_record("starting")
-        self._life.spawn(self._watch_parent())
-        self._life.spawn(self._control.serve(self._listen_unix(Layout.CONTROL)))
-        self._stack.push_async_callback(self._control.close)
+        if not self._reboots.count:
+            self._open()
+        elif self._vhost_fd is not None:
+            # QEMU has closed the last one, and the CID is free.
+            self._vhost_fd = claim_cid(self._door, self._plan.cid)
         ready = self._open_ready(self._plan)
-        self._stack.callback(ready.close)
+        self._boot.callback(ready.close)
         console_sock = self._open_console()
         restore = self._restore = self._begin_restore()
         qmp_sock, qmp_fd = socket.socketpair()
@@ -155,6 +189,7 @@ class Monitor:
             descriptors = await self._fittings.open(self._vhost_fd, stack)
             with console_sock, qmp_fd:
                 self._qemu = await self._start_qemu(console_sock.fileno(), qmp_fd.fileno(), ready.port)
+            self._events.add("qemu-started", {"pid": self._qemu.pid})
             self._life.spawn(self._watch_qemu(self._qemu))
             self._report(Report(Stage.STARTED))
             qmp = self._qmp = self._make_qmp()
@@ -175,8 +210,15 @@ class Monitor:
         if restore is not None:
             await self._life.or_end(self._thaw(restore))
 
-    async def _tear_down(self, end: End) -> None:
-        self._write_record("stopping")
+    def _tell_reboot(self) -> None:
+        """The record first: a client finds it, also when it was not connected."""
+        self._life.is_ready = False
+        self._facts = {}
+        self._write_record("starting")
+        self._events.add("reboot", {"reboots": self._reboots.count})
+        self._control.announce_reboot(Rebooted(self._reboots.count))
+
+    async def _stop_boot(self, end: End) -> None:
         if self._qemu is not None:
             if end.reason in ("panic", "init-error"):
                 # The rest of the trace explains more than its first line.
@@ -186,78 +228,45 @@ class Monitor:
                 await self._qmp.close()
             await self._drain_console()
         await self._fittings.stop()
-        has_init_error = self._console is not None and self._console.init_error is not None
-        is_kept = not end.expected or has_init_error
-        kernel = await self._take_kernel_log() if is_kept else ""
-        self._events.add("end", {"reason": end.reason, "brief": end.brief, "expected": end.expected})
-        if is_kept:
-            keep_evidence(self._plan.directory, self._plan.evidence, self._plan.companion_logs)
-        console = self._console.tail(CONSOLE_LINES) if self._console is not None else ""
-        details = render_details(end, console, kernel)
-        if not self._life.is_ready:
+
+    async def _tell_end(self, end: End) -> None:
+        words = LastWords(self._plan, self._events, self._console)
+        details = await words.collect(end, self._memory if self._qemu is not None else None)
+        if not self._was_ready:
             self._report(Report(Stage.FAILED, end.brief, details, end.hint, end.expected))
-        # Written before it is announced: a client finds the record, also when the monitor no longer answers.
-        write_ending(self._plan.directory, plan_ending(end, details, os.getpid(), time.time()))
+        words.write(end, details)
         self._control.announce_end(Ended(end.reason, end.brief, end.expected))
         await self._life.cancel_all()
         self._events.close()
         discard(self._plan.directory)
 
-    async def _take_kernel_log(self) -> str:
-        """Puts the kernel's log beside the other logs, from the memory that QEMU has left; returns its last lines."""
-        if self._qemu is None:
-            return ""
-        try:
-            return await self._memory.take_tail(KERNEL_LINES)
-        except (MachineError, OSError) as error:
-            self._events.add("no-kernel-log", {"why": str(error)})
-            return ""
-
     # ---- starting -------------------------------------------------------------------------------------------------
 
-    def _listen_unix(self, name: str) -> socket.socket:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._stack.callback(sock.close)
-        path = self._plan.directory / name
-        sock.bind(str(path))
-        path.chmod(0o600)
-        sock.listen(BACKLOG)
-        sock.setblocking(False)
-        return sock
+    def _listen_unix(self, name: str, stack: contextlib.AsyncExitStack | None = None) -> socket.socket:
+        """stack: what closes it; None: the end of this boot."""
+        return listen_within(self._plan.directory / name, stack or self._boot)
 
     def _open_console(self) -> socket.socket:
         ours, qemus = socket.socketpair()
-        console = self._console = Console(ours, self._open_log(Layout.CONSOLE_LOG), self._on_trouble)
-        self._stack.callback(console.close)
-        self._console_task = self._life.spawn(console.read_to_end())
-        self._life.spawn(console.listen(self._listen_unix(Layout.CONSOLE_SOCKET)))
+        if self._console is None:
+            self._console = Console(ours, self._open_log(Layout.CONSOLE_LOG, self._stack), self._on_trouble)
+            self._stack.callback(self._console.close)
+            listener = self._listen_unix(Layout.CONSOLE_SOCKET, self._stack)
+            self._life.spawn(self._console.listen(listener), is_lasting=True)
+        else:
+            self._console.renew(ours)
+        self._console_task = self._life.spawn(self._console.read_to_end())
         return qemus
 
-    def _open_log(self, name: str) -> CappedLog:
+    def _open_log(self, name: str, stack: contextlib.AsyncExitStack | None = None) -> CappedLog:
         log = CappedLog(self._plan.directory / name)
-        self._stack.callback(log.close)
+        (stack or self._boot).callback(log.close)
         return log
 
-    async def _start_qemu(self, console_fd: int, qmp_fd: int, ready_port: int) -> Child:
-        with self._fittings.listen() as served:
-            argv = self._plan.qemu.render_argv(
-                console_fd=console_fd,
-                qmp_fd=qmp_fd,
-                memory_fd=self._memory.fd,
-                ready_port=ready_port,
-                served=served,
-            )
-            lines = [render_command(argv), ""]
-            if self._plan.snapshot is None:
-                lines[1:1] = [BY_HAND_NOTE, render_command(self._plan.qemu.render_by_hand())]
-            with contextlib.suppress(OSError):
-                text = "\n".join(lines)
-                (self._plan.directory / Layout.ARGV).write_bytes(os.fsencode(text))
-            log = self._open_log(Layout.QEMU_LOG)
-            fds = (console_fd, qmp_fd, self._memory.fd, *served.values())
-            qemu = await start_child("qemu", argv, log=log, pass_fds=fds, package=find_package(argv[0]))
-        self._events.add("qemu-started", {"pid": qemu.pid})
-        return qemu
+    async def _start_qemu(self, console_fd: int, qmp_fd: int, ready_port: int) -> "Child":
+        log = self._open_log(Layout.QEMU_LOG)
+        fds = QemuDescriptors(console=console_fd, qmp=qmp_fd, memory=self._memory.fd)
+        return await start_qemu(self._plan, self._fittings, fds, ready_port, log)
 
     def _make_qmp(self) -> "Qmp":
         # Imported here: it takes as long as QEMU's own start, and so costs nothing.
@@ -272,10 +281,10 @@ class Monitor:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError):
             await loop.sock_recv(self._report_sock, 1)
-        if not self._life.is_ready:
-            self._life.finish(End("aborted", "vmkit up ended before the guest was ready", expected=True))
+        if not self._was_ready:
+            self._life.stop(End("aborted", "vmkit up ended before the guest was ready", expected=True))
 
-    async def _watch_qemu(self, qemu: Child) -> None:
+    async def _watch_qemu(self, qemu: "Child") -> None:
         status = await qemu.wait()
         await self._drain_console()
         seen = QemuExit(qemu.render_end(), status, self._shutdown_reason, qemu.render_tail())
@@ -303,12 +312,13 @@ class Monitor:
         self._facts = facts
         # Where this cannot be written, vsh would not find what `up` calls ready: that fails, then.
         self._write_record("ready", must=True)
-        self._life.is_ready = True
+        self._life.is_ready = self._was_ready = True
+        self._reboots.note_ready()
         self._events.add("ready", {"wall": {}, **facts})
         self._report(Report(Stage.READY))
         if self._plan.snapshot is None or self._restore is not None:
             # One that will be saved must have no session.
-            self._stack.push_async_callback(self._clock.close)
+            self._boot.push_async_callback(self._clock.close)
             self._life.spawn(self._clock.keep())
 
     def _begin_restore(self) -> "Restore | None":
@@ -317,7 +327,7 @@ class Monitor:
         from vmkit.monitor.snapshots import Restore  # noqa: PLC0415 - few machines are saved or restored
 
         restore = Restore(self._plan.snapshot, self._memory, self._plan.timeout_s)
-        self._stack.push_async_callback(restore.close)
+        self._boot.push_async_callback(restore.close)
         return restore
 
     async def _thaw(self, restore: "Restore") -> None:
@@ -329,11 +339,7 @@ class Monitor:
         from vmkit.monitor.snapshots import save  # noqa: PLC0415 - few machines are saved or restored
 
         assert self._qmp is not None
-        try:
-            await save(folder, self._memory, self._qmp, self._fittings, self._find_guest(has_token=True))
-        except OSError as error:
-            text = f"cannot write the snapshot: {error.strerror or error}"
-            raise MachineError(text, hint=find_remedy(error)) from error
+        await save(folder, self._memory, self._qmp, self._fittings, self._find_guest(has_token=True))
         self._life.finish(End(SAVED, "the machine was saved", expected=True))
 
     def _find_guest(self, *, has_token: bool = False) -> "Address":
@@ -355,7 +361,7 @@ class Monitor:
 
     def _on_owner_gone(self, owner_fd: int) -> None:
         asyncio.get_running_loop().remove_reader(owner_fd)
-        self._life.finish(End("owner-gone", "the program that the machine belonged to has ended"))
+        self._life.stop(End("owner-gone", "the program that the machine belonged to has ended"))
 
     def _on_deadline(self) -> None:
         if not self._life.is_ready:
@@ -386,6 +392,9 @@ class Monitor:
             case ExpectEnd():
                 self._life.is_asked = True
                 self._write_record("stopping")
+                if self._reboots.count and not self._life.is_ready:
+                    # It cannot be asked.
+                    self._life.stop(End("killed", "stopped by the host while the guest rebooted", expected=True))
             case Save():
                 # A save ends every session, so only a machine that its starter owns is saved.
                 is_new = self._plan.is_owned and self._restore is None and not self._is_saving
@@ -397,14 +406,9 @@ class Monitor:
                 self._adopt(0)
             case Quit():
                 self._life.is_asked = True
-                self._life.finish(End("killed", "stopped by the host", expected=True))
+                self._life.stop(End("killed", "stopped by the host", expected=True))
             case TakeKernelLog():
-                try:
-                    await self._memory.take_log()
-                except MachineError as error:
-                    return Answer(False, error.brief, error.hint)
-                except OSError as error:
-                    return Answer(False, f"cannot write the kernel's log: {error.strerror}", find_remedy(error))
+                return await answer_with_log(self._memory)
             case Pause() | Resume() | MeasureClock() | Park() | Take():
                 if not self._life.is_ready or self._qmp is None or self._life.is_asked or self._is_saving:
                     return Answer(False, f"'{self._plan.name}' is not ready")
@@ -436,6 +440,8 @@ class Monitor:
         record = dict(self._plan.record, state="stopping" if self._life.is_asked else state, pid=os.getpid())
         if self._qemu is not None:
             record["qemu_pid"] = self._qemu.pid
+        if self._reboots.is_wanted:
+            record["reboots"] = self._reboots.count
         record |= self._facts
         if self._pausing.trouble:
             record["trouble"] = self._pausing.trouble

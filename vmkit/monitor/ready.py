@@ -115,6 +115,8 @@ def open_ready_listener(plan: LaunchPlan) -> ReadyListener:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     path = plan.directory / plan.ready_socket
     try:
+        # That of the last boot.
+        path.unlink(missing_ok=True)
         sock.bind(str(path))
         os.chmod(path, 0o600)  # noqa: PTH101
         sock.listen(BACKLOG)

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmkit.errors import MachineError
 from vmkit.machine.launch import SnapshotPlan
 from vmkit.snapshots.pages import DamagedError, load_pages, save_pages
 from vmkit.snapshots.store import (
@@ -25,6 +26,7 @@ from vmkit.snapshots.store import (
     read_snapshot,
     write_record,
 )
+from vsh.limits import find_remedy
 from vsh.token import make_token_text, read_token
 
 if TYPE_CHECKING:
@@ -80,6 +82,14 @@ class Restore:
 
 async def save(folder: Path, memory: "GuestMemory", qmp: "Qmp", fittings: "Fittings", address: "Address") -> None:
     """Saves a guest that is ready into a folder; its sessions have ended then. Raises MachineError."""
+    try:
+        await _save(folder, memory, qmp, fittings, address)
+    except OSError as error:
+        text = f"cannot write the snapshot: {error.strerror or error}"
+        raise MachineError(text, hint=find_remedy(error)) from error
+
+
+async def _save(folder: Path, memory: "GuestMemory", qmp: "Qmp", fittings: "Fittings", address: "Address") -> None:
     secret = folder / SECRET
     with open_new(secret) as file:
         file.write(make_token_text())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import vmkit
 from tests.vmkit.machine.conftest import Boot
 from tests.vmkit.roots.archives import make_layout, make_tar
 from tests.vmkit.roots.disks import make_file_system
@@ -53,6 +54,19 @@ def test_created_machine_keeps_its_options_and_its_base(root: Path, folders: Pat
     assert spec.stored is not None
     assert (spec.stored.base, spec.stored.base_format, spec.stored.grows) == (stored.folder / "base", "raw", True)
     assert make_stored_spec("web", {"memory": "512M"}).memory_mib == 512
+
+
+def test_python_names_a_stored_machine_as_up_does(root: Path) -> None:
+    create_stored("web", str(root), {"memory": "1G", "cpus": 2})
+    spec = vmkit.Machine("web").spec
+    assert (spec.name, spec.memory_mib, spec.cpus) == ("web", 1024, 2)
+    assert spec.stored is not None
+    # The default in other words is a wish, too.
+    spec = vmkit.Machine("web", memory="256M", append="quiet").spec
+    assert (spec.memory_mib, spec.cpus, spec.append) == (256, 2, "quiet")
+    with pytest.raises(ConfigError, match="--root does not fit 'web'"):
+        vmkit.Machine("web", root=str(root))
+    assert vmkit.Machine("nothing-of-that-name").spec.image == "nothing-of-that-name"
 
 
 def test_what_a_container_image_says_is_kept(folders: Path) -> None:

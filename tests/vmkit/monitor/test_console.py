@@ -25,6 +25,7 @@ class Room:
         self.file = CappedLog(self.log)
         self.console = Console(ours, self.file, self.troubles.append)
         self.serving: list[asyncio.Task[None]] = []
+        self.reading: asyncio.Task[None]
 
     async def say(self, data: bytes) -> None:
         await asyncio.get_running_loop().sock_sendall(self.guest, data)
@@ -52,11 +53,11 @@ def play(folder: Path, scene: Scene) -> Room:
 
     async def main() -> Room:
         room = Room(folder)
-        reading = asyncio.create_task(room.console.read_to_end())
+        room.reading = asyncio.create_task(room.console.read_to_end())
         async with asyncio.timeout(DEADLINE_S):
             await scene(room)
             room.guest.close()
-            await reading
+            await room.reading
             room.console.close()
             room.file.close()
             await asyncio.gather(*room.serving)
@@ -255,3 +256,23 @@ def test_flood_does_not_starve_the_rest_of_the_monitor(tmp_path: Path) -> None:
         task.cancel()
 
     play(tmp_path, scene)
+
+
+def test_console_of_the_next_boot_reaches_the_same_terminals_and_finds_its_own_trouble(tmp_path: Path) -> None:
+    async def scene(room: Room) -> None:
+        reader, _writer = await room.attach()
+        await room.say(b"Kernel panic - not syncing: first\n")
+        assert await reader.readline() == b"Kernel panic - not syncing: first\n"
+        room.guest.close()
+        await room.reading
+        ours, room.guest = socket.socketpair()
+        room.guest.setblocking(False)
+        room.console.renew(ours)
+        assert room.console.trouble is None
+        room.reading = asyncio.create_task(room.console.read_to_end())
+        await room.say(b"Kernel panic - not syncing: second\n")
+        assert await reader.readline() == b"Kernel panic - not syncing: second\n"
+
+    room = play(tmp_path, scene)
+    assert [trouble.text for trouble in room.troubles] == ["first", "second"]
+    assert b"first" in room.log.read_bytes()

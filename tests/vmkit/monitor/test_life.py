@@ -135,3 +135,45 @@ def test_step_that_fails_while_it_is_given_up_prints_nothing() -> None:
 
     asyncio.run(main())
     assert printed == []
+
+
+def test_next_boot_has_an_end_of_its_own_and_lasting_tasks_go_on() -> None:
+    async def main() -> None:
+        life = Life()
+        lasting, of_a_boot = life.spawn(never(), is_lasting=True), life.spawn(never())
+        life.is_ready = True
+        life.finish(FIRST)
+        await life.cancel_boot()
+        life.renew()
+        assert (of_a_boot.cancelled(), lasting.done(), life.end.done(), life.is_ready) == (True, False, False, False)
+        life.finish(SECOND)
+        assert await life.end is SECOND
+        await life.cancel_all()
+        assert lasting.cancelled()
+
+    asyncio.run(main())
+
+
+def test_end_that_the_host_wants_between_two_boots_is_not_lost() -> None:
+    async def main() -> None:
+        life = Life()
+        life.finish(FIRST)
+        life.stop(SECOND)
+        assert await life.end is FIRST
+        life.renew()
+        assert await life.end is SECOND
+
+    asyncio.run(main())
+
+
+def test_lasting_task_that_fails_between_two_boots_is_the_end_of_the_machine() -> None:
+    async def main() -> End:
+        life = Life()
+        life.finish(FIRST)
+        life.spawn(fail(OSError(24, "Too many open files")), is_lasting=True)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        life.renew()
+        return await life.end
+
+    assert asyncio.run(main()).brief == "the machine's monitor failed: Too many open files"

@@ -25,7 +25,7 @@ from vmkit.machine.parts.part import Companion, Fitting
 from vmkit.machine.registry import find_state_directory, reserve
 from vmkit.machine.spec import Accelerator, Backend, MachineSpec
 from vmkit.machine.start import plan_launch, plan_record, start_machine
-from vmkit.machine.vhost import VhostClaim
+from vmkit.machine.vhost import VhostClaim, VhostDoor
 from vmkit.machine.words import Quit
 from vmkit.monitor.fittings import Fittings
 from vmkit.monitor.monitor import Monitor
@@ -86,6 +86,7 @@ def live(
     vhost_fd: int | None,
     open_ready: Callable[[LaunchPlan], ReadyListener],
     at_ready: Callable[[Monitor], None] | None = None,
+    door: VhostDoor | None = None,
 ) -> Seen:
     """One life of a monitor; at READY it is looked at, and ended unless at_ready says otherwise."""
     ours, theirs = socket.socketpair()
@@ -107,7 +108,7 @@ def live(
 
     async def main() -> None:
         theirs.setblocking(False)
-        monitor = Monitor(plan, theirs, vhost_fd, open_ready)
+        monitor = Monitor(plan, theirs, vhost_fd, open_ready, door=door)
         async with asyncio.timeout(DEADLINE_S):
             listening = asyncio.create_task(listen_to_reports(monitor))
             seen.status = await monitor.run()
