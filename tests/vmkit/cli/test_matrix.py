@@ -194,3 +194,74 @@ def test_missing_file(vmkit: Vmkit) -> None:
     done = vmkit("matrix", "/nonexistent.toml")
     assert done.status == 64
     assert "cannot read the matrix /nonexistent.toml" in done.err
+
+
+def test_lock_refuses_another_image_before_a_machine_starts(
+    vmkit: Vmkit, write_matrix: WriteMatrix, tmp_path: Path
+) -> None:
+    path = write_matrix("ready")
+    done = vmkit("matrix", "lock", str(path), "--quiet")
+    assert (done.status, done.out) == (0, f"{tmp_path}/lab.lock has 1 image and 0 kernels\n"), done.err
+    words = ("matrix", "run", str(path), "--only", "my/own/vhost", "--quiet")
+    assert vmkit(*words).status == 0
+    lock = json.loads((tmp_path / "lab.lock").read_text())
+    lock["images"]["my/amd64"] = "0" * 64
+    (tmp_path / "lab.lock").write_text(json.dumps(lock))
+    done = vmkit(*words)
+    assert done.status == 64
+    assert f"the image my/amd64 is another than {tmp_path}/lab.lock has" in done.err
+    path.write_text(path.read_text().replace('"true"', '"false"'))
+    assert "was changed after" in vmkit(*words).err
+
+
+def test_events_tell_a_program_of_each_cell(vmkit: Vmkit, write_matrix: WriteMatrix) -> None:
+    done = vmkit("matrix", "run", str(write_matrix("exit-at-once")), "--json", "--retry-machine-failures", "1")
+    assert done.status == 125
+    events = [json.loads(line) for line in done.out.splitlines()]
+    for event in events:
+        check_form("matrix-event", event)
+    first, *cells, last = events
+    assert (first["event"], first["cells"], last["event"], last["status"]) == ("begin", 2, "end", 125)
+    assert sorted((cell["cell"], cell["verdict"], cell["attempt"], cell["repeated"]) for cell in cells) == [
+        ("my/own/user", "machine failed", 1, True),
+        ("my/own/user", "machine failed", 2, False),
+        ("my/own/vhost", "skipped", 1, False),
+    ]
+    # Logs have a line for each cell, with what it is about.
+    assert "my/own/user: one error, two error, and runs again (" in done.err
+
+
+def test_merge_names_what_failed_and_what_is_missing(vmkit: Vmkit, write_matrix: WriteMatrix, tmp_path: Path) -> None:
+    path, results, report = str(write_matrix("panic")), str(tmp_path / "results"), str(tmp_path / "report")
+    assert vmkit("matrix", path, "--shard", "2/2", "--to", results, "--quiet").status == 0
+    done = vmkit("matrix", "merge", results, "--to", report)
+    # A failed machine and a cell that never ran say the same of the test.
+    assert (done.status, done.out.splitlines()[-1]) == (125, "2 cells: 1 missing, 1 skipped")
+    assert done.out.splitlines()[1].split()[:2] == ["my/own/user", "missing"]
+    assert vmkit("matrix", path, "--shard", "1/2", "--to", results, "--quiet").status == 1
+    done = vmkit("matrix", "merge", results, "--to", report, "--before", report)
+    assert (done.status, done.out.splitlines()[-1]) == (1, "2 cells: 1 failed, 1 skipped")
+    assert "my/own/user: missing before, failed now" in done.out
+    assert (tmp_path / "report/report.html").read_text().startswith("<!DOCTYPE html>")
+    done = vmkit("matrix", path, "--shard", "1/2", "--to", results, "--times", report, "--quiet")
+    assert done.status == 1, done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("merge", ".", "--to", "x", "--origin", "My CI"), "--origin must have lower-case letters, digits and '_'"),
+        (("merge", "/nonexistent", "--to", "x"), "there is no directory /nonexistent"),
+        (("merge", "."), "Missing option '--to'"),
+        (("run", "lab.toml", "--times", "x"), "--times shares the cells out, and needs --shard"),
+    ],
+)
+def test_wrong_words_for_a_merge_are_bad_usage(
+    vmkit: Vmkit, write_matrix: WriteMatrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...], said: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    write_matrix("ready")
+    done = vmkit("matrix", *words)
+    assert done.status == 64
+    assert said in done.err

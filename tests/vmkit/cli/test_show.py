@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from vmkit.cli.show import open_progress, print_json, print_table
+from vmkit.cli.show import open_lines, open_progress, print_json, print_table
 
 ODD = "[/nope] [red]x :smile: \\[ ä"
 
@@ -23,6 +23,50 @@ def test_quiet_progress_says_nothing(capsys: pytest.CaptureFixture[str]) -> None
     with open_progress(quiet=True) as tell:
         tell("a", None)
     assert capsys.readouterr() == ("", "")
+
+
+LINES = """
+from vmkit.cli.show import open_lines
+with open_lines(quiet=False) as lines:
+    for number in range(3):
+        lines.add(f"[cell] {number} done")
+        lines.tell(f"{number + 1} of 3 cells", (number + 1) / 3)
+"""
+
+
+def read_terminal(ours: int) -> bytes:
+    """All that is written to a terminal until its last writer has gone."""
+    seen = b""
+    while True:
+        try:
+            data = os.read(ours, 65536)
+        except OSError:
+            return seen
+        if not data:
+            return seen
+        seen += data
+
+
+def test_lines_of_many_things_stay_in_a_terminal() -> None:
+    ours, theirs = pty.openpty()
+    environ = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LC_ALL": "C.UTF-8"}
+    with subprocess.Popen([sys.executable, "-c", LINES], stdin=theirs, stderr=theirs, env=environ) as process:
+        os.close(theirs)
+        seen = read_terminal(ours).decode()
+    os.close(ours)
+    assert process.returncode == 0
+    # What changes was there, and is gone at the end.
+    assert "of 3 cells" in seen
+    assert [f"[cell] {number} done\r\n" in seen for number in range(3)] == [True] * 3
+
+
+def test_lines_of_many_things_in_a_log_are_those_that_stay(capsys: pytest.CaptureFixture[str]) -> None:
+    for quiet in (True, False):
+        with open_lines(quiet=quiet) as lines:
+            lines.tell("2 machines", None)
+            lines.add("one done")
+            lines.tell("1 of 2", 0.5)
+    assert capsys.readouterr() == ("", "vmkit: 2 machines\nvmkit: one done\n")
 
 
 SCRIPT = """
