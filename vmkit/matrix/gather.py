@@ -1,12 +1,14 @@
-"""Finds the results of cells below folders, and writes one merged result. Each record is read twice.
+"""Finds the results of cells below folders, and writes one merged result.
 
-The first time for its verdicts, the second time for its texts: those of 10,000 cells do not fit into memory.
+The texts of 10,000 cells may not fit into memory. Beyond a limit, a record is read twice: for its verdicts, and for
+its texts when they are written.
 """
 
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -32,12 +34,16 @@ from vmkit.matrix.summary import parse_merged, render_markdown, render_merged, r
 # An engine puts the folder of each job into one of its own, and those into one of the run.
 MAX_DEPTH = 4
 MERGED = "results.json"
+# Of texts in memory.
+KEPT_BYTES = 64 << 20
+# Of the other parts of a test and of a command.
+_PART_BYTES = 500
 MAX_MERGED_BYTES = 256 << 20
 _CELL = re.compile(r"\d{6}")
 
 
-def merge_folders(folders: Sequence[Path], before: Path | None = None) -> Merged:
-    """Reads all results below the folders. before: of an earlier merge.
+def merge_folders(folders: Sequence[Path], before: Path | None = None, kept_bytes: int = KEPT_BYTES) -> Merged:
+    """Reads all results below the folders. before: of an earlier merge. kept_bytes: of texts that stay in memory.
 
     Raises ConfigError where there are none, or where they are of two matrices.
     """
@@ -56,7 +62,9 @@ def merge_folders(folders: Sequence[Path], before: Path | None = None) -> Merged
                     hint="merge each on its own",
                 )
             plan, place = its_plan, one
-            found += _read_cells(one, troubles)
+            for cell in _read_cells(one, troubles):
+                kept_bytes -= _measure(cell)
+                found.append(cell if kept_bytes > 0 else replace(cell, whole=None))
     assert plan is not None
     merged = merge_records(plan, found, troubles)
     if before is None:
@@ -111,7 +119,16 @@ def _read_cells(folder: Path, troubles: dict[int, str]) -> Iterator[Found]:
         else:
             # A cell that began just before a kill has a lock alone.
             if record is not None:
-                yield Found(strip_record(record), str(folder / name), count_cases(record))
+                yield Found(strip_record(record), str(folder / name), count_cases(record), record)
+
+
+def _measure(found: Found) -> int:
+    """About how many bytes the texts of a record take."""
+    assert found.whole is not None
+    return sum(
+        _PART_BYTES + len(command.text) + sum(_PART_BYTES + len(test.log) for test in command.tests)
+        for command in found.whole.commands
+    )
 
 
 def write_merged(merged: Merged, to: Path, origin: str) -> None:
@@ -144,8 +161,8 @@ def write_merged(merged: Merged, to: Path, origin: str) -> None:
 
 def _read_whole(cells: Iterable[MergedCell]) -> Iterator[tuple[MergedCell, CellRecord | None]]:
     for cell in cells:
-        record = None
-        if cell.found is not None:
+        record = None if cell.found is None else cell.found.whole
+        if cell.found is not None and record is None:
             record = read_record(Path(cell.found.place))
             if record is None or _identify(record) != _identify(cell.found.record):
                 raise HostError(f"{cell.found.place} has changed while it was merged", hint="merge again")

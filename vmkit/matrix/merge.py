@@ -21,11 +21,15 @@ _WORST_FIRST = list(STATUSES)
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A record that a merge found. place: its folder. cases: of its JUnit file, by their verdicts."""
+    """A record that a merge found, without its texts. place: its folder. cases: of its JUnit file, by their verdicts.
+
+    whole: the record with its texts, where there is room for it.
+    """
 
     record: CellRecord
     place: str
     cases: Mapping[CaseVerdict, int]
+    whole: CellRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
