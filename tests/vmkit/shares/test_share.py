@@ -11,6 +11,7 @@ import pytest
 from tests.vmkit.forward.test_forward import FakeMachine
 from tests.vsh.live import Vshd, wait_until
 from tests.vshd.test_init import needs_namespace
+from tests.vshd.test_root import BUSYBOX, ForeignRoot, make_folder
 from vmkit.shares.place import SharedPlace
 from vmkit.shares.registry import read_shares
 from vmkit.shares.start import end_share, open_share, start_share
@@ -78,6 +79,30 @@ def test_end_of_the_machine_ends_the_process(machine: FakeMachine, tmp_path: Pat
     start_share("my", SharedPlace(folder, str(tmp_path / "there")))
     machine.end()
     wait_until(lambda: read_shares("my") == [], "the share is there still")
+
+
+@needs_namespace
+@needs_fuse
+@pytest.mark.skipif(BUSYBOX is None, reason="no busybox to make a root of")
+def test_share_is_in_the_root_of_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vshd itself is outside of it, and takes no code from there."""
+    runtime = tmp_path / "run"
+    runtime.mkdir(mode=0o700)
+    monkeypatch.setenv("VMKIT_RUNTIME_DIR", str(runtime))
+    (tmp_path / "folder").mkdir()
+    with contextlib.ExitStack() as stack:
+        root = ForeignRoot(make_folder(tmp_path / "foreign"))
+        stack.callback(root.stop)
+        vshd = Vshd(tmp_path, [root.flag])
+        stack.callback(vshd.stop)
+        stack.callback(FakeMachine(runtime, "my", 77, {9001: str(vshd.path)}).end)
+        client = Client(find_by_name("my"))
+        with open_share("my", SharedPlace(tmp_path / "folder", "/mnt/deep")):
+            done = client.run(["sh", "-c", "echo x > /mnt/deep/made; ls /mnt/deep"], text=True, user="root")
+            assert (done.stdout, done.stderr) == ("made\n", "")
+        assert (tmp_path / "folder/made").read_text() == "x\n"
+        wait_until(lambda: client.run(["ls", "/mnt"], user="root").returncode, "the place is there still")
+    assert not (tmp_path / "foreign/run/was-loaded").exists()
 
 
 def test_machine_that_does_not_answer_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
