@@ -115,7 +115,7 @@ def _detach(path: bytes) -> None:
 
 def _make_folders(path: str) -> "list[str]":
     """Makes a folder and those above it; returns the ones that were missing, the uppermost first. Raises OSError."""
-    made = []
+    made: list[str] = []
     end = 0
     while end < len(path):
         end = path.find("/", end + 1)
