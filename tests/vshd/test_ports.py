@@ -294,7 +294,7 @@ def test_client_that_reads_nothing_costs_one_report_and_gets_the_latest() -> Non
             theirs.send(bytes(4) * 64)
     served, looker = Served(ours), Scripted()
     looker.seen = [(LOOPBACK, port, port) for port in range(1, 200)]
-    with serve_in_thread(lambda: PortsService(looker), served, theirs, b""):  # type: ignore[arg-type]
+    with serve_in_thread(lambda: PortsService(looker), served, theirs, b""):  # type: ignore[arg-type]  # a stand-in
         wait_until(lambda: looker.looks == 1, "the first look")
         looker.seen = [(LOOPBACK, 7, 7)]
         # Empty reports fill the way; behind them come the first report and the last one.
