@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree as Xml
@@ -173,6 +174,26 @@ def test_interruption_ends_every_machine(write_matrix: WriteMatrix, folders: Pat
         _, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 128 + signal.SIGINT, err
     assert read_machines() == []
+
+
+def test_cell_whose_run_is_killed_is_in_the_report_as_killed(
+    vmkit: Vmkit, write_matrix: WriteMatrix, tmp_path: Path
+) -> None:
+    path, results = str(write_matrix("silent")), tmp_path / "results"
+    words = [sys.executable, "-m", "vmkit", "matrix", "run", path, "--cell", "0", "--to", str(results), "--quiet"]
+    end_s = time.monotonic() + DEADLINE_S
+    with subprocess.Popen(words, process_group=0) as process:
+        while not (results / "000000/results.json").exists():
+            assert process.poll() is None and time.monotonic() < end_s
+            time.sleep(0.02)
+        process.kill()
+    done = vmkit("matrix", "merge", str(results), "--to", str(tmp_path / "report"))
+    assert (done.status, done.out.splitlines()[-1]) == (125, "2 cells: 1 killed, 1 missing")
+    suite = Xml.parse(tmp_path / "report/junit.xml").getroot()[0]
+    assert (suite.get("tests"), suite.get("errors")) == ("4", "4")
+    # The lock is free: an engine starts the job again.
+    with open_cell(results, 0) as folder:
+        assert folder.previous is not None and not folder.previous.is_decided
 
 
 def test_end_of_a_run_waits_for_cells_that_nobody_else_counts(write_matrix: WriteMatrix, folders: Path) -> None:
