@@ -66,6 +66,7 @@ class Options(Words):
         "listen",
         "log_kmsg",
         "log_stderr",
+        "logs",
         "max_lasting",
         "max_memory",
         "max_processes",
@@ -105,6 +106,7 @@ class Options(Words):
         self.listen = f"vsock:{VSHD_PORT}"
         self.log_kmsg = True
         self.log_stderr = False
+        self.logs = ""
         self.max_lasting = 100
         self.max_memory = 0
         self.max_processes = DEFAULT_PROCESSES
@@ -168,6 +170,8 @@ Serves shells and commands to vsh, over vsock. Values in parentheses are default
   --extended                      use the extended protocol with clients that offer it (true)
   --log_kmsg                      log to /dev/kmsg, else to syslog (true)
   --log_stderr                    log to stderr only (false)
+  --logs=PATH                     the host may read this guest's log: PATH is the socket of the process that collects it
+                                  (set by vshd's own init)
   --version, --help               print the version; print this help
 """
 

@@ -39,6 +39,7 @@ MESSAGES = {
     ],
     "Clock": [],
     "PowerOff": [],
+    "Logs": [(1, "collector", "bytes", ""), (2, "next", "uint64", "")],
     "Subsystem": [(1, "name", "bytes", ""), (2, "user", "bytes", "")],
     "Share": [(1, "path", "bytes", ""), (2, "source", "bytes", ""), (3, "read_only", "bool", "")],
     "Lasting": [
@@ -96,6 +97,7 @@ MESSAGES = {
         (VENDOR + 10, "power_off", "PowerOff", ""),
         (VENDOR + 11, "keeps_env", "bool", ""),
         (VENDOR + 19, "ports", "Ports", ""),
+        (VENDOR + 29, "logs", "Logs", ""),
         (VENDOR + 49, "share", "Share", ""),
     ],
     "SetupConnectionResponse": [

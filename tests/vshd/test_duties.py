@@ -40,7 +40,8 @@ def loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WriteLoader:
 
 def test_duties_are_taken_and_the_rest_is_vshds() -> None:
     words = ["--default_user=root", "--init_hook=/h", "--init_wall=transport,kernel", "--init_lock_modules", "--init_x"]
-    found, rest = take_duties([*words, "--init_require_kernel"])
+    found, rest = take_duties([*words, "--init_require_kernel", "--init_log=/l"])
+    assert found.log == "/l"
     assert (found.hook, found.layers, found.lock_modules, found.require_kernel) == (
         "/h",
         ["transport", "kernel"],

@@ -2,19 +2,24 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from subprocess import PIPE
 from typing import Protocol
 
 import pytest
 
+from tests.descriptors import read_descriptors
 from tests.vsh.live import CHECKOUT, DEADLINE_S, ENVIRONMENT, Program, Vshd, ended, is_listening, wait_until
 from vsh.address import Address
 from vsh.errors import VshError
+from vsh.logs import open_logs
 from vsh.power_off import ask_to_power_off
+from vshd.carry.records import MARK, SYSLOG, LogReader, LogRecord
 from vshd.pid1 import init
 from vshd.pid1.init import InitError, find_pause_s, find_ready_port
 
@@ -220,6 +225,67 @@ def test_init_starts_a_vshd_that_keeps_dying_after_growing_pauses(start_guest: S
     pauses = ["at once", "in 0.1 s", "in 0.2 s", "in 0.4 s", "in 0.8 s"]
     lines = [f"vmkit-init: error: vshd ended with -9; it is started again {pause}" for pause in pauses]
     assert guest.finish_with_errors() == lines
+
+
+@needs_namespace
+def test_log_is_there_before_the_hook_and_its_collector_starts_again(start_guest: StartGuest, tmp_path: Path) -> None:
+    log, handed, hook = tmp_path / "log", tmp_path / "handed", tmp_path / "hook"
+    send = f"import socket; s = socket.socket(1, 2); s.connect({str(log)!r})"
+    # More than the socket holds.
+    hook.write_text(f"#!{sys.executable}\n{send}\nfor n in range(1000): s.send(b'<14>hook: %d' % n)\n")
+    hook.chmod(0o755)
+    guest = start_guest(f"--init_log={log}", f"--logs={handed}", f"--init_hook={hook}")
+    wait_until(lambda: is_listening(guest.socket), "vshd listens")
+
+    def write(text: str) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as program:
+            program.connect(str(log))
+            program.send(text.encode())
+
+    texts = [record.text for record in read_log(guest) if record.source == SYSLOG]
+    assert texts == [b"<14>hook: %d" % number for number in range(1000)]
+    (collector,) = [pid for pid in guest.vshd if not is_vshd_of(pid, guest)]
+    os.kill(collector, signal.SIGKILL)
+    wait_until(lambda: collector not in guest.vshd, "the collector has ended")
+
+    def arrives() -> bool:
+        write("again")
+        return b"again" in [record.text for record in read_log(guest)]
+
+    wait_until(arrives, "another collector has the line")
+    os.kill(guest.pid, signal.SIGUSR2)
+    assert "error" not in guest.finish()
+
+
+def is_vshd_of(pid: int, guest: Guest) -> bool:
+    """Whether a child of pid 1 is the vshd that listens."""
+    inode = next(
+        line.split()[6] for line in Path("/proc/net/unix").read_text().splitlines() if line.endswith(str(guest.socket))
+    )
+    return any(target == f"socket:[{inode}]" for _, target in read_descriptors(pid))
+
+
+def read_log(guest: Guest) -> list[LogRecord]:
+    """All that the guest has logged until now."""
+    fd, data = open_logs(Address.unix(str(guest.socket)), b"", 0, timeout_s=DEADLINE_S)
+    with socket.socket(fileno=fd) as sock:
+        sock.settimeout(DEADLINE_S)
+        # pid 1 throws the connection away right after the death of a collector.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            sock.sendall(bytes(8))
+        reader = LogReader()
+        records: list[LogRecord] = []
+        while True:
+            for record in reader.feed(data):
+                if record.source == MARK:
+                    return records
+                records.append(record)
+            try:
+                data = sock.recv(65536)
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                return records
 
 
 def test_pause_grows_to_its_ceiling() -> None:

@@ -41,10 +41,11 @@ class Layout:
     QEMU_LOG = "qemu.log"
     MONITOR_LOG = "monitor.log"
     KERNEL_LOG = "kernel.log"
+    SYSLOG = "syslog.jsonl"
     EVENTS = "events.jsonl"
     ARGV = "argv.txt"
     # Those of every machine. Parts add the logs of their companions.
-    LOGS = (CONSOLE_LOG, QMP_LOG, QEMU_LOG, MONITOR_LOG, KERNEL_LOG, EVENTS, ARGV)
+    LOGS = (CONSOLE_LOG, QMP_LOG, QEMU_LOG, MONITOR_LOG, KERNEL_LOG, SYSLOG, EVENTS, ARGV)
 
 
 class Stage(StrEnum):

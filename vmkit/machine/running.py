@@ -43,6 +43,8 @@ CONSOLE_CONNECT_TIMEOUT_S = 5.0
 KERNEL_LOG_DEADLINE_S = 60.0
 MAX_CID_DIGITS = 10
 
+# What programs and the kernel of the guest write: see vmkit.machine.syslog.
+SYSLOG = "syslog"
 # The logs of a machine by the names that `vmkit logs --kind` takes.
 LOG_KINDS = {
     "console": Layout.CONSOLE_LOG,
@@ -52,6 +54,7 @@ LOG_KINDS = {
     "monitor": Layout.MONITOR_LOG,
     "argv": Layout.ARGV,
     "kernel": Layout.KERNEL_LOG,
+    SYSLOG: Layout.SYSLOG,
     **list_companion_logs(),
 }
 # The kind that is no file: it comes out of the kernel's log.
@@ -165,6 +168,8 @@ class MachineHandle(ABC):
         """A log as it is now; kind: a key of LOG_KINDS, or "sessions". Raises ConfigError, MachineError."""
         if kind == SESSIONS:
             return render_sessions(take_kernel_log(self.find_entry()))
+        if kind == SYSLOG:
+            return logs(self.find_entry().name, kind)
         return b"".join(read_log(Path(self.find_entry().directory), kind))
 
     def follow_log(self, kind: str = "console") -> Iterator[bytes]:
@@ -274,6 +279,10 @@ def logs(name: str, kind: str = "console") -> bytes:
     """
     if kind == SESSIONS:
         return render_sessions(read_kernel_log(name))
+    if kind == SYSLOG:
+        from vmkit.machine.syslog import read_lines  # noqa: PLC0415  (it reads logs as this module does)
+
+        return read_lines(name)
     return b"".join(read_log(find_logs(name), kind))
 
 

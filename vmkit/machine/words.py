@@ -44,6 +44,11 @@ class TakeKernelLog:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeSyslog:
+    """Fetch all that the guest has logged until now, and write it to Layout.SYSLOG."""
+
+
+@dataclass(frozen=True, slots=True)
 class Save:
     """Save the machine into a folder, and end it: its end is then `saved`."""
 
@@ -85,7 +90,9 @@ class Disown:
     """The machine goes on when the process that it belongs to ends."""
 
 
-Request = Watch | ExpectEnd | Quit | TakeKernelLog | Save | Pause | Resume | MeasureClock | Park | Take | Disown
+Request = (
+    Watch | ExpectEnd | Quit | TakeKernelLog | TakeSyslog | Save | Pause | Resume | MeasureClock | Park | Take | Disown
+)
 
 # The reason of the end that a Save asks for.
 SAVED = "saved"
@@ -95,6 +102,7 @@ REQUESTS: dict[str, type[Request]] = {
     "expect-end": ExpectEnd,
     "quit": Quit,
     "take-kernel-log": TakeKernelLog,
+    "take-syslog": TakeSyslog,
     "save": Save,
     "pause": Pause,
     "resume": Resume,

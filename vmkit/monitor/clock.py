@@ -43,6 +43,11 @@ class ClockKeeper:
         # No exchange is under way while the guest is stopped, but that of resume().
         self._is_stopped = False
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the guest's processors are stopped."""
+        return self._is_stopped
+
     async def measure(self) -> "Offset":
         """How far the guest's clock is off. Raises VshError."""
         return await self._use(lambda clock: clock.measure())

@@ -41,6 +41,7 @@ from vmkit.machine.words import (
     Save,
     Take,
     TakeKernelLog,
+    TakeSyslog,
     Watch,
     name_of,
 )
@@ -50,6 +51,7 @@ from vmkit.monitor.console import Console, ConsoleTrouble
 from vmkit.monitor.control import ControlServer
 from vmkit.monitor.end import End, QemuExit, explain_exit, explain_trouble
 from vmkit.monitor.fittings import Fittings
+from vmkit.monitor.guest import GuestLinks, LinkedGuest
 from vmkit.monitor.lastwords import LastWords, answer_with_log
 from vmkit.monitor.life import Life, explain_failure
 from vmkit.monitor.logs import CappedLog, EventLog
@@ -59,14 +61,11 @@ from vmkit.monitor.qemu import QemuDescriptors, listen_within, start_qemu
 from vmkit.monitor.ready import ReadyListener, open_ready_listener, parse_facts, parse_wall_text
 from vmkit.monitor.reboots import Reboots
 from vmkit.monitor.stops import Stops
-from vsh.registry import Entry
 
 if TYPE_CHECKING:
     from vmkit.monitor.child import Child
     from vmkit.monitor.qmp import Qmp
     from vmkit.monitor.snapshots import Restore
-    from vsh.address import Address
-    from vsh.clock import GuestClock
 
 # A panicking kernel prints its trace after the first line, then resets; what has not come by then is not waited for.
 TROUBLE_GRACE_S = 1.5
@@ -122,7 +121,9 @@ class Monitor:
         self._qemu: Child | None = None
         self._qmp: Qmp | None = None
         self._restore: Restore | None = None
-        self._clock = ClockKeeper(self._open_clock, self._events)
+        self._guest = LinkedGuest(plan, self._events, self._open_log, lambda: self._clock.is_stopped)
+        self._links = GuestLinks(self._guest)
+        self._clock = ClockKeeper(partial(self._guest.open_clock, CLOCK_DEADLINE_S), self._events)
         self._pausing = Pausing(plan.name, self._clock, partial(self._write_record, must=True), self._adopt)
         self._stops = Stops(self._life, self._pausing, self._events)
 
@@ -320,6 +321,7 @@ class Monitor:
             # One that will be saved must have no session.
             self._boot.push_async_callback(self._clock.close)
             self._life.spawn(self._clock.keep())
+            self._links.begin(self._life)
 
     def _begin_restore(self) -> "Restore | None":
         if self._plan.snapshot is None:
@@ -331,7 +333,7 @@ class Monitor:
         return restore
 
     async def _thaw(self, restore: "Restore") -> None:
-        thawed = await restore.thaw(self._find_guest(), self._plan.name)
+        thawed = await restore.thaw(self._guest.find_address(), self._plan.name)
         self._events.add("thawed", {"clock_error_ms": round(thawed.clock_error_ns / 1e6, 1)})
         self._become_ready(parse_wall_text(thawed.wall))
 
@@ -339,20 +341,8 @@ class Monitor:
         from vmkit.monitor.snapshots import save  # noqa: PLC0415 - few machines are saved or restored
 
         assert self._qmp is not None
-        await save(folder, self._memory, self._qmp, self._fittings, self._find_guest(has_token=True))
+        await save(folder, self._memory, self._qmp, self._fittings, self._guest.find_address(has_token=True))
         self._life.finish(End(SAVED, "the machine was saved", expected=True))
-
-    def _find_guest(self, *, has_token: bool = False) -> "Address":
-        """How to reach the guest, which need not be ready. has_token: it is told the machine's token, if any."""
-        from vsh.address import address_of  # noqa: PLC0415 - a machine that ends within seconds is not asked
-
-        token = self._plan.record.get("token") if has_token else None
-        return address_of(Entry(str(self._plan.directory), {**self._plan.record, "state": "ready", "token": token}))
-
-    def _open_clock(self) -> "GuestClock":
-        from vsh.clock import open_clock  # noqa: PLC0415 - a machine that ends within seconds is not asked
-
-        return open_clock(self._find_guest(has_token=True), timeout_s=CLOCK_DEADLINE_S)
 
     async def _drain_console(self) -> None:
         """What the guest printed last is read when QEMU's end of the console closes."""
@@ -409,6 +399,8 @@ class Monitor:
                 self._life.stop(End("killed", "stopped by the host", expected=True))
             case TakeKernelLog():
                 return await answer_with_log(self._memory)
+            case TakeSyslog():
+                return await self._links.answer(request)
             case Pause() | Resume() | MeasureClock() | Park() | Take():
                 if not self._life.is_ready or self._qmp is None or self._life.is_asked or self._is_saving:
                     return Answer(False, f"'{self._plan.name}' is not ready")

@@ -24,15 +24,16 @@ class DutyError(Exception):
 
 
 class Duties:
-    """The words, parsed. layers: those of the wall that the image wants. no_kernel: why it has no kernel layer. system:
-    see vshd.pid1.system."""
+    """The words, parsed. layers: those of the wall that the image wants. log: where programs send the lines of their
+    logs. no_kernel: why there is no kernel layer. system: see vshd.pid1.system."""
 
-    __slots__ = ("hook", "layers", "lock_modules", "no_kernel", "require_kernel", "system")
+    __slots__ = ("hook", "layers", "lock_modules", "log", "no_kernel", "require_kernel", "system")
 
     def __init__(self) -> None:
         self.hook = ""
         self.layers: list[str] = []
         self.lock_modules = False
+        self.log = ""
         self.no_kernel = ""
         self.require_kernel = False
         self.system = "none"
@@ -51,6 +52,8 @@ def take_duties(words: list[str]) -> tuple[Duties, list[str]]:
             duties.no_kernel = value
         elif name == "--init_require_kernel":
             duties.require_kernel = True
+        elif name == "--init_log":
+            duties.log = value
         elif name == "--init_system":
             duties.system = value
         elif name == "--init_lock_modules":

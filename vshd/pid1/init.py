@@ -21,6 +21,7 @@ from vshd.carry.inherited import hold_stdio, settle_signals
 from vshd.carry.vsock import VsockError
 from vshd.flags import HOST_CID, FlagError, Options, parse_flags
 from vshd.listener import bind_early, parse_allowed_cids
+from vshd.pid1.collector import HANDED, CollectorKeeper
 from vshd.pid1.duties import Duties, DutyError, describe_wall, lock_modules, raise_kernel_layer, run_hook, take_duties
 from vshd.signals import SIGCHLD, SIGINT, SIGKILL, SIGTERM, SIGUSR1, SIGUSR2, Wakeup
 
@@ -91,6 +92,7 @@ class Init:
         self._is_ready = False
         self._token_from: str | None = None
         self._power_off_signal = SIGUSR2
+        self._collector = CollectorKeeper(_warn)
         self._ready, self._ready_end = os.pipe()
         os.set_blocking(self._ready, False)
         self._wakeup = Wakeup((SIGCHLD, *WAYS_DOWN))
@@ -103,6 +105,9 @@ class Init:
         self._token_from = find_token_source(command_line)
         ready_port = find_ready_port(command_line)
         options = parse_flags(self._argv)
+        if self._duties.log:
+            # Before the first program that is not ours.
+            self._collector.open(self._duties.log, options.logs or HANDED)
         facts = self._prepare(self._duties, options)
         if options.root_namespace:
             facts += self._hand_over(command_line, options.root_namespace)
@@ -110,11 +115,14 @@ class Init:
         poll = select.poll()
         poll.register(self._wakeup.fd, select.POLLIN)
         while True:
-            poll.poll(self._find_wait_ms())
+            logs = self._collector.watch(poll)
+            ready = poll.poll(self._find_wait_ms())
             for number in self._wakeup.take():
                 if number in WAYS_DOWN:
                     return WAYS_DOWN[number]
             self._reap()
+            if any(fd in logs for fd, _ in ready):
+                self._collector.tend(time.monotonic(), self._wakeup.close)
             if self._vshd < 0 and time.monotonic() >= self._due_s:
                 self._restart_vshd()
 
@@ -126,10 +134,12 @@ class Init:
         allowed_cids = parse_allowed_cids(options.allow_cid)
         kernel = raise_kernel_layer(duties)
         if kernel.startswith("missing"):
-            _say(f"warning: the wall's kernel layer is {kernel}")
+            _warn(f"the wall's kernel layer is {kernel}")
         if "daemon" in duties.layers:
             self._bound = bind_early(options.listen)
         if duties.hook:
+            # The hook may log more than the socket holds.
+            self._collector.start(self._wakeup.close)
             run_hook(duties.hook)
         if duties.lock_modules:
             lock_modules()
@@ -142,6 +152,9 @@ class Init:
         root = system.find_system(system.find_wanted(command_line, self._duties.system), namespace)
         if root is None:
             return b""
+        # A child of the other pid 1 would not be ours to reap.
+        self._collector.stop()
+        self._collector.yield_path()
         if os.fork():
             system.become_system(root)
         self.is_beside = True
@@ -157,6 +170,8 @@ class Init:
         if self._token_from is not None:
             options.token_from = self._token_from
         options.freeze_file = options.freeze_file or FREEZE_FILE
+        if self._duties.log:
+            options.logs = options.logs or HANDED
         options.power_off = True
         options.power_off_signal = self._power_off_signal
         pid = os.fork()
@@ -194,6 +209,8 @@ class Init:
                 return
             if pid == self._vshd:
                 self._on_death(os.waitstatus_to_exitcode(status))
+            elif pid == self._collector.pid:
+                self._collector.note_end(os.waitstatus_to_exitcode(status), time.monotonic())
 
     def _on_death(self, status: int) -> None:
         """A vshd that has served once is started again; one that never came up will not. Raises InitError."""
@@ -291,6 +308,10 @@ def _read_command_line() -> str:
 def _report(text: str) -> None:
     """The one line the host looks for on the console."""
     _say(f"error: {text}")
+
+
+def _warn(text: str) -> None:
+    _say(f"warning: {text}")
 
 
 def _say(text: str) -> None:

@@ -15,7 +15,7 @@ from vshd.wire.messages import (
     SetupConnectionResponse,
     WindowResizeMessage,
 )
-from vshd.wire.requests import Attach, Clock, Forward, Freeze, Lasting, Ports, PowerOff, Share, Subsystem, Thaw
+from vshd.wire.requests import Attach, Clock, Forward, Freeze, Lasting, Logs, Ports, PowerOff, Share, Subsystem, Thaw
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ STUB_ARGV = b"/nonexistent/vsh-extended"
 # `nopty` with its default value: a request of no bytes could not be announced.
 EMPTY_REQUEST = bytes((8 << 3, 0))
 # Of a request: what it asks for instead of a command.
-SERVICE_FIELDS = ("forward", "freeze", "thaw", "clock", "subsystem", "lasting", "power_off", "ports", "share")
+SERVICE_FIELDS = ("forward", "freeze", "thaw", "clock", "subsystem", "lasting", "power_off", "ports", "logs", "share")
 
 
 def make_service_request(
@@ -40,10 +40,11 @@ def make_service_request(
     lasting: Lasting | None = None,
     attach: Attach | None = None,
     power_off: PowerOff | None = None,
+    logs: Logs | None = None,
     ports: Ports | None = None,
     share: Share | None = None,
 ) -> SetupConnectionRequest:
-    """A request for a service (3 to 7), which servers that do not know it refuse as they refuse the stub."""
+    """A request for a service (3 to 8), which servers that do not know it refuse as they refuse the stub."""
     request = SetupConnectionRequest(
         target=messages.VM_SHELL, user=STUB_USER, argv=[STUB_ARGV], nopty=True, forward=forward
     )
@@ -54,6 +55,7 @@ def make_service_request(
     request.lasting = lasting
     request.attach = attach
     request.power_off = power_off
+    request.logs = logs
     request.ports = ports
     request.share = share
     return request

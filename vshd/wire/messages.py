@@ -19,7 +19,7 @@ from vshd.wire.proto3 import (
     Message,
     Oneof,
 )
-from vshd.wire.requests import Attach, Clock, Forward, Freeze, Lasting, Ports, PowerOff, Share, Subsystem, Thaw
+from vshd.wire.requests import Attach, Clock, Forward, Freeze, Lasting, Logs, Ports, PowerOff, Share, Subsystem, Thaw
 
 # ConnectionStatus
 UNKNOWN, READY, EXITED, FAILED = 0, 1, 2, 3
@@ -128,6 +128,7 @@ class SetupConnectionRequest(Message):
         "freeze",
         "keeps_env",
         "lasting",
+        "logs",
         "nopty",
         "ports",
         "power_off",
@@ -166,6 +167,7 @@ class SetupConnectionRequest(Message):
         Field(VENDOR + 10, "power_off", MESSAGE, PowerOff),
         Field(VENDOR + 11, "keeps_env", BOOL),
         Field(VENDOR + 19, "ports", MESSAGE, Ports),
+        Field(VENDOR + 29, "logs", MESSAGE, Logs),
         Field(VENDOR + 49, "share", MESSAGE, Share),
     )
 
@@ -205,6 +207,7 @@ class SetupConnectionRequest(Message):
         self.lasting: Lasting | None = None
         self.attach: Attach | None = None
         self.power_off: PowerOff | None = None
+        self.logs: Logs | None = None
         self.ports: Ports | None = None
         self.share: Share | None = None
         # HOME and SHELL of `env` are the target's, too.

@@ -1,4 +1,4 @@
-"""What a client may ask for instead of a command: the messages of docs/reference/protocol.md sections 3 to 7 that stand
+"""What a client may ask for instead of a command: the messages of docs/reference/protocol.md sections 3 to 8 that stand
 in a SetupConnectionRequest.
 
 Owns names and field numbers, as vshd.wire.messages does.
@@ -104,6 +104,22 @@ class PowerOff(Message):
     """Asks the server to end its guest (5.5)."""
 
     __slots__ = ()
+
+
+class Logs(Message):
+    """Asks for the records of the guest's log (8).
+
+    collector, next: the id of the collector that the client knows, and the number of the record that it lacks. A client
+    that knows none, or another one, gets all that is kept.
+    """
+
+    __slots__ = ("collector", "next")
+
+    FIELDS = (Field(1, "collector", BYTES), Field(2, "next", UINT64))
+
+    def __init__(self, *, collector: bytes = b"", next_: int = 0) -> None:
+        self.collector = collector
+        self.next = next_
 
 
 class Subsystem(Message):

@@ -1,6 +1,7 @@
 """logs and console: of running machines, of ended ones, through pipes and a terminal."""
 
 import contextlib
+import itertools
 import json
 import os
 import pty
@@ -26,6 +27,8 @@ from vmkit.machine.registry import reserve
 from vmkit.machine.running import LOG_KINDS
 
 DEADLINE_S = 30.0
+# The records of a syslog are rendered.
+AS_THEY_ARE = sorted(LOG_KINDS.keys() - {"syslog"})
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def machine(folders: Path) -> Iterator[Path]:
         yield reservation.directory
 
 
-@pytest.mark.parametrize("kind", sorted(LOG_KINDS))
+@pytest.mark.parametrize("kind", AS_THEY_ARE)
 def test_log_of_every_kind_is_printed(vmkit: Vmkit, machine: Path, kind: str) -> None:
     assert vmkit("logs", "--kind", kind).out == f"this is {kind}\n"
 
@@ -48,7 +51,7 @@ def test_console_log_is_what_logs_means(vmkit: Vmkit, machine: Path, word: str) 
     assert vmkit("logs", word, "--path").out == f"{machine}\n"
 
 
-@pytest.mark.parametrize("kind", sorted(LOG_KINDS))
+@pytest.mark.parametrize("kind", AS_THEY_ARE)
 def test_log_is_shown_without_what_steers_a_terminal(program: Program, machine: Path, kind: str) -> None:
     (machine / LOG_KINDS[kind]).write_bytes(HOSTILE + b"\n")
     assert program("logs", "m", "--kind", kind).stdout == SEEN.encode() + b"\n"
@@ -106,6 +109,57 @@ def test_logs_of_nobody_are_told(vmkit: Vmkit, words: list[str]) -> None:
     done = vmkit("logs", "nobody", *words)
     assert done.status == 1
     assert done.err.startswith("vmkit: there are no logs of 'nobody'")
+
+
+def put_syslog(machine: Path, *texts: str, name: str = "syslog.jsonl") -> None:
+    lines = [
+        json.dumps({"t": 1e9, "time": 1e9, "priority": priority, "ident": "app", "pid": 7, "uid": 1000, "text": text})
+        for text, priority in zip(texts, itertools.cycle(("info", "err")), strict=False)
+    ]
+    (machine / name).write_text("".join(line + "\n" for line in lines))
+
+
+def test_syslog_is_a_line_for_each_record_of_both_files(program: Program, machine: Path) -> None:
+    put_syslog(machine, "oldest", name="syslog.jsonl.1")
+    put_syslog(machine, "new\nkernel: forged", "bad \x1b[31m")
+    with (machine / "syslog.jsonl").open("ab") as file:
+        file.write(b'noise\n[1]\n{"text": "half a li')
+    done = program("logs", "m", "--kind", "syslog", "--raw")
+    assert [line.partition(b" info")[2] or line.partition(b" err")[2] for line in done.stdout.splitlines()] == [
+        b"   app[7] uid=1000: oldest",
+        b"   app[7] uid=1000: new\\nkernel: forged",
+        b"    app[7] uid=1000: bad \\x1b[31m",
+    ]
+    # No monitor of this entry can be asked.
+    assert done.stderr.startswith(b"vmkit: the newest lines may be missing: the monitor of 'm' does not answer")
+
+
+def test_syslog_can_be_chosen_from_and_be_json(program: Program, machine: Path) -> None:
+    put_syslog(machine, "one", "two", "three", "four")
+
+    def read(*words: str) -> list[str]:
+        done = program("logs", "m", "--kind", "syslog", "--json", *words)
+        return [json.loads(line)["text"] for line in done.stdout.splitlines()]
+
+    assert read() == ["one", "two", "three", "four"]
+    assert read("--priority", "error") == ["two", "four"]
+    assert read("--grep", "app: t") == ["two", "three"]
+    assert read("--grep", "o", "--priority", "3") == ["two", "four"]
+    assert read("--since", "1h") == []
+    assert read("--since", "2001-09-08") == ["one", "two", "three", "four"]
+
+
+@pytest.mark.parametrize("words", [["--since", "1h"], ["--priority", "err"], ["--grep", "x"], ["--json"]])
+def test_options_of_the_syslog_need_it(vmkit: Vmkit, machine: Path, words: list[str]) -> None:
+    done = vmkit("logs", "m", *words)
+    assert (done.status, done.err) == (64, f"vmkit: {words[0]} needs --kind syslog\n")
+
+
+def test_machine_without_a_syslog_is_told(vmkit: Vmkit, machine: Path) -> None:
+    (machine / "syslog.jsonl").unlink()
+    done = vmkit("logs", "m", "--kind", "syslog")
+    assert done.status == 1
+    assert done.err.startswith("vmkit: there is no syslog of 'm': the monitor of 'm' does not answer")
 
 
 def wait_until_read(log: Path) -> None:

@@ -300,4 +300,4 @@ def test_logs_of_a_life_are_where_they_are_looked_for(
     assert seen.stages[-1] is Stage.FAILED
     assert "kernel panicked" in seen.reports[-1].brief
     kept = set(os.listdir(find_state_directory() / "m"))
-    assert kept >= set(Layout.LOGS) - {Layout.MONITOR_LOG}
+    assert kept >= set(Layout.LOGS) - {Layout.MONITOR_LOG, Layout.SYSLOG}
