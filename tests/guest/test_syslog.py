@@ -41,10 +41,11 @@ def test_log_of_a_guest_reaches_the_host(ready: str, vmkit: Run, vsh: Run) -> No
     # The kernel's log is there from its first line on.
     assert any(record["ident"] == "kernel" and "Linux version" in record["text"] for record in records)
     assert all(record["cid"] == found["broken"]["cid"] and record["machine"] == ready for record in records)
-    (shown,) = vmkit("logs", ready, "--kind", "syslog", "--grep", "from a user").stdout.decode().splitlines()
+    (shown,) = vmkit("logs", ready, "--kind", "syslog", "--grep", "^kernel: from a user").stdout.decode().splitlines()
     assert shown.endswith(f"kernel[{found['from a user']['pid']}] uid=1000: from a user")
     follower = subprocess.Popen(
-        [str(BIN / "vmkit"), "logs", ready, "--kind", "syslog", "-f", "--grep", "followed"], stdout=subprocess.PIPE
+        [str(BIN / "vmkit"), "logs", ready, "--kind", "syslog", "-f", "--grep", "root: followed$"],
+        stdout=subprocess.PIPE,
     )
     try:
         assert vsh(*guest, "--", "logger", "followed").returncode == 0

@@ -9,7 +9,7 @@ from typing import Protocol
 import pytest
 
 from tests.vsh.live import DEADLINE_S, ended, wait_until
-from tests.vshd.test_init import Guest, list_children, needs_namespace
+from tests.vshd.test_init import Guest, list_children, needs_namespace, read_log
 from tests.vshd.test_root import BUSYBOX, KEEP, PROC_AND_DEV, make_folder
 from vsh.address import Address
 from vsh.power_off import ask_to_power_off
@@ -116,6 +116,20 @@ def test_systemd_of_the_root_is_pid_1_and_vshd_goes_on_beside_it(root: Path, sta
     # The script ends when it finds the signal, which has waited for it.
     assert guest.finish_with_errors() == ["vmkit-init: error: vshd ended with -9; it is started again at once"]
     assert not guest.called.exists()
+
+
+@needs_namespace
+@needs_root
+@needs_busybox
+def test_systemd_gets_the_place_of_the_log_and_a_collector_still_starts(
+    root: Path, start_guest: StartGuest, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    guest = start_guest(root, "--init_system=systemd", f"--init_log={log}", f"--logs={tmp_path / 'handed'}")
+    guest.wait_until_ready()
+    assert not log.exists()
+    read_log(guest)
+    assert len(guest.vshd) == 2
 
 
 @needs_namespace

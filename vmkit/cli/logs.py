@@ -1,5 +1,6 @@
 """The verb `logs`."""
 
+import contextlib
 import json
 import sys
 import time
@@ -30,7 +31,7 @@ KIND_HELP = (
     f"({', '.join(list_companion_logs())}). syslog is what the guest's programs and its kernel log."
 )
 # Those that choose among the records of the syslog.
-_OF_SYSLOG = ("since", "priority", "grep", "as_json")
+_OF_SYSLOG = ("since", "priority", "grep", "as_json", "sink")
 
 
 @click.command("logs")
@@ -45,6 +46,12 @@ _OF_SYSLOG = ("since", "priority", "grep", "as_json")
 )
 @click.option("--grep", metavar="REGEX", help="Of the syslog, print records whose name and text REGEX is found in.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each record of the syslog.")
+@click.option(
+    "--to",
+    "sink",
+    type=click.Choice(["journal", "syslog"]),
+    help="Send the records of the syslog to this host's journal or syslog, and print nothing.",
+)
 @click.option("--raw", is_flag=True, help="Print the bytes unchanged, control sequences included.")
 @click.option("--path", "only_path", is_flag=True, help="Print the folder of the logs instead.")
 @click.pass_context
@@ -58,6 +65,7 @@ def logs(
     priority: str | None,
     grep: str | None,
     as_json: bool,
+    sink: str | None,
     raw: bool,
     only_path: bool,
 ) -> None:
@@ -75,9 +83,13 @@ def logs(
         for option in context.command.params:
             if option.name in _OF_SYSLOG and context.params[option.name]:
                 raise ConfigError(f"{option.opts[0]} needs --kind syslog")
+    if sink is not None:
+        _send(sink, _choose(name, follow=follow, since=since, priority=priority, grep=grep))
+        return
     writer = RawWriter() if raw else CleanWriter(sys.stdout)
     if kind == SYSLOG:
-        pieces = _read_syslog(name, follow=follow, since=since, priority=priority, grep=grep, as_json=as_json)
+        records = _choose(name, follow=follow, since=since, priority=priority, grep=grep)
+        pieces = _render(records, as_json=as_json)
     else:
         pieces = _read(name, kind, follow=follow)
     for piece in pieces:
@@ -85,10 +97,10 @@ def logs(
     writer.finish()
 
 
-def _read_syslog(
-    name: str | None, *, follow: bool, since: str | None, priority: str | None, grep: str | None, as_json: bool
-) -> Iterator[bytes]:
-    """The chosen records, a line each. Raises MachineError, ConfigError."""
+def _choose(
+    name: str | None, *, follow: bool, since: str | None, priority: str | None, grep: str | None
+) -> Iterator[dict[str, object]]:
+    """The chosen records of the syslog. Raises MachineError, ConfigError."""
     from vmkit.machine import syslog  # noqa: PLC0415 - few look at it
 
     choice = syslog.Choice(
@@ -96,9 +108,24 @@ def _read_syslog(
         level=len(LEVELS) - 1 if priority is None else syslog.parse_level(priority),
         pattern=None if grep is None else syslog.parse_pattern(grep),
     )
-    for record in syslog.read_records(name, is_following=follow, warn=_warn):
-        if choice.is_wanted(record):
-            yield (json.dumps(record) if as_json else syslog.render_record(record)).encode() + b"\n"
+    return filter(choice.is_wanted, syslog.read_records(name, is_following=follow, warn=_warn))
+
+
+def _render(records: Iterator[dict[str, object]], *, as_json: bool) -> Iterator[bytes]:
+    """The records, a line each."""
+    from vmkit.machine.syslog import render_record  # noqa: PLC0415 - see _choose
+
+    for record in records:
+        yield (json.dumps(record) if as_json else render_record(record)).encode() + b"\n"
+
+
+def _send(kind: str, records: Iterator[dict[str, object]]) -> None:
+    """Sends records to this host's journal or syslog. Raises HostError, MachineError, ConfigError."""
+    from vmkit.machine.sinks import open_sink  # noqa: PLC0415 - few send any
+
+    with contextlib.closing(open_sink(kind)) as sink:
+        for record in records:
+            sink.send(record)
 
 
 def _warn(text: str) -> None:

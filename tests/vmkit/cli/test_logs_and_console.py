@@ -21,7 +21,7 @@ from tests.vmkit.cli.conftest import Program, Vmkit
 from tests.vsh.live import wait_until
 from tests.vsh.test_text import HOSTILE, SEEN
 from tests.vsh.typist import Typist
-from vmkit.machine import running
+from vmkit.machine import running, sinks
 from vmkit.machine.attach import MAX_TYPED_BYTES, Attachment
 from vmkit.machine.registry import reserve
 from vmkit.machine.running import LOG_KINDS
@@ -149,10 +149,45 @@ def test_syslog_can_be_chosen_from_and_be_json(program: Program, machine: Path) 
     assert read("--since", "2001-09-08") == ["one", "two", "three", "four"]
 
 
-@pytest.mark.parametrize("words", [["--since", "1h"], ["--priority", "err"], ["--grep", "x"], ["--json"]])
+@pytest.mark.parametrize(
+    "words", [["--since", "1h"], ["--priority", "err"], ["--grep", "x"], ["--json"], ["--to", "syslog"]]
+)
 def test_options_of_the_syslog_need_it(vmkit: Vmkit, machine: Path, words: list[str]) -> None:
     done = vmkit("logs", "m", *words)
     assert (done.status, done.err) == (64, f"vmkit: {words[0]} needs --kind syslog\n")
+
+
+def test_syslog_is_followed(machine: Path) -> None:
+    put_syslog(machine, "one")
+    argv = [sys.executable, "-m", "vmkit", "logs", "m", "--kind", "syslog", "-f"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as follower:
+        try:
+            assert follower.stdout is not None
+            assert follower.stdout.readline().endswith(b": one\n")
+            with (machine / "syslog.jsonl").open("a") as file:
+                file.write('{"t": 1, "text": "two"}\n')
+            assert follower.stdout.readline().endswith(b": two\n")
+        finally:
+            follower.kill()
+
+
+def test_syslog_is_sent_to_the_hosts_own(
+    vmkit: Vmkit, machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_syslog(machine, "one", "two")
+    monkeypatch.setattr(sinks, "SYSLOG_SOCKET", str(tmp_path / "log"))
+    words = ["logs", "m", "--kind", "syslog", "--to", "syslog", "--priority", "err"]
+    done = vmkit(*words)
+    assert (done.status, done.err.splitlines()[0]) == (
+        1,
+        f"vmkit: cannot send to {tmp_path / 'log'}: No such file or directory",
+    )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
+        daemon.bind(str(tmp_path / "log"))
+        daemon.settimeout(DEADLINE_S)
+        done = vmkit(*words)
+        assert (done.status, done.out) == (0, "")
+        assert daemon.recv(65536) == b"<11>vmkit-None: app[7] uid=1000: two"
 
 
 def test_machine_without_a_syslog_is_told(vmkit: Vmkit, machine: Path) -> None:
