@@ -45,6 +45,11 @@ ARROWS = {
     "vmkit.ktap": ("vmkit.ktap.*", "vmkit.junit", "vsh.text"),
     "vmkit.entries": ("vmkit.entries.*", "vmkit.errors", "vsh.registry"),
     "vmkit.stored": ("vmkit.stored.*", "vmkit.entries.*", "vmkit.errors", "vmkit.state", "vsh.registry"),
+    # What outlives machines, in the user's data folder.
+    "vmkit.crashes": (
+        *("vmkit.crashes.*", "vmkit.entries.entry", "vmkit.stored.place", "vmkit.errors", "vmkit.state"),
+        "vsh.registry",
+    ),
     "vmkit.snapshots": ("vmkit.snapshots.*", "vmkit.errors", "vshd.wire.version"),
     "vmkit.image": (
         *("vmkit.image.*", "vmkit.architectures", "vmkit.errors", "vmkit.run", "vmkit.state"),
@@ -66,12 +71,12 @@ ARROWS = {
     "vmkit.machine": (
         *("vmkit.machine.*", "vmkit.entries.*", "vmkit.image.*", "vmkit.errors", "vmkit.run", "vmkit.state"),
         *("vmkit.architectures", "vmkit.memory.lines", "vmkit.roots.*", "vmkit.trees.*"),
-        *("vmkit.snapshots.*", "vmkit.stored.*", "vmkit.copy.*"),
+        *("vmkit.snapshots.*", "vmkit.stored.*", "vmkit.copy.*", "vmkit.crashes.*"),
         *("vsh.*", "vmkit"),
     ),
     "vmkit.monitor": (
         *("vmkit.monitor.*", "vmkit.machine.*", "vmkit.memory.*", "vmkit.entries.*", "vmkit.snapshots.*"),
-        *("vmkit.architectures", "vmkit.errors", "vmkit.run"),
+        *("vmkit.crashes.*", "vmkit.architectures", "vmkit.errors", "vmkit.run"),
         *("vsh.*", "vshd.carry.*"),
     ),
     # It gets its connections from its callers.

@@ -36,6 +36,7 @@ TASKS = {
         "logs": "vmkit.cli.logs:logs",
         "console": "vmkit.cli.console:console",
         "dmesg": "vmkit.cli.dmesg:dmesg",
+        "crashes": "vmkit.cli.crashes:crashes",
     },
     "Ways into a guest, beside vsh": {
         "guest-exec": "vmkit.cli.guest_exec:guest_exec",
@@ -81,6 +82,7 @@ WITHOUT_MACHINES = (
     "docker",
     "completion",
     "ktap",
+    "crashes",
 )
 # click's variable: a shell asks for completions.
 COMPLETION_VARIABLE = "_VMKIT_COMPLETE"

@@ -21,8 +21,8 @@ def prune(*, everything: bool, dry_run: bool, as_json: bool) -> None:
     """Remove what no machine uses, and print its size.
 
     vmkit removes images, packed roots, packages and snapshots that no machine has used for a week. It makes them
-    again when you need them. It also removes what killed programs left. Stored machines and snapshots with a name
-    stay.
+    again when you need them. It also removes what killed programs left. Stored machines, crashes and snapshots
+    with a name stay.
     """
     holdings = list_holdings()
     chosen = choose_unused(holdings, idle_s=BUSY_S if everything else IDLE_S)

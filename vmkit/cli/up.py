@@ -14,6 +14,7 @@ from vmkit.errors import ConfigError
 from vmkit.machine.handover import start_monitor
 from vmkit.machine.options import OPTIONS, make_spec
 from vmkit.machine.parts.part import Option, OptionKind
+from vmkit.machine.parts.vmcore import FORMATS
 from vmkit.machine.source import ANY, name_machine
 from vmkit.machine.spec import MachineSpec
 from vmkit.stored.place import is_stored
@@ -56,8 +57,8 @@ def _plan_click(option: Option) -> dict[str, Any]:
             return settings | {"type": click.Choice(option.words), "default": option.words[0]}
         case OptionKind.SWITCH:
             return settings | {"is_flag": True}
-        case OptionKind.VALUED_SWITCH:
-            return settings | {"is_flag": False, "flag_value": ""}
+        case OptionKind.VALUED_SWITCH | OptionKind.CHOOSING_SWITCH:
+            return settings | {"is_flag": False, "flag_value": option.words[0] if option.words else ""}
 
 
 @click.command("up")
@@ -95,7 +96,7 @@ def up(
     ./disk.img. oci:PATH, docker-archive:PATH and docker://NAME name a container image, and - an archive on
     standard input.
     """
-    image = _read_gdb(image, options)
+    image = _read_vmcore(_read_gdb(image, options), options)
     spec = _make_spec(image, options)
     places = _read_places(folders)
     # The rest of vmkit is imported while the monitor's interpreter starts: each takes a tenth of a second.
@@ -160,9 +161,23 @@ def _read_gdb(image: str, options: dict[str, Any]) -> str:
     text = options["gdb"]
     port = parse_gdb_port(text)
     if text and port is None:
-        # `--gdb debian`: the word behind the option is the image.
-        if click.get_current_context().get_parameter_source("image") is not ParameterSource.DEFAULT:
-            raise ConfigError(f"--gdb must be a port, not '{text}'", hint="--gdb alone serves a socket")
-        image = text
+        image = _take_image(text, f"--gdb must be a port, not '{text}'", "--gdb alone serves a socket")
     options |= {"gdb": text is not None and port is None, "gdb_port": port}
     return image
+
+
+def _read_vmcore(image: str, options: dict[str, Any]) -> str:
+    """Returns the image, which can be the word behind `--vmcore`."""
+    word = options["vmcore"]
+    if word is None or word in FORMATS:
+        return image
+    options["vmcore"] = FORMATS[0]
+    known = " or ".join(FORMATS)
+    return _take_image(word, f"--vmcore must be {known}, not '{word}'", f"--vmcore alone keeps an {FORMATS[0]}")
+
+
+def _take_image(word: str, brief: str, hint: str) -> str:
+    """The image, where a word stands behind a switch and is no value of it: `--gdb debian`. Raises ConfigError."""
+    if click.get_current_context().get_parameter_source("image") is not ParameterSource.DEFAULT:
+        raise ConfigError(brief, hint=hint)
+    return word

@@ -12,7 +12,7 @@ from vmkit.errors import BuildError
 from vmkit.image.debian.deb import read_deb
 from vmkit.image.formats.tree import FileKind, Node, Tree
 from vmkit.image.formats.vmlinux import extract_vmlinux, find_vmlinux
-from vmkit.image.modules import ModuleSet, find_module_name
+from vmkit.image.modules import OPTIONAL_MODULES, ModuleSet, find_module_name
 
 # The second where it is not packed: riscv64's.
 _BOOT_IMAGES = ("vmlinuz-", "vmlinux-")
@@ -69,6 +69,6 @@ def take_kernel(
         image = find_vmlinux(image) or image
     modules = ModuleSet(version, files, builtin)
     loaded, soft = modules.choose(wanted)
-    modules.choose(available)
+    modules.choose((*available, *(name for name in OPTIONAL_MODULES if name in files)))
     modules.write(tree, barred)
     return Kernel(version, image, loaded, soft)

@@ -14,6 +14,8 @@ from vmkit.image.formats.elf import drop_debug, read_modinfo
 from vmkit.image.formats.packed import unpack_gzip, unpack_xz, unpack_zstd
 from vmkit.image.formats.tree import Node, Tree, file_node
 
+# Of every image whose kernel has them: what /init loads where the machine has the devices of `vmkit up --vmcore`.
+OPTIONAL_MODULES = ("pvpanic_pci", "qemu_fw_cfg")
 # The largest of Debian's, amdgpu, is 25 MB; with what debuggers read, as in a build tree, some have 200.
 _MODULE_LIMIT_BYTES = 512 << 20
 _UNPACKERS: dict[str, Callable[[bytes, int], bytes]] = {

@@ -70,12 +70,27 @@ class SnapshotPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class CrashPlan:
+    """What the monitor keeps of the guest's crashes, below `folder`, the folder of all crashes.
+
+    max_bytes: of the data in a dump. vmcore: the format of a dump of the memory at a panic; "": none. vmlinux: the
+    kernel with its symbols; "": unknown.
+    """
+
+    folder: Path
+    max_bytes: int
+    vmcore: str = ""
+    vmlinux: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class LaunchPlan:
     """Everything that the monitor needs for one machine.
 
     companion_logs: of every part, also of those that this machine lacks: a log of an earlier machine must not stay.
     is_owned: the machine lives no longer than the process that starts it. is_stored: the monitor holds the lock of the
     machine's folder of the data, too. reboots: a reset of the guest is a reboot, and does not end the machine.
+    crashes: None where no crash can be kept.
     """
 
     directory: Path
@@ -90,6 +105,7 @@ class LaunchPlan:
     snapshot: SnapshotPlan | None = None
     is_stored: bool = False
     reboots: bool = False
+    crashes: CrashPlan | None = None
 
     @property
     def ready_socket(self) -> str:
@@ -103,6 +119,8 @@ class LaunchPlan:
         value["evidence"] = str(self.evidence)
         if self.snapshot is not None:
             value["snapshot"]["folder"] = str(self.snapshot.folder)
+        if self.crashes is not None:
+            value["crashes"]["folder"] = str(self.crashes.folder)
         return json.dumps(value)
 
 
@@ -126,11 +144,16 @@ def parse_launch_plan(text: str) -> LaunchPlan:
         snapshot=_parse_snapshot(value["snapshot"]),
         is_stored=value["is_stored"],
         reboots=value["reboots"],
+        crashes=_parse_crashes(value["crashes"]),
     )
 
 
 def _parse_snapshot(value: dict[str, Any] | None) -> SnapshotPlan | None:
     return None if value is None else SnapshotPlan(**{**value, "folder": Path(value["folder"])})
+
+
+def _parse_crashes(value: dict[str, Any] | None) -> CrashPlan | None:
+    return None if value is None else CrashPlan(**{**value, "folder": Path(value["folder"])})
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,8 @@ class Machine(MachineHandle):
     socket `gdb.sock` in the machine's directory. gdb_port: on this port of the host's loopback, where every user of the
     host can take the guest over. cpu: as QEMU's -cpu. netdev: a network device, by QEMU's -netdev without an id
     (otherwise there is none). record: the folder of the host into which every vsh records its sessions of this machine;
-    sessions of Python are not recorded. init: pid 1 of a root of yours: its `systemd`, vmkit's own (`none`), or
+    sessions of Python are not recorded. vmcore: keep a dump of the memory when the kernel panics, as an `elf` or a
+    compressed `kdump` (see `vmkit crashes`). init: pid 1 of a root of yours: its `systemd`, vmkit's own (`none`), or
     systemd where there is one (`auto`). user_data: what its cloud-init does, a file. on_reset: what a
     reset of the guest does: `end` the machine, or `restart` it, as a reboot should. boot: boot it, although there is a
     snapshot of it. snapshot: start it from the one that `vmkit snapshot save NAME` made, with its image and options.
@@ -77,6 +78,7 @@ class Machine(MachineHandle):
         cpu: str | None = None,
         netdev: str | None = None,
         record: str | Path | None = None,
+        vmcore: str | None = None,
         init: str = "auto",
         user_data: str | Path | None = None,
         boot: bool = False,

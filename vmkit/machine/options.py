@@ -189,6 +189,7 @@ _KINDS: dict[OptionKind, tuple[tuple[type, ...], str]] = {
     OptionKind.CHOICE: ((str,), "text"),
     OptionKind.SWITCH: ((bool,), "True or False"),
     OptionKind.VALUED_SWITCH: ((bool,), "True or False"),
+    OptionKind.CHOOSING_SWITCH: ((str,), "text"),
 }
 
 

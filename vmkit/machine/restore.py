@@ -66,6 +66,7 @@ def find_obstacle(spec: MachineSpec, choices: Choices) -> str:
         (spec.architecture != HOST, foreign),
         (spec.netdev is not None, "it has a network device"),
         (spec.gdb or spec.gdb_port is not None, "gdb is served, which is for a boot"),
+        (spec.vmcore is not None, "a panic is dumped, which is for a boot"),
         (spec.root_from is not None, "its root is a folder of the host, which can change"),
         (choices.built.takes_root, "its root is a disk of its user's, where a thaw cannot renew the machine-id"),
         (spec.on_reset is OnReset.RESTART, "a reboot would need another kernel command line than its restore"),

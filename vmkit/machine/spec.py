@@ -115,8 +115,9 @@ class MachineSpec:
     socket in the machine's directory; gdb_port: on this port of the loopback, which every user of the host can reach.
     cpu: a model and features, as QEMU's -cpu has them. netdev: gives the guest a network device with this behind it, as
     QEMU's -netdev has it, without an id: for measuring against, and so no option of the command line. record: the
-    folder of the host into which vsh records its sessions. architecture: the guest's, by Debian's name. on_reset:
-    what a reset of the guest does to the machine. more: name and value of each option that has no field here.
+    folder of the host into which vsh records its sessions. vmcore: the format of the dump that is kept at a panic.
+    architecture: the guest's, by Debian's name. on_reset: what a reset of the guest does to the machine. more: name and
+    value of each option that has no field here.
     """
 
     image: str = DEFAULT_IMAGE
@@ -150,6 +151,8 @@ class MachineSpec:
     cpu: str | None = None
     netdev: str | None = None
     record: Path | None = None
+    # The format of a dump of the guest's memory, kept when its kernel panics.
+    vmcore: str | None = None
     # Of the guest; others than the host's are emulated.
     architecture: str = HOST
     on_reset: OnReset = OnReset.END

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vmkit.architectures import find_architecture
+from vmkit.crashes.place import find_usable_folder
 from vmkit.errors import MachineError
 from vmkit.machine.choose import Build, Choices, Tell, choose, plan_hardware
 from vmkit.machine.handover import MonitorHandle, start_monitor
-from vmkit.machine.launch import MAX_REPORT_LINE_BYTES, LaunchPlan, Report, SnapshotPlan, Stage, parse_report
+from vmkit.machine.launch import MAX_REPORT_LINE_BYTES, CrashPlan, LaunchPlan, Report, SnapshotPlan, Stage, parse_report
 from vmkit.machine.parts.seed import make_seed
 from vmkit.machine.parts.table import PARTS, list_companion_logs
 from vmkit.machine.qemu import plan_qemu
@@ -44,6 +45,8 @@ MONITOR_GRACE_S = 30.0
 # has failed. The machine boots then.
 RESTORE_DEADLINE_S = 30.0
 RESTORE_SHARE = 1 / 4
+# Of data: the pages that the guest has not touched cost nothing.
+MAX_DUMP_BYTES = 4 << 30
 
 
 class RestoreError(MachineError):
@@ -234,7 +237,14 @@ def plan_launch(
         snapshot=snapshot,
         is_stored=spec.stored is not None,
         reboots=spec.on_reset is OnReset.RESTART,
+        crashes=_plan_crashes(spec, choices),
     )
+
+
+def _plan_crashes(spec: MachineSpec, choices: Choices) -> CrashPlan | None:
+    folder = find_usable_folder()
+    vmlinux = "" if choices.vmlinux is None else str(choices.vmlinux)
+    return None if folder is None else CrashPlan(folder, MAX_DUMP_BYTES, spec.vmcore or "", vmlinux)
 
 
 def _merge(entries: Iterable[dict[str, object]]) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """What vmkit keeps on this host's disks: how many bytes of what, which of them no machine uses, and their removal.
 
-Everything that prune() removes can be made again. Stored machines and snapshots with a name are counted, and stay.
+Everything that prune() removes can be made again. Stored machines, crashes and snapshots with a name are counted,
+and stay.
 """
 
 import contextlib
@@ -13,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmkit.crashes.place import find_usable_folder
+from vmkit.crashes.store import list_all
 from vmkit.entries.entry import NEW_PREFIX, OLD_PREFIX
 from vmkit.entries.folder import hold_registry
 from vmkit.errors import HostError
@@ -35,11 +38,11 @@ MAX_ARGV_BYTES = 64 << 10
 
 IMAGES, ROOTS, INITRAMFSES, PACKAGES = "images", "roots", "initramfses", "packages"
 SNAPSHOTS, NAMED_SNAPSHOTS = "snapshots", "named snapshots"
-LEFTOVERS, STORED = "leftovers", "stored machines"
+LEFTOVERS, STORED, CRASHES = "leftovers", "stored machines", "crashes"
 # What vmkit removes has a SHA-256 as its name. Anything else in those folders is not of vmkit's making.
 _KEY = re.compile(r"[0-9a-f]{64}")
 # In the order of the output.
-KINDS = (IMAGES, ROOTS, INITRAMFSES, PACKAGES, SNAPSHOTS, NAMED_SNAPSHOTS, STORED, LEFTOVERS)
+KINDS = (IMAGES, ROOTS, INITRAMFSES, PACKAGES, SNAPSHOTS, NAMED_SNAPSHOTS, STORED, CRASHES, LEFTOVERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ class Total:
 
 def list_holdings() -> list[Holding]:
     """Everything that takes room, of every kind. Raises HostError."""
-    return [*_list_cache(), *_list_snapshots(), *_list_stored(), *_list_leftovers()]
+    return [*_list_cache(), *_list_snapshots(), *_list_stored(), *_list_crashes(), *_list_leftovers()]
 
 
 def choose_unused(holdings: Iterable[Holding], *, idle_s: float = IDLE_S, now: float | None = None) -> list[Holding]:
@@ -205,6 +208,12 @@ def _list_snapshots() -> Iterator[Holding]:
 def _list_stored() -> Iterator[Holding]:
     for one in read_all_stored():
         yield Holding(STORED, one.folder, one.measure(), 0.0, is_kept=True)
+
+
+def _list_crashes() -> Iterator[Holding]:
+    folder = find_usable_folder()
+    for kept in [] if folder is None else list_all(folder):
+        yield Holding(CRASHES, kept.folder, kept.measure(), 0.0, is_kept=True)
 
 
 def _list_leftovers() -> Iterator[Holding]:

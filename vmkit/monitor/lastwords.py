@@ -15,6 +15,7 @@ from vmkit.monitor.end import End, plan_ending, render_details
 from vmkit.monitor.evidence import keep_evidence
 from vmkit.monitor.logs import EventLog
 from vmkit.monitor.memory import GuestMemory
+from vmkit.monitor.panics import PanicKeeper
 from vsh.limits import find_remedy
 
 CONSOLE_LINES = 15
@@ -35,8 +36,9 @@ async def answer_with_log(memory: GuestMemory) -> Answer:
 class LastWords:
     """Of one machine. console: None where the start did not come so far."""
 
-    def __init__(self, plan: LaunchPlan, events: EventLog, console: Console | None) -> None:
+    def __init__(self, plan: LaunchPlan, events: EventLog, console: Console | None, panics: PanicKeeper) -> None:
         self._plan = plan
+        self._panics = panics
         self._events = events
         self._console = console
 
@@ -46,8 +48,9 @@ class LastWords:
         memory: what QEMU has left; None where no QEMU was started.
         """
         has_init_error = self._console is not None and self._console.init_error is not None
-        is_kept = not end.expected or has_init_error
+        is_kept = not end.expected or has_init_error or end.reason == "panic"
         kernel = await self._take_kernel_log(memory) if is_kept and memory is not None else ""
+        await self._panics.publish(end)
         self._events.add("end", {"reason": end.reason, "brief": end.brief, "expected": end.expected})
         if is_kept:
             keep_evidence(self._plan.directory, self._plan.evidence, self._plan.companion_logs)

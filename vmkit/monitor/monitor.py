@@ -56,6 +56,7 @@ from vmkit.monitor.lastwords import LastWords, answer_with_log
 from vmkit.monitor.life import Life, explain_failure
 from vmkit.monitor.logs import CappedLog, EventLog
 from vmkit.monitor.memory import GuestMemory
+from vmkit.monitor.panics import PanicKeeper
 from vmkit.monitor.pausing import Pausing
 from vmkit.monitor.qemu import QemuDescriptors, listen_within, start_qemu
 from vmkit.monitor.ready import ReadyListener, open_ready_listener, parse_facts, parse_wall_text
@@ -67,8 +68,6 @@ if TYPE_CHECKING:
     from vmkit.monitor.qmp import Qmp
     from vmkit.monitor.snapshots import Restore
 
-# A panicking kernel prints its trace after the first line, then resets; what has not come by then is not waited for.
-TROUBLE_GRACE_S = 1.5
 CONSOLE_DRAIN_S = 1.0
 # An `up` that does not read its reports is not waited for.
 REPORT_DEADLINE_S = 1.0
@@ -126,6 +125,7 @@ class Monitor:
         self._clock = ClockKeeper(partial(self._guest.open_clock, CLOCK_DEADLINE_S), self._events)
         self._pausing = Pausing(plan.name, self._clock, partial(self._write_record, must=True), self._adopt)
         self._stops = Stops(self._life, self._pausing, self._events)
+        self._panics = PanicKeeper(plan, self._life, self._events)
 
     # ---- the life -------------------------------------------------------------------------------------------------
 
@@ -221,9 +221,7 @@ class Monitor:
 
     async def _stop_boot(self, end: End) -> None:
         if self._qemu is not None:
-            if end.reason in ("panic", "init-error"):
-                # The rest of the trace explains more than its first line.
-                await asyncio.wait([asyncio.ensure_future(self._qemu.wait())], timeout=TROUBLE_GRACE_S)
+            await self._panics.settle(end, self._qemu, self._qmp)
             await self._qemu.stop()
             if self._qmp is not None:
                 await self._qmp.close()
@@ -231,7 +229,7 @@ class Monitor:
         await self._fittings.stop()
 
     async def _tell_end(self, end: End) -> None:
-        words = LastWords(self._plan, self._events, self._console)
+        words = LastWords(self._plan, self._events, self._console, self._panics)
         details = await words.collect(end, self._memory if self._qemu is not None else None)
         if not self._was_ready:
             self._report(Report(Stage.FAILED, end.brief, details, end.hint, end.expected))
@@ -373,6 +371,7 @@ class Monitor:
         elif name == "STOP":
             self._life.spawn(self._stops.look(self._qmp, self._qemu))
         self._stops.note(name, data)
+        self._panics.note(name, self._console)
 
     async def _on_control(self, request: Request) -> Answer:
         self._events.add("control", {"request": name_of(request), **asdict(request)})

@@ -6,6 +6,7 @@ Only the monitor is async.
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 from collections.abc import AsyncIterable, Callable, Mapping
 
@@ -24,6 +25,7 @@ CLOSE_DEADLINE_S = 5.0
 # The state is a third of a megabyte.
 STATE_DEADLINE_S = 30.0
 STATE_FD = "state"
+DUMP_FD = "dump"
 
 
 class _WireLog(logging.Handler):
@@ -73,8 +75,11 @@ class Qmp:
 
     async def execute(self, name: str, arguments: Mapping[str, object] | None = None) -> object:
         """One command. Raises MachineError with QEMU's own words when it is refused."""
+        return await self._execute(name, arguments, COMMAND_DEADLINE_S)
+
+    async def _execute(self, name: str, arguments: Mapping[str, object] | None, deadline_s: float) -> object:
         try:
-            return await asyncio.wait_for(self._client.execute(name, arguments), COMMAND_DEADLINE_S)
+            return await asyncio.wait_for(self._client.execute(name, arguments), deadline_s)
         except ExecuteError as error:
             raise RefusedError(f"QEMU refused '{name}': {error}") from error
         except (QMPError, OSError, TimeoutError) as error:
@@ -94,6 +99,19 @@ class Qmp:
     async def load_state(self, fd: int) -> None:
         """Loads what save_state wrote into a QEMU that waits for it (-incoming defer). Raises MachineError."""
         await self._migrate(fd, "migrate-incoming")
+
+    async def dump_memory(self, fd: int, is_kdump: bool, deadline_s: float) -> None:
+        """Has QEMU write the guest's memory and registers to a descriptor, which is closed then. Raises MachineError.
+
+        As an ELF file, or as a flattened kdump.
+        """
+        try:
+            await self._pass(fd, DUMP_FD)
+        finally:
+            # QEMU has its own: the reader of a pipe sees the end when QEMU closes that.
+            os.close(fd)
+        what = {"paging": False, "protocol": f"fd:{DUMP_FD}", **({"format": "kdump-zlib"} if is_kdump else {})}
+        await self._execute("dump-guest-memory", what, deadline_s)
 
     async def _migrate(self, fd: int, command: str) -> None:
         # The memory is a file that both sides share; QEMU is not to write it into the state.

@@ -58,7 +58,10 @@ STOP_DEADLINE_S = 20.0
 # Of a machine's memory, so much is in use after its boot; the rest only a busy guest takes.
 WAITING_PART = 0.6
 # They belong to one machine, and a pool has many.
-NOT_POOLED = ("name", "cid", "rwdisks", "gdb", "gdb_port", "init", "partition", "root_from", "user_data", "on_reset")
+NOT_POOLED = (
+    *("name", "cid", "rwdisks", "gdb", "gdb_port", "init", "partition", "root_from", "user_data"),
+    *("on_reset", "vmcore"),
+)
 # The longest `-NUMBER` behind a pool's name.
 NUMBER_CHARACTERS = 7
 

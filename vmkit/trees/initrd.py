@@ -15,7 +15,7 @@ from vmkit.errors import BuildError, ConfigError
 from vmkit.image.cache import find_cache_dir, open_cache
 from vmkit.image.formats.cpio import render_cpio
 from vmkit.image.formats.tree import FileKind, Node, Tree, file_node
-from vmkit.image.modules import ModuleSet, UnknownModuleError
+from vmkit.image.modules import OPTIONAL_MODULES, ModuleSet, UnknownModuleError
 from vmkit.trees.config import Need, find_builtin, find_missing, find_modules, find_options
 from vmkit.trees.files import KernelFiles, open_regular
 
@@ -87,6 +87,7 @@ def plan_modules(
     modules = ModuleSet(files.version, nodes, builtin)
     loaded, soft = _choose(modules, files, tuple(dict.fromkeys((*find_modules(needs, files.config), *wanted))))
     # What a guest could load is not missed where it is not built.
+    available = (*available, *OPTIONAL_MODULES)
     modules.choose(tuple(name for name in available if name in nodes and files.modules[name][1].is_file()))
     tree = Tree()
     modules.write(tree, _BARRED)

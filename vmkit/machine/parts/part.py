@@ -123,6 +123,8 @@ class OptionKind(StrEnum):
     SWITCH = "switch"
     # A switch that may have a value behind `=`.
     VALUED_SWITCH = "valued-switch"
+    # A switch that may have one of `words` behind `=`; alone it means the first.
+    CHOOSING_SWITCH = "choosing-switch"
 
 
 def _keep(value: Any) -> Any:
@@ -134,7 +136,8 @@ class Option:
     """A row of the table of machine options.
 
     name: the keyword of vmkit.Machine, and the key below `read`. flag: the command line's word; "": it has none.
-    help, metavar, words (of a CHOICE) and shows_default are for `vmkit up --help`. default: as Python has it.
+    help, metavar, words (of CHOICE and CHOOSING_SWITCH) and shows_default are for `vmkit up --help`. default: as Python
+    has it.
     field: of MachineSpec, the name itself where it is ""; an option without a field is in `MachineSpec.more`.
     read: from a value of Python's or the command line's to the field's. is_python, is_matrix: whether vmkit.Machine
     and matrix files have it.

@@ -9,6 +9,7 @@ from vmkit.machine.parts.seed import SeedPart
 from vmkit.machine.parts.share import SharePart
 from vmkit.machine.parts.system import SystemPart
 from vmkit.machine.parts.tree import TreePart
+from vmkit.machine.parts.vmcore import VmcorePart
 from vmkit.machine.parts.vsock import VsockPart
 
 # In the order of QEMU's argv, where a device's place decides its address on the bus.
@@ -22,6 +23,7 @@ PARTS: tuple[Part, ...] = (
     RecordingPart(),
     SystemPart(),
     SeedPart(),
+    VmcorePart(),
 )
 
 

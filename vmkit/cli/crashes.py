@@ -1,0 +1,154 @@
+"""The verb `crashes`."""
+
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from vmkit.cli.show import print_json, print_table
+from vmkit.cli.values import Number
+from vmkit.crashes.place import find_crashes_folder
+from vmkit.crashes.record import Crash, DumpFormat, render_crash
+from vmkit.crashes.store import KeptCrash, list_all, list_of, pick, remove
+from vmkit.errors import ConfigError
+from vmkit.machine.spec import check_name
+from vmkit.memory.lines import strip_levels
+from vsh.text import clean_line, clean_text, tail_lines
+
+SHOW, REMOVE = "show", "rm"
+NUMBER = Number("number", 1)
+MIB = 1 << 20
+DMESG_LINES = 60
+MAX_DMESG_BYTES = 8 * MIB
+# Where Debian's packages of debug symbols put a kernel.
+DEBUG_KERNEL = "/usr/lib/debug/boot/vmlinux-{}"
+
+
+def complete_crashes(_context: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Returns the names of the machines that crashes are kept of."""
+    names = dict.fromkeys(kept.machine for kept in list_all(find_crashes_folder()))
+    return [name for name in names if name.startswith(incomplete)]
+
+
+@click.command("crashes")
+@click.argument("name", required=False, shell_complete=complete_crashes)
+@click.argument("action", required=False, type=click.Choice((SHOW, REMOVE)))
+@click.argument("numbers", nargs=-1, type=NUMBER, metavar="[NUMBER]...")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def crashes(*, name: str | None, action: str | None, numbers: tuple[int, ...], as_json: bool) -> None:
+    """List the crashes of machines, show one, or remove some.
+
+    A crash stays when its machine has ended. NAME is a machine's name; without it vmkit lists all.
+    `vmkit crashes NAME show` shows the newest crash, or that of a NUMBER: the kernel's last lines, and how to open
+    the dump that `vmkit up --vmcore` keeps. `vmkit crashes NAME rm NUMBER` removes it.
+    """
+    root = find_crashes_folder()
+    if name is None or action is None:
+        found = list_all(root) if name is None else list_of(root, check_name(name))
+        if as_json:
+            print_json([render_kept(kept) for kept in found])
+        else:
+            _print_list(found, name)
+        return
+    check_name(name)
+    if action == SHOW:
+        if len(numbers) > 1:
+            raise ConfigError("vmkit shows one crash at a time", hint=f"vmkit crashes {name} show {numbers[0]}")
+        _show(pick(root, name, numbers[0] if numbers else None), as_json=as_json)
+        return
+    if not numbers:
+        raise ConfigError("rm needs the number of a crash", hint=f"vmkit crashes {name} lists them")
+    # A wrong number removes nothing.
+    for kept in [pick(root, name, number) for number in dict.fromkeys(numbers)]:
+        remove(kept)
+        print(f"crash {kept.number} of {kept.machine} is removed", flush=True)
+
+
+def render_kept(kept: KeptCrash) -> dict[str, object]:
+    """Returns a crash for JSON."""
+    crash = kept.crash
+    return {
+        "machine": kept.machine,
+        "number": kept.number,
+        "folder": str(kept.folder),
+        "bytes": kept.measure(),
+        "error": kept.damage or None,
+        "crash": None if crash is None else render_crash(crash),
+    }
+
+
+def _print_list(found: list[KeptCrash], name: str | None) -> None:
+    if not found:
+        print("no crash is kept" if name is None else f"no crash of '{name}' is kept", file=sys.stderr)
+        return
+    rows = [
+        (
+            kept.machine,
+            str(kept.number),
+            "-" if kept.crash is None else _render_time(kept.crash.at_s),
+            f"{kept.measure() / MIB:.1f} MiB",
+            "-" if kept.crash is None or kept.crash.dump is None else kept.crash.dump.value,
+            clean_line(kept.damage if kept.crash is None else kept.crash.brief),
+        )
+        for kept in found
+    ]
+    print_table(("NAME", "NUMBER", "TIME", "SIZE", "DUMP", "WHAT"), rows)
+
+
+def _show(kept: KeptCrash, *, as_json: bool) -> None:
+    if as_json:
+        print_json(render_kept(kept))
+        return
+    crash = kept.crash
+    if crash is None:
+        print(f"{kept.machine} {kept.number}: {kept.damage}")
+        print(f"folder:  {kept.folder}")
+        return
+    print(f"{kept.machine} {kept.number}: {clean_line(crash.brief)}")
+    print(f"time:    {_render_time(crash.at_s)}")
+    print(f"image:   {crash.image}" + (f", kernel {clean_line(crash.kernel)}" if crash.kernel else ""))
+    if crash.trouble:
+        print(f"no dump: {clean_line(crash.trouble)}")
+    if crash.dump is not None:
+        for line in explain_dump(kept, crash):
+            print(line)
+    _print_dmesg(kept)
+
+
+def explain_dump(kept: KeptCrash, crash: Crash) -> list[str]:
+    """Returns what a person types to open a dump."""
+    size = f"{crash.dump_bytes / MIB:.1f} MiB, {kept.measure() / MIB:.1f} MiB of it on the disk"
+    vmlinux = find_vmlinux(crash)
+    dump, kernel = shlex.quote(str(kept.dump)), shlex.quote(vmlinux)
+    lines = [f"dump:    {kept.dump} ({size})", f"crash:   crash {kernel} {dump}"]
+    if crash.dump is DumpFormat.ELF:
+        lines.append(f"drgn:    drgn -c {dump} -s {kernel}")
+    else:
+        lines.append("drgn:    cannot read QEMU's kdump; --vmcore=elf keeps a dump that it reads")
+    if not Path(vmlinux).exists():
+        package = f"linux-image-{crash.kernel}-dbg" if crash.kernel else "its kernel with debug symbols"
+        lines.append(f"         both need the kernel with its symbols, which is not there: Debian has {package}")
+    return [clean_text(line) for line in lines]
+
+
+def find_vmlinux(crash: Crash) -> str:
+    """Returns where the kernel with its symbols is, or would be."""
+    return crash.vmlinux or DEBUG_KERNEL.format(crash.kernel or "RELEASE")
+
+
+def _print_dmesg(kept: KeptCrash) -> None:
+    try:
+        with kept.dmesg.open("rb") as file:
+            log = strip_levels(file.read(MAX_DMESG_BYTES))
+    except OSError:
+        print("dmesg:   the kernel's log was not found in the guest's memory")
+        return
+    print(f"dmesg:   {kept.dmesg}")
+    print()
+    print(tail_lines(log, DMESG_LINES))
+
+
+def _render_time(at_s: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_s))

@@ -1,0 +1,1 @@
+"""vmkit.crashes: what is kept of the crashes of guests, below the user's data folder."""

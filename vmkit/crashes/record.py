@@ -1,0 +1,93 @@
+"""What is known of one crash, as a value and as its JSON. Pure.
+
+A guest chooses most of the text. So it is cut here, and the programs that print it clean it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+SCHEMA = 1
+MAX_RECORD_BYTES = 256 * 1024
+MAX_TEXT_CHARACTERS = 4096
+# A folder's name, and so a number that a person can type.
+MAX_DIGITS = 9
+
+
+class CrashKind(StrEnum):
+    """What crashed."""
+
+    # The guest's kernel.
+    PANIC = "panic"
+
+
+class DumpFormat(StrEnum):
+    """The formats of a dump of the guest's memory."""
+
+    ELF = "elf"
+    KDUMP = "kdump"
+
+
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """One crash of a guest.
+
+    at_s: when, in seconds since 1970. brief: what happened, for a person. kernel: its release; "": unknown.
+    image, digest: what the machine was made of. dump: the format of the dump of the guest's memory; None: there is
+    none. dump_bytes: its size. trouble: why something of it is missing; "": nothing is. vmlinux: the kernel with its
+    symbols, on this host; "": unknown.
+    """
+
+    kind: CrashKind
+    at_s: float
+    brief: str
+    image: str = ""
+    digest: str = ""
+    kernel: str = ""
+    dump: DumpFormat | None = None
+    dump_bytes: int = 0
+    trouble: str = ""
+    vmlinux: str = ""
+
+
+def render_crash(crash: Crash) -> dict[str, object]:
+    """The crash as JSON has it."""
+    return {
+        "schema": SCHEMA,
+        "kind": crash.kind.value,
+        "at": round(crash.at_s, 3),
+        "brief": _cut(crash.brief),
+        "image": crash.image,
+        "digest": crash.digest,
+        "kernel": _cut(crash.kernel),
+        "dump": None if crash.dump is None else crash.dump.value,
+        "dump_bytes": crash.dump_bytes,
+        "trouble": _cut(crash.trouble),
+        "vmlinux": crash.vmlinux,
+    }
+
+
+def parse_crash(value: object) -> Crash:
+    """A crash from its JSON. Raises ValueError for what is none."""
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        raise ValueError(f"it is no record of a crash of version {SCHEMA}")
+    dump = _take(value, "dump", str | None)
+    return Crash(
+        kind=CrashKind(_take(value, "kind", str)),
+        at_s=float(_take(value, "at", int | float)),
+        dump=None if dump is None else DumpFormat(dump),
+        dump_bytes=_take(value, "dump_bytes", int),
+        **{key: _take(value, key, str) for key in ("brief", "image", "digest", "kernel", "trouble", "vmlinux")},
+    )
+
+
+def _take(value: Mapping[str, Any], key: str, kind: Any) -> Any:
+    found = value.get(key)
+    if not isinstance(found, kind) or isinstance(found, bool):
+        raise ValueError(f"its '{key}' is of another kind")
+    return found
+
+
+def _cut(text: str) -> str:
+    return text[:MAX_TEXT_CHARACTERS]
