@@ -16,7 +16,7 @@ from vmkit.machine.spec import Accelerator, DiskMode, DiskSpec, MachineSpec
 from vmkit.matrix.plan import KEYS
 
 # What `up` does with a machine, and no part of it.
-OF_UP = {"image", "wait_booted", "console", "reuse", "dry_run", "as_json", "quiet"}
+OF_UP = {"image", "folders", "wait_booted", "console", "reuse", "dry_run", "as_json", "quiet"}
 
 
 def test_python_has_the_options_of_the_table_with_their_defaults() -> None:
