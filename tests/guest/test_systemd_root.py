@@ -14,6 +14,8 @@ from vsh.registry import find_machine
 pytestmark = pytest.mark.slow
 # systemd and the overlay of what it writes.
 MEMORY = ("--memory", "512")
+# A busy host emulates some minutes of boot.
+PATIENCE = ("--timeout", "600")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def test_systemd_is_pid_1_and_vshd_stays_beside_it(disk: Path, up: Run, vsh: Run
     assert entry is not None
     assert entry.record["init"] == "systemd"
     # Nothing waits for the disks of its fstab, or for a network. What no such guest can do, fails in no container.
-    done = vmkit("wait", "--booted", "sysd")
+    done = vmkit("wait", "--booted", "sysd", *PATIENCE, timeout_s=1300)
     assert (done.returncode, done.stdout) == (0, b"sysd has booted: running\n"), done.stderr.decode()
     # All of it is the root's.
     script = "env; cat /proc/self/oom_score_adj; cat /proc/self/mounts; cat /proc/self/cgroup"
@@ -68,6 +70,12 @@ def test_machine_that_boots_is_powered_off_at_once(disk: Path, up: Run, vmkit: R
     done = vmkit("down", "early")
     assert (done.returncode, done.stdout) == (0, b"early is down\n")
     assert b"did not power off" not in done.stderr
+    # The guest's own power-off is expected, and ends the machine as `down` does.
+    done = up(str(packed), "--name", "own", "--wait-booted", *PATIENCE, *MEMORY, timeout_s=1300)
+    assert b"own has booted: running" in done.stdout, done.stderr.decode()
+    vsh("--vm_name", "own", "--", "systemctl", "poweroff")
+    done = vmkit("wait", "own")
+    assert b"powered off" in done.stdout or b"is running" in done.stderr, done
     # Without systemd the same root has vmkit's init.
     assert up(str(packed), "--name", "plain", "--init", "none").returncode == 0
     assert b"vshd.pid1.init" in vsh("--vm_name", "plain", "--", "cat", "/proc/1/cmdline").stdout
@@ -81,7 +89,7 @@ def test_cloud_init_does_what_user_data_says(
     folder = tmp_path_factory.mktemp("systems")
     raw = make_system(folder, "cloud-init")
     (folder / "user-data").write_text("#cloud-config\nusers: [{name: ann, uid: 777}]\nruncmd: [[touch, /done]]\n")
-    words = ("--name", "cloud", "--user-data", str(folder / "user-data"), "--wait-booted", "--timeout", "600")
+    words = ("--name", "cloud", "--user-data", str(folder / "user-data"), "--wait-booted", *PATIENCE)
     done = up(str(raw), *words, *MEMORY, timeout_s=1300)
     assert b"cloud has booted: " in done.stdout, done.stderr.decode()
     where = ("--vm_name", "cloud")
