@@ -14,8 +14,8 @@ PACKAGES := qemu-system-x86 zstd debian-archive-keyring ca-certificates mmdebstr
 # captures, and make container images, disks and file systems of every kind.
 TEST_PACKAGES := cpio gpg lz4 busybox-static gdb nftables iproute2 curl socat openssh-client openssh-sftp-server asciinema tshark btrfs-progs erofs-utils fdisk qemu-utils skopeo squashfs-tools umoci xfsprogs
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# The slow tests boot guests of other architectures, and build a kernel.
-SLOW_PACKAGES := qemu-system-arm qemu-system-misc flex bison bc gcc libelf-dev linux-source make musl-tools xz-utils
+# The slow tests boot guests of other architectures, build a kernel, and start a Slurm cluster.
+SLOW_PACKAGES := qemu-system-arm qemu-system-misc flex bison bc gcc libelf-dev linux-source make munge musl-tools slurm-client slurmctld slurmd xz-utils
 # These would run as services if they were installed. The tests start them from the virtual environment.
 UNPACKED_PACKAGES := docker-registry
 PYTEST_ARGS ?=

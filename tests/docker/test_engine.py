@@ -9,10 +9,12 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import docker
 import pytest
+import yaml
 
 from vmkit.docker.container import LABEL
 from vmkit.image.build import build_image
@@ -146,3 +148,68 @@ class Chunks(io.RawIOBase):
         size = min(len(buffer), len(self._left))
         buffer[:size], self._left = self._left[:size], self._left[size:]
         return size
+
+
+MATRIX = """\
+images = ["tiny"]
+backends = ["user"]
+fresh = true
+
+[commands]
+passes = "uname -r"
+fails = "exit 3"
+"""
+
+
+def test_cell_runs_as_a_pod_of_kubernetes_does(engine: "docker.APIClient", tmp_path: Path) -> None:
+    """With the arguments, environment, user, limits and read-only root of the manifest. There is no cluster here."""
+    file, results = tmp_path / "matrix.toml", tmp_path / "results"
+    file.write_text(MATRIX)
+    file.chmod(0o644)
+    tmp_path.chmod(0o755)
+    results.mkdir()
+    # As fsGroup makes a volume the group's.
+    os.chown(results, 1000, 1000)
+    words = ["matrix", "emit", "kubernetes", str(file), "--container-image", "vmkit:latest"]
+    emitted = subprocess.run([sys.executable, "-m", "vmkit", *words], capture_output=True, text=True, check=True)
+    _, cells, merge = yaml.safe_load_all(emitted.stdout)
+    statuses = [run_pod(engine, cells, file, results, index) for index in range(cells["spec"]["completions"])]
+    assert statuses == [0, 1]
+    assert run_pod(engine, merge, file, results, None) == 1
+    merged = json.loads((results / "merged" / "results.json").read_text())
+    assert [cell["verdict"] for cell in merged["cells"]] == ["passed", "failed"]
+
+
+def run_pod(engine: "docker.APIClient", job: dict[str, Any], file: Path, results: Path, index: int | None) -> int:
+    """Runs the one container of a job's pod, and returns its exit status."""
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    environ = {variable["name"]: variable["value"] for variable in container["env"]}
+    if index is not None:
+        environ["JOB_COMPLETION_INDEX"] = str(index)
+    security, limits = container["securityContext"], container["resources"]["limits"]
+    host = engine.create_host_config(
+        binds=[f"{file}:/matrix/matrix.toml:ro", f"{results}:/results"],
+        cap_drop=security["capabilities"]["drop"],
+        security_opt=["no-new-privileges"],
+        read_only=security["readOnlyRootFilesystem"],
+        mem_limit=limits["memory"].replace("Mi", "m"),
+        nano_cpus=int(float(limits["cpu"]) * 1e9),
+        network_mode="none",
+        # As an emptyDir is.
+        tmpfs={"/run/vmkit": "mode=0777"},
+    )
+    made = engine.create_container(
+        container["image"],
+        [word.replace("$(JOB_COMPLETION_INDEX)", str(index)) for word in container["args"]],
+        environment=environ,
+        user=f"{pod['securityContext']['runAsUser']}:{pod['securityContext']['runAsGroup']}",
+        host_config=host,
+    )
+    try:
+        engine.start(made)
+        status = engine.wait(made, timeout=DEADLINE_S)["StatusCode"]
+        print(engine.logs(made).decode(errors="replace"))
+        return int(status)
+    finally:
+        engine.remove_container(made, force=True)

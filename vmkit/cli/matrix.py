@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vmkit.cli.emit import kubernetes, slurm
 from vmkit.cli.show import Lines, Tell, open_lines, open_progress, print_table
 from vmkit.cli.values import COUNT, SECONDS, Number
 from vmkit.errors import ConfigError
@@ -112,7 +113,7 @@ def run(  # noqa: PLR0913  (an option each)
             images = _build_images(planned, numbers, lines.tell)
             check_lock(file, describe_lock(planned, numbers, images))
             count = find_jobs(planned, jobs)
-            lines.tell(f"{len(numbers)} machines, {count} at once", None)
+            lines.tell(f"{_count(len(numbers), 'cell')}, {_count(count, 'machine')} at once", None)
             if as_json:
                 print_event({"event": "begin", "matrix": planned.digest, "cells": len(numbers), "jobs": count})
             watcher = _Watcher(len(numbers), lines, as_json=as_json)
@@ -267,3 +268,7 @@ def github(*, file: Path) -> None:
     FILE is the matrix. The line is for $GITHUB_OUTPUT.
     """
     print(render_github(read_matrix(file).cells))
+
+
+emit.add_command(slurm)
+emit.add_command(kubernetes)
