@@ -101,7 +101,8 @@ ARROWS = {
     ),
     "vmkit.matrix": (
         *("vmkit.matrix.*", "vmkit.ktap.*", "vmkit.machine.*", "vmkit.architectures", "vmkit.junit", "vmkit.errors"),
-        *("vsh.*", "vshd.wire.version"),
+        # How a root is named. It is pure.
+        *("vmkit.roots.source", "vsh.*", "vshd.wire.version"),
     ),
     "vmkit.oneshot": (
         "vmkit.oneshot.*",

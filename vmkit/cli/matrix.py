@@ -4,23 +4,22 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from vmkit.cli.emit import kubernetes, slurm
-from vmkit.cli.show import Lines, Tell, open_lines, open_progress, print_table
+from vmkit.cli.show import Lines, open_lines, open_progress, print_table
 from vmkit.cli.values import COUNT, SECONDS, Number
 from vmkit.errors import ConfigError
-from vmkit.image.build import build_image
-from vmkit.image.recipe.config import load_image
 from vmkit.matrix.execute import find_jobs
 from vmkit.matrix.gather import merge_folders, read_merged, write_merged
+from vmkit.matrix.images import prepare_images
 from vmkit.matrix.job import CellEnd, JobEnd, JobPlan, run_job
 from vmkit.matrix.kcidb import DEFAULT_ORIGIN, ORIGIN
-from vmkit.matrix.lock import check_lock, describe_lock, find_matrix_lock, name_image, write_lock
+from vmkit.matrix.lock import check_lock, describe_lock, find_matrix_lock, write_lock
 from vmkit.matrix.plan import Matrix, pick_cells, read_matrix
 from vmkit.matrix.report import COLUMNS, render_github, render_report, render_rows
 from vmkit.matrix.results import STATUSES, CellFault
@@ -96,7 +95,8 @@ def run(  # noqa: PLR0913  (an option each)
 ) -> None:
     """Run the cells of a matrix, or some of them.
 
-    FILE is a TOML file with the images, kernels, backends, architectures and commands. A cell is one combination.
+    FILE is a TOML file with the images or roots, kernels, backends, architectures and commands. A cell is one of
+    their combinations.
     Exits with 0 if all commands passed, with 1 if one failed or the guest's kernel panicked, with 124 if time was
     over, with 125 if a machine or this host failed.
     """
@@ -110,7 +110,7 @@ def run(  # noqa: PLR0913  (an option each)
     policy = Policy(retry_machine_failures, max_failures)
     try:
         with open_lines(quiet=quiet) as lines:
-            images = _build_images(planned, numbers, lines.tell)
+            images = prepare_images((planned.cells[number] for number in numbers), lines.tell)
             check_lock(file, describe_lock(planned, numbers, images))
             count = find_jobs(planned, jobs)
             lines.tell(f"{_count(len(numbers), 'cell')}, {_count(count, 'machine')} at once", None)
@@ -151,19 +151,6 @@ def _pick_numbers(
         pick_cells(planned, only)
         return [number for number, name in enumerate(names) if name in set(only)]
     return list(range(len(names)))
-
-
-def _build_images(planned: Matrix, numbers: Iterable[int], tell: Tell) -> dict[str, str]:
-    """Builds the images of these cells, and returns their digests by their names in a lock.
-
-    One after another, and before any machine starts: cells of one image would all wait for its build.
-    """
-    cells = [planned.cells[number] for number in numbers]
-    firsts = {(cell.image, cell.architecture): cell for cell in cells}
-    return {
-        name_image(cell): build_image(load_image(image, architecture), progress=tell).digest
-        for (image, architecture), cell in firsts.items()
-    }
 
 
 class _Watcher:
@@ -218,7 +205,7 @@ def lock(*, file: Path, quiet: bool) -> None:
     planned = read_matrix(file)
     numbers = range(len(planned.cells))
     with open_progress(quiet=quiet) as tell:
-        found = describe_lock(planned, numbers, _build_images(planned, numbers, tell))
+        found = describe_lock(planned, numbers, prepare_images(planned.cells, tell))
     path = find_matrix_lock(file)
     write_lock(path, found)
     print(f"{path} has {_count(len(found.images), 'image')} and {_count(len(found.kernels), 'kernel')}")

@@ -66,6 +66,11 @@ def find_image(spec: MachineSpec) -> ImageSpec:
     return replace(image, modules_available=(*image.modules_available, driver))
 
 
+def build_image_of(spec: MachineSpec, tell: Tell) -> BuiltImage:
+    """The image of a machine whose root is there already, from the cache or built now. Raises VshError kinds."""
+    return build_image(find_image(spec), progress=tell)
+
+
 def choose(
     spec: MachineSpec, tell: Tell, door: VhostDoor, build: Build | None = None, *, prove: bool = True
 ) -> Choices:
@@ -85,7 +90,7 @@ def choose(
     qemu = probe.find_qemu(runtime, architecture.qemu)
     backend, backend_reason = probe.choose_backend(spec.backend, probe.probe_vhost(door))
     probe.check_memory(spec.memory_mib)
-    built = build(spec.image, tell) if build else build_image(find_image(spec), progress=tell)
+    built = build(spec.image, tell) if build else build_image_of(spec, tell)
     for part in PARTS:
         part.check_image(spec, built)
     root = _read_root(spec) if built.takes_root else None

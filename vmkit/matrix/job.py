@@ -190,7 +190,7 @@ def make_record(matrix: Matrix, number: int) -> CellRecord:
         matrix=matrix.digest,
         number=number,
         cell=cell.name,
-        image=Path(cell.image).stem,
+        image=cell.image_name,
         kernel="own" if cell.kernel is None else cell.kernel.name,
         backend=cell.backend,
         architecture=cell.architecture,

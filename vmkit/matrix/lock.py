@@ -1,4 +1,4 @@
-"""The lock of a matrix: the digest of each image and kernel that its cells run, so that all nodes run the same."""
+"""The lock of a matrix: the digest of each image, root and kernel that its cells run. All nodes then run the same."""
 
 import hashlib
 import json
@@ -33,13 +33,14 @@ def find_matrix_lock(file: Path) -> Path:
 
 def name_image(cell: Cell) -> str:
     """Returns what a lock calls the image of a cell."""
-    return f"{Path(cell.image).stem}/{cell.architecture}"
+    return f"{cell.image_name}/{cell.architecture}"
 
 
 def describe_lock(matrix: Matrix, numbers: Iterable[int], images: Mapping[str, str]) -> MatrixLock:
     """Returns what these cells have here. images: the digests of theirs. Raises ConfigError for a missing kernel."""
     kernels = dict.fromkeys(matrix.cells[number].kernel for number in numbers)
-    return MatrixLock(matrix.digest, images, {path.name: _hash_kernel(path) for path in kernels if path is not None})
+    found = {path.name: hash_file(path, "the kernel") for path in kernels if path is not None}
+    return MatrixLock(matrix.digest, images, found)
 
 
 def write_lock(path: Path, lock: MatrixLock) -> None:
@@ -61,12 +62,13 @@ def check_lock(file: Path, found: MatrixLock) -> None:
     compare_matrix_locks(parse_matrix_lock(data, path, file), found, path, file)
 
 
-def _hash_kernel(path: Path) -> str:
+def hash_file(path: Path, what: str) -> str:
+    """Returns the digest of a kernel or a disk. Raises ConfigError."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise ConfigError(f"cannot read the kernel {path}: {error.strerror}") from error
+        raise ConfigError(f"cannot read {what} {path}: {error.strerror}") from error
 
 
 def render_lock(lock: MatrixLock) -> bytes:

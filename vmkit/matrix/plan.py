@@ -17,6 +17,8 @@ from vmkit.architectures import ARCHITECTURES, HOST
 from vmkit.errors import ConfigError
 from vmkit.machine.options import OPTIONS
 from vmkit.machine.parts.part import Option
+from vmkit.machine.source import name_machine
+from vmkit.roots.source import SourceKind, parse_source
 
 BACKENDS = ("auto", "user", "vhost")
 DEFAULT_COMMAND_TIMEOUT_S = 600.0
@@ -29,6 +31,7 @@ MAX_LISTED = 20
 OPTION_KEYS = tuple(option.name for option in OPTIONS if option.is_matrix)
 KEYS = ("images", "kernels", "backends", "architectures", *OPTION_KEYS, "timeout", "fresh", "ktap", "commands")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NO_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +59,14 @@ class Cell:
     architecture: str = HOST
 
     @property
+    def image_name(self) -> str:
+        """The image or the root, without its folder."""
+        return _name_image(self.image)
+
+    @property
     def name(self) -> str:
         kernel = "own" if self.kernel is None else self.kernel.name
-        words: tuple[str, ...] = (Path(self.image).stem, kernel, self.backend)
+        words: tuple[str, ...] = (self.image_name, kernel, self.backend)
         if self.architecture != HOST:
             words = (*words, self.architecture)
         return "/".join((*words, self.commands[0].name) if self.is_fresh else words)
@@ -107,7 +115,9 @@ def read_matrix(path: Path) -> Matrix:
 
 
 def plan_matrix(raw: Mapping[str, Any], path: Path) -> Matrix:
-    """Plans the matrix of a parsed file. Relative paths of recipes and kernels start at the file's own folder."""
+    """Plans the matrix of a parsed file. Relative paths of recipes, roots and kernels start at the file's own
+    folder.
+    """
     unknown = sorted(set(raw) - set(KEYS))
     if unknown:
         raise ConfigError(f"{path}: unknown key '{unknown[0]}'", hint=f"the keys are: {', '.join(KEYS)}")
@@ -138,7 +148,8 @@ def plan_matrix(raw: Mapping[str, Any], path: Path) -> Matrix:
     )
     twice = sorted(name for name, count in Counter(cell.name for cell in cells).items() if count > 1)
     if twice:
-        raise ConfigError(f"{path}: two cells are called {twice[0]}", hint="give recipes and kernels different names")
+        hint = "give recipes, roots and kernels different names"
+        raise ConfigError(f"{path}: two cells are called {twice[0]}", hint=hint)
     return Matrix(
         cells,
         {option.name: _option(raw, option, path) for option in OPTIONS if option.is_matrix},
@@ -157,7 +168,35 @@ def pick_cells(matrix: Matrix, names: Sequence[str]) -> tuple[Cell, ...]:
 
 
 def _locate(image: str, path: Path) -> str:
-    return str(path.parent / image) if "/" in image or image.endswith(".toml") else image
+    """The image in words that mean the same in every directory."""
+    try:
+        source = parse_source(image)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: images: {error.brief}", hint=error.hint) from error
+    if source.kind is SourceKind.STREAM:
+        raise ConfigError(f"{path}: images: a matrix reads no root from standard input", hint="save it into a file")
+    if source.kind is SourceKind.IMAGE:
+        return str(path.parent / image) if image.endswith(".toml") else image
+    if source.path is None:
+        return image
+    place = str((path.parent / source.path.expanduser()).absolute())
+    if source.kind is SourceKind.PATH:
+        return place
+    if ":" in place:
+        raise ConfigError(f"{path}: images: the path of {image} has a colon: {place}", hint="move it, or link to it")
+    scheme = image.partition(":")[0]
+    return ":".join(filter(None, (scheme, place, source.reference)))
+
+
+def _name_image(image: str) -> str:
+    """What a cell is called after its image. The tag of a container image counts."""
+    source = parse_source(image)
+    if source.kind is SourceKind.IMAGE:
+        return Path(image).stem
+    if source.path is None:
+        return _NO_NAME.sub("-", source.reference.rpartition("/")[2])
+    name = name_machine(source.path)
+    return f"{name}-{_NO_NAME.sub('-', source.reference)}" if source.reference else name
 
 
 def _texts(raw: Mapping[str, Any], key: str, path: Path, default: list[str]) -> list[str]:

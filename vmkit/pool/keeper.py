@@ -29,7 +29,7 @@ from vmkit.pool.words import (
 )
 from vsh.address import address_of
 from vsh.client import Client
-from vsh.errors import VshError
+from vsh.errors import ExecError, VshError
 from vsh.registry import find_machine
 
 # Before an order on its socket.
@@ -255,7 +255,9 @@ def _make_parked(spec: MachineSpec) -> Started:
             raise VshError(f"'{started.name}' ended before it was taken")
         # First: the session that sets the clock takes vshd's spare, and the command leaves another.
         pause.measure_clock(entry)
-        Client(address_of(entry)).run(["true"], timeout=WARM_DEADLINE_S)
+        # A root of a user's may have no such program.
+        with contextlib.suppress(ExecError):
+            Client(address_of(entry)).run(["true"], timeout=WARM_DEADLINE_S)
         pause.park(entry)
     except BaseException:
         started.monitor.terminate()

@@ -27,6 +27,7 @@ from vmkit.machine.probe import read_available_memory_mib
 from vmkit.machine.restore import find_obstacle
 from vmkit.machine.running import RunningMachine
 from vmkit.machine.save import make_snapshot
+from vmkit.machine.source import ANY, name_machine, take_source
 from vmkit.machine.spec import MAX_NAME_CHARACTERS, MachineSpec, check_name
 from vmkit.machine.vhost import KernelVhostDoor
 from vmkit.pool.keeper import BESIDE_MIB, LENGTH_BYTES, SPARE_MIB, Order
@@ -254,7 +255,7 @@ def start_pool(
     say = tell or (lambda _text, _fraction: None)
     if not 1 <= size <= SIZE_MAX:
         raise ConfigError(f"--size must be between 1 and {SIZE_MAX}, not {size}")
-    spec = replace(spec, image=_find_image(spec.image))
+    spec = take_source(replace(spec, image=_find_image(spec.image)), say)
     chosen = _choose_name(name, spec)
     obstacle = find_obstacle(spec, choose(spec, say, KernelVhostDoor()))
     if obstacle:
@@ -279,7 +280,9 @@ def shrink(size: int, memory_mib: int, tell: Tell, available_mib: int | None = N
 def _choose_name(name: str | None, spec: MachineSpec) -> str:
     if name is None:
         taken = {pool.name for pool in read_pools()}
-        stem = Path(spec.image).stem[: MAX_NAME_CHARACTERS - 2 * NUMBER_CHARACTERS]
+        root = spec.source or spec.root
+        base = Path(spec.image).stem if root is None or spec.image != ANY else name_machine(root)
+        stem = base[: MAX_NAME_CHARACTERS - 2 * NUMBER_CHARACTERS]
         names = (f"{stem}-pool", *(f"{stem}-pool{number}" for number in range(2, 100)))
         name = next((name for name in names if name not in taken), names[-1])
     check_name(name)

@@ -40,7 +40,8 @@ class Wanted:
         return hashlib.sha256(text.encode()).hexdigest()[:6]
 
     def __str__(self) -> str:
-        parts = [Path(str(self.options[name])).stem for name in LISTS if self.options.get(name) is not None]
+        names = [str(self.options[name]) for name in LISTS if self.options.get(name) is not None]
+        parts = [Path(name).stem.removesuffix(".tar") for name in names]
         return "-".join(parts) or "vm"
 
 

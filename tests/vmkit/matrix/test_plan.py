@@ -34,6 +34,22 @@ def test_everything_times_everything() -> None:
     assert [command.argv for command in matrix.cells[0].commands] == [("sh", "-c", "uname -a"), ("echo", "a b")]
 
 
+def test_roots_are_found_from_the_files_folder_and_name_their_cells() -> None:
+    images = ["./root.tar.gz", "../disk.qcow2", "oci:layout:v1.2", "docker-archive:/saved/web.tar", "/srv/base"]
+    cells = plan(images=[*images, "docker://registry.example/debian:12.5", "docker://debian:12.6"]).cells
+    assert [cell.image for cell in cells] == [
+        "/lab/root.tar.gz",
+        "/lab/../disk.qcow2",
+        "oci:/lab/layout:v1.2",
+        "docker-archive:/saved/web.tar",
+        "/srv/base",
+        "docker://registry.example/debian:12.5",
+        "docker://debian:12.6",
+    ]
+    names = [cell.name.removesuffix("/own/auto") for cell in cells]
+    assert names == ["root", "disk", "layout-v1.2", "web", "base", "debian-12.5", "debian-12.6"]
+
+
 def test_architectures_multiply_and_the_hosts_own_is_not_named() -> None:
     cells = plan(images=["tiny"], backends=["user"], architectures=["amd64", "s390x"]).cells
     assert [(cell.name, cell.architecture) for cell in cells] == [
@@ -57,6 +73,9 @@ def test_name_of_a_cell_does_not_depend_on_the_number_of_commands() -> None:
         ({"image": ["tiny"]}, "unknown key 'image'"),
         ({"images": []}, "images: must be a list"),
         ({"images": "tiny"}, "images: must be a list"),
+        ({"images": ["-"]}, "images: a matrix reads no root from standard input"),
+        ({"images": ["oci:"]}, "/lab/lab.toml: images: 'oci:' names no file"),
+        ({"images": ["ftp://x"]}, "images: 'ftp://x' begins with 'ftp:'"),
         ({"backends": ["kernel"]}, "backends: must be one of auto, user, vhost, not 'kernel'"),
         ({"architectures": ["x86"]}, "architectures: must be one of amd64, arm64, riscv64, s390x, not 'x86'"),
         ({"commands": {}}, r"\[commands\] is missing"),
