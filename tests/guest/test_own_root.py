@@ -61,7 +61,8 @@ def small(busybox: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_system_of_busybox_alone(small: Path, tmp_path: Path, up: Run, vmkit: Run, vsh: Run) -> None:
     disk = make_ext4(small, tmp_path / "my small.img")
     before = disk.read_bytes()
-    done = up(str(disk), "--quiet")
+    (tmp_path / "share").mkdir()
+    done = up(str(disk), "--quiet", "--share", f"{tmp_path}/share:/share")
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.startswith(b"my-small is ready")
     where = ("--vm_name", "my-small")
@@ -71,7 +72,10 @@ def test_system_of_busybox_alone(small: Path, tmp_path: Path, up: Run, vmkit: Ru
     ]
     # All of it is the root's, and nothing but its modules is vshd's.
     names = set(vsh(*where, "--", "ls", "/").stdout.decode().split())
-    assert names - {"lost+found"} == {*("bin", "dev", "etc", "home", "proc", "root", "run", "sys", "tmp")}
+    assert names - {"lost+found"} == {*("bin", "dev", "etc", "home", "proc", "root", "run", "share", "sys", "tmp")}
+    # A shared folder is where the sessions are.
+    assert vsh(*where, "--", "sh", "-c", "echo x > /share/made; ls /share").stdout == b"made\n"
+    assert (tmp_path / "share/made").read_text() == "x\n"
     assert vsh(*where, "--", "sh", "-c", "echo x >/tmp/x && ls /etc /tmp").stdout.split() == [
         *(b"/etc:", b"group", b"passwd", b"/tmp:", b"x")
     ]
