@@ -116,6 +116,7 @@ fuzz: $(VENV)/.test
 	$(BIN)/python -m tests.fuzz.fuzz_roots --cases $(CASES)
 	$(BIN)/python -m tests.fuzz.fuzz_users --cases $(CASES)
 	$(BIN)/python -m tests.fuzz.fuzz_syslog --cases $(CASES)
+	$(BIN)/python -m tests.fuzz.fuzz_maitred --cases $(CASES)
 
 # apt is asked only when a package is missing, so a second run needs neither root nor a network.
 packages: WANTED := $(PACKAGES)

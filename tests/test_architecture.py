@@ -114,6 +114,11 @@ ARROWS = {
     ),
     "vmkit.bisect": ("vmkit.ktap.*", "vmkit.machine.*", "vmkit.junit", "vsh.*"),
     # A container's devices are what doctor found, its terminal is vsh's.
+    # Its half for guests is packed into images, and so imports nothing of the rest of vmkit.
+    "vmkit.maitred": ("vmkit.maitred.*", "vmkit.errors", "vsh.*", "vshd.wire.*"),
+    "vmkit.maitred.messages": ("vshd.wire.proto3",),
+    "vmkit.maitred.codec": ("vshd.wire.*",),
+    "vmkit.maitred.guest": ("vmkit.maitred.guest.*", "vmkit.maitred.messages", "vmkit.maitred.codec", "vshd.*"),
     "vmkit.docker": ("vmkit.docker.*", "vmkit.machine.doctor", "vmkit.errors", "vsh.*", "vshd.carry.*"),
     "vmkit.bench": ("vmkit.*", "vsh.*", "vshd.wire.*", "vshd.wire", "vshd.carry.*"),
     "vmkit": ("vmkit.*", "vsh.*", "vshd.wire.*", "vshd.carry.*"),
@@ -129,6 +134,7 @@ THIRD_PARTY = {
     "matplotlib": ("vmkit.bench.report",),
     "paramiko": ("vmkit.bench.guest",),
     "pytest": ("vmkit.testing.plugin",),
+    "grpclib": ("vmkit.maitred",),
     "docker": ("vmkit.docker.engine", "vmkit.docker.context", "vmkit.docker.build", "vmkit.docker.container"),
     "requests": ("vmkit.docker.engine",),
     "urllib3": ("vmkit.docker.engine",),
@@ -141,6 +147,10 @@ STARTS_PROGRAMS = {
     # It becomes the device.
     "vmkit/cli/device.py",
     "vmkit/bench/programs.py",
+    # In the guest.
+    "vmkit/maitred/guest/launching.py",
+    "vmkit/maitred/guest/system.py",
+    "vmkit/maitred/guest/waiting.py",
     "vmkit/docker/__main__.py",
     "vmkit/monitor/child.py",
     "vmkit/machine/handover.py",

@@ -49,6 +49,7 @@ def test_duties_are_taken_and_the_rest_is_vshds() -> None:
         True,
     )
     assert rest == ["--default_user=root", "--init_x"]
+    assert take_duties(["--init_service=/a", "--init_service=/b"])[0].services == ["/a", "/b"]
     none, rest = take_duties([])
     assert (none.hook, none.layers, none.lock_modules, none.require_kernel, rest) == ("", [], False, False, [])
 

@@ -178,6 +178,22 @@ def test_init_reaps_orphans(start_guest: StartGuest) -> None:
 
 
 @needs_namespace
+def test_init_starts_a_service_once_vshd_is_ready_and_tells_of_its_end(start_guest: StartGuest, tmp_path: Path) -> None:
+    out, service = tmp_path / "out", tmp_path / "service"
+    # It looks for vshd's socket: nothing of the boot waits for a service.
+    service.write_text(f"#!/bin/sh\ntest -S {tmp_path}/vshd.sock && echo started >> {out}\n")
+    service.chmod(0o755)
+    guest = start_guest(f"--init_service={service}", "--init_service=/nonexistent")
+    guest.wait_until_ready()
+    wait_until(lambda: out.exists() and len(guest.vshd) == 1, "the service has ended")
+    assert out.read_text() == "started\n"
+    os.kill(guest.pid, signal.SIGUSR2)
+    console = guest.finish()
+    assert f"warning: {service} ended with 0" in console
+    assert "error: /nonexistent cannot be started: No such file or directory" in console
+
+
+@needs_namespace
 def test_init_restarts_a_vshd_that_dies(start_guest: StartGuest) -> None:
     guest = start_guest()
     guest.wait_until_ready()

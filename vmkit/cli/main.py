@@ -41,6 +41,7 @@ TASKS = {
     "Ways into a guest, beside vsh": {
         "guest-exec": "vmkit.cli.guest_exec:guest_exec",
         "forward": "vmkit.cli.forward:forward",
+        "rpc": "vmkit.cli.rpc:rpc",
         "ssh": "vmkit.cli.ssh:ssh",
         "ssh-config": "vmkit.cli.ssh:ssh_config",
     },

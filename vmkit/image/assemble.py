@@ -34,14 +34,16 @@ from vmkit.image.plan import (
     TakeHostPython,
     TakeKernel,
     TakePython,
+    TakeServices,
     Unpack,
     WriteRoot,
 )
-from vmkit.image.python import GuestPython
+from vmkit.image.python import DEBIAN_PACKAGES, GuestPython
 from vmkit.image.recipe.config import ImageSpec, find_mention
 from vmkit.image.recipe.inputs import Inputs
 from vmkit.image.recipe.settings import HOOK_PATH, ContentKind
 from vmkit.image.recipe.template import render_templates
+from vmkit.image.services import SERVICES
 from vmkit.image.twins import Twins
 from vmkit.image.wall.btf import BtfError
 from vmkit.image.wall.layer import LOADER_PATH, find_vshd_port, make_loader
@@ -117,14 +119,13 @@ class _Assembly:
                 self._take_kernel(step)
             case Install():
                 self._install()
-            case TakePython():
-                self._take_python(step)
-                self._raise_kernel_layer(self._kernel)
-            case TakeDaemon():
-                self._take_daemon(step)
+            case TakePython() | TakeDaemon():
+                self._take_python(step) if isinstance(step, TakePython) else self._take_daemon(step)
                 self._raise_kernel_layer(self._kernel)
             case TakeHostPython():
                 self._take_host_python(step)
+            case TakeServices():
+                self._take_services(step)
             case ShipImages():
                 self._ship_images()
             case LinkApplets():
@@ -212,6 +213,17 @@ class _Assembly:
             )
         for name in step.packages:
             python.take_package(name.replace(".", "/"), self._inputs.packages[name], of_debian=True)
+        python.compile()
+
+    def _take_services(self, step: TakeServices) -> None:
+        python = self._python
+        if python is None:
+            raise ConfigError(f"{self._spec.origin}: services: the image has no vshd", hint="list `python_modules`")
+        for name in step.names:
+            service = SERVICES[name]
+            python.take_package(f"vmkit/{service.folder}", self._inputs.services[name], of_debian=True)
+            text = service.render_program(python.program, DEBIAN_PACKAGES)
+            self._tree.add(service.program, file_node(text.encode(), 0o755))
         python.compile()
 
     def _ship_images(self) -> None:
@@ -346,6 +358,7 @@ class _Assembly:
                 HOOK_PATH if self._spec.hook else "",
                 self._spec.init if self._spec.root == "given" else "",
                 "" if self._architecture.has_kernel_layer else self._wall_trouble,
+                tuple(f"/{SERVICES[name].program}" for name in self._spec.services),
             ),
         }
         return known | dict(self._spec.variables)

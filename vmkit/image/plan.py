@@ -83,6 +83,16 @@ class TakeHostPython:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeServices:
+    """Take services of vmkit that run beside vshd."""
+
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"take the services {' '.join(self.names)}, and compile them"
+
+
+@dataclass(frozen=True, slots=True)
 class ShipImages:
     """Put built images into the guest's own cache."""
 
@@ -137,6 +147,7 @@ Step = (
     | TakePython
     | TakeDaemon
     | TakeHostPython
+    | TakeServices
     | ShipImages
     | LinkApplets
     | PutFile
@@ -181,6 +192,8 @@ def make_plan(spec: ImageSpec, request: Request, inputs: Inputs, lock: Lock | No
         steps.append(take(lock.python if lock else "3", spec.python_modules))
     if spec.host_python:
         steps.append(TakeHostPython(spec.host_python))
+    if spec.services:
+        steps.append(TakeServices(spec.services))
     if inputs.prebuilt:
         steps.append(ShipImages(tuple(image.digest for image in inputs.prebuilt)))
     if not spec.bootstrap:
@@ -205,6 +218,7 @@ def _digest(spec: ImageSpec, inputs: Inputs, lock: Lock) -> str:
         "python_modules": spec.python_modules,
         "files": [_describe(file) for file in spec.files],
         "hook": _describe(spec.hook) if spec.hook else None,
+        "services": spec.services,
         "variables": spec.variables,
         "root": spec.root,
         "init": spec.init,

@@ -26,7 +26,7 @@ from vmkit.image.interpreter import (
 )
 from vmkit.image.needs import Needs
 
-_DEBIAN_PACKAGES = "usr/lib/python3/dist-packages"
+DEBIAN_PACKAGES = "usr/lib/python3/dist-packages"
 
 # argv: the list file, with one job, "source output name level", per four lines. The name becomes co_filename: the
 # guest's path.
@@ -130,7 +130,7 @@ class GuestPython:
         program's help.
         """
         for path, text in sources.items():
-            guest_path = f"{_DEBIAN_PACKAGES if of_debian else self.library}/{name}/{path}"
+            guest_path = f"{DEBIAN_PACKAGES if of_debian else self.library}/{name}/{path}"
             self._tree.add(guest_path, file_node(text))
             if path.endswith(".py"):
                 self._sources[guest_path] = text
@@ -147,7 +147,7 @@ class GuestPython:
         for index, guest_path in enumerate(sorted(self._sources)):
             output = self._work / f"{index}.pyc"
             outputs[guest_path] = output
-            level = "0" if guest_path.startswith(_DEBIAN_PACKAGES) else "2"
+            level = "0" if guest_path.startswith(DEBIAN_PACKAGES) else "2"
             self._write(guest_path, self._sources[guest_path])
             jobs += [str(self._root / guest_path), str(output), f"/{guest_path}", level]
         (self._work / "jobs").write_text("\n".join(jobs) + "\n")

@@ -25,9 +25,10 @@ class DutyError(Exception):
 
 class Duties:
     """The words, parsed. layers: those of the wall that the image wants. log: where programs send the lines of their
-    logs. no_kernel: why there is no kernel layer. system: see vshd.pid1.system."""
+    logs. no_kernel: why there is no kernel layer. services: programs to start once vshd is ready. system: see
+    vshd.pid1.system."""
 
-    __slots__ = ("hook", "layers", "lock_modules", "log", "no_kernel", "require_kernel", "system")
+    __slots__ = ("hook", "layers", "lock_modules", "log", "no_kernel", "require_kernel", "services", "system")
 
     def __init__(self) -> None:
         self.hook = ""
@@ -36,6 +37,7 @@ class Duties:
         self.log = ""
         self.no_kernel = ""
         self.require_kernel = False
+        self.services: list[str] = []
         self.system = "none"
 
 
@@ -54,6 +56,8 @@ def take_duties(words: list[str]) -> tuple[Duties, list[str]]:
             duties.require_kernel = True
         elif name == "--init_log":
             duties.log = value
+        elif name == "--init_service":
+            duties.services.append(value)
         elif name == "--init_system":
             duties.system = value
         elif name == "--init_lock_modules":
@@ -90,6 +94,11 @@ def run_hook(path: str) -> None:
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if status:
         raise DutyError(f"the image's hook {path} ended with status {status}")
+
+
+def start_service(path: str) -> int:
+    """Starts a program of the image that goes on beside vshd; its pid. Raises OSError."""
+    return _spawn([path])
 
 
 def lock_modules() -> None:

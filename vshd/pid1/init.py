@@ -22,7 +22,16 @@ from vshd.carry.vsock import VsockError
 from vshd.flags import HOST_CID, FlagError, Options, parse_flags
 from vshd.listener import bind_early, parse_allowed_cids
 from vshd.pid1.collector import HANDED, CollectorKeeper
-from vshd.pid1.duties import Duties, DutyError, describe_wall, lock_modules, raise_kernel_layer, run_hook, take_duties
+from vshd.pid1.duties import (
+    Duties,
+    DutyError,
+    describe_wall,
+    lock_modules,
+    raise_kernel_layer,
+    run_hook,
+    start_service,
+    take_duties,
+)
 from vshd.signals import SIGCHLD, SIGINT, SIGKILL, SIGTERM, SIGUSR1, SIGUSR2, Wakeup
 
 TYPE_CHECKING = False
@@ -95,6 +104,9 @@ class Init:
         self._collector = CollectorKeeper(_warn)
         self._ready, self._ready_end = os.pipe()
         os.set_blocking(self._ready, False)
+        # Those that are to be started, and those that run, by their pids.
+        self._waiting = list(self._duties.services)
+        self._services: dict[int, str] = {}
         self._wakeup = Wakeup((SIGCHLD, *WAYS_DOWN))
 
     def run(self) -> str:
@@ -114,9 +126,15 @@ class Init:
         self._start_vshd(ready_port, facts)
         poll = select.poll()
         poll.register(self._wakeup.fd, select.POLLIN)
+        if self._waiting:
+            poll.register(self._ready, select.POLLIN)
         while True:
             logs = self._collector.watch(poll)
             ready = poll.poll(self._find_wait_ms())
+            if self._waiting and self._was_ready():
+                self._is_ready = True
+                poll.unregister(self._ready)
+                self._start_services()
             for number in self._wakeup.take():
                 if number in WAYS_DOWN:
                     return WAYS_DOWN[number]
@@ -125,6 +143,15 @@ class Init:
                 self._collector.tend(time.monotonic(), self._wakeup.close)
             if self._vshd < 0 and time.monotonic() >= self._due_s:
                 self._restart_vshd()
+
+    def _start_services(self) -> None:
+        """The host has been told by now: what they cost at their start is no part of the boot."""
+        waiting, self._waiting = self._waiting, []
+        for path in waiting:
+            try:
+                self._services[start_service(path)] = path
+            except OSError as error:
+                _report(f"{path} cannot be started: {error.strerror}")
 
     def _find_wait_ms(self) -> float | None:
         return None if self._vshd >= 0 else max(0.0, self._due_s - time.monotonic()) * 1000 + 1
@@ -211,6 +238,8 @@ class Init:
                 self._on_death(os.waitstatus_to_exitcode(status))
             elif pid == self._collector.pid:
                 self._collector.note_end(os.waitstatus_to_exitcode(status), time.monotonic())
+            elif pid in self._services:
+                _warn(f"{self._services.pop(pid)} ended with {os.waitstatus_to_exitcode(status)}")
 
     def _on_death(self, status: int) -> None:
         """A vshd that has served once is started again; one that never came up will not. Raises InitError."""

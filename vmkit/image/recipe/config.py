@@ -17,6 +17,7 @@ from vmkit.errors import ConfigError
 from vmkit.image.recipe import resources
 from vmkit.image.recipe.hostfile import HostFileError, read_host_file
 from vmkit.image.recipe.settings import IMAGE_NAME, SETTINGS, FileSpec, KeyPlace, Variable, find_line
+from vmkit.image.services import SERVICES
 from vmkit.image.wall.spec import LOOPBACK_MODULE, WallSpec
 
 # A recipe is a page of text; a gigabyte named by mistake must not be read.
@@ -58,6 +59,7 @@ class ImageSpec:
     hook: FileSpec | None
     variables: tuple[tuple[str, Variable], ...]
     template_dirs: tuple[Path, ...]
+    services: tuple[str, ...]
     wall: WallSpec
     root: str
     init: str
@@ -143,6 +145,8 @@ def _load(path: Path, name: str, architecture: str = HOST) -> ImageSpec:
         )
     if values["kernel"] == AUTO:
         values["kernel"] = row.kernel
+    needed = (package for service in values["services"] for package in SERVICES[service].packages)
+    values["packages"] = tuple(dict.fromkeys((*values["packages"], *needed)))
     files: dict[str, FileSpec] = values.pop("files")
     variables: dict[str, Variable] = values.pop("variables")
     extract: dict[str, tuple[str, ...]] = values.pop("extract")
@@ -163,6 +167,12 @@ def _load(path: Path, name: str, architecture: str = HOST) -> ImageSpec:
         **values,
     )
     _check_wall(spec)
+    if spec.services and not spec.bootstrap:
+        raise ConfigError(
+            f"{find_mention(spec, spec.services[0], key='services')}: services: {spec.services[0]} needs Debian's own"
+            " Python, and this image has a part of it",
+            hint='add `extends = "debian"`, or `bootstrap = true`',
+        )
     if "init" in merged and spec.root != "given":
         raise ConfigError(
             f"{find_mention(spec, 'init', key='init')}: init: the image has an init of its own",

@@ -17,6 +17,7 @@ from vmkit.image.recipe.config import ImageSpec
 from vmkit.image.recipe.hostfile import HostFileError, read_host_file
 from vmkit.image.recipe.settings import ContentKind, FileSpec
 from vmkit.image.recipe.template import Template, read_templates
+from vmkit.image.services import SERVICES, GuestService
 
 # A kernel module or a test binary is megabytes; more than this belongs on a disk.
 SOURCE_LIMIT_BYTES = 256 << 20
@@ -35,14 +36,15 @@ class Prebuilt:
 class Inputs:
     """All that a recipe takes from the host, read once.
     sources: the content of each host file a recipe names, by its guest path. templates: those of all its folders, by
-    name. packages: the content of each file of the host's Python packages, by package and path. prebuilt: the images
-    that are shipped in this one. hashes: a label and SHA-256 for all there is.
+    name. packages: the content of each file of the host's Python packages, by package and path. services: the same of
+    our services. prebuilt: the images that are shipped in this one. hashes: a label and SHA-256 for all there is.
     """
 
     sources: dict[str, bytes]
     templates: dict[str, Template]
     vshd: dict[str, bytes]
     packages: dict[str, dict[str, bytes]]
+    services: dict[str, dict[str, bytes]]
     prebuilt: tuple[Prebuilt, ...]
     hashes: tuple[tuple[str, str], ...]
 
@@ -52,15 +54,17 @@ def read_inputs(spec: ImageSpec, prebuilt: tuple[Prebuilt, ...] = ()) -> Inputs:
     sources = {file.path: _read_source(spec, file) for file in _host_files(spec)}
     vshd = _read_vshd()
     packages = {name: _read_package(spec, name) for name in spec.host_python}
+    services = {name: _read_service(SERVICES[name]) for name in spec.services}
     hashes = {f"source {path}": data for path, data in sources.items()}
     hashes |= {f"vshd {path}": data for path, data in vshd.items()}
     hashes |= {f"package {name} {path}": data for name, files in packages.items() for path, data in files.items()}
+    hashes |= {f"service {name} {path}": data for name, files in services.items() for path, data in files.items()}
     hashes |= {f"prebuilt {image.digest}": b"" for image in prebuilt}
     hashes |= {f"builder {path.name}": path.read_bytes() for path in resources.find_builder_sources()}
     templates = read_templates(spec.template_dirs, spec.recipes)
     hashes |= {f"template {name}": template.text.encode() for name, template in templates.items()}
     digests = tuple((label, hashlib.sha256(hashes[label]).hexdigest()) for label in sorted(hashes))
-    return Inputs(sources, templates, vshd, packages, prebuilt, digests)
+    return Inputs(sources, templates, vshd, packages, services, prebuilt, digests)
 
 
 def find_outsiders(spec: ImageSpec) -> list[str]:
@@ -110,6 +114,11 @@ def _read_package(spec: ImageSpec, name: str) -> dict[str, bytes]:
         for label, folder in (("images", resources.find_images_dir()), ("templates", resources.find_templates_dir())):
             files |= {f"data/{label}/{path}": data for path, data in _read_folder(folder).items()}
     return files
+
+
+def _read_service(service: GuestService) -> dict[str, bytes]:
+    files = _read_folder(resources.find_service_dir(service.folder))
+    return {path: data for path, data in files.items() if not path.startswith(service.of_host)}
 
 
 def _find_package(name: str) -> list[str]:

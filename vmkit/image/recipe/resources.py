@@ -30,6 +30,11 @@ def find_vshd_dir() -> Path:
     return Path(vshd.__file__).parent
 
 
+def find_service_dir(folder: str) -> Path:
+    """The folder of a service for guests, vmkit.image.services."""
+    return Path(vmkit.__file__).parent / folder
+
+
 def find_builder_sources() -> tuple[Path, ...]:
     """The modules of vmkit.image: a changed builder makes another image, so they are part of an image's digest."""
     return tuple(sorted(Path(__file__).parents[1].rglob("*.py")))

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from vmkit.errors import ConfigError
 from vmkit.image.formats.tree import PATH_LIMIT_BYTES
+from vmkit.image.services import SERVICES
 from vmkit.image.wall.spec import CID_ANY, CID_HOST, CONNECT_CIDS_LIMIT, WALL_KEYS, KernelLayer
 
 IMAGE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -324,6 +325,7 @@ def _hook(place: KeyPlace, value: Any) -> FileSpec:
 _KERNEL_FORMATS = re.compile(r"auto|vmlinux|vmlinuz")
 _ROOTS = re.compile(r"initramfs|disk|given")
 _INITS = re.compile(r"auto|systemd|none")
+_SERVICES = re.compile("|".join(map(re.escape, SERVICES)))
 _COMPRESSIONS = re.compile(r"none|gzip|lz4|zstd")
 
 SETTINGS: dict[str, Setting] = {
@@ -348,6 +350,7 @@ SETTINGS: dict[str, Setting] = {
     "hook": Setting(_hook, None, _replace),
     "variables": Setting(_variables, {}, _join),
     "templates": Setting(_host_paths, (), _append),
+    "services": Setting(_words(_SERVICES, f"a service: {', '.join(SERVICES)}"), (), _append),
     "wall": Setting(_wall, {}, _join),
     "root": Setting(_word(_ROOTS, "one of initramfs, disk, given"), "initramfs", _replace),
     "init": Setting(_word(_INITS, "one of auto, systemd, none"), "auto", _replace),

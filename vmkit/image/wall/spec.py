@@ -43,10 +43,12 @@ class WallSpec:
 WALL_KEYS = tuple(WallSpec.__dataclass_fields__)
 
 
-def plan_init_words(wall: WallSpec, hook: str, system: str = "", kernel_trouble: str = "") -> tuple[str, ...]:
+def plan_init_words(
+    wall: WallSpec, hook: str, system: str = "", kernel_trouble: str = "", services: tuple[str, ...] = ()
+) -> tuple[str, ...]:
     """The words that /init passes to vshd.pid1.init: its duties (vshd.pid1.duties), and vshd's flags of the wall.
 
-    system: the recipe's `init`, for a root that may have one of its own.
+    system: the recipe's `init`, for a root that may have one of its own. services: programs to start beside vshd.
     kernel_trouble: why the image lacks the kernel layer, where the guest cannot find that out itself.
     """
     layers = {"transport": wall.transport, "daemon": wall.daemon, "kernel": wall.kernel is not KernelLayer.OFF}
@@ -56,6 +58,7 @@ def plan_init_words(wall: WallSpec, hook: str, system: str = "", kernel_trouble:
     words += ["--init_require_kernel"] if wall.kernel is KernelLayer.REQUIRED else []
     words += ["--init_lock_modules"] if wall.lock_modules else []
     words += [f"--init_system={system}"] if system else []
+    words += [f"--init_service={program}" for program in services]
     words += [] if wall.daemon else ["--allow_cid=any"]
     words += ["--allow_legacy_clients"] if wall.legacy_clients else []
     return tuple(words)

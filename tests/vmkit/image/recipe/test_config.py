@@ -77,6 +77,17 @@ ports = [1, 2]
     assert mine.hook == FileSpec(HOOK_PATH, ContentKind.SOURCE, str(tmp_path / "setup.sh"), 0o755, 0, 0)
 
 
+def test_service_brings_its_packages_and_needs_debians_python(write_recipe: WriteRecipe) -> None:
+    spec = load_image(str(write_recipe('extends = "debian"\nservices = ["maitred"]\npackages = ["strace"]\n')))
+    assert spec.services == ("maitred",)
+    assert set(spec.packages) == {*load_image("debian").packages, "strace", "python3-grpclib"}
+    with pytest.raises(ConfigError, match=r"my.toml:2: services: maitred needs Debian's own Python") as caught:
+        load_image(str(write_recipe('extends = "tiny"\nservices = ["maitred"]\n')))
+    assert "debian" in caught.value.hint
+    with pytest.raises(ConfigError, match=r"'garcon' is not a service: maitred"):
+        load_image(str(write_recipe('extends = "debian"\nservices = ["garcon"]\n')))
+
+
 def test_wall_is_up_unless_told_and_its_keys_join(write_recipe: WriteRecipe) -> None:
     assert load_image("tiny").wall == WallSpec(
         transport=True, daemon=True, kernel=KernelLayer.ON, lock_modules=False, connect_cids=(), legacy_clients=False
