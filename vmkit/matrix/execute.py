@@ -120,6 +120,8 @@ class MatrixRun:
                     return results
                 if keeper is not None:
                     keeper.set_machine(describe_machine(machine.started))
+                    # A kill in the first command leaves these.
+                    keep_machine_logs(machine, keeper)
                 for command in cell.commands:
                     take(self._run_command(cell, machine, command))
                     if keeper is not None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Between two looks: so that a port is seen within a second, but no more than this part of the processor's time.
 PAUSE_S, PAUSE_MAX_S = 0.4, 5.0
-SHARE_MAX = 0.003
+SHARE_MAX = 0.002
 # The cost of a look is the lowest of the last ones, which grow old by this: a busy host makes single ones dear.
 AGEING = 1.1
 
