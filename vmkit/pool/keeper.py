@@ -1,4 +1,7 @@
-"""Keeps a pool: makes machines, one at a time, until the stock is full, and gives them to clients.
+"""Keeps a pool: makes machines until the stock is full, and gives them to clients.
+
+It makes one machine at a time, so that it takes little from what the clients do. While no machine waits, it makes as
+many at once as the host has processors: then the clients wait for it.
 
 It ends on a `stop`, on SIGTERM, and with its owner. Its machines end with it, except those that were taken.
 """
@@ -66,7 +69,7 @@ class Keeper:
         self._stock = Stock(order.size)
         self._machines: dict[str, Started] = {}
         self._made = 0
-        self._making = ""
+        self._making: set[str] = set()
         self._error = ""
         self._waiting: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.get_running_loop()
@@ -98,24 +101,58 @@ class Keeper:
         while True:
             await self._room.wait()
             self._room.clear()
-            while self._stock.has_room:
-                try:
-                    started = await self._make()
-                except NameInUseError:
-                    # A machine that an earlier pool of this name has given away.
-                    continue
-                except VshError as error:
-                    self._error = error.brief
-                    failures += 1
-                    if failures >= FAILURES_MAX and not isinstance(error, NoRoomError):
-                        self._refuse(error)
-                    await self._rest(pause_s)
-                    pause_s = min(2 * pause_s, PAUSE_MAX_S)
-                    continue
+            # After a failure one alone: others would fail in the same way.
+            error = await self._make_missing(1 if failures else os.cpu_count() or 1)
+            if error is None:
                 self._error, pause_s, failures = "", PAUSE_S, 0
-                self._machines[started.name] = started
-                self._stock.add(started.name)
-                self._reap()
+                continue
+            self._error = error.brief
+            failures += 1
+            if failures >= FAILURES_MAX and not isinstance(error, NoRoomError):
+                self._refuse(error)
+            await self._rest(pause_s)
+            pause_s = min(2 * pause_s, PAUSE_MAX_S)
+            self._room.set()
+
+    async def _make_missing(self, width: int) -> VshError | None:
+        """Makes machines until none is missing, or one could not be made. Returns the error.
+
+        width: how many at once while no machine waits.
+        """
+        making: set[asyncio.Task[Started]] = set()
+        error: VshError | None = None
+        try:
+            while True:
+                at_once = 1 if self._stock.waiting else width
+                while error is None and len(making) < min(self._stock.missing, at_once):
+                    making.add(asyncio.create_task(self._make(len(making) + 1)))
+                if not making:
+                    return error
+                # A client that asks meanwhile may be one more for whom a machine is missing.
+                asked = asyncio.create_task(self._room.wait())
+                done, _ = await asyncio.wait({asked, *making}, return_when=asyncio.FIRST_COMPLETED)
+                asked.cancel()
+                self._room.clear()
+                for task in making & done:
+                    making.remove(task)
+                    error = self._adopt(task) or error
+        finally:
+            for task in making:
+                task.cancel()
+
+    def _adopt(self, task: "asyncio.Task[Started]") -> VshError | None:
+        """Puts a machine that was made into the stock. Returns the error of one that was not."""
+        try:
+            started = task.result()
+        except NameInUseError:
+            # A machine that an earlier pool of this name has given away.
+            return None
+        except VshError as error:
+            return error
+        self._machines[started.name] = started
+        self._stock.add(started.name)
+        self._reap()
+        return None
 
     async def _rest(self, pause_s: float) -> None:
         """Waits before the next try. A new client ends the wait, but for its first second."""
@@ -131,16 +168,20 @@ class Keeper:
             writer.write(render_answer(error=text, hint=error.hint))
         self._waiting.clear()
 
-    async def _make(self) -> Started:
-        """One more machine, in a thread that does not outlive this process. Raises VshError."""
+    async def _make(self, count: int) -> Started:
+        """One more machine, in a thread that does not outlive this process. Raises VshError.
+
+        count: how many are being made, this one included.
+        """
         self._made += 1
-        self._making = f"{self._order.name}-{self._made}"
-        spec = replace(self._order.spec, name=self._making)
+        name = f"{self._order.name}-{self._made}"
+        self._making.add(name)
+        spec = replace(self._order.spec, name=name)
         done: asyncio.Future[Started] = self._loop.create_future()
 
         def work() -> None:
             try:
-                result: Started | BaseException = _make_parked(spec)
+                result: Started | BaseException = _make_parked(spec, count)
             except BaseException as error:  # it is raised where it is awaited
                 result = error
             with contextlib.suppress(RuntimeError):
@@ -158,7 +199,7 @@ class Keeper:
         try:
             return await done
         finally:
-            self._making = ""
+            self._making.discard(name)
 
     def _reap(self) -> None:
         """Takes note of machines that have ended."""
@@ -187,7 +228,7 @@ class Keeper:
                 case Verb.STATUS:
                     writer.write(render_status(self._find_status()))
                 case Verb.STOP:
-                    names = [*self._stock.waiting, *self._stock.promised, *filter(None, [self._making])]
+                    names = [*self._stock.waiting, *self._stock.promised, *self._making]
                     writer.write(render_answer(machines=names))
                     self._is_over.set()
             await writer.drain()
@@ -242,12 +283,15 @@ class Keeper:
         )
 
 
-def _make_parked(spec: MachineSpec) -> Started:
-    """A machine that has run a command, so that the next one is quick, and is paused. Raises VshError."""
-    needed_mib = spec.memory_mib + BESIDE_MIB + SPARE_MIB
+def _make_parked(spec: MachineSpec, count: int) -> Started:
+    """A machine that has run a command, so that the next one is quick, and is paused. Raises VshError.
+
+    count: machines that are being made; the others' memory may not be in use yet.
+    """
+    needed_mib = (spec.memory_mib + BESIDE_MIB) * count + SPARE_MIB
     available_mib = read_available_memory_mib()
     if available_mib and available_mib < needed_mib:
-        raise NoRoomError(f"{available_mib} MiB of memory are available, and one more machine needs {needed_mib}")
+        raise NoRoomError(f"{available_mib} MiB of memory are available, and {_describe(count)} {needed_mib}")
     started = start_machine(spec, is_owned=True)
     try:
         entry = find_machine(name=started.name)
@@ -263,3 +307,7 @@ def _make_parked(spec: MachineSpec) -> Started:
         started.monitor.terminate()
         raise
     return started
+
+
+def _describe(count: int) -> str:
+    return "one more machine needs" if count == 1 else f"{count} more machines need"

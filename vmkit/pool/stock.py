@@ -23,9 +23,9 @@ class Stock:
         self._clients: deque[Give] = deque()
 
     @property
-    def has_room(self) -> bool:
-        """Whether one more machine is to be made: for the pool's size, or for a client that waits."""
-        return len(self.waiting) + len(self.promised) < self.size or bool(self._clients)
+    def missing(self) -> int:
+        """How many more machines are to be made: for the pool's size, or for the clients that wait."""
+        return max(self.size - len(self.waiting) - len(self.promised), len(self._clients))
 
     def add(self, name: str) -> None:
         """A machine is ready to be taken."""

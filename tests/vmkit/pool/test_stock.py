@@ -37,7 +37,7 @@ def test_machine_that_was_left_is_given_to_no_other() -> None:
     stock.ask(first.append)
     stock.ask(second.append)
     stock.lose("a")
-    assert stock.has_room
+    assert stock.missing == 1
     stock.add("b")
     assert (first, second) == (["a"], ["b"])
     stock.settle("a")
@@ -49,13 +49,14 @@ def test_machine_that_was_left_is_given_to_no_other() -> None:
 
 def test_room_is_for_the_size_and_for_clients_that_wait() -> None:
     stock = Stock(1)
-    assert stock.has_room
+    assert stock.missing == 1
     stock.add("a")
-    assert not stock.has_room
+    assert stock.missing == 0
     stock.ask(lambda _name: None)
-    assert not stock.has_room
+    assert stock.missing == 0
     stock.ask(lambda _name: None)
-    assert stock.has_room
+    stock.ask(lambda _name: None)
+    assert stock.missing == 2
 
 
 class StockMachine(RuleBasedStateMachine):
