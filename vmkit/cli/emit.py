@@ -78,9 +78,11 @@ def kubernetes(
 def _check_alone(planned: Matrix) -> None:
     """Raises ConfigError for a matrix that names other files: its ConfigMap would lack them."""
     for cell in planned.cells:
-        named = cell.kernel or (cell.image if "/" in cell.image else None)
+        # A recipe beside the matrix has no slash in its path.
+        is_shipped = "/" not in cell.image and not cell.image.endswith(".toml")
+        named = cell.kernel or (None if is_shipped else cell.image)
         if named is not None:
             raise ConfigError(
-                f"the matrix names the file {named}, and a ConfigMap has the matrix alone",
+                f"the matrix names {named}, and a ConfigMap has the matrix alone",
                 hint="put both into the container image, and name the matrix there with --file-in-image",
             )

@@ -46,6 +46,17 @@ def test_matrix_in_the_container_image_needs_no_config_map(vmkit: Vmkit, lab: Pa
     assert "/srv/lab.toml" in cell["args"]
 
 
+@pytest.mark.parametrize("named", ["./my.toml", "my.toml", "docker://debian:stable"])
+def test_recipe_beside_the_matrix_is_refused_in_its_own_folder(
+    vmkit: Vmkit, lab: Path, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(lab.parent)
+    lab.write_text(MATRIX.replace("tiny", named))
+    refused = vmkit("matrix", "emit", "kubernetes", "lab.toml", "--container-image", "vmkit:1")
+    assert refused.status == 64
+    assert f"the matrix names {named.removeprefix('./')}, and a ConfigMap has the matrix alone" in refused.err
+
+
 def test_too_many_shards_are_refused(vmkit: Vmkit, lab: Path) -> None:
     done = vmkit("matrix", "emit", "slurm", str(lab), "--to", "out", "--shards", "2")
     assert done.status == 64
