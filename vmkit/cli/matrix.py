@@ -1,10 +1,11 @@
 """The verbs `vmkit matrix ...`: run, lock, merge, emit."""
 
+import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import click
 from vmkit.cli.emit import kubernetes, slurm
 from vmkit.cli.show import Lines, open_lines, open_progress, print_table
 from vmkit.cli.values import COUNT, SECONDS, Number
-from vmkit.errors import ConfigError
+from vmkit.errors import ConfigError, HostError
 from vmkit.matrix.execute import find_jobs
 from vmkit.matrix.gather import merge_folders, read_merged, write_merged
 from vmkit.matrix.images import prepare_images
@@ -108,7 +109,7 @@ def run(  # noqa: PLR0913  (an option each)
     if to is None and (cell is not None or shard is not None):
         to = RESULTS
     policy = Policy(retry_machine_failures, max_failures)
-    try:
+    with _blame_host():
         with open_lines(quiet=quiet) as lines:
             images = prepare_images((planned.cells[number] for number in numbers), lines.tell)
             check_lock(file, describe_lock(planned, numbers, images))
@@ -120,17 +121,32 @@ def run(  # noqa: PLR0913  (an option each)
             end = run_job(JobPlan(planned, numbers, count, to, policy, deadline), watcher.watch)
         if junit is not None:
             _write_report(junit, render_report(end.results))
-    except VshError as error:
-        if error.status == VshError.status:
-            # The tests have not failed: there is no result.
-            error.status = STATUSES[CellFault.MACHINE]
-        raise
     if as_json:
         print_event(end.render_event())
     else:
         _print_end(end)
     if end.fault is not CellFault.NONE:
         sys.exit(STATUSES[end.fault])
+
+
+@contextlib.contextmanager
+def _blame_host() -> Iterator[None]:
+    """Gives an error of the block the status of a failed machine: no test has failed, and there is no result."""
+    try:
+        yield
+    except VshError as error:
+        if error.status == VshError.status:
+            error.status = STATUSES[CellFault.MACHINE]
+        raise
+    except BrokenPipeError:
+        # The reader of the output has gone, which has a status of its own.
+        raise
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise HostError(f"{where}{error.strerror or error}", status=STATUSES[CellFault.MACHINE]) from error
+    except Exception as error:
+        hint = "this is a fault of vmkit; `vmkit --debug ...` shows where"
+        raise HostError(f"internal error: {error!r}", hint=hint, status=STATUSES[CellFault.MACHINE]) from error
 
 
 def _pick_numbers(
@@ -226,8 +242,9 @@ def merge(*, folders: tuple[Path, ...], to: Path, before: Path | None, origin: s
     """
     if not ORIGIN.fullmatch(origin):
         raise ConfigError(f"--origin must have lower-case letters, digits and '_' alone, not '{origin}'")
-    merged = merge_folders(folders, before)
-    write_merged(merged, to, origin)
+    with _blame_host():
+        merged = merge_folders(folders, before)
+        write_merged(merged, to, origin)
     if not quiet:
         for note in list_notes(merged):
             print(f"vmkit: {clean_line(note)}", file=sys.stderr)

@@ -211,6 +211,20 @@ def test_end_of_a_run_waits_for_cells_that_nobody_else_counts(write_matrix: Writ
     assert [result.brief for result in run.run_cell(cell)] == ["interrupted", "interrupted"]
 
 
+def test_report_that_cannot_be_written_is_no_failed_test(
+    vmkit: Vmkit, write_matrix: WriteMatrix, tmp_path: Path
+) -> None:
+    """1 would tell an engine that a test failed, and that no other job can find out more."""
+    (tmp_path / "reports").write_text("")
+    words = ("matrix", str(write_matrix("ready")), "--only", "my/own/vhost", "--quiet")
+    done = vmkit(*words, "--junit", str(tmp_path / "reports/junit.xml"))
+    assert done.status == 125
+    assert "reports" in done.err and "internal error" not in done.err
+    results = tmp_path / "results"
+    assert vmkit(*words, "--to", str(results)).status == 0
+    assert vmkit("matrix", "merge", str(results), "--to", str(tmp_path / "reports/merged")).status == 125
+
+
 def test_missing_file(vmkit: Vmkit) -> None:
     done = vmkit("matrix", "/nonexistent.toml")
     assert done.status == 64
