@@ -119,6 +119,7 @@ def merge_records(plan: PlanRecord, found: Iterable[Found], troubles: Mapping[in
             one.record.matrix != plan.matrix
             or not 0 <= number < len(plan.cells)
             or (plan.cells[number] != one.record.cell)
+            or set(plan.list_commands(one.record.cell)) != set(one.record.planned)
         ):
             wrong.setdefault(number, f"{one.place} has a result of another matrix")
             continue

@@ -21,6 +21,8 @@ Parsed = TypeVar("Parsed")
 RUNNING, ENDED = "running", "ended"
 # An error in the place of a command that has no result.
 NOT_RUN = "did not run"
+# Of a time since 1970: the year 9999, after which Python has no dates.
+MAX_SECONDS = 253_402_300_799
 # Tests and texts of a cell; more is no record of ours.
 MAX_RECORD_BYTES = 64 << 20
 
@@ -267,7 +269,7 @@ def _parse(data: bytes, place: str, trouble: str, read: Callable[[Mapping[str, A
                 hint="use the vmkit that wrote it",
             )
         return read(value)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         reason = f"the key {error} is missing" if isinstance(error, KeyError) else str(error)
         raise ConfigError(f"{place} {trouble}: {reason}", hint="move it away; what it is of runs again") from error
 
@@ -278,23 +280,29 @@ def _read_record(value: Mapping[str, Any]) -> CellRecord:
         raise ValueError(f"the state is {state!r}")
     texts = {key: _text(value, key) for key in ("matrix", "cell", "image", "kernel", "backend", "architecture")}
     machine = value["machine"]
+    planned = tuple(map(str, value["planned"]))
+    commands = tuple(_read_command(one) for one in value["commands"])
+    if state == ENDED and not {command.name for command in commands} >= set(planned):
+        raise ValueError("it has ended, and a command has no result")
     return CellRecord(
         **texts,
         number=int(value["number"]),
-        planned=tuple(map(str, value["planned"])),
+        planned=planned,
         vmkit=_text(value, "vmkit"),
         host=_text(value, "host"),
-        started=float(value["started"]),
+        started=_seconds(value, "started"),
         attempt=int(value["attempt"]),
-        earlier=tuple(
-            EarlierAttempt(int(one["attempt"]), str(one["fault"]), str(one["brief"]), one["seconds"])
-            for one in value["earlier"]
-        ),
+        earlier=tuple(_read_earlier(one) for one in value["earlier"]),
         state=state,
-        seconds=float(value["seconds"]),
+        seconds=_seconds(value, "seconds"),
         machine=None if machine is None else dict(machine),
-        commands=tuple(_read_command(one) for one in value["commands"]),
+        commands=commands,
     )
+
+
+def _read_earlier(value: Mapping[str, Any]) -> EarlierAttempt:
+    seconds = None if value["seconds"] is None else _seconds(value, "seconds")
+    return EarlierAttempt(int(value["attempt"]), str(value["fault"]), str(value["brief"]), seconds)
 
 
 def _read_command(value: Mapping[str, Any]) -> CommandRecord:
@@ -302,7 +310,7 @@ def _read_command(value: Mapping[str, Any]) -> CommandRecord:
         _text(value, "name"),
         CaseVerdict(value["verdict"]),
         CellFault(value["fault"]),
-        float(value["seconds"]),
+        _seconds(value, "seconds"),
         _text(value, "brief"),
         _text(value, "text"),
         tuple(
@@ -318,4 +326,12 @@ def _text(value: Mapping[str, Any], key: str) -> str:
     found = value[key]
     if not isinstance(found, str):
         raise TypeError(f"{key} is no text")
+    return found
+
+
+def _seconds(value: Mapping[str, Any], key: str) -> float:
+    """JSON has no infinity, but Python's reader takes one."""
+    found = float(value[key])
+    if not 0 <= found <= MAX_SECONDS:
+        raise ValueError(f"{key} is {found}")
     return found

@@ -137,5 +137,5 @@ def parse_merged(data: bytes, place: str) -> tuple[dict[str, str], dict[str, flo
         verdicts = {str(cell["cell"]): str(cell["verdict"]) for cell in value["cells"]}
         ended = [cell for cell in value["cells"] if cell["verdict"] in ("passed", "failed", "timed out")]
         return verdicts, {str(cell["cell"]): float(cell["seconds"]) for cell in ended}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ConfigError(f"{place} is no result of `vmkit matrix merge`") from error

@@ -82,6 +82,7 @@ def test_next_attempt_keeps_the_files_of_the_last_one(results: Path, tmp_path: P
         assert folder.previous is not None and not folder.previous.is_decided
         begin(folder)
         folder.add(result(0, ERROR, CellFault.MACHINE), 1.0)
+        folder.add(result(1, ERROR, CellFault.MACHINE), 1.0)
         folder.end(1.0)
     with open_cell(results, 0) as folder:
         begin(folder)

@@ -159,6 +159,10 @@ def test_cell_that_ran_twice_has_the_worse_result_and_a_note(results: Path, tmp_
     assert notes.count("has 2 results, and") == 3
 
 
+def edit(text: str, **values: object) -> str:
+    return json.dumps({**json.loads(text), **values})
+
+
 def test_damaged_results_are_missing_and_named(results: Path, tmp_path: Path) -> None:
     place = results / "job-0/matrix-results/000000/results.json"
     good = place.read_text()
@@ -167,6 +171,13 @@ def test_damaged_results_are_missing_and_named(results: Path, tmp_path: Path) ->
         (good.replace('"schema": 1', '"schema": 7'), "is of form 7, and this vmkit reads form 1"),
         (good.replace('"number": 0', '"number": 1'), "has a result of another matrix"),
         (good.replace('"number": 0', '"number": -1'), "has a result of another matrix"),
+        (edit(good, started=1e300), "started is 1e+300"),
+        (edit(good, started=float("nan")), "started is nan"),
+        (edit(good, seconds=float("inf")), "seconds is inf"),
+        (edit(good, seconds=10**400), "has no results of a cell"),
+        (edit(good, attempt=float("inf")), "has no results of a cell"),
+        (edit(good, commands=[]), "it has ended, and a command has no result"),
+        (edit(good, planned=[], commands=[]), "has a result of another matrix"),
     ):
         place.write_text(text)
         merged = merge(results, tmp_path / "out")
