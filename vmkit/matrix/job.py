@@ -7,8 +7,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vmkit.errors import ConfigError
 from vmkit.junit import CaseVerdict
-from vmkit.matrix.cellfolder import CellFolder, open_cell, open_results
+from vmkit.matrix.cellfolder import CellFolder, name_folder, open_cell, open_results
 from vmkit.matrix.execute import MatrixRun
 from vmkit.matrix.plan import Cell, Matrix
 from vmkit.matrix.results import NOT_RUN, STATUSES, CellFault, CellRecord, CellResult, name_verdict, pick_fault
@@ -111,6 +112,7 @@ class _Job:
         self._plan = plan
         self._watch = watch
         self._run = MatrixRun(plan.matrix)
+        self._digest = plan.matrix.digest
         self._schedule = Schedule(plan.numbers, plan.policy)
         self._ends: dict[int, CellEnd] = {}
         self._attempts: dict[int, int] = {}
@@ -167,11 +169,23 @@ class _Job:
             return CellEnd(number, cell, tuple(results), attempt, time.monotonic() - started_s)
         with open_cell(self._plan.results, number) as folder:
             previous = folder.previous
+            if previous is not None:
+                self._check_same(previous, number)
             if previous is not None and previous.is_decided:
                 return CellEnd(
                     number, cell, tuple(read_results(cell, previous)), previous.attempt, previous.seconds, is_kept=True
                 )
             return self._run_kept(number, cell, folder, started_s)
+
+    def _check_same(self, previous: CellRecord, number: int) -> None:
+        """Two jobs of different matrices may have begun in one empty folder. Raises ConfigError."""
+        found = previous.matrix, previous.number, previous.cell
+        if found != (self._digest, number, self._plan.matrix.cells[number].name):
+            assert self._plan.results is not None
+            raise ConfigError(
+                f"{self._plan.results / name_folder(number)} has the result of a cell of another matrix",
+                hint="write into another directory: --to DIR",
+            )
 
     def _run_kept(self, number: int, cell: Cell, folder: CellFolder, started_s: float) -> CellEnd:
         folder.begin(make_record(self._plan.matrix, number))

@@ -17,7 +17,7 @@ from vmkit.errors import ConfigError, HostError
 from vmkit.junit import CaseVerdict
 from vmkit.ktap.results import KtapResult
 from vmkit.matrix.cellfolder import CellFolder, open_cell, open_results, read_plan, read_record
-from vmkit.matrix.job import make_record
+from vmkit.matrix.job import CellEnd, JobPlan, make_record, run_job
 from vmkit.matrix.plan import plan_matrix
 from vmkit.matrix.results import CellFault, CellRecord, CellResult, parse_record, render_record
 
@@ -179,6 +179,22 @@ def test_results_of_another_matrix_are_not_mixed(results: Path) -> None:
     open_results(results.with_name("fresh"), fresh)
     plan = read_plan(results.with_name("fresh"))
     assert plan is not None and plan.list_commands("tiny/own/auto/one") == ("one",)
+
+
+def test_result_of_another_matrix_is_never_taken_for_one_of_this(results: Path) -> None:
+    """Two jobs that begin at the same moment both find no plan, and the last one's stays."""
+    with open_cell(results, 0) as folder:
+        begin(folder)
+        folder.add(result(0), 1.0)
+        folder.add(result(1), 2.0)
+        folder.end(2.0)
+    kept: list[CellEnd] = []
+    run_job(JobPlan(MATRIX, [0], 1, results), kept.append)
+    assert [(end.is_kept, end.verdict) for end in kept] == [(True, "passed")]
+    (results / "plan.json").unlink()
+    changed = plan_matrix({"commands": {"one": "false", "two": "true"}}, Path("/lab.toml"))
+    with pytest.raises(ConfigError, match="000000 has the result of a cell of another matrix"):
+        run_job(JobPlan(changed, [0], 1, results), kept.append)
 
 
 def damage(text: str) -> list[bytes]:
