@@ -30,10 +30,10 @@ from vmkit.matrix.results import (
     CellRecord,
     CellResult,
     PlanRecord,
+    fit_record,
     make_command_record,
     parse_plan,
     parse_record,
-    render_record,
 )
 
 PLAN, RECORD, REPORT, LOCK = "plan.json", "results.json", "junit.xml", "lock"
@@ -162,10 +162,10 @@ class CellFolder:
                 write_whole(aside / name, (self._folder / name).read_bytes())
 
     def _write(self, record: CellRecord) -> None:
-        self._record = record
+        self._record, data = fit_record(record)
         with explain_errors(self._folder):
-            write_whole(self._folder / REPORT, render_record_report(record))
-            write_whole(self._folder / RECORD, render_record(record))
+            write_whole(self._folder / REPORT, render_record_report(self._record))
+            write_whole(self._folder / RECORD, data)
 
     def _require(self) -> CellRecord:
         assert self._record is not None, "begin() comes first"

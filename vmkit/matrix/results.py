@@ -6,7 +6,7 @@ was killed: then its state is `running`, and the commands that it planned and ha
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -21,6 +21,8 @@ Parsed = TypeVar("Parsed")
 RUNNING, ENDED = "running", "ended"
 # An error in the place of a command that has no result.
 NOT_RUN = "did not run"
+# Of a command's text, where the record of its cell has no room.
+MAX_SHORT_TEXT = 1024
 # Of a time since 1970: the year 9999, after which Python has no dates.
 MAX_SECONDS = 253_402_300_799
 # Tests and texts of a cell; more is no record of ours.
@@ -233,6 +235,45 @@ def render_record(record: CellRecord) -> bytes:
         "commands": [_render_command(command) for command in record.commands],
     }
     return json.dumps(value, indent=1).encode() + b"\n"
+
+
+def fit_record(record: CellRecord, max_bytes: int = MAX_RECORD_BYTES) -> tuple[CellRecord, bytes]:
+    """Returns a record that parse_record's callers take, and its content.
+
+    A guest prints what it likes. What has no room goes: first the logs of tests that passed, then those of all, then
+    the tests. The result of each command stays.
+    """
+    *shorter, shortest = (lambda one: one), _drop_passed_logs, _drop_logs, _drop_tests
+    for shorten in shorter:
+        short = replace(record, commands=tuple(map(shorten, record.commands)))
+        # JSON is longer still. A deep tree of tests may not fit into memory.
+        if _measure(short) <= max_bytes and len(data := render_record(short)) <= max_bytes:
+            return short, data
+    short = replace(record, commands=tuple(map(shortest, record.commands)))
+    return short, render_record(short)
+
+
+def _measure(record: CellRecord) -> int:
+    """The characters of all texts, about."""
+    return sum(
+        len(command.text) + sum(len(test.brief) + len(test.log) + sum(map(len, test.path)) for test in command.tests)
+        for command in record.commands
+    )
+
+
+def _drop_passed_logs(command: CommandRecord) -> CommandRecord:
+    return replace(command, tests=tuple(test if test.is_bad else replace(test, log="") for test in command.tests))
+
+
+def _drop_logs(command: CommandRecord) -> CommandRecord:
+    return replace(command, tests=tuple(replace(test, log="") for test in command.tests))
+
+
+def _drop_tests(command: CommandRecord) -> CommandRecord:
+    if not command.tests:
+        return replace(command, text=command.text[-MAX_SHORT_TEXT:])
+    text = f"vmkit left out the results of {len(command.tests)} tests: they have no room in the record of the cell"
+    return replace(command, tests=(), text=text)
 
 
 def _render_command(command: CommandRecord) -> dict[str, Any]:

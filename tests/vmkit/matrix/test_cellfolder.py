@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
@@ -19,7 +20,15 @@ from vmkit.ktap.results import KtapResult
 from vmkit.matrix.cellfolder import CellFolder, open_cell, open_results, read_plan, read_record
 from vmkit.matrix.job import CellEnd, JobPlan, make_record, run_job
 from vmkit.matrix.plan import plan_matrix
-from vmkit.matrix.results import CellFault, CellRecord, CellResult, parse_record, render_record
+from vmkit.matrix.results import (
+    CellFault,
+    CellRecord,
+    CellResult,
+    fit_record,
+    make_command_record,
+    parse_record,
+    render_record,
+)
 
 PASSED, FAILED, ERROR, SKIPPED = CaseVerdict
 MATRIX = plan_matrix({"commands": {"one": "true", "two": "true"}, "images": ["tiny", "debian"]}, Path("/lab.toml"))
@@ -218,6 +227,34 @@ def test_damaged_record_and_one_of_another_version_are_named(results: Path) -> N
             parse_record(data, "the/place")
     with pytest.raises(ConfigError, match="the/place is of form 2, and this vmkit reads form 1"):
         parse_record(json.dumps({"schema": 2}).encode(), "the/place")
+
+
+def make_loud(tests: int, log: str, path: tuple[str, ...] = ("a",)) -> CellRecord:
+    cell = MATRIX.cells[0]
+    found = tuple(KtapResult((*path, str(n)), FAILED if n == 0 else PASSED, "", log) for n in range(tests))
+    one = CellResult(cell, cell.commands[0], FAILED, 1.0, "1 failed", "text", found, CellFault.TEST)
+    return replace(make_record(MATRIX, 0), commands=(make_command_record(one),))
+
+
+@pytest.mark.parametrize(
+    ("record", "logs", "tests"),
+    [
+        (make_loud(3, "log"), 3, 3),
+        (make_loud(100, "\N{REPLACEMENT CHARACTER}" * 100), 1, 100),
+        (make_loud(3, "x" * 20_000), 0, 3),
+        # A line for each test is enough to make the guest's host render the names of all tests around each.
+        (make_loud(1000, "", ("n" * 1024,) * 31), 0, 0),
+    ],
+)
+def test_guest_that_prints_too_much_loses_logs_and_never_its_verdict(record: CellRecord, logs: int, tests: int) -> None:
+    short, data = fit_record(record, 20_000)
+    assert len(data) <= 20_000
+    read = parse_record(data, "place")
+    assert read == replace(short, started=read.started)
+    (command,) = read.commands
+    assert (command.verdict, command.fault, command.brief) == (FAILED, CellFault.TEST, "1 failed")
+    assert (sum(bool(test.log) for test in command.tests), len(command.tests)) == (logs, tests)
+    assert bool(tests) or "left out the results of 1000 tests" in command.text
 
 
 def test_plan_that_is_damaged_is_named(results: Path) -> None:
