@@ -143,3 +143,17 @@ def test_file_that_cannot_be_written_is_named_and_none_is_left(recipe: str, vmki
     assert vmkit("image", "import", str(tmp_path / "none")).err.startswith(f"vmkit: cannot read {tmp_path}/none: ")
     assert vmkit("build", recipe, "--export", "-", "--json").status == 64
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_file_is_not_replaced_and_a_link_stays(recipe: str, vmkit: Vmkit, tmp_path: Path) -> None:
+    """Root may write to /dev, and a rename there would take /dev/null from every program."""
+    device = tmp_path / "null"
+    os.mkfifo(device)
+    done = vmkit("build", recipe, "--export", str(device))
+    assert done.status == 64
+    assert f"{device} is no file that can be replaced" in done.err
+    assert device.is_fifo()
+    link = tmp_path / "link"
+    link.symlink_to("x.image")
+    assert vmkit("build", recipe, "--export", str(link)).status == 0
+    assert link.is_symlink() and (tmp_path / "x.image").is_file()
