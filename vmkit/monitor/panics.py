@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from vmkit.crashes.dump import SparseFile, open_dump
 from vmkit.crashes.record import Crash, CrashKind, DumpFormat
 from vmkit.crashes.store import DMESG, DUMP, NewCrash, bound, make_crash
-from vmkit.errors import MachineError
+from vmkit.errors import MachineError, VmkitError
 from vmkit.machine.launch import CrashPlan, LaunchPlan, Layout
 from vmkit.monitor.end import End, explain_trouble
 from vmkit.monitor.life import Life
@@ -117,7 +117,7 @@ class PanicKeeper:
             folder = await asyncio.to_thread(self._fill, new, end, plan)
             self._events.add("crash", {"folder": str(folder)})
             await asyncio.to_thread(bound, plan.folder, self._machine)
-        except (MachineError, OSError) as error:
+        except (VmkitError, OSError) as error:
             self._events.add("no-crash", {"why": str(error)})
         finally:
             self.close()

@@ -15,7 +15,7 @@ from vmkit.errors import MachineError
 from vmkit.machine import start
 from vmkit.machine.registry import find_state_directory
 from vmkit.machine.stop import wait_for_end
-from vsh.registry import find_machine
+from vsh.registry import find_machine, read_machines
 
 REASON = "the guest's kernel panicked: Fatal exception"
 
@@ -127,3 +127,15 @@ def test_panic_ends_the_machine_where_nothing_can_be_kept(boot: Boot, folders: P
     play(boot, "ready-then-panic")
     assert "no-crash" in read_events("tiny")
     assert read_events("tiny")["end"]["brief"] == REASON
+
+
+def test_crashes_that_cannot_be_listed_do_not_hide_how_the_machine_ended(
+    boot: Boot, folders: Path, memory: None
+) -> None:
+    crashes = folders / "data" / "crashes"
+    crashes.mkdir()
+    (crashes / "loop").symlink_to("loop")
+    play(boot, "ready-then-panic")
+    assert (crashes / "tiny" / "1" / "dmesg").is_file()
+    assert read_events("tiny")["end"]["brief"] == REASON
+    assert read_machines() == []
