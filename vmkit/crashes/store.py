@@ -94,7 +94,7 @@ def make_crash(root: Path, machine: str) -> NewCrash:
     """A new crash of a machine, in the folder of all crashes. Its caller closes it. Raises OSError."""
     folder = root / machine
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _sweep(folder)
+    _sweep_all(root)
     new = folder / f"{NEW_PREFIX}{os.getpid()}.{time.monotonic_ns()}"
     new.mkdir(mode=0o700)
     lock_fd = os.open(new, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -168,6 +168,14 @@ def _remove_oldest(crashes: list[KeptCrash], max_count: int, max_bytes: int) -> 
 def _sort(crashes: list[KeptCrash]) -> list[KeptCrash]:
     """The oldest first. One whose record is damaged is as old as can be."""
     return sorted(crashes, key=lambda kept: 0.0 if kept.crash is None else kept.crash.at_s)
+
+
+def _sweep_all(root: Path) -> None:
+    """A machine's name may never be used again, and half a dump takes gigabytes that nobody lists."""
+    with contextlib.suppress(HostError):
+        for name in _list_names(root):
+            with contextlib.suppress(OSError):
+                _sweep(root / name)
 
 
 def _sweep(folder: Path) -> None:

@@ -77,11 +77,14 @@ def test_unpublished_crash_is_invisible_and_leaves_nothing(tmp_path: Path) -> No
 
 def test_what_a_killed_program_left_is_swept_and_what_lives_stays(tmp_path: Path) -> None:
     living = make_crash(tmp_path, "m")
-    left = tmp_path / "m" / ".new.1.1"
-    left.mkdir()
-    (left / DUMP).write_bytes(b"half")
+    # Also of a machine whose name is never used again.
+    lefts = [tmp_path / machine / ".new.1.1" for machine in ("m", "once")]
+    for left in lefts:
+        left.mkdir(parents=True)
+        (left / DUMP).write_bytes(b"half")
+    (tmp_path / "a file").write_text("")
     keep(tmp_path)
-    assert not left.exists()
+    assert not any(left.exists() for left in lefts)
     assert living.folder.exists()
     living.close()
 
