@@ -168,10 +168,10 @@ class Cache:
             if not (self.image_dir(path.stem).exists() or self.root_dir(path.stem).exists()):
                 path.unlink(missing_ok=True)
 
-    def limit_initrds(self, max_bytes: int = INITRDS_MAX_BYTES) -> None:
+    def limit_initrds(self, max_bytes: int = INITRDS_MAX_BYTES, *, needed: str = "") -> None:
         """Removes initramfses until the rest has max_bytes, the longest unused first.
 
-        One that a start may still need stays.
+        One that a start may still need stays. So does one whose key is in `needed`: the guest may reboot.
         """
         found = []
         for path in _list(self._folder / "initrds"):
@@ -183,6 +183,8 @@ class Cache:
         for used, size, path in sorted(found):
             if total <= max_bytes or used > newest:
                 return
+            if path.name in needed:
+                continue
             with suppress(OSError):
                 self.discard(path)
                 total -= size

@@ -58,7 +58,14 @@ def fit_initrd(spec: MachineSpec, files: "KernelFiles", built: "BuiltImage", roo
     needs = _find_needs(spec, root_type or (_DISK_TYPE if built.root is not None else ""), backend)
     check_kernel_config(files, needs)
     archive = plan_modules(files, needs, built.modules, built.modules_available)
-    return extend_initrd(built.initrd, built.digest, archive)
+    return extend_initrd(built.initrd, built.digest, archive, _read_words)
+
+
+def _read_words() -> str:
+    """The commands of running machines, which name their initramfses."""
+    from vmkit.machine.storage import read_words  # noqa: PLC0415 - only where a new initramfs was made
+
+    return read_words()
 
 
 def _find_needs(spec: MachineSpec, root_type: str, backend: Backend | None) -> "tuple[Need, ...]":

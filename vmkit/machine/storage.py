@@ -124,7 +124,7 @@ def _is_busy(one: Holding) -> bool:
     """Whether a thing must stay after all: other programs may have taken it since it was listed. Raises OSError."""
     used = one.path.stat().st_mtime
     is_shared = one.kind == ROOTS and _is_shared(one.path / "root")
-    return is_shared or used > time.time() - BUSY_S or one.path.name in _read_words()
+    return is_shared or used > time.time() - BUSY_S or one.path.name in read_words()
 
 
 def _find_own_snapshots() -> Path:
@@ -137,7 +137,7 @@ def _find_own_snapshots() -> Path:
 def _list_cache() -> Iterator[Holding]:
     cache = find_cache_dir()
     check_own_folder(cache, "cache", "VMKIT_CACHE_DIR")
-    words = _read_words()
+    words = read_words()
     needed = _find_named_images()
     for kind, folder in ((IMAGES, "images"), (ROOTS, "roots")):
         for path in _list_keys(cache / folder):
@@ -154,8 +154,9 @@ def _list_cache() -> Iterator[Holding]:
         yield _look(LEFTOVERS, path, is_kept=_is_locked(path))
 
 
-def _read_words() -> str:
-    """The digests of the running machines' images, and QEMU's commands, which name the files of their roots."""
+def read_words() -> str:
+    """The digests of the running machines' images, and QEMU's commands, which name their initramfses and the files of
+    their roots."""
     texts = []
     for machine in read_machines():
         with contextlib.suppress(OSError), (Path(machine.directory) / Layout.ARGV).open("rb") as file:

@@ -7,7 +7,7 @@ of the image is read or packed again. The result is in the cache by its content.
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,10 +109,10 @@ def _choose(modules: ModuleSet, files: KernelFiles, names: tuple[str, ...]) -> t
         raise ConfigError(f"{error.brief}: {files.origin}", details="\n".join(lines), hint=hint) from error
 
 
-def extend_initrd(initrd: Path, image_digest: str, archive: bytes) -> Path:
+def extend_initrd(initrd: Path, image_digest: str, archive: bytes, read_needed: Callable[[], str] = lambda: "") -> Path:
     """The initramfs of an image with the archive behind it, from the cache or written now.
 
-    Raises BuildError, HostError.
+    read_needed: gives a text with the keys of those that running machines have. Raises BuildError, HostError.
     """
     key = hashlib.sha256(image_digest.encode() + b"\0" + archive).hexdigest()
     with open_cache(find_cache_dir()) as cache:
@@ -134,5 +134,5 @@ def extend_initrd(initrd: Path, image_digest: str, archive: bytes) -> Path:
                 if folder.exists():
                     cache.discard(folder)
                 cache.adopt(made, folder)
-            cache.limit_initrds()
+            cache.limit_initrds(needed=read_needed())
         return final

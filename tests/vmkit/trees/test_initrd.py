@@ -109,9 +109,15 @@ def test_new_initramfs_removes_old_ones_over_the_ceiling(tmp_path: Path, monkeyp
     first = tmp_path / "initrd"
     first.write_bytes(b"first")
     old = extend_initrd(first, "digest", b"070701" + bytes(80))
-    os.utime(old.parent, (1, 1))
-    new = extend_initrd(first, "digest", b"070701" + bytes(84))
+    # Not so old that a sweep of the cache removes it.
+    used_s = time.time() - 2 * INITRD_BUSY_S
+    os.utime(old.parent, (used_s, used_s))
+    # A machine that runs with it reads it again when its guest reboots.
+    new = extend_initrd(first, "digest", b"070701" + bytes(84), lambda: f"qemu-system-x86_64 -initrd {old}")
     assert new.exists()
+    assert old.exists()
+    newer = extend_initrd(first, "digest", b"070701" + bytes(88))
+    assert newer.exists()
     assert not old.exists()
 
 
