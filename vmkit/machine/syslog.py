@@ -97,7 +97,7 @@ def read_records(
     if trouble:
         warn(f"the newest lines may be missing: {trouble}")
     pieces = follow_log(folder, SYSLOG) if is_following else read_log(folder, SYSLOG)
-    for line in _split(_chain(folder, pieces)):
+    for line in _split(join_files(folder, pieces)):
         with contextlib.suppress(ValueError, RecursionError):
             record = json.loads(line)
             if isinstance(record, dict):
@@ -119,10 +119,18 @@ def _take(entry: Entry) -> str:
     return "" if answer.ok else answer.error
 
 
-def _chain(folder: Path, pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The file before this one comes first."""
+def join_files(folder: Path, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The file before this one comes first. pieces: of this one, which is opened for the first of them.
+
+    The monitor may rename it at any moment. It is open before the older one is looked for, so none is between them; and
+    no record is twice where it has become the older one.
+    """
+    first = next(pieces, b"")
     with contextlib.suppress(OSError):
-        yield (folder / (Layout.SYSLOG + _OLDER_SUFFIX)).read_bytes()
+        older = (folder / (Layout.SYSLOG + _OLDER_SUFFIX)).read_bytes()
+        if not first or not older.startswith(first):
+            yield older
+    yield first
     yield from pieces
 
 

@@ -1,14 +1,19 @@
 """The records of a guest's log as a person sees them: one line each, whatever the guest wrote."""
 
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vmkit.errors import ConfigError
-from vmkit.machine.syslog import Choice, escape, parse_level, parse_pattern, parse_since, render_record
+from vmkit.machine.launch import Layout
+from vmkit.machine.running import read_log
+from vmkit.machine.syslog import Choice, escape, join_files, parse_level, parse_pattern, parse_since, render_record
+from vmkit.monitor.logs import CappedLog
 
 RECORD: dict[str, object] = {
     "t": 1000.0,
@@ -50,6 +55,27 @@ def test_no_text_of_a_guest_begins_another_line_or_steers_a_terminal(ident: str,
     line = render_record({**RECORD, "ident": ident, "text": text})
     assert len(line.splitlines()) == 1
     assert all(letter.isprintable() or letter == "\t" for letter in line)
+
+
+@pytest.mark.parametrize("has_opened", [False, True])
+def test_file_that_rolls_over_while_it_is_read_is_read_once(tmp_path: Path, has_opened: bool) -> None:
+    log = CappedLog(tmp_path / Layout.SYSLOG, ceiling_bytes=10)
+    log.write(b"first\n")
+
+    def read() -> Iterator[bytes]:
+        """Reads as slowly as can be."""
+        if not has_opened:
+            log.write(b"second\n")
+        pieces = read_log(tmp_path, "syslog")
+        first = next(pieces)
+        if has_opened:
+            log.write(b"second\n")
+        yield first
+        yield from pieces
+
+    found = b"".join(join_files(tmp_path, read()))
+    log.close()
+    assert found == (b"first\n" if has_opened else b"first\nsecond\n")
 
 
 def test_escapes_keep_what_can_be_printed() -> None:
