@@ -112,13 +112,14 @@ def run(  # noqa: PLR0913  (an option each)
     with _blame_host():
         with open_lines(quiet=quiet) as lines:
             images = prepare_images((planned.cells[number] for number in numbers), lines.tell)
-            check_lock(file, describe_lock(planned, numbers, images))
+            found = describe_lock(planned, numbers, images)
+            check_lock(file, found)
             count = find_jobs(planned, jobs)
             lines.tell(f"{_count(len(numbers), 'cell')}, {_count(count, 'machine')} at once", None)
             if as_json:
                 print_event({"event": "begin", "matrix": planned.digest, "cells": len(numbers), "jobs": count})
             watcher = _Watcher(len(numbers), lines, as_json=as_json)
-            end = run_job(JobPlan(planned, numbers, count, to, policy, deadline), watcher.watch)
+            end = run_job(JobPlan(planned, numbers, count, to, policy, deadline, found), watcher.watch)
         if junit is not None:
             _write_report(junit, render_report(end.results))
     if as_json:

@@ -123,7 +123,9 @@ class CellFolder:
                 path.unlink(missing_ok=True)
             if previous is not None:
                 self._put_aside(previous.attempt)
-                earlier = (*previous.earlier, previous.as_earlier())
+                # What ran another image or kernel is no attempt at this.
+                is_same = previous.content == record.content
+                earlier = (*previous.earlier, previous.as_earlier()) if is_same else ()
                 record = replace(record, attempt=previous.attempt + 1, earlier=earlier)
             self._write(record)
 

@@ -11,6 +11,7 @@ from vmkit.errors import ConfigError
 from vmkit.junit import CaseVerdict
 from vmkit.matrix.cellfolder import CellFolder, name_folder, open_cell, open_results
 from vmkit.matrix.execute import MatrixRun
+from vmkit.matrix.lock import MatrixLock, find_content
 from vmkit.matrix.plan import Cell, Matrix
 from vmkit.matrix.results import NOT_RUN, STATUSES, CellFault, CellRecord, CellResult, name_verdict, pick_fault
 from vmkit.matrix.schedule import Policy, Schedule
@@ -23,7 +24,7 @@ DEADLINE = "the deadline of the run has passed"
 class JobPlan:
     """numbers: of the cells to run, in the matrix. results: the folder for what they give; None: it is not kept.
 
-    deadline_s: for the whole job.
+    deadline_s: for the whole job. found: what its cells run here; without it, a kept result is of any image and kernel.
     """
 
     matrix: Matrix
@@ -32,6 +33,7 @@ class JobPlan:
     results: Path | None = None
     policy: Policy = field(default_factory=Policy)
     deadline_s: float | None = None
+    found: MatrixLock | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,15 +169,17 @@ class _Job:
         if self._plan.results is None:
             results = self._run.run_cell(cell)
             return CellEnd(number, cell, tuple(results), attempt, time.monotonic() - started_s)
+        content = "" if self._plan.found is None else find_content(self._plan.found, cell)
         with open_cell(self._plan.results, number) as folder:
             previous = folder.previous
             if previous is not None:
                 self._check_same(previous, number)
-            if previous is not None and previous.is_decided:
+            # A kernel that was built again may give another result under its old name.
+            if previous is not None and previous.is_decided and previous.content == content:
                 return CellEnd(
                     number, cell, tuple(read_results(cell, previous)), previous.attempt, previous.seconds, is_kept=True
                 )
-            return self._run_kept(number, cell, folder, started_s)
+            return self._run_kept(number, content, folder, started_s)
 
     def _check_same(self, previous: CellRecord, number: int) -> None:
         """Two jobs of different matrices may have begun in one empty folder. Raises ConfigError."""
@@ -187,8 +191,9 @@ class _Job:
                 hint="write into another directory: --to DIR",
             )
 
-    def _run_kept(self, number: int, cell: Cell, folder: CellFolder, started_s: float) -> CellEnd:
-        folder.begin(make_record(self._plan.matrix, number))
+    def _run_kept(self, number: int, content: str, folder: CellFolder, started_s: float) -> CellEnd:
+        cell = self._plan.matrix.cells[number]
+        folder.begin(make_record(self._plan.matrix, number, content))
         results = self._run.run_cell(cell, folder)
         seconds = time.monotonic() - started_s
         # A cell that this run has cut stays as one that a kill has ended.
@@ -197,7 +202,7 @@ class _Job:
         return CellEnd(number, cell, tuple(results), folder.attempt, seconds)
 
 
-def make_record(matrix: Matrix, number: int) -> CellRecord:
+def make_record(matrix: Matrix, number: int, content: str = "") -> CellRecord:
     """Returns the record of a cell that begins now, on this host."""
     cell = matrix.cells[number]
     return CellRecord(
@@ -212,6 +217,7 @@ def make_record(matrix: Matrix, number: int) -> CellRecord:
         vmkit=__version__,
         host=platform.node(),
         started=time.time(),
+        content=content,
     )
 
 

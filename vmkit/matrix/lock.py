@@ -43,6 +43,12 @@ def describe_lock(matrix: Matrix, numbers: Iterable[int], images: Mapping[str, s
     return MatrixLock(matrix.digest, images, found)
 
 
+def find_content(lock: MatrixLock, cell: Cell) -> str:
+    """Returns the digest of what a cell runs: of its image and its kernel."""
+    kernel = "" if cell.kernel is None else lock.kernels[cell.kernel.name]
+    return hashlib.sha256(f"{lock.images[name_image(cell)]} {kernel}".encode()).hexdigest()
+
+
 def write_lock(path: Path, lock: MatrixLock) -> None:
     """Writes a lock, whole. Raises HostError."""
     with explain_errors(path.parent, hint="a lock is beside its matrix: copy that to a directory of your own"):

@@ -102,8 +102,8 @@ class EarlierAttempt:
 class CellRecord:
     """What one attempt at a cell gave so far. number: of the cell in its matrix, from 0. matrix: the digest of that.
 
-    planned: the names of its commands. machine: what it ran on, once it was ready. started: in seconds since 1970, by
-    the clock of its host, which nothing is ordered by.
+    content: the digest of its image and kernel as they were here. planned: the names of its commands. machine: what it
+    ran on, once it was ready. started: in seconds since 1970, by the clock of its host, which nothing is ordered by.
     """
 
     matrix: str
@@ -123,6 +123,7 @@ class CellRecord:
     seconds: float = 0.0
     machine: Mapping[str, Any] | None = None
     commands: tuple[CommandRecord, ...] = ()
+    content: str = ""
 
     @property
     def is_ended(self) -> bool:
@@ -227,6 +228,7 @@ def render_record(record: CellRecord) -> bytes:
         "backend": record.backend,
         "architecture": record.architecture,
         "matrix": record.matrix,
+        "content": record.content,
         "vmkit": record.vmkit,
         "host": record.host,
         "started": round(record.started, 3),
@@ -338,6 +340,7 @@ def _read_record(value: Mapping[str, Any]) -> CellRecord:
         seconds=_seconds(value, "seconds"),
         machine=None if machine is None else dict(machine),
         commands=commands,
+        content=_text(value, "content"),
     )
 
 

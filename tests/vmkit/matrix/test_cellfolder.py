@@ -19,6 +19,7 @@ from vmkit.junit import CaseVerdict
 from vmkit.ktap.results import KtapResult
 from vmkit.matrix.cellfolder import CellFolder, open_cell, open_results, read_plan, read_record
 from vmkit.matrix.job import CellEnd, JobPlan, make_record, run_job
+from vmkit.matrix.lock import describe_lock
 from vmkit.matrix.plan import plan_matrix
 from vmkit.matrix.results import (
     CellFault,
@@ -204,6 +205,34 @@ def test_result_of_another_matrix_is_never_taken_for_one_of_this(results: Path) 
     changed = plan_matrix({"commands": {"one": "false", "two": "true"}}, Path("/lab.toml"))
     with pytest.raises(ConfigError, match="000000 has the result of a cell of another matrix"):
         run_job(JobPlan(changed, [0], 1, results), kept.append)
+
+
+def test_result_of_a_kernel_that_was_built_again_is_not_kept(tmp_path: Path) -> None:
+    # A machine of a recipe that is not there cannot start. So a cell that runs again fails.
+    matrix = plan_matrix(
+        {"commands": {"one": "true"}, "images": ["./no.toml"], "kernels": ["k"]}, tmp_path / "lab.toml"
+    )
+    (tmp_path / "k").write_text("a kernel")
+    results = tmp_path / "results"
+    ends: list[CellEnd] = []
+
+    def run() -> CellEnd:
+        found = describe_lock(matrix, [0], {"no/amd64": "digest"})
+        run_job(JobPlan(matrix, [0], 1, results, found=found), ends.append)
+        return ends[-1]
+
+    assert (run().verdict, run().attempt) == ("machine failed", 2)
+    with open_cell(results, 0) as folder:
+        content = read(results).content
+        folder.begin(make_record(matrix, 0, content))
+        folder.add(CellResult(matrix.cells[0], matrix.cells[0].commands[0], PASSED, 1.0, ""), 1.0)
+        folder.end(1.0)
+    assert (run().is_kept, ends[-1].verdict, len(read(results).earlier)) == (True, "passed", 2)
+    (tmp_path / "k").write_text("another kernel")
+    assert (run().is_kept, ends[-1].verdict, ends[-1].attempt) == (False, "machine failed", 4)
+    # What ran another kernel is no attempt at this one.
+    assert read(results).earlier == ()
+    assert (results / "000000/attempt-3/results.json").is_file()
 
 
 def damage(text: str) -> list[bytes]:
