@@ -1,7 +1,7 @@
 """Sends the records of a guest's log on to this host's journal or syslog, where other programs read them.
 
-Each says which machine it is of. The ids of the writer are the guest's, so they have names of their own there: the
-journal's _PID and _UID are vmkit's.
+Each says which machine it is of: no line of a guest's program looks like one of a program of this host. The ids of the
+writer are the guest's, so they have names of their own there: the journal's _PID and _UID are vmkit's.
 """
 
 import socket
@@ -19,7 +19,7 @@ _USER = 1
 # Keys of a record, and the journal's fields (systemd.journal-fields(7)); the last are of ours.
 _FIELDS = {
     "text": "MESSAGE",
-    "ident": "SYSLOG_IDENTIFIER",
+    "ident": "GUEST_IDENT",
     "machine": "GUEST_MACHINE",
     "cid": "GUEST_CID",
     "source": "GUEST_SOURCE",
@@ -71,13 +71,14 @@ def render_line(record: Mapping[str, object]) -> bytes:
     pid, uid = record.get("pid"), record.get("uid")
     who = f"{record.get('ident') or '-'}" + (f"[{pid}]" if pid is not None else "") + (f" uid={uid}" if uid else "")
     text = escape(f"{who}: {record.get('text')}")
-    return f"<{_number(record)}>vmkit-{record.get('machine')}: {text}".encode()
+    return f"<{_number(record)}>{_name_machine(record)}: {text}".encode()
 
 
 def render_fields(record: Mapping[str, object]) -> bytes:
     """The fields of the journal's own protocol. A value with a line end has its length before it."""
     facility, level = divmod(_number(record), 8)
     fields = {"PRIORITY": str(level), "SYSLOG_FACILITY": str(facility)}
+    fields["SYSLOG_IDENTIFIER"] = _name_machine(record)
     for key, name in _FIELDS.items():
         if record.get(key) is not None:
             fields[name] = str(record[key])
@@ -90,9 +91,16 @@ def _render_field(name: str, value: bytes) -> bytes:
     return name.encode() + b"\n" + len(value).to_bytes(8, "little") + value + b"\n"
 
 
+def _name_machine(record: Mapping[str, object]) -> str:
+    return f"vmkit-{record.get('machine')}"
+
+
 def _number(record: Mapping[str, object]) -> int:
-    """Facility and level as one number. This host's kernel is not the guest's: its lines are of the facility user."""
+    """Facility and level as one number. This host's kernel is not the guest's: its lines are of the facility user.
+
+    A guest has no emergency of this host's: its daemons print those on all terminals.
+    """
     facility, priority = record.get("facility"), record.get("priority")
     number = FACILITIES.index(str(facility)) if facility in FACILITIES else _USER
     level = LEVELS.index(str(priority)) if priority in LEVELS else LEVELS.index("notice")
-    return (number if 0 < number < 24 else _USER) << 3 | level
+    return (number if 0 < number < 24 else _USER) << 3 | max(level, LEVELS.index("alert"))

@@ -6,6 +6,7 @@ its texts when they are written.
 
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -177,7 +178,7 @@ def _identify(record: CellRecord) -> tuple[object, ...]:
 @contextmanager
 def _open_whole(path: Path) -> Iterator[TextIO]:
     """A text file that gets its name at the end of the block."""
-    new = path.with_name(f".{path.name}.{os.getpid()}{NEW_SUFFIX}")
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}{NEW_SUFFIX}")
     try:
         with new.open("w", encoding="utf-8", errors="replace") as file:
             yield file

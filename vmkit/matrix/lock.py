@@ -13,6 +13,8 @@ from vmkit.matrix.plan import Cell, Matrix
 SCHEMA = 1
 # 100,000 kernels.
 MAX_LOCK_BYTES = 32 << 20
+# As render_lock writes it.
+_BEGIN = b'{\n "schema": '
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,15 @@ def find_content(lock: MatrixLock, cell: Cell) -> str:
 
 
 def write_lock(path: Path, lock: MatrixLock) -> None:
-    """Writes a lock, whole. Raises HostError."""
+    """Writes a lock, whole. Raises HostError, and ConfigError for a path that has a file of another kind."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(_BEGIN))
+    except OSError:
+        begin = b""
+    # Other programs have locks of this name, too, and even a matrix may have it.
+    if begin and begin != _BEGIN:
+        raise ConfigError(f"{path} is no lock of a matrix, and vmkit does not replace it", hint="rename your matrix")
     with explain_errors(path.parent, hint="a lock is beside its matrix: copy that to a directory of your own"):
         write_whole(path, render_lock(lock))
 

@@ -7,6 +7,7 @@ from typing import Any
 from vmkit.errors import ConfigError
 from vmkit.matrix.merge import GOOD, CellChange, Merged, MergedCell
 from vmkit.matrix.results import SCHEMA, STATUSES
+from vsh.text import clean_line
 from vshd.wire.version import __version__
 
 # GitHub takes 1 MiB for a step.
@@ -32,7 +33,7 @@ def make_row(cell: MergedCell) -> tuple[str, ...]:
 
 def render_table(merged: Merged) -> str:
     """Returns a line for each cell, in columns."""
-    rows = [COLUMNS, *map(make_row, merged.cells)]
+    rows = [COLUMNS, *(tuple(map(clean_line, make_row(cell))) for cell in merged.cells)]
     widths = [max(len(row[index]) for row in rows) for index in range(len(COLUMNS))]
     lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows)
     return "\n".join(lines) + "\n"

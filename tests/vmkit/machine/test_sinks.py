@@ -36,16 +36,27 @@ def test_line_of_syslog_names_the_machine_and_has_escapes() -> None:
 def test_fields_of_the_journal_are_those_of_the_record() -> None:
     fields = render_fields(RECORD)
     assert fields.startswith(
-        b"PRIORITY=3\nSYSLOG_FACILITY=3\nMESSAGE\n" + bytes([4, 0, 0, 0, 0, 0, 0, 0]) + b"a\n\x1bb\n"
+        b"PRIORITY=3\nSYSLOG_FACILITY=3\nSYSLOG_IDENTIFIER=vmkit-web\nMESSAGE\n"
+        + bytes([4, 0, 0, 0, 0, 0, 0, 0])
+        + b"a\n\x1bb\n"
     )
-    for line in (b"SYSLOG_IDENTIFIER=app", b"GUEST_MACHINE=web", b"GUEST_CID=3", b"GUEST_PID=12", b"GUEST_UID=1000"):
+    for line in (b"GUEST_IDENT=app", b"GUEST_MACHINE=web", b"GUEST_CID=3", b"GUEST_PID=12", b"GUEST_UID=1000"):
         assert line in fields.split(b"\n")
 
 
 def test_value_cannot_begin_another_field() -> None:
     fields = render_fields({**RECORD, "text": "x", "ident": "a\nPRIORITY=0"})
     assert fields.count(b"\nPRIORITY=0") == 1
-    assert b"SYSLOG_IDENTIFIER\n" + (12).to_bytes(8, "little") + b"a\nPRIORITY=0\n" in fields
+    assert b"GUEST_IDENT\n" + (12).to_bytes(8, "little") + b"a\nPRIORITY=0\n" in fields
+
+
+def test_guest_has_no_name_of_a_program_of_this_host_and_no_emergency_of_it() -> None:
+    """Daemons print an emergency on all terminals."""
+    record = {**RECORD, "ident": "sshd", "priority": "emerg", "text": "x"}
+    fields = render_fields(record).split(b"\n")
+    assert b"SYSLOG_IDENTIFIER=vmkit-web" in fields
+    assert b"PRIORITY=1" in fields
+    assert render_line(record).startswith(b"<25>vmkit-web: sshd")
 
 
 @pytest.mark.parametrize(("kind", "constant"), [("journal", "JOURNAL_SOCKET"), ("syslog", "SYSLOG_SOCKET")])

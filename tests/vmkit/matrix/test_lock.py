@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vmkit.errors import ConfigError, HostError
-from vmkit.matrix.lock import check_lock, describe_lock, find_matrix_lock, write_lock
+from vmkit.matrix.lock import MatrixLock, check_lock, describe_lock, find_matrix_lock, write_lock
 from vmkit.matrix.plan import Matrix, read_matrix
 
 IMAGES = {"tiny/amd64": "a" * 64}
@@ -66,3 +66,16 @@ def test_lock_that_cannot_be_written_is_an_error(file: Path) -> None:
     found = describe_lock(read_matrix(file), [0], IMAGES)
     with pytest.raises(HostError, match=r"cannot write to .*nowhere: No such file"):
         write_lock(file.parent / "nowhere" / "lab.lock", found)
+
+
+@pytest.mark.parametrize("content", ["version = 1\n[[package]]\n", 'images = ["tiny"]\n'])
+def test_file_of_another_kind_is_not_replaced(tmp_path: Path, content: str) -> None:
+    """Such as uv's lock, or a matrix that has the name of a lock."""
+    path = tmp_path / "lab.lock"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=r"lab\.lock is no lock of a matrix, and vmkit does not replace it"):
+        write_lock(path, MatrixLock("0" * 64, {}, {}))
+    assert path.read_text() == content
+    path.write_bytes(b"")
+    write_lock(path, MatrixLock("0" * 64, {}, {}))
+    write_lock(path, MatrixLock("1" * 64, {}, {}))
