@@ -19,13 +19,14 @@ Key = tuple[int, int]
 
 
 class KnownFile:
-    """One file. lookups: how often the guest was told of it, less how often it forgot. files: its open descriptors.
-    seen: size and times when the guest opened it last.
+    """One file. parent: the number of the folder where it was seen last, of which the guest may know no more.
+    lookups: how often the guest was told of it, less how often it forgot. files: its open descriptors. seen: size and
+    times when the guest opened it last.
     """
 
     __slots__ = ("files", "key", "lookups", "name", "number", "parent", "seen")
 
-    def __init__(self, number: int, key: Key, parent: "KnownFile | None", name: bytes) -> None:
+    def __init__(self, number: int, key: Key, parent: int, name: bytes) -> None:
         self.number = number
         self.key = key
         self.parent = parent
@@ -36,13 +37,14 @@ class KnownFile:
 
 
 class KnownFiles:
-    """Invariant: a node is in `_by_number` as long as the guest may name it. Each is the only one of its key, unless
-    its file was removed: then the key may be another file's.
+    """Invariant: a node is in `_by_number` as long as the guest may name it, and none holds another: NODES_MAX is a
+    ceiling, whatever a guest forgets. Each is the only one of its key, unless its file was removed: then the key may be
+    another file's.
     """
 
     def __init__(self, key: Key) -> None:
         """key: of the folder itself."""
-        self.root = KnownFile(ROOT, key, None, b"")
+        self.root = KnownFile(ROOT, key, 0, b"")
         self._by_number = {ROOT: self.root}
         self._by_key = {key: self.root}
         self._last = ROOT
@@ -64,10 +66,10 @@ class KnownFiles:
             if len(self._by_number) >= NODES_MAX:
                 raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
             self._last += 1
-            node = KnownFile(self._last, key, parent, name)
+            node = KnownFile(self._last, key, parent.number, name)
             self._by_number[node.number] = self._by_key[key] = node
         elif node is not self.root:
-            node.parent, node.name = parent, name
+            node.parent, node.name = parent.number, name
         node.lookups += 1
         return node
 
@@ -86,7 +88,7 @@ class KnownFiles:
         """A file has another name now."""
         node = self._by_key.get(key)
         if node is not None and node is not self.root:
-            node.parent, node.name = parent, name
+            node.parent, node.name = parent.number, name
 
     def remove(self, key: Key) -> None:
         """The last name of a file is gone. Its inode number may become another file's."""
@@ -95,13 +97,15 @@ class KnownFiles:
             del self._by_key[key]
 
     def find_path(self, node: KnownFile) -> list[bytes]:
-        """The names from the folder down to a node; none for the folder itself. Raises OSError."""
+        """The names from the folder down to a node; none for the folder itself.
+
+        Raises OSError: ESTALE, where the guest has forgotten a folder above. Its kernel then walks the path anew.
+        """
         names = []
-        step: KnownFile | None = node
-        while step is not None and step is not self.root:
-            names.append(step.name)
+        while node is not self.root:
+            names.append(node.name)
             if len(names) > DEPTH_MAX:
                 raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-            step = step.parent
+            node = self.find(node.parent)
         names.reverse()
         return names

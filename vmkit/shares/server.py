@@ -266,9 +266,9 @@ class FolderServer:
     def _link(self, request: FuseRequest) -> bytes:
         """Both names are beneath the folder."""
         node, parent, name = self._nodes.find(request.numbers[0]), self._nodes.find(request.node), request.names[0]
-        if node.parent is None:
+        if node is self._nodes.root:
             raise make_error(errno.EPERM)
-        with self._reach(node), self._reach(node.parent) as source, self._reach(parent) as target:
+        with self._reach(node), self._reach(self._nodes.find(node.parent)) as source, self._reach(parent) as target:
             os.link(node.name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
         return self._tell_entry(parent, name)
 

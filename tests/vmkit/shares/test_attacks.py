@@ -1,6 +1,7 @@
 """A guest that speaks FUSE by itself, and programs that rename while it walks: nothing outside is reached."""
 
 import errno
+import gc
 import os
 import stat
 import subprocess
@@ -16,6 +17,7 @@ from tests.vmkit.shares.kernel import ROOT, Kernel, Shared
 from tests.vmkit.shares.test_server import MODE, SIZE, expect
 from tests.vsh.live import CHECKOUT
 from vmkit.shares.fuse import ProtocolError
+from vmkit.shares.nodes import KnownFile
 
 SECRET = b"of the host alone"
 RACES = 500
@@ -288,6 +290,35 @@ def test_numbers_that_were_not_given_are_refused(folder: Path) -> None:
                 kernel.write(number, b"x")
         kernel.forget(ROOT, 1 << 40)
         assert kernel.stat(ROOT).node == ROOT
+
+
+def count_nodes() -> int:
+    gc.collect()
+    return sum(isinstance(found, KnownFile) for found in gc.get_objects())
+
+
+def test_guest_that_forgets_the_folders_above_costs_no_more_memory(folder: Path) -> None:
+    """Else each of half a million files could hold a thousand folders, which no ceiling counts."""
+    deep = folder / "a/b/c/d"
+    deep.mkdir(parents=True)
+    names = [b"%d" % number for number in range(20)]
+    for name in names:
+        (deep / os.fsdecode(name)).touch()
+    with Shared(folder) as kernel:
+        before = count_nodes()
+        files = []
+        for name in names:
+            node = ROOT
+            above = [node := kernel.look_up(step, node).node for step in (b"a", b"b", b"c", b"d")]
+            files.append(kernel.look_up(name, node))
+            for number in above:
+                kernel.forget(number, 1)
+        assert count_nodes() - before <= len(files)
+        # The file has no way any more, until the guest walks there anew.
+        with expect(errno.ESTALE):
+            kernel.stat(files[0].node)
+        assert kernel.walk(b"a/b/c/d/0").node == files[0].node
+        kernel.stat(files[0].node)
 
 
 def test_offsets_beyond_any_file_are_refused(folder: Path) -> None:
