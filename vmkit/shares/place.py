@@ -1,5 +1,7 @@
 """A share as its user writes it: HOST[:GUEST][:ro]."""
 
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,10 +36,11 @@ def parse_place(text: str) -> SharedPlace:
         )
     if not words[0]:
         raise ConfigError(f"'{text}' names no folder of this host", hint="for the present one: .")
-    host = Path(words[0]).expanduser().absolute()
+    host = _find_host(words[0])
     guest = words[1] if len(words) == 2 else ""
     if not guest:
-        name = host.resolve().name
+        # realpath() takes a loop of links as a name; Path.resolve() raises RuntimeError.
+        name = Path(os.path.realpath(host)).name
         if not name:
             raise ConfigError(f"'{text}' needs a place in the guest", hint=f"such as {text}:{GUEST_FOLDER}/host")
         guest = f"{GUEST_FOLDER}/{name}"
@@ -48,8 +51,24 @@ def parse_place(text: str) -> SharedPlace:
     return SharedPlace(host, guest, mode == READ_ONLY)
 
 
+def _find_host(word: str) -> Path:
+    """Raises ConfigError."""
+    try:
+        return Path(word).expanduser().absolute()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"this host has no home folder for '{word}'", hint=f"for a folder of that name: ./{word}"
+        ) from error
+
+
 def check_folder(place: SharedPlace) -> None:
     """Raises HostError for a folder that cannot be shared."""
-    if not place.host.is_dir():
-        what = "is not a directory" if place.host.exists() else "does not exist"
-        raise HostError(f"cannot share {place.host}: it {what}")
+    try:
+        # Path.is_dir() says only whether, and not why not.
+        is_folder = stat.S_ISDIR(place.host.stat().st_mode)
+    except FileNotFoundError:
+        raise HostError(f"cannot share {place.host}: it does not exist") from None
+    except OSError as error:
+        raise HostError(f"cannot share {place.host}: {error.strerror}") from error
+    if not is_folder:
+        raise HostError(f"cannot share {place.host}: it is not a directory")

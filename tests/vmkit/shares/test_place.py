@@ -42,6 +42,7 @@ def test_present_folder_has_its_own_name(tmp_path: Path, monkeypatch: pytest.Mon
         ("/src:/a/../b", "must be an absolute path"),
         ("/src:/a:/b", "has more colons"),
         ("/src:/a:ro:ro", "has more colons"),
+        ("~no such user/src", "no home folder for '~no such user/src'"),
     ],
 )
 def test_wrong_share_is_explained(text: str, reason: str) -> None:
@@ -55,3 +56,10 @@ def test_folder_must_be_one(tmp_path: Path) -> None:
         check_folder(SharedPlace(tmp_path / "file", "/mnt/x"))
     with pytest.raises(HostError, match="does not exist"):
         check_folder(SharedPlace(tmp_path / "none", "/mnt/x"))
+
+
+def test_links_in_a_circle_are_explained(tmp_path: Path) -> None:
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("one")
+    with pytest.raises(HostError, match="Too many levels of symbolic links"):
+        check_folder(parse_place(str(tmp_path / "one")))
