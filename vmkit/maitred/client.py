@@ -5,6 +5,7 @@ leads through vshd, to the guest's own socket. Nothing of the guest is trusted: 
 """
 
 import asyncio
+import binascii
 import os
 import socket
 import time
@@ -14,7 +15,7 @@ from typing import Self, TypeVar
 
 from grpclib.client import Channel, Handler, UnaryUnaryMethod
 from grpclib.const import Status
-from grpclib.exceptions import GRPCError, StreamTerminatedError
+from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from grpclib.protocol import H2Protocol
 
 from vmkit.errors import MachineError
@@ -56,11 +57,15 @@ ANSWER_BYTES_MAX = 1 << 20
 START_S = 60.0
 LOOK_S = 0.1
 
+# What grpclib raises for an answer that is none: two messages or no message, a compressed one, one that ends early,
+# headers without a status, or with what is not base64.
+NO_ANSWER = (ProtocolError, AssertionError, NotImplementedError, KeyError, binascii.Error, UnicodeError)
+
 T = TypeVar("T", bound=Message)
 
 
 class _BoundedProtocol(H2Protocol):
-    """Cuts off a peer that sends more than ANSWER_BYTES_MAX since `taken` was set to 0."""
+    """Cuts off a peer that sends more than ANSWER_BYTES_MAX since `taken` was set to 0, or what h2 cannot read."""
 
     taken = 0
 
@@ -68,8 +73,12 @@ class _BoundedProtocol(H2Protocol):
         self.taken += len(data)
         if self.taken > ANSWER_BYTES_MAX:
             self.connection.close()
-        else:
+            return
+        try:
             super().data_received(data)
+        except Exception:
+            # Such as headers that are no text. asyncio would print a traceback.
+            self.connection.close()
 
 
 class _GuestChannel(Channel):
@@ -168,6 +177,11 @@ class Maitred:
             raise ConnectionLost(
                 f"the connection to maitred of {self._vm.name} ended during {name}",
                 hint="the guest may have ended; vmkit status prints what is known",
+            ) from error
+        except NO_ANSWER as error:
+            raise MachineError(
+                f"{self._vm.name} answered {name} with what is no answer: {error!r}",
+                hint="another program may listen there, or the guest may lie",
             ) from error
 
     async def _call(self, method: Method, request: Message) -> Message:
