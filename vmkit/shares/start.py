@@ -42,7 +42,12 @@ def start_share(machine: str, place: SharedPlace) -> LiveShare:
             return _meet(ours, machine, place)
         except BaseException:
             process.terminate()
-            process.wait()
+            try:
+                process.wait(END_DEADLINE_S)
+            except subprocess.TimeoutExpired:
+                # It waits for a guest that does not answer, and looks at no signal. Others sweep its entry.
+                process.kill()
+                process.wait()
             raise
 
 
