@@ -33,7 +33,9 @@ def export(prepared: Prepared, built: BuiltImage, place: str) -> "ImageFile":
     # A rename would put a file in the place of a link, or of /dev/null.
     path = Path(os.path.realpath(place))
     if path.exists() and not path.is_file():
-        raise ConfigError(f"{place} is no file that can be replaced", hint="use a pipe: vmkit build --export - | ...")
+        raise ConfigError(
+            f"--export replaces a file, and {place} is none", hint="use a pipe: vmkit build --export - | ..."
+        )
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         with new.open("wb") as file:

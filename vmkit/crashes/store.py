@@ -171,7 +171,7 @@ def _sort(crashes: list[KeptCrash]) -> list[KeptCrash]:
 
 
 def _sweep_all(root: Path) -> None:
-    """A machine's name may never be used again, and half a dump takes gigabytes that nobody lists."""
+    """A machine's name may never be used again, and half a dump takes gigabytes that no command lists."""
     with contextlib.suppress(HostError):
         for name in _list_names(root):
             with contextlib.suppress(OSError):
