@@ -34,7 +34,7 @@ def export(prepared: Prepared, built: BuiltImage, place: str) -> "ImageFile":
     path = Path(os.path.realpath(place))
     if path.exists() and not path.is_file():
         raise ConfigError(
-            f"--export replaces a file, and {place} is none", hint="use a pipe: vmkit build --export - | ..."
+            f"--export cannot replace {place}, which is no file", hint="use a pipe: vmkit build --export - | ..."
         )
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:

@@ -151,7 +151,7 @@ def test_what_is_no_file_is_not_replaced_and_a_link_stays(recipe: str, vmkit: Vm
     os.mkfifo(device)
     done = vmkit("build", recipe, "--export", str(device))
     assert done.status == 64
-    assert f"--export replaces a file, and {device} is none" in done.err
+    assert f"--export cannot replace {device}, which is no file" in done.err
     assert device.is_fifo()
     link = tmp_path / "link"
     link.symlink_to("x.image")
