@@ -65,9 +65,10 @@ def accept(listener: socket.socket, server: str) -> None:
 
 
 def relay(source: socket.socket, sink: socket.socket) -> None:
+    """One direction. Its end is not the other's: vshd may end before a client's last bytes come."""
     with contextlib.suppress(OSError):
         while data := source.recv(65536):
             sink.sendall(data)
-    for sock in (source, sink):
+    for sock, end in ((source, socket.SHUT_RD), (sink, socket.SHUT_WR)):
         with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
+            sock.shutdown(end)

@@ -30,7 +30,7 @@ NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, DUMP = 4, 20, 0x301
 LOOPBACK = "vsock_loopback"
 # Writable for all by their nature.
 HARMLESS = re.compile(
-    r"/(dev/(null|zero|full|random|urandom|tty|ptmx|pts/.*|shm|vsock|fuse|net/tun|kvm)|tmp|var/tmp|proc|sys)(/|$)"
+    r"/(dev/(null|zero|full|random|urandom|tty|ptmx|pts/.*|shm|vsock|fuse|log|net/tun|kvm)|tmp|var/tmp|proc|sys)(/|$)"
 )
 
 
