@@ -2,9 +2,6 @@
 
 import contextlib
 import json
-import os
-import select
-import signal
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -12,14 +9,13 @@ from pathlib import Path
 
 from vmkit.errors import HostError, MachineError
 from vmkit.forward.registry import Kept, read_kept
-from vmkit.machine.handover import start_program
+from vmkit.machine.handover import end_by_entry, end_program, start_program
 from vsh.errors import VshError
 from vsh.forward.spec import DYNAMIC, LOCAL, ForwardSpec
 
 # It listens as soon as its interpreter is up; a listener in the guest takes a session.
 START_DEADLINE_S = 60.0
 # It closes its sockets and goes.
-END_DEADLINE_S = 10.0
 MAX_ANSWER_BYTES = 1 << 20
 
 
@@ -35,8 +31,7 @@ def keep_forwards(machine: str, forwards: Sequence[ForwardSpec], *, user: str = 
         try:
             return _meet(ours, machine, forwards, user)
         except BaseException:
-            process.terminate()
-            process.wait()
+            end_program(process)
             raise
 
 
@@ -52,21 +47,8 @@ def open_forwards(machine: str, forwards: Sequence[ForwardSpec], *, user: str = 
 
 def remove(kept: Kept) -> None:
     """Ends a forward and all its connections. Raises MachineError when it does not end."""
-    try:
-        fd = os.pidfd_open(kept.pid)
-    except ProcessLookupError:
-        return
-    try:
-        # Between the look at its lock and here the pid may have become another's: not so once the entry is there still.
-        if kept not in read_kept():
-            return
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            signal.pidfd_send_signal(fd, number)
-            if select.select([fd], [], [], END_DEADLINE_S)[0]:
-                return
-    finally:
-        os.close(fd)
-    raise MachineError(f"the process {kept.pid} of forward {kept.number} does not end")
+    if not end_by_entry(kept.pid, lambda: kept in read_kept()):
+        raise MachineError(f"the process {kept.pid} of forward {kept.number} does not end")
 
 
 def _meet(ours: socket.socket, machine: str, forwards: Sequence[ForwardSpec], user: str) -> Kept:

@@ -8,12 +8,13 @@ gets (the machine's locks, the vhost device, a pidfd of the owner) attached to i
 import contextlib
 import fcntl
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +23,8 @@ import vmkit
 from vmkit.errors import HostError, MachineError
 from vmkit.machine.launch import MAX_PLAN_BYTES, LaunchPlan, Layout, parse_launch_plan
 
+# A program that does not end within this has a fault.
+END_PROGRAM_S = 10.0
 # A monitor that was told to stop ends QEMU within TERM and KILL deadlines.
 ABORT_DEADLINE_S = 15.0
 # A monitor takes its plan as soon as its interpreter is up.
@@ -151,6 +154,38 @@ def start_program(module: str, sock: socket.socket, output: BinaryIO | int) -> "
     _share_priority(program.pid)
     _STARTED[:] = [*(started for started in _STARTED if started.poll() is None), program]
     return program
+
+
+def end_program(program: "subprocess.Popen[bytes]") -> None:
+    """Ends a program of start_program's that has not answered: by SIGTERM, and after END_PROGRAM_S by SIGKILL."""
+    program.terminate()
+    try:
+        program.wait(END_PROGRAM_S)
+    except subprocess.TimeoutExpired:
+        # It waits for a guest that does not answer, and looks at no signal. Others sweep its entry.
+        program.kill()
+        program.wait()
+
+
+def end_by_entry(pid: int, is_listed: Callable[[], bool]) -> bool:
+    """Ends a program that another process started, in the same way. Returns False when it does not end.
+
+    is_listed: whether the entry that names the pid is there still. Until then the pid may have become another's.
+    """
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        if not is_listed():
+            return True
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            signal.pidfd_send_signal(fd, number)
+            if select.select([fd], [], [], END_PROGRAM_S)[0]:
+                return True
+        return False
+    finally:
+        os.close(fd)
 
 
 def _share_priority(pid: int) -> None:

@@ -2,15 +2,12 @@
 
 import contextlib
 import json
-import os
-import select
-import signal
 import socket
 import subprocess
 from collections.abc import Iterator
 
 from vmkit.errors import HostError, MachineError
-from vmkit.machine.handover import start_program
+from vmkit.machine.handover import end_by_entry, end_program, start_program
 from vmkit.shares.place import SharedPlace, check_folder
 from vmkit.shares.registry import LiveShare, parse_share, read_shares
 from vsh.errors import VshError
@@ -18,7 +15,6 @@ from vsh.errors import VshError
 # Its interpreter, and the guest's answer.
 START_DEADLINE_S = 60.0
 # It closes what the guest has open, and goes.
-END_DEADLINE_S = 10.0
 MAX_ANSWER_BYTES = 1 << 16
 
 
@@ -41,13 +37,7 @@ def start_share(machine: str, place: SharedPlace) -> LiveShare:
         try:
             return _meet(ours, machine, place)
         except BaseException:
-            process.terminate()
-            try:
-                process.wait(END_DEADLINE_S)
-            except subprocess.TimeoutExpired:
-                # It waits for a guest that does not answer, and looks at no signal. Others sweep its entry.
-                process.kill()
-                process.wait()
+            end_program(process)
             raise
 
 
@@ -63,21 +53,8 @@ def open_share(machine: str, place: SharedPlace) -> Iterator[LiveShare]:
 
 def end_share(share: LiveShare) -> None:
     """Ends a share: who uses it in the guest gets an error. Raises MachineError when its process does not end."""
-    try:
-        fd = os.pidfd_open(share.pid)
-    except ProcessLookupError:
-        return
-    try:
-        # Between the look at its lock and here the pid may have become another's: not so once the entry is there still.
-        if share not in read_shares():
-            return
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            signal.pidfd_send_signal(fd, number)
-            if select.select([fd], [], [], END_DEADLINE_S)[0]:
-                return
-    finally:
-        os.close(fd)
-    raise MachineError(f"the process {share.pid} of share {share.number} does not end")
+    if not end_by_entry(share.pid, lambda: share in read_shares()):
+        raise MachineError(f"the process {share.pid} of share {share.number} does not end")
 
 
 def _meet(ours: socket.socket, machine: str, place: SharedPlace) -> LiveShare:

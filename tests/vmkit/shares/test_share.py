@@ -124,7 +124,7 @@ def test_interruption_does_not_wait_for_a_guest_that_is_silent(tmp_path: Path, m
     runtime = tmp_path / "run"
     runtime.mkdir(mode=0o700)
     monkeypatch.setenv("VMKIT_RUNTIME_DIR", str(runtime))
-    monkeypatch.setattr(start, "END_DEADLINE_S", 0.1)
+    monkeypatch.setattr(handover, "END_PROGRAM_S", 0.1)
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(tmp_path / "silent.sock"))
         silent.listen()
