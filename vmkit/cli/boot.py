@@ -163,21 +163,28 @@ def print_running(entry: Entry, show: Show) -> dict[str, object]:
     address_of(entry)
     answer = {**entry.record, "directory": entry.directory, "shell": ["vsh", "--cid", str(entry.cid)]}
     if not show.as_json:
-        print(f"{entry.name} is running already: CID {entry.cid}")
         gdb = entry.record.get("gdb")
-        _print_next(entry.name, entry.cid, None if gdb is None else str(gdb))
+        _print_whole(
+            f"{entry.name} is running already: CID {entry.cid}",
+            *_list_next(entry.name, entry.cid, None if gdb is None else str(gdb)),
+        )
     elif not show.waits_booted:
         print_json(answer)
     return answer
 
 
-def _print_next(name: str, cid: int, gdb: str | None, vmlinux: Path | None = None) -> None:
-    print(f"a shell:  {_find_command('vsh')} --cid {cid}")
+def _print_whole(*lines: str) -> None:
+    """In one piece: `up | head -1` must find a reader for all of it, also where PYTHONUNBUFFERED is set."""
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+
+
+def _list_next(name: str, cid: int, gdb: str | None, vmlinux: Path | None = None) -> Iterator[str]:
+    yield f"a shell:  {_find_command('vsh')} --cid {cid}"
     if gdb is not None and vmlinux is not None:
-        print(f"gdb:      gdb {shlex.quote(str(vmlinux))} -ex {shlex.quote(f'target remote {gdb}')}")
+        yield f"gdb:      gdb {shlex.quote(str(vmlinux))} -ex {shlex.quote(f'target remote {gdb}')}"
     elif gdb is not None:
-        print(f"in gdb:   target remote {gdb}")
-    print(f"stop it:  {_find_command('vmkit')} down {shlex.quote(name)}")
+        yield f"in gdb:   target remote {gdb}"
+    yield f"stop it:  {_find_command('vmkit')} down {shlex.quote(name)}"
 
 
 def _find_command(program: str) -> str:
@@ -196,24 +203,29 @@ def _find_command(program: str) -> str:
 
 def _print_started(started: Started, root_from: Path | None, *, quiet: bool, is_building: bool) -> None:
     choices = started.choices
-    print(
+    lines = [
         f"{started.name} is ready: CID {started.cid}, accelerator {choices.accelerator}, "
         f"backend {choices.backend}, {_render_start(started)}"
-    )
-    if quiet:
-        return
+    ]
+    if not quiet:
+        lines += _list_choices(started, root_from)
+        if is_building:
+            lines.append("  a snapshot is made in the background; the next start is quicker")
+        lines += _list_next(started.name, started.cid, started.gdb, choices.vmlinux)
+    _print_whole(*lines)
+
+
+def _list_choices(started: Started, root_from: Path | None) -> Iterator[str]:
+    choices = started.choices
     if choices.accelerator_reason:
-        print(f"  no KVM: {choices.accelerator_reason}")
+        yield f"  no KVM: {choices.accelerator_reason}"
     if choices.backend_reason:
-        print(f"  no vhost: {choices.backend_reason}")
+        yield f"  no vhost: {choices.backend_reason}"
     if root_from is not None:
-        print(f"  the root is {root_from} of this host, read-only, by {choices.root_type}")
+        yield f"  the root is {root_from} of this host, read-only, by {choices.root_type}"
     for layer, state in _find_wall(started.name).items():
         if state not in ("on", "off"):
-            print(f"  the wall's {layer} layer is {state}")
-    if is_building:
-        print("  a snapshot is made in the background; the next start is quicker")
-    _print_next(started.name, started.cid, started.gdb, choices.vmlinux)
+            yield f"  the wall's {layer} layer is {state}"
 
 
 def _render_start(started: Started) -> str:

@@ -30,6 +30,24 @@ def test_up_says_what_it_has_chosen_and_what_to_type_next(up: Vmkit) -> None:
     assert "vmkit: starting QEMU\nvmkit: plugging the vsock device\nvmkit: booting\n" in done.err
 
 
+def test_up_prints_its_answer_in_one_piece(recipe: str, program: Program, vmkit: Vmkit) -> None:
+    """`up | head -1` must not end the machine, also where Python's streams have no buffer."""
+    # Each write is a datagram.
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, its:
+        for words in ((), ("--reuse",)):
+            where = ("--accel", "tcg", "--backend", "user", "--append", "fake=ready")
+            environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
+            done = program("up", recipe, *where, *words, stdout=its, env=environ)
+            assert done.returncode == 0, done.stderr.decode()
+            ours.settimeout(0)
+            piece = ours.recv(4096)
+            assert piece.startswith(b"my is ")
+            assert len(piece.splitlines()) == 3
+            with pytest.raises(BlockingIOError):
+                ours.recv(4096)
+
+
 def test_up_quietly_says_one_line(up: Vmkit) -> None:
     done = up("ready", "-q")
     assert len(done.out.splitlines()) == 1
