@@ -11,6 +11,7 @@ another party names would run here during a build.
 
 import hashlib
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vmkit.architectures import ARCHITECTURES
-from vmkit.errors import ConfigError
+from vmkit.errors import ConfigError, HostError
 from vmkit.image.artifacts import are_whole
 from vmkit.image.cache import Cache, write_atomically
 from vmkit.image.debian.lockfile import MAX_LOCK_BYTES
@@ -30,6 +31,8 @@ ARTIFACTS = ("initrd", "kernel", "root")
 MAX_HEAD_BYTES = 64 << 10
 MAX_MANIFEST_BYTES = 16 << 20
 _PIECE_BYTES = 1 << 20
+# What an import leaves to others on the disk.
+SPARE_BYTES = 64 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _REQUEST = re.compile(r"[0-9a-f]{32}")
 
@@ -106,6 +109,7 @@ def import_image(source: BinaryIO, place: str, cache: Cache, sha256: str | None 
     with cache.temporary_dir() as folder:
         new = folder / "image"
         new.mkdir()
+        _check_room(new, artifacts)
         for name in sorted(artifacts):
             reader.copy(name, new / name, artifacts[name])
         (new / MANIFEST).write_bytes(manifest)
@@ -143,6 +147,18 @@ def _parse_manifest(data: bytes, image: ImageFile, reader: "_Reader") -> dict[st
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise reader.explain(f"its manifest is damaged: {error!r}") from error
     return artifacts
+
+
+def _check_room(folder: Path, artifacts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises HostError before anything is written. A file without a hash that the user gave may name any size."""
+    disk = os.statvfs(folder)
+    free = disk.f_bavail * disk.f_frsize
+    needed = sum(entry["size_bytes"] for entry in artifacts.values()) + SPARE_BYTES
+    if free < needed:
+        raise HostError(
+            f"the image needs {needed >> 20} MiB, and the disk of the cache has {free >> 20} MiB free",
+            hint="vmkit prune; or name another folder: VMKIT_CACHE_DIR=DIR",
+        )
 
 
 def _is_whole(folder: Path, artifacts: Mapping[str, Any], cache: Cache, digest: str) -> bool:

@@ -128,6 +128,23 @@ def test_damaged_file_leaves_nothing_in_the_cache(exported: Path, another: Anoth
         assert not (cache / "tmp").exists() or not list((cache / "tmp").iterdir())
 
 
+def test_image_larger_than_the_disk_is_refused_before_anything_is_written(
+    exported: Path, another: Another, vmkit: Vmkit
+) -> None:
+    head, lock, (manifest, data), *artifacts = members_of(exported)
+    claimed = json.loads(data)
+    claimed["artifacts"]["initrd"]["size_bytes"] = 1 << 60
+    data = json.dumps(claimed).encode()
+    facts = json.loads(head[1])
+    facts["files"]["manifest.json"] = hashlib.sha256(data).hexdigest()
+    exported.write_bytes(pack([(head[0], json.dumps(facts).encode()), lock, (manifest, data), *artifacts]))
+    another()
+    done = vmkit("image", "import", str(exported))
+    assert done.status == 1
+    assert f"the image needs {(1 << 40) + 64} MiB, and" in done.err
+    assert "VMKIT_CACHE_DIR" in done.err
+
+
 def test_update_forgets_an_imported_image(exported: Path, recipe: str, vmkit: Vmkit, built: Path) -> None:
     """Where there is an archive, the user may want newer packages."""
     assert vmkit("image", "import", str(exported)).status == 0
