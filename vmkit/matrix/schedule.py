@@ -42,6 +42,11 @@ class Schedule:
     def is_over(self) -> bool:
         return not self._waiting and not self.running
 
+    @property
+    def _has_failed_enough(self) -> bool:
+        limit = self._policy.max_failures
+        return limit is not None and self.failures >= limit
+
     def take(self) -> int | None:
         """Returns the cell to run now. None: no cell is waiting."""
         if not self._waiting:
@@ -54,7 +59,8 @@ class Schedule:
         """Takes a result. Returns whether the cell runs again."""
         self.running.remove(number)
         tried = self._retries.get(number, 0)
-        if fault is CellFault.MACHINE and tried < self._policy.retries and not self.stopped:
+        may_repeat = tried < self._policy.retries and not self.stopped and not self._has_failed_enough
+        if fault is CellFault.MACHINE and may_repeat:
             self._retries[number] = tried + 1
             # Behind all others: what the host lacked may be there by then.
             self._waiting.append(number)
@@ -71,7 +77,7 @@ class Schedule:
     def _end(self, number: int, fault: CellFault) -> None:
         self.done[number] = fault
         self.failures += fault is not CellFault.NONE
-        limit = self._policy.max_failures
-        if limit is not None and self.failures >= limit and self._waiting:
+        if self._has_failed_enough and self._waiting:
+            limit = self._policy.max_failures
             cells = "cell" if limit == 1 else "cells"
             self.stop(f"{limit} {cells} failed, and --max-failures is {limit}")

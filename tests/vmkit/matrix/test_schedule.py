@@ -37,6 +37,16 @@ def test_too_many_failures_drop_the_rest_and_say_so() -> None:
     assert schedule.stopped == "2 cells failed, and --max-failures is 2"
 
 
+def test_cell_is_not_repeated_after_too_many_failures() -> None:
+    """The last two run at once: when one fails, the other must not start again."""
+    schedule = Schedule(range(2), Policy(retries=3, max_failures=1))
+    assert [schedule.take(), schedule.take()] == [0, 1]
+    assert not schedule.finish(0, CellFault.TEST)
+    assert not schedule.finish(1, CellFault.MACHINE)
+    assert schedule.is_over
+    assert schedule.done == {0: CellFault.TEST, 1: CellFault.MACHINE}
+
+
 def test_failure_of_the_last_cell_stops_nothing() -> None:
     schedule = Schedule([0], Policy(max_failures=1))
     assert schedule.take() == 0
