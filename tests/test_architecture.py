@@ -91,7 +91,7 @@ ARROWS = {
     ),
     # The guest's requests are answered from one folder; a machine is known by its name.
     "vmkit.shares": (
-        *("vmkit.shares.*", "vmkit.machine.handover", "vmkit.entries.*", "vmkit.errors"),
+        *("vmkit.shares.*", "vmkit.machine.programs", "vmkit.entries.*", "vmkit.errors"),
         *("vsh.*", "vshd.wire.*", "vshd.carry.inherited"),
     ),
     # A test's forwards end with its machine.
@@ -153,7 +153,7 @@ STARTS_PROGRAMS = {
     "vmkit/maitred/guest/waiting.py",
     "vmkit/docker/__main__.py",
     "vmkit/monitor/child.py",
-    "vmkit/machine/handover.py",
+    "vmkit/machine/programs.py",
     "vmkit/machine/probe.py",
 }
 # One module of the standard library, by its names before and since Python 3.12.

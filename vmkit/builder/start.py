@@ -14,8 +14,8 @@ from vmkit.entries.folder import explain_errors, hold_registry, open_runtime_dir
 from vmkit.image.cache import open_cache
 from vmkit.machine.builders import add_builder
 from vmkit.machine.choose import Choices
-from vmkit.machine.handover import start_program
 from vmkit.machine.probe import read_available_memory_mib
+from vmkit.machine.programs import start_program
 from vmkit.machine.restore import SNAPSHOTS_VARIABLE, find_facts, find_obstacle, open_store
 from vmkit.machine.save import check_room, name_machine
 from vmkit.machine.spec import Backend, MachineSpec

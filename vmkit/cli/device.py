@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from vmkit.cli.values import VSOCK_PORT, Number
-from vmkit.machine.handover import render_environment
+from vmkit.machine.programs import render_environment
 from vmkit.machine.spec import FIRST_GUEST_CID, LAST_GUEST_CID
 
 

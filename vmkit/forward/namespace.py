@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from vmkit.entries.folder import open_runtime_directory
 from vmkit.errors import CommandError, ConfigError, HostError
-from vmkit.machine.handover import render_environment
+from vmkit.machine.programs import render_environment
 from vmkit.run import run
 from vsh.errors import VshError
 from vsh.forward.forwarder import Forwarder

@@ -21,9 +21,9 @@ from typing import Any, Self
 from vmkit.errors import ConfigError, HostError, MachineError, NameInUseError
 from vmkit.machine import pause, stop
 from vmkit.machine.choose import choose
-from vmkit.machine.handover import start_program
 from vmkit.machine.options import make_spec
 from vmkit.machine.probe import read_available_memory_mib
+from vmkit.machine.programs import start_program
 from vmkit.machine.restore import find_obstacle
 from vmkit.machine.running import RunningMachine
 from vmkit.machine.save import make_snapshot

@@ -16,9 +16,10 @@ import vmkit
 from vmkit.errors import MachineError
 from vmkit.machine import handover, start
 from vmkit.machine.argv import QemuPlan
-from vmkit.machine.handover import MonitorHandle, receive_plan, render_environment, start_monitor
+from vmkit.machine.handover import MonitorHandle, receive_plan, start_monitor
 from vmkit.machine.launch import LaunchPlan, Report, Stage
 from vmkit.machine.parts.part import Fitting, QmpCommand
+from vmkit.machine.programs import render_environment
 
 PLAN = LaunchPlan(
     directory=Path("/nonexistent/machines/m"),

@@ -14,8 +14,7 @@ from tests.vmkit.forward.test_forward import FakeMachine
 from tests.vsh.live import DEADLINE_S, Vshd, wait_until
 from tests.vshd.test_init import needs_namespace
 from tests.vshd.test_root import BUSYBOX, ForeignRoot, make_folder
-from vmkit.machine import handover
-from vmkit.shares import start
+from vmkit.machine import programs
 from vmkit.shares.place import SharedPlace
 from vmkit.shares.registry import read_shares
 from vmkit.shares.start import end_share, open_share, start_share
@@ -124,15 +123,14 @@ def test_interruption_does_not_wait_for_a_guest_that_is_silent(tmp_path: Path, m
     runtime = tmp_path / "run"
     runtime.mkdir(mode=0o700)
     monkeypatch.setenv("VMKIT_RUNTIME_DIR", str(runtime))
-    monkeypatch.setattr(handover, "END_PROGRAM_S", 0.1)
+    monkeypatch.setattr(programs, "END_PROGRAM_S", 0.1)
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(tmp_path / "silent.sock"))
         silent.listen()
         silent.settimeout(DEADLINE_S)
         machine = FakeMachine(runtime, "my", 77, {9001: str(tmp_path / "silent.sock")})
 
-        def interrupt(ours: socket.socket, _machine: str, place: SharedPlace) -> None:
-            request = {"machine": "my", "host": str(place.host), "guest": place.guest, "read_only": False}
+        def interrupt(ours: socket.socket, _module: str, _what: str, request: dict[str, object]) -> None:
             ours.sendall(json.dumps(request).encode() + b"\n")
             # The process waits for the guest's answer from here on.
             held.append(silent.accept()[0])
@@ -141,10 +139,10 @@ def test_interruption_does_not_wait_for_a_guest_that_is_silent(tmp_path: Path, m
             raise KeyboardInterrupt
 
         held: list[socket.socket] = []
-        monkeypatch.setattr(start, "_meet", interrupt)
+        monkeypatch.setattr(programs, "_ask", interrupt)
         with pytest.raises(KeyboardInterrupt):
             start_share("my", SharedPlace(tmp_path, "/mnt/x"))
-        assert handover._STARTED[-1].returncode == -signal.SIGKILL
+        assert programs._STARTED[-1].returncode == -signal.SIGKILL
         held[0].close()
         machine.end()
     assert read_shares("my") == []
