@@ -16,8 +16,9 @@ with contextlib.suppress(ImportError):
     import hypothesis
 
     # The same cases in every run: a change is judged by its own faults. `make fuzz` looks for new cases.
-    hypothesis.settings.register_profile("repeatable", derandomize=True)
-    hypothesis.settings.register_profile("explore", derandomize=False, print_blob=True)
+    # Tests never time: a process that waited for a core is no fault of the code.
+    hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+    hypothesis.settings.register_profile("explore", derandomize=False, deadline=None, print_blob=True)
     hypothesis.settings.load_profile("repeatable")
 
 os.environ["VSH_AF_VSOCK"] = "deny"

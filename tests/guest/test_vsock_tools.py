@@ -1,6 +1,7 @@
 """`vmkit vsock` on a real guest, and `vmkit device vsock` under a QEMU that was started by hand."""
 
 import contextlib
+import hashlib
 import json
 import shlex
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.guest.conftest import Run, run_program
+from tests.guest.rival_device import fetch_program
 
 TSHARK = shutil.which("tshark")
 DEADLINE_S = 240
@@ -146,6 +148,29 @@ def test_device_serves_a_qemu_that_was_started_by_hand(built: None, folder: Path
             qemu.wait(DEADLINE_S)
         assert device.wait(DEADLINE_S) == 0
         assert not front.exists() and not uds.exists() and not control.exists()
+
+
+@pytest.mark.slow  # It fetches the index of another release of Debian.
+def test_vsh_works_with_the_device_of_rust_vmm(built: None, folder: Path, tmp_path: Path) -> None:
+    """vhost-device-vsock in the place of our device. It loses large writes of the guest, so those are small."""
+    front, uds = folder / "front", folder / "v"
+    ready = socket.socket(socket.AF_UNIX)
+    ready.bind(f"{uds}_{READY_PORT}")
+    ready.listen()
+    ready.settimeout(DEADLINE_S)
+    words = ("--socket", str(front), "--guest-cid", "77", "--uds-path", str(uds))
+    with ready, running(str(fetch_program(tmp_path)), *words):
+        wait_for(front.exists)
+        with running(*render_qemu(folder, front)):
+            connection, _address = ready.accept()
+            with connection, connection.makefile("rb") as file:
+                assert b"READY=1" in file.read()
+            where = ("vsh", f"--uds={uds}", "--")
+            done = run_program(*where, "sh", "-c", "cat; echo its error >&2; exit 3", stdin=b"its input\n")
+            assert (done.returncode, done.stdout, done.stderr) == (3, b"its input\n", b"its error\n")
+            many = bytes(range(256)) * (8 << 10)
+            counted = run_program(*where, "sha256sum", stdin=many).stdout
+            assert counted.split()[0].decode() == hashlib.sha256(many).hexdigest()
 
 
 def check_socat(uds: Path) -> None:
