@@ -37,6 +37,13 @@ FOREVER_S = 1e9
 STATUS_MAX = 255
 
 
+def describe_impossible_exit(code: int, signal: int) -> str:
+    """Returns what is wrong with an exit that a peer reports, such as `status 256`; empty for one that can be."""
+    if 0 <= code <= STATUS_MAX and 0 <= signal <= messages.SIGNAL_MAX:
+        return ""
+    return f"signal {signal}" if signal else f"status {code}"
+
+
 class Session:
     """Invariant: `fd` is open, and the connection past its handshake, until close()."""
 
@@ -141,11 +148,10 @@ class Session:
         if isinstance(event, Failed):
             raise self._lose(f"{self.name} ended the session: {event.description}")
         # The protocol's number is wider than any status: its low byte alone could pass for success.
-        if isinstance(event, Exited) and not (
-            0 <= event.code <= STATUS_MAX and 0 <= event.signal <= messages.SIGNAL_MAX
-        ):
-            number = f"signal {event.signal}" if event.signal else f"status {event.code}"
-            raise ConnectionLost(f"{self.name} reported the exit {number}, which no process can have")
+        if isinstance(event, Exited):
+            impossible = describe_impossible_exit(event.code, event.signal)
+            if impossible:
+                raise ConnectionLost(f"{self.name} reported the exit {impossible}, which no process can have")
 
     def explain(self, error: ConnectionLost) -> None:
         """Adds the machine's end to the error as its cause, if that ended the session. Waits a moment for the end.

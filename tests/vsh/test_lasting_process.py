@@ -1,16 +1,23 @@
-"""Sessions that last, for programs: Client.start, Client.attach and what they return, against a real vshd."""
+"""Sessions that last, for programs: Client.start, Client.attach and what they return; from a real vshd, and a liar."""
 
 import signal
+import socket
+import threading
+from pathlib import Path
 
 import pytest
 
 from tests.descriptors import nothing_left_open
-from tests.vsh.live import IS_VSOCK_GUEST, Vshd
+from tests.vsh.live import DEADLINE_S, IS_VSOCK_GUEST, Vshd
 from vsh.address import Address
 from vsh.client import Client
 from vsh.errors import ExecError, UsageError, VshError
 from vsh.pump import TimedOut
 from vshd.wire import messages
+from vshd.wire.connection import default_limits
+from vshd.wire.events import RequestReceived
+from vshd.wire.kept import SessionRecord, encode_record
+from vshd.wire.server import ServerConnection
 
 ECHO = 'while read line; do echo "got $line"; [ "$line" = end ] && exit 3; done'
 
@@ -100,3 +107,31 @@ def test_command_that_cannot_run(client: Client) -> None:
     assert caught.value.kind == messages.NOT_FOUND
     with pytest.raises(UsageError):
         client.start("true")
+
+
+@pytest.mark.parametrize(("code", "number"), [(256, 0), (-1, 0), (1 << 30, 0), (0, 65)])
+def test_exit_that_no_process_can_have_is_a_fault(tmp_path: Path, code: int, number: int) -> None:
+    """A program may end with what poll() returns, and the low byte of 256 is that of success."""
+    record = SessionRecord()
+    record.id, record.pid, record.started_s, record.ended_s = b"0123abcd", 7, 1, 2
+    record.code, record.signal = code, number
+
+    def serve() -> None:
+        peer = listener.accept()[0]
+        with peer:
+            peer.settimeout(DEADLINE_S)
+            server = ServerConnection(default_limits())
+            while not any(isinstance(event, RequestReceived) for event in server.receive_data(peer.recv(4096))):
+                peer.sendall(server.output.take())
+            server.hand_over(7, b"")
+            peer.sendall(server.output.take() + encode_record(record))
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "peer.sock"))
+        listener.listen()
+        serving = threading.Thread(target=serve)
+        serving.start()
+        session = Client(Address.unix(str(tmp_path / "peer.sock"))).attach("0123abcd")
+        with pytest.raises(VshError, match="which no process can have"):
+            session.poll()
+        serving.join(DEADLINE_S)

@@ -17,6 +17,7 @@ from vmkit.docker.devices import Passed
 from vmkit.docker.results import write_results
 from vmkit.docker.stream import Terminal, pump, write_here
 from vmkit.errors import ConfigError, HostError
+from vsh.session import STATUS_MAX
 from vsh.stdio import is_background
 
 if TYPE_CHECKING:
@@ -105,7 +106,11 @@ def _run(engine: "APIClient", container: str, connection: socket.socket, spec: R
     answer = engine.wait(container)
     if answer.get("Error"):
         raise HostError("the container broke", details=str(answer["Error"]))
-    return int(answer["StatusCode"])
+    status = int(answer["StatusCode"])
+    # The low byte of 256 is that of success.
+    if not 0 <= status <= STATUS_MAX:
+        raise HostError(f"the engine reported the exit status {status}, which no process can have")
+    return status
 
 
 @contextlib.contextmanager

@@ -46,6 +46,8 @@ from vsh.address import Address
 from vsh.errors import Busy, ConnectionLost, ExecError, Unanswered, Unreachable, VshError
 from vsh.forward.guest import connect_guest
 from vsh.pump import TimedOut
+from vsh.session import STATUS_MAX
+from vshd.wire.messages import SIGNAL_MAX
 from vshd.wire.proto3 import Message
 
 # ChromeOS's own limit of a call.
@@ -225,7 +227,12 @@ class Maitred:
             return None
         if reply.status not in (EXITED, SIGNALED):
             raise MachineError(f"the guest cannot execute {argv[0]}")
-        return -reply.code if reply.status == SIGNALED else reply.code
+        # A caller may end with it: the low byte of 256 is that of success, and so is "signal 0".
+        is_signal = reply.status == SIGNALED
+        if not (0 < reply.code <= SIGNAL_MAX if is_signal else 0 <= reply.code <= STATUS_MAX):
+            number = f"signal {reply.code}" if is_signal else f"status {reply.code}"
+            raise MachineError(f"{self._vm.name} reported the exit {number} of {argv[0]}, which no process can have")
+        return -reply.code if is_signal else reply.code
 
     def mount(
         self,

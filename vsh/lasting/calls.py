@@ -10,7 +10,7 @@ import time
 from vsh.address import Address
 from vsh.defaults import fill_request, find_user
 from vsh.errors import ConnectionLost, ExecError, Unanswered, VshError
-from vsh.session import Session, make_limits, open_service, open_session
+from vsh.session import Session, describe_impossible_exit, make_limits, open_service, open_session
 from vsh.transport import wait_until
 from vshd.wire import messages
 from vshd.wire.client import STUB_USER, make_service_request
@@ -138,6 +138,7 @@ def _name(verb: int, session: str, user: str, number: int = 0) -> Lasting:
 
 
 def _read_records(fd: int, data: bytes, address: Address, deadline_s: float) -> list[SessionRecord]:
+    """Raises RemoteProtocolError, VshError, OSError."""
     reader = ListReader()
     poll = select.poll()
     poll.register(fd, select.POLLIN)
@@ -151,4 +152,8 @@ def _read_records(fd: int, data: bytes, address: Address, deadline_s: float) -> 
         records += reader.receive(data)
     if not reader.is_between_records:
         raise ConnectionLost(f"lost the connection to {address.name}: the list has no end")
+    for record in records:
+        impossible = describe_impossible_exit(record.code, record.signal)
+        if impossible:
+            raise RemoteProtocolError(f"a session in it has the exit {impossible}, which no process can have")
     return records

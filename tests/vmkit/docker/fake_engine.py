@@ -31,6 +31,7 @@ class Scenario:
     """build: the messages of a build. build_dies: the connection breaks behind them. others: containers that are there.
 
     results: what is in the container's /results. create_error: what the engine answers to ContainerCreate.
+    status: what it calls the status of a command that has ended; None: the true one.
     """
 
     build: list[dict[str, object]] = field(default_factory=list)
@@ -38,6 +39,7 @@ class Scenario:
     others: list[dict[str, object]] = field(default_factory=list)
     results: dict[str, bytes] = field(default_factory=dict)
     create_error: tuple[int, str] | None = None
+    status: int | None = None
 
 
 # The image has our programs on its PATH; a run of the tests need not.
@@ -123,7 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif path.endswith("/wait"):
             assert self.engine.process is not None
             status = self.engine.process.wait(30)
-            self._answer({"StatusCode": status if status >= 0 else 128 - status})
+            lie = self.engine.scenario.status
+            self._answer({"StatusCode": lie if lie is not None else status if status >= 0 else 128 - status})
         elif path.endswith("/kill"):
             self.engine.kill(2)
             self._answer(None, 204)

@@ -32,6 +32,15 @@ def test_run_passes_streams_and_status_on(play: Play, docker: Docker) -> None:
     assert engine.removed == [CONTAINER]
 
 
+def test_status_that_no_process_can_have_is_a_fault(play: Play, docker: Docker) -> None:
+    """The low byte of 256 is that of success."""
+    engine = play(status=256)
+    done = docker("run", "--", "true")
+    assert done.returncode == 1
+    assert b"the engine reported the exit status 256, which no process can have" in done.stderr
+    assert engine.removed == [CONTAINER]
+
+
 def test_run_asks_for_no_privileges(play: Play, docker: Docker) -> None:
     engine = play()
     docker("run", "--", "true")

@@ -13,7 +13,9 @@ from h2.events import StreamEnded
 
 from tests.vmkit.maitred.conftest import front
 from tests.vsh.live import DEADLINE_S
+from vmkit.errors import MachineError
 from vmkit.maitred.client import Maitred
+from vmkit.maitred.messages import EXITED, SIGNALED, LaunchProcessResponse
 from vsh.address import Address
 from vsh.errors import VshError
 
@@ -73,3 +75,23 @@ def test_answer_that_is_none_is_explained(
         client.close()
     # asyncio's words for what nobody catches would reach the terminal.
     assert [record.getMessage() for record in caplog.records] == []
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [
+        (EXITED, 256, "status 256"),
+        (EXITED, -1, "status -1"),
+        (SIGNALED, 0, "signal 0"),
+        (SIGNALED, 65, "signal 65"),
+        (SIGNALED, -9, "signal -9"),
+    ],
+)
+def test_exit_that_no_process_can_have_is_a_fault(tmp_path: Path, status: int, code: int, words: str) -> None:
+    """A program may end with what launch_process() returns: 256 and "killed by 0" would pass for success."""
+    message = LaunchProcessResponse(status, code).encode()
+    data = b"\0" + len(message).to_bytes(4, "big") + message
+    with lying(tmp_path, HEADERS, data, TRAILERS) as address, Maitred(address, timeout_s=DEADLINE_S) as client:
+        with pytest.raises(MachineError, match=f"the exit {words} of true, which no process can have"):
+            client.launch_process(["true"], wait_for_exit=True)
+        client.close()
