@@ -37,6 +37,9 @@ MEMORY_SHARE = 0.8
 # Of a command's output the end is kept.
 MAX_OUTPUT_BYTES = 64 * 1024
 LOOK_AGAIN_S = 0.2
+# A guest on a busy host was late by more than 0.2 s.
+SESSION_LINE_S = 5.0
+LINE_PERIOD_S = 0.05
 
 
 # The default reason of an end: a signal.
@@ -122,10 +125,10 @@ class MatrixRun:
                     keeper.set_machine(describe_machine(machine.started))
                     # A kill in the first command leaves these.
                     keep_machine_logs(machine, keeper)
-                for command in cell.commands:
+                for count, command in enumerate(cell.commands, 1):
                     take(self._run_command(cell, machine, command))
                     if keeper is not None:
-                        keep_machine_logs(machine, keeper)
+                        keep_machine_logs(machine, keeper, count)
             return results
         finally:
             with self._lock:
@@ -221,11 +224,16 @@ def describe_machine(started: Started) -> dict[str, object]:
     }
 
 
-def keep_machine_logs(machine: Machine, keeper: ResultKeeper) -> None:
-    """Keeps the logs until now of a machine that runs, or of one that has ended badly."""
+def keep_machine_logs(machine: Machine, keeper: ResultKeeper, sessions: int = 0) -> None:
+    """Keeps the logs until now of a machine that runs, or of one that has ended badly.
+
+    sessions: how many must have their line, for SESSION_LINE_S at most: vshd writes it after the client knows the end.
+    """
+    deadline_s = time.monotonic() + SESSION_LINE_S
     with contextlib.suppress(VshError):
         # It reads the kernel's log out of the guest's memory, into a file beside the others.
-        machine.read_log("sessions")
+        while machine.read_log("sessions").count(b"\n") < sessions and time.monotonic() < deadline_s:
+            time.sleep(LINE_PERIOD_S)
     kept = find_state_directory() / machine.name
     keeper.keep_logs(machine.directory if machine.directory.is_dir() else kept)
 

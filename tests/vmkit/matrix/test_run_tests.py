@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 from xml.etree import ElementTree as Xml
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from tests.vsh.live import DEADLINE_S, Vshd
 from vmkit.errors import ConfigError, MachineError
 from vmkit.junit import CaseVerdict
-from vmkit.matrix.execute import run_tests
+from vmkit.machine.machine import Machine
+from vmkit.matrix.execute import ResultKeeper, keep_machine_logs, run_tests
 from vmkit.matrix.outputs import KtapSink, Tail
 from vmkit.matrix.plan import Cell, GuestCommand, plan_matrix
 from vmkit.matrix.report import render_report, render_rows
@@ -113,3 +115,36 @@ def test_matrix_file_names_the_commands_with_results() -> None:
         plan_matrix({**raw, "ktap": ["c"]}, path)
     with pytest.raises(ConfigError, match="ktap: must be a list"):
         plan_matrix({**raw, "ktap": True}, path)
+
+
+class LateMachine:
+    """A machine whose vshd is slow to write the line of a session."""
+
+    name = "late"
+
+    def __init__(self, directory: Path, looks: int) -> None:
+        self.directory = directory
+        self.looks = looks
+
+    def read_log(self, kind: str) -> bytes:
+        assert kind == "sessions"
+        self.looks -= 1
+        return b"" if self.looks else b"{}\n"
+
+
+class Kept:
+    """What a cell's folder is asked to keep, and after how many looks."""
+
+    def __init__(self, machine: LateMachine) -> None:
+        self.machine = machine
+        self.kept: list[tuple[Path, int]] = []
+
+    def keep_logs(self, source: Path) -> None:
+        self.kept.append((source, self.machine.looks))
+
+
+def test_logs_are_kept_when_they_have_the_line_of_each_session(tmp_path: Path) -> None:
+    machine = LateMachine(tmp_path, looks=4)
+    keeper = Kept(machine)
+    keep_machine_logs(cast(Machine, machine), cast(ResultKeeper, keeper), 1)
+    assert keeper.kept == [(tmp_path, 0)]
