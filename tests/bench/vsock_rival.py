@@ -26,7 +26,7 @@ from tests.guest.rival_device import fetch_program
 READY_PORT = 7777
 CID = 77
 START_DEADLINE_S = 120
-STALL_S = 20.0
+STALL_S = 5.0
 MEASURES: dict[str, Callable[[str], float]] = {
     "echo": measure_echo,
     "connect": measure_connect,
