@@ -77,7 +77,7 @@ ARROWS = {
     "vmkit.monitor": (
         *("vmkit.monitor.*", "vmkit.machine.*", "vmkit.memory.*", "vmkit.entries.*", "vmkit.snapshots.*"),
         *("vmkit.crashes.*", "vmkit.architectures", "vmkit.errors", "vmkit.run"),
-        *("vsh.*", "vshd.carry.*"),
+        *("vsh.*", "vshd.carry.*", "vshd.wire.cores", "vshd.wire.errors"),
     ),
     # It gets its connections from its callers.
     "vmkit.copy": ("vmkit.copy.*", "vmkit.errors", "vsh.text"),

@@ -10,8 +10,8 @@ import click
 from vmkit.cli.show import print_json, print_table
 from vmkit.cli.values import Number
 from vmkit.crashes.place import find_crashes_folder
-from vmkit.crashes.record import Crash, DumpFormat, render_crash
-from vmkit.crashes.store import KeptCrash, list_all, list_of, pick, remove
+from vmkit.crashes.record import Crash, DumpFormat, Program, render_crash
+from vmkit.crashes.store import MAPS, KeptCrash, list_all, list_of, pick, remove, sweep
 from vmkit.errors import ConfigError
 from vmkit.machine.spec import check_name
 from vmkit.memory.lines import strip_levels
@@ -22,6 +22,8 @@ NUMBER = Number("number", 1)
 MIB = 1 << 20
 DMESG_LINES = 60
 MAX_DMESG_BYTES = 8 * MIB
+# What the kernel puts behind the path of a program that was removed.
+DELETED = " (deleted)"
 # Where Debian's packages of debug symbols put a kernel.
 DEBUG_KERNEL = "/usr/lib/debug/boot/vmlinux-{}"
 
@@ -41,10 +43,12 @@ def crashes(*, name: str | None, action: str | None, numbers: tuple[int, ...], a
     """List the crashes of machines, show one, or remove some.
 
     A crash stays when its machine has ended. NAME is a machine's name; without it vmkit lists all.
-    `vmkit crashes NAME show` shows the newest crash, or that of a NUMBER: the kernel's last lines, and how to open
-    the dump that `vmkit up --vmcore` keeps. `vmkit crashes NAME rm NUMBER` removes it.
+    `vmkit crashes NAME show` shows the newest crash, or that of a NUMBER. Of a panic it prints the kernel's last
+    lines, and how to open the dump of `vmkit up --vmcore`. Of a program it prints where the core of
+    `vmkit up --cores` is. `vmkit crashes NAME rm NUMBER` removes a crash.
     """
     root = find_crashes_folder()
+    sweep(root)
     if name is None or action is None:
         found = list_all(root) if name is None else list_of(root, check_name(name))
         if as_json:
@@ -89,12 +93,18 @@ def _print_list(found: list[KeptCrash], name: str | None) -> None:
             str(kept.number),
             "-" if kept.crash is None else _render_time(kept.crash.at_s),
             f"{kept.measure() / MIB:.1f} MiB",
-            "-" if kept.crash is None or kept.crash.dump is None else kept.crash.dump.value,
+            _name_dump(kept.crash),
             clean_line(kept.damage if kept.crash is None else kept.crash.brief),
         )
         for kept in found
     ]
     print_table(("NAME", "NUMBER", "TIME", "SIZE", "DUMP", "WHAT"), rows)
+
+
+def _name_dump(crash: Crash | None) -> str:
+    if crash is None or (crash.dump is None and crash.program is None):
+        return "-"
+    return crash.kind.value if crash.dump is None else crash.dump.value
 
 
 def _show(kept: KeptCrash, *, as_json: bool) -> None:
@@ -110,7 +120,11 @@ def _show(kept: KeptCrash, *, as_json: bool) -> None:
     print(f"time:    {_render_time(crash.at_s)}")
     print(f"image:   {crash.image}" + (f", kernel {clean_line(crash.kernel)}" if crash.kernel else ""))
     if crash.trouble:
-        print(f"no dump: {clean_line(crash.trouble)}")
+        print(f"{'no dump' if crash.program is None else 'missing'}: {clean_line(crash.trouble)}")
+    if crash.program is not None:
+        for line in explain_core(kept, crash.program):
+            print(line)
+        return
     if crash.dump is not None:
         for line in explain_dump(kept, crash):
             print(line)
@@ -131,6 +145,23 @@ def explain_dump(kept: KeptCrash, crash: Crash) -> list[str]:
         package = f"linux-image-{crash.kernel}-dbg" if crash.kernel else "its kernel with debug symbols"
         lines.append(f"         both need the kernel with its symbols, which is not there: Debian has {package}")
     return [clean_text(line) for line in lines]
+
+
+def explain_core(kept: KeptCrash, program: Program) -> list[str]:
+    """Returns what a person wants to know of a program's crash."""
+    core = shlex.quote(str(kept.core))
+    exe = program.exe.removesuffix(DELETED)
+    lines = [
+        f"program: {program.exe}",
+        f"command: {shlex.join(program.command)}",
+        f"user:    uid {program.uid}, gid {program.gid}" + (", in a container" if program.is_contained else ""),
+        *([f"cgroup:  {program.cgroup}"] if program.cgroup else []),
+        f"core:    {kept.core} ({kept.measure() / MIB:.1f} MiB)",
+        f"maps:    {kept.folder / MAPS}",
+        f"gdb:     gdb -iex 'set sysroot DIR' {shlex.quote(f'DIR{exe}')} {core}",
+        "         DIR has the program and its libraries, such as a copy of the guest's /usr by vmkit cp",
+    ]
+    return [clean_text(line).replace("\n", " ") for line in lines]
 
 
 def find_vmlinux(crash: Crash) -> str:

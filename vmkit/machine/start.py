@@ -244,7 +244,7 @@ def plan_launch(
 def _plan_crashes(spec: MachineSpec, choices: Choices) -> CrashPlan | None:
     folder = find_usable_folder()
     vmlinux = "" if choices.vmlinux is None else str(choices.vmlinux)
-    return None if folder is None else CrashPlan(folder, MAX_DUMP_BYTES, spec.vmcore or "", vmlinux)
+    return None if folder is None else CrashPlan(folder, MAX_DUMP_BYTES, spec.vmcore or "", vmlinux, spec.cores)
 
 
 def _merge(entries: Iterable[dict[str, object]]) -> dict[str, object]:
