@@ -118,7 +118,11 @@ ARROWS = {
     "vmkit.maitred": ("vmkit.maitred.*", "vmkit.errors", "vsh.*", "vshd.wire.*"),
     "vmkit.maitred.messages": ("vshd.wire.proto3",),
     "vmkit.maitred.codec": ("vshd.wire.*",),
-    "vmkit.maitred.guest": ("vmkit.maitred.guest.*", "vmkit.maitred.messages", "vmkit.maitred.codec", "vshd.*"),
+    "vmkit.maitred.joined": (),
+    "vmkit.maitred.guest": (
+        *("vmkit.maitred.guest.*", "vmkit.maitred.messages", "vmkit.maitred.codec", "vmkit.maitred.joined"),
+        "vshd.*",
+    ),
     "vmkit.docker": ("vmkit.docker.*", "vmkit.machine.doctor", "vmkit.errors", "vsh.*", "vshd.carry.*"),
     "vmkit.bench": ("vmkit.*", "vsh.*", "vshd.wire.*", "vshd.wire", "vshd.carry.*"),
     "vmkit": ("vmkit.*", "vsh.*", "vshd.wire.*", "vshd.carry.*"),

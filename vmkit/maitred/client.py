@@ -20,6 +20,7 @@ from grpclib.protocol import H2Protocol
 
 from vmkit.errors import MachineError
 from vmkit.maitred.codec import Codec
+from vmkit.maitred.joined import join_writes
 from vmkit.maitred.messages import (
     EXITED,
     LAUNCHED,
@@ -70,6 +71,9 @@ class _BoundedProtocol(H2Protocol):
     """Cuts off a peer that sends more than ANSWER_BYTES_MAX since `taken` was set to 0, or what h2 cannot read."""
 
     taken = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(join_writes(transport))
 
     def data_received(self, data: bytes) -> None:
         self.taken += len(data)
