@@ -44,6 +44,7 @@ from vmkit.maitred.messages import (
     Timestamp,
 )
 from vsh.address import Address
+from vsh.ending import explain_loss
 from vsh.errors import Busy, ConnectionLost, ExecError, Unanswered, Unreachable, VshError
 from vsh.forward.guest import connect_guest
 from vsh.pump import TimedOut
@@ -180,10 +181,12 @@ class Maitred:
         except TimeoutError as error:
             raise TimedOut(f"{name} of {self._vm.name} took longer than {self._timeout_s:g} s") from error
         except (StreamTerminatedError, OSError) as error:
-            raise ConnectionLost(
+            lost = ConnectionLost(
                 f"the connection to maitred of {self._vm.name} ended during {name}",
                 hint="the guest may have ended; vmkit status prints what is known",
-            ) from error
+            )
+            explain_loss(lost, self._vm.entry)
+            raise lost from error
         except NO_ANSWER as error:
             raise MachineError(
                 f"{self._vm.name} answered {name} with what is no answer: {error!r}",
