@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from vmkit.errors import MachineError
 from vmkit.machine import stop
+from vmkit.machine.choose import Choices
 from vmkit.machine.options import OPTIONS, make_spec
 from vmkit.machine.running import MachineHandle, explain_ending
 from vmkit.machine.spec import DEFAULT_CPUS, DEFAULT_MEMORY_MIB, DEFAULT_TIMEOUT_S, MachineSpec
@@ -90,6 +91,7 @@ class Machine(MachineHandle):
         options = {key: value for key, value in locals().items() if key not in ("self", "image")}
         self.spec = _find_spec(image, options)
         self._started: Started | None = None
+        self._choices: Choices | None = None
         # The process that entered the block.
         self._owner_pid = 0
 
@@ -131,6 +133,11 @@ class Machine(MachineHandle):
         """How it was started: the choices and the seconds until READY."""
         return self._require()
 
+    @property
+    def choices(self) -> Choices | None:
+        """What was chosen for it on this host. None: its start has not come so far, or failed before."""
+        return self._choices
+
     def start(self, tell: Callable[[str, float | None], None] | None = None) -> None:
         """Starts it and waits until it is ready. Raises VshError kinds.
 
@@ -141,7 +148,10 @@ class Machine(MachineHandle):
     def _start(self, tell: Callable[[str, float | None], None] | None, *, is_owned: bool) -> None:
         if self._started is not None:
             raise MachineError(f"'{self._started.name}' was started already")
-        self._started = start_machine(self.spec, tell=tell, is_owned=is_owned)
+        self._started = start_machine(self.spec, tell=tell, on_choices=self._take_choices, is_owned=is_owned)
+
+    def _take_choices(self, choices: Choices) -> None:
+        self._choices = choices
 
     def down(self) -> None:
         """Asks the guest to power off and waits until it is gone."""
