@@ -72,6 +72,8 @@ ARROWS = {
         *("vmkit.machine.*", "vmkit.entries.*", "vmkit.image.*", "vmkit.errors", "vmkit.run", "vmkit.state"),
         *("vmkit.architectures", "vmkit.memory.lines", "vmkit.roots.*", "vmkit.trees.*"),
         *("vmkit.snapshots.*", "vmkit.stored.*", "vmkit.copy.*", "vmkit.crashes.*"),
+        # What the API of a machine loads when it is called.
+        *("vmkit.shares.place", "vmkit.shares.registry", "vmkit.shares.start", "vmkit.maitred.client"),
         *("vsh.*", "vmkit"),
     ),
     "vmkit.monitor": (

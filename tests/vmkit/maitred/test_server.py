@@ -13,7 +13,7 @@ from tests.vmkit.maitred.conftest import Call, RefusedError, ServerProgram, fron
 from tests.vmkit.maitred.google import CLASSES
 from tests.vsh.live import DEADLINE_S, Vshd, wait_until
 from vmkit.errors import MachineError
-from vmkit.maitred import client as maitred_client
+from vmkit.maitred import channel
 from vmkit.maitred.client import Maitred
 from vmkit.maitred.guest.serving import check_peer
 from vmkit.maitred.guest.waiting import is_token_demanded
@@ -220,7 +220,7 @@ def test_guest_without_the_service_is_told_apart(running: ServerProgram, tmp_pat
 def test_way_through_vshd_proves_the_token(
     running: ServerProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(maitred_client, "SOCKET", str(running.path))
+    monkeypatch.setattr(channel, "SOCKET", str(running.path))
     token = tmp_path / "token"
     token.write_bytes(make_token_text())
     token.chmod(0o600)
