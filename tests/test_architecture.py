@@ -48,6 +48,8 @@ ARROWS = {
     # What outlives machines, in the user's data folder.
     "vmkit.crashes": (
         *("vmkit.crashes.*", "vmkit.entries.entry", "vmkit.stored.place", "vmkit.errors", "vmkit.state"),
+        # A core's symbols are in its image.
+        *("vmkit.image.cache", "vmkit.image.formats.*", "vmkit.run"),
         "vsh.registry",
     ),
     "vmkit.snapshots": ("vmkit.snapshots.*", "vmkit.errors", "vshd.wire.version"),

@@ -17,13 +17,11 @@ from vmkit.machine.spec import check_name
 from vmkit.memory.lines import strip_levels
 from vsh.text import clean_line, clean_text, tail_lines
 
-SHOW, REMOVE = "show", "rm"
+SHOW, GDB, REMOVE = "show", "gdb", "rm"
 NUMBER = Number("number", 1)
 MIB = 1 << 20
 DMESG_LINES = 60
 MAX_DMESG_BYTES = 8 * MIB
-# What the kernel puts behind the path of a program that was removed.
-DELETED = " (deleted)"
 # Where Debian's packages of debug symbols put a kernel.
 DEBUG_KERNEL = "/usr/lib/debug/boot/vmlinux-{}"
 
@@ -36,17 +34,40 @@ def complete_crashes(_context: click.Context, _param: click.Parameter, incomplet
 
 @click.command("crashes")
 @click.argument("name", required=False, shell_complete=complete_crashes)
-@click.argument("action", required=False, type=click.Choice((SHOW, REMOVE)))
+@click.argument("action", required=False, type=click.Choice((SHOW, GDB, REMOVE)))
 @click.argument("numbers", nargs=-1, type=NUMBER, metavar="[NUMBER]...")
+@click.option(
+    "--sysroot",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="With gdb: a folder with the guest's files, instead of those of its image or root.",
+)
+@click.option(
+    "--program",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="With gdb: the file of the program that crashed, such as your build with its symbols.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def crashes(*, name: str | None, action: str | None, numbers: tuple[int, ...], as_json: bool) -> None:
-    """List the crashes of machines, show one, or remove some.
+def crashes(
+    *,
+    name: str | None,
+    action: str | None,
+    numbers: tuple[int, ...],
+    sysroot: Path | None,
+    program: Path | None,
+    as_json: bool,
+) -> None:
+    """List the crashes of machines, show one, print its backtrace, or remove some.
 
     A crash stays when its machine has ended. NAME is a machine's name; without it vmkit lists all.
     `vmkit crashes NAME show` shows the newest crash, or that of a NUMBER. Of a panic it prints the kernel's last
     lines, and how to open the dump of `vmkit up --vmcore`. Of a program it prints where the core of
-    `vmkit up --cores` is. `vmkit crashes NAME rm NUMBER` removes a crash.
+    `vmkit up --cores` is, and `vmkit crashes NAME gdb` prints its backtrace. `vmkit crashes NAME rm NUMBER` removes a
+    crash.
     """
+    if action != GDB and (sysroot or program):
+        raise ConfigError("--sysroot and --program are for gdb", hint=f"vmkit crashes {name or 'NAME'} gdb")
     root = find_crashes_folder()
     sweep(root)
     if name is None or action is None:
@@ -57,10 +78,14 @@ def crashes(*, name: str | None, action: str | None, numbers: tuple[int, ...], a
             _print_list(found, name)
         return
     check_name(name)
-    if action == SHOW:
+    if action in (SHOW, GDB):
         if len(numbers) > 1:
-            raise ConfigError("vmkit shows one crash at a time", hint=f"vmkit crashes {name} show {numbers[0]}")
-        _show(pick(root, name, numbers[0] if numbers else None), as_json=as_json)
+            raise ConfigError("vmkit shows one crash at a time", hint=f"vmkit crashes {name} {action} {numbers[0]}")
+        kept = pick(root, name, numbers[0] if numbers else None)
+        if action == SHOW:
+            _show(kept, as_json=as_json)
+        else:
+            _print_backtrace(kept, sysroot, program, as_json=as_json)
         return
     if not numbers:
         raise ConfigError("rm needs the number of a crash", hint=f"vmkit crashes {name} lists them")
@@ -131,6 +156,17 @@ def _show(kept: KeptCrash, *, as_json: bool) -> None:
     _print_dmesg(kept)
 
 
+def _print_backtrace(kept: KeptCrash, sysroot: Path | None, program: Path | None, *, as_json: bool) -> None:
+    from vmkit.crashes.backtrace import print_backtrace  # noqa: PLC0415 - it reads images, which a list needs not
+
+    lines = print_backtrace(kept, sysroot=sysroot, program=program).decode(errors="replace").splitlines()
+    if as_json:
+        print_json({**render_kept(kept), "backtrace": lines})
+        return
+    for line in lines:
+        print(clean_line(line))
+
+
 def explain_dump(kept: KeptCrash, crash: Crash) -> list[str]:
     """Returns what a person types to open a dump."""
     size = f"{crash.dump_bytes / MIB:.1f} MiB, {kept.measure() / MIB:.1f} MiB of it on the disk"
@@ -149,8 +185,6 @@ def explain_dump(kept: KeptCrash, crash: Crash) -> list[str]:
 
 def explain_core(kept: KeptCrash, program: Program) -> list[str]:
     """Returns what a person wants to know of a program's crash."""
-    core = shlex.quote(str(kept.core))
-    exe = program.exe.removesuffix(DELETED)
     lines = [
         f"program: {program.exe}",
         f"command: {shlex.join(program.command)}",
@@ -158,8 +192,7 @@ def explain_core(kept: KeptCrash, program: Program) -> list[str]:
         *([f"cgroup:  {program.cgroup}"] if program.cgroup else []),
         f"core:    {kept.core} ({kept.measure() / MIB:.1f} MiB)",
         f"maps:    {kept.folder / MAPS}",
-        f"gdb:     gdb -iex 'set sysroot DIR' {shlex.quote(f'DIR{exe}')} {core}",
-        "         DIR has the program and its libraries, such as a copy of the guest's /usr by vmkit cp",
+        f"gdb:     vmkit crashes {kept.machine} gdb {kept.number}",
     ]
     return [clean_text(line).replace("\n", " ") for line in lines]
 

@@ -12,6 +12,8 @@ SCHEMA = 1
 MAX_RECORD_BYTES = 256 * 1024
 MAX_TEXT_CHARACTERS = 4096
 MAX_WORDS = 32
+# What the kernel puts behind the path of a program that was removed.
+DELETED = " (deleted)"
 # A folder's name, and so a number that a person can type.
 MAX_DIGITS = 9
 
@@ -59,7 +61,8 @@ class Crash:
     at_s: when, in seconds since 1970. brief: what happened, for a person. kernel: its release; "": unknown.
     image, digest: what the machine was made of. dump: the format of the dump of the guest's memory; None: there is
     none. dump_bytes: its size. trouble: why something of it is missing; "": nothing is. vmlinux: the kernel with its
-    symbols, on this host; "": unknown. program: of a CORE.
+    symbols, on this host; "": unknown. program: of a CORE. root: the disk or folder of this host that the guest's root
+    is; "": it is the image's.
     """
 
     kind: CrashKind
@@ -73,6 +76,7 @@ class Crash:
     trouble: str = ""
     vmlinux: str = ""
     program: Program | None = None
+    root: str = ""
 
 
 def render_crash(crash: Crash) -> dict[str, object]:
@@ -89,6 +93,7 @@ def render_crash(crash: Crash) -> dict[str, object]:
         "dump_bytes": crash.dump_bytes,
         "trouble": _cut(crash.trouble),
         "vmlinux": crash.vmlinux,
+        "root": crash.root,
         "program": None if crash.program is None else _render_program(crash.program),
     }
 
@@ -105,6 +110,8 @@ def parse_crash(value: object) -> Crash:
         dump_bytes=_take(value, "dump_bytes", int),
         program=_parse_program(value.get("program")),
         **{key: _take(value, key, str) for key in ("brief", "image", "digest", "kernel", "trouble", "vmlinux")},
+        # Records of earlier versions lack it.
+        root=_take(value, "root", str) if "root" in value else "",
     )
 
 

@@ -248,7 +248,14 @@ def plan_launch(
 def _plan_crashes(spec: MachineSpec, choices: Choices) -> CrashPlan | None:
     folder = find_usable_folder()
     vmlinux = "" if choices.vmlinux is None else str(choices.vmlinux)
-    return None if folder is None else CrashPlan(folder, MAX_DUMP_BYTES, spec.vmcore or "", vmlinux, spec.cores)
+    root = spec.root or spec.root_from
+    return (
+        None
+        if folder is None
+        else CrashPlan(
+            folder, MAX_DUMP_BYTES, spec.vmcore or "", vmlinux, spec.cores, "" if root is None else str(root)
+        )
+    )
 
 
 def _merge(entries: Iterable[dict[str, object]]) -> dict[str, object]:

@@ -220,6 +220,7 @@ class CoreReceiver:
             digest=str(self._record.get("digest", "")),
             trouble=trouble,
             program=program,
+            root=self._plan.root,
         )
 
     def _finish_file(self) -> None:

@@ -76,7 +76,8 @@ def test_crash_of_a_program_is_shown_with_its_command(vmkit: Vmkit, root: Path) 
     assert "command: web --name 'two words'" in shown
     assert "user:    uid 1000, gid 100, in a container" in shown
     assert "missing: half of it" in shown
-    assert f"gdb -iex 'set sysroot DIR' DIR/usr/bin/web {folder}/core" in shown
+    assert f"core:    {folder}/core" in shown
+    assert "gdb:     vmkit crashes web gdb 1" in shown
 
 
 def test_text_of_a_guest_cannot_steer_the_terminal(vmkit: Vmkit, root: Path) -> None:

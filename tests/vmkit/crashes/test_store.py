@@ -162,7 +162,9 @@ def test_folders_of_others_are_no_crashes(tmp_path: Path) -> None:
 
 def test_record_is_the_same_after_its_json() -> None:
     program = Program(1, 2, 3, 4, "n", ("a", "b"), "/e\udcff", "0::/", is_contained=True, is_whole=False)
-    crash = replace(CRASH, dump=DumpFormat.KDUMP, dump_bytes=5, trouble="none", vmlinux="/v", program=program)
+    crash = replace(
+        CRASH, dump=DumpFormat.KDUMP, dump_bytes=5, trouble="none", vmlinux="/v", program=program, root="/r"
+    )
     assert parse_crash(json.loads(json.dumps(render_crash(crash)))) == crash
     for key in render_crash(crash):
         broken = {**render_crash(crash), key: ["of another kind"]}
