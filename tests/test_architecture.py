@@ -48,6 +48,8 @@ ARROWS = {
     # What outlives machines, in the user's data folder.
     "vmkit.crashes": (
         *("vmkit.crashes.*", "vmkit.entries.entry", "vmkit.stored.place", "vmkit.errors", "vmkit.state"),
+        # A core's symbols are in its image.
+        *("vmkit.image.cache", "vmkit.image.formats.*", "vmkit.run"),
         "vsh.registry",
     ),
     "vmkit.snapshots": ("vmkit.snapshots.*", "vmkit.errors", "vshd.wire.version"),
@@ -72,12 +74,14 @@ ARROWS = {
         *("vmkit.machine.*", "vmkit.entries.*", "vmkit.image.*", "vmkit.errors", "vmkit.run", "vmkit.state"),
         *("vmkit.architectures", "vmkit.memory.lines", "vmkit.roots.*", "vmkit.trees.*"),
         *("vmkit.snapshots.*", "vmkit.stored.*", "vmkit.copy.*", "vmkit.crashes.*"),
+        # What the API of a machine loads when it is called.
+        *("vmkit.shares.place", "vmkit.shares.registry", "vmkit.shares.start", "vmkit.maitred.client"),
         *("vsh.*", "vmkit"),
     ),
     "vmkit.monitor": (
         *("vmkit.monitor.*", "vmkit.machine.*", "vmkit.memory.*", "vmkit.entries.*", "vmkit.snapshots.*"),
         *("vmkit.crashes.*", "vmkit.architectures", "vmkit.errors", "vmkit.run"),
-        *("vsh.*", "vshd.carry.*"),
+        *("vsh.*", "vshd.carry.*", "vshd.wire.cores", "vshd.wire.errors"),
     ),
     # It gets its connections from its callers.
     "vmkit.copy": ("vmkit.copy.*", "vmkit.errors", "vsh.text"),
@@ -118,7 +122,11 @@ ARROWS = {
     "vmkit.maitred": ("vmkit.maitred.*", "vmkit.errors", "vsh.*", "vshd.wire.*"),
     "vmkit.maitred.messages": ("vshd.wire.proto3",),
     "vmkit.maitred.codec": ("vshd.wire.*",),
-    "vmkit.maitred.guest": ("vmkit.maitred.guest.*", "vmkit.maitred.messages", "vmkit.maitred.codec", "vshd.*"),
+    "vmkit.maitred.joined": (),
+    "vmkit.maitred.guest": (
+        *("vmkit.maitred.guest.*", "vmkit.maitred.messages", "vmkit.maitred.codec", "vmkit.maitred.joined"),
+        "vshd.*",
+    ),
     "vmkit.docker": ("vmkit.docker.*", "vmkit.machine.doctor", "vmkit.errors", "vsh.*", "vshd.carry.*"),
     "vmkit.bench": ("vmkit.*", "vsh.*", "vshd.wire.*", "vshd.wire", "vshd.carry.*"),
     "vmkit": ("vmkit.*", "vsh.*", "vshd.wire.*", "vshd.carry.*"),

@@ -17,6 +17,7 @@ Machines
     find_machine     the running machine of a name or CID
     wait             block until a machine ends; returns an Ended: the reason, and whether it was expected
     BootState        how far a guest with systemd has booted; Machine.wait_booted returns it
+    Maitred          a client for ChromeOS's agent in a guest, as a with-block; Machine.maitred returns it
     logs             a log of a machine, running or ended
     dmesg            the kernel's log of a machine, from the guest's memory; a list of KernelLine
 
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from vmkit.machine.spec import DiskSpec as Disk
     from vmkit.machine.spec import MachineSpec
     from vmkit.machine.words import Ended
+    from vmkit.maitred.client import Maitred
     from vmkit.memory.lines import KernelLine
     from vmkit.pool.pool import Pool, find_pool
     from vsh.client import Client, Result
@@ -85,6 +87,7 @@ _PUBLIC = {
     "Machine": ("vmkit.machine.machine", "Machine"),
     "MachineError": ("vmkit.errors", "MachineError"),
     "MachineSpec": ("vmkit.machine.spec", "MachineSpec"),
+    "Maitred": ("vmkit.maitred.client", "Maitred"),
     "PIPE": ("vsh.process", "PIPE"),
     "Pool": ("vmkit.pool.pool", "Pool"),
     "Process": ("vsh.process", "Process"),
@@ -132,6 +135,7 @@ __all__ = [
     "Machine",
     "MachineError",
     "MachineSpec",
+    "Maitred",
     "Pool",
     "Process",
     "Result",

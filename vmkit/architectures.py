@@ -66,8 +66,8 @@ _ROWS = (
         # Devices that no guest of ours uses cost boot time: SATA, SMBus, USB and the HPET are off.
         board="q35,sata=off,smbus=off,usb=off,hpet=off",
         # cmpxchg16b goes wrong when an interrupt lands on it in QEMU 7.2's TCG: guests under vsock load double-fault in
-        # kmalloc.
-        cpu="max,cx16=off",
+        # kmalloc. erms and fsrm have the guest copy and clear memory byte by byte, which an emulator does one by one.
+        cpu="max,cx16=off,erms=off,fsrm=off",
         console="ttyS0",
         command_line_bytes=2047,
         kernel="linux-image-cloud-amd64",

@@ -15,6 +15,10 @@ from vsh.address import Address
 from vsh.errors import ConnectionLost, UsageError, VshError
 from vsh.subsystem import open_subsystem
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vsh.registry import Entry
+
 # draft-ietf-secsh-filexfer-02
 _INIT, _VERSION, _OPEN, _CLOSE, _READ, _WRITE, _FSTAT, _FSETSTAT = 1, 2, 3, 4, 5, 6, 8, 10
 _STATUS, _HANDLE, _DATA, _ATTRS = 101, 102, 103, 105
@@ -53,7 +57,7 @@ def open_file(
     sock = open_subsystem(address, "sftp", user=user, timeout_s=timeout_s)
     try:
         sock.settimeout(ANSWER_TIMEOUT_S)
-        raw = RemoteFile(_Requests(sock), os.fsencode(path), flags)
+        raw = RemoteFile(_Requests(sock, address.entry), os.fsencode(path), flags)
     except BaseException:
         sock.close()
         raise
@@ -89,8 +93,10 @@ def parse_mode(mode: str, *, is_text: bool) -> int:
 class _Requests:
     """One request at a time. Invariant: between two calls no answer is under way."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, machine: "Entry | None" = None) -> None:
+        """machine: whose end is the cause where the connection is lost."""
         self._sock = sock
+        self._machine = machine
         self._ident = 0
         self._send(struct.pack(">BI", _INIT, 3), b"")
         kind, _ = self._receive()
@@ -116,7 +122,7 @@ class _Requests:
             if data:
                 self._sock.sendall(data)
         except OSError as error:
-            raise _explain_loss(error) from error
+            raise self._lose(_describe(error)) from error
 
     def _receive(self) -> tuple[int, memoryview]:
         size = int.from_bytes(self._take(4), "big")
@@ -132,11 +138,18 @@ class _Requests:
             try:
                 count = self._sock.recv_into(whole[filled:])
             except OSError as error:
-                raise _explain_loss(error) from error
+                raise self._lose(_describe(error)) from error
             if not count:
-                raise ConnectionLost("the guest ended the connection of an open file")
+                raise self._lose("the guest ended the connection of an open file")
             filled += count
         return whole
+
+    def _lose(self, brief: str) -> ConnectionLost:
+        from vsh.ending import explain_loss  # noqa: PLC0415 - only after a failure
+
+        lost = ConnectionLost(brief)
+        explain_loss(lost, self._machine)
+        return lost
 
 
 class RemoteFile(io.RawIOBase):
@@ -289,7 +302,7 @@ def _read_text(fields: memoryview) -> memoryview:
     return fields[4 : 4 + size]
 
 
-def _explain_loss(error: OSError) -> ConnectionLost:
+def _describe(error: OSError) -> str:
     if isinstance(error, TimeoutError):
-        return ConnectionLost(f"the guest did not answer for {ANSWER_TIMEOUT_S:g} s about an open file")
-    return ConnectionLost(f"the connection of an open file broke: {error.strerror}")
+        return f"the guest did not answer for {ANSWER_TIMEOUT_S:g} s about an open file"
+    return f"the connection of an open file broke: {error.strerror}"

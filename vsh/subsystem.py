@@ -61,7 +61,11 @@ def run_subsystem(options: "Options", where: Address) -> int:
     name = options.subsystem
     fd, rest = connect_subsystem(where, name, user=options.user, timeout_s=options.connect_timeout)
     if not join_stdio_to_server(fd, rest):
-        raise ConnectionLost(
+        from vsh.ending import explain_loss  # noqa: PLC0415 - only after a failure
+
+        lost = ConnectionLost(
             f"the subsystem {name} of {where.name} ended before its input did", hint="the guest's log has the reason"
         )
+        explain_loss(lost, where.entry)
+        raise lost
     return 0

@@ -17,6 +17,7 @@ LINES = (
     b"6,339,5140900,-;Linux version 6.12\n SUBSYSTEM=pci\n",
     b"<14>app: \x1b]0;title\x07 \xe2\x80\xae \r\n<14>app: forged",
     b"<14>1 - - - - - [" + b'"\\' * 200,
+    b"30\0ssh.service\0sshd\x0077\0Accepted key\nfor ann",
     b"",
 )
 PIECES = (

@@ -13,7 +13,7 @@ import vmkit
 from tests.guest.conftest import DEADLINE_S, Run
 from tests.vmkit.maitred.google import CLASSES
 from tests.vsh.live import CHECKOUT, ENVIRONMENT, Program, ended, is_listening, wait_until
-from vmkit.maitred.client import Maitred
+from vmkit import Maitred
 from vsh.address import find_by_name
 
 # Building its image takes most of a minute.
@@ -80,7 +80,7 @@ def test_maitred_serves_the_host(machine: vmkit.Machine, vmkit: Run) -> None:
 
 
 def test_guest_is_changed_as_it_was_asked(machine: vmkit.Machine) -> None:
-    with Maitred(find_by_name("agent"), timeout_s=DEADLINE_S) as maitred:
+    with machine.maitred(timeout_s=DEADLINE_S) as maitred:
         assert maitred.set_up_user("ann", uid=1001, groups=["video"]) == "ann"
         assert "1001(ann)" in machine.run(["id", "ann"], text=True).stdout
         assert "(video)" in machine.run(["id", "ann"], text=True).stdout

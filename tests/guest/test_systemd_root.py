@@ -8,6 +8,7 @@ import pytest
 
 from tests.guest.conftest import Run
 from tests.guest.systems import make_system
+from tests.guest.test_syslog import read_syslog
 from vsh.registry import find_machine
 
 # A Debian is installed and boots under emulation: minutes.
@@ -16,6 +17,19 @@ pytestmark = pytest.mark.slow
 MEMORY = ("--memory", "512")
 # A busy host emulates some minutes of boot.
 PATIENCE = ("--timeout", "600")
+
+# A user writes to the journal's own socket, by its native protocol, and tries those of vmkit.
+FORGE = """
+import socket
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+s.connect("/run/systemd/journal/socket")
+s.send(b"MESSAGE=forged\\nSYSLOG_IDENTIFIER=systemd\\n_UID=0\\n_SYSTEMD_UNIT=ssh.service\\n")
+for kind, path in ((socket.SOCK_STREAM, "vmkit"), (socket.SOCK_DGRAM, "syslog")):
+    try:
+        socket.socket(socket.AF_UNIX, kind).connect("/run/systemd/journal/" + path)
+    except OSError:
+        print("refused")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +59,7 @@ def test_systemd_is_pid_1_and_vshd_stays_beside_it(disk: Path, up: Run, vsh: Run
     assert "PYTHON" not in seen
     assert "\n0\n" in seen
     assert "0::/init.scope" in seen
+    check_journal(where, vsh, vmkit)
     # vshd is started again, and goes on when systemd does anew, and when all units end.
     kill = "kill -9 $(awk '$1 == \"PPid:\" { print $2 }' /proc/$PPID/status)"
     vsh(*where, "--", "sh", "-c", kill)
@@ -60,6 +75,29 @@ def test_systemd_is_pid_1_and_vshd_stays_beside_it(disk: Path, up: Run, vsh: Run
     done = vmkit("down", "sysd")
     assert (done.returncode, done.stdout) == (0, b"sysd is down\n")
     assert b"did not power off" not in done.stderr
+
+
+def check_journal(where: tuple[str, str], vsh: Run, vmkit: Run) -> None:
+    """What the journal gets is on the host, each record with its unit and its writer, and no user writes as root."""
+    run = ("systemd-run", "--wait", "--quiet", "--unit=job")
+    for command in (
+        (*run, "sh", "-c", "echo '<3>of a job'"),
+        ("logger", "-t", "app", "-p", "daemon.err", "of root"),
+        ("sh", "-c", "echo of the kernel > /dev/kmsg"),
+    ):
+        assert vsh(*where, "--", *command).returncode == 0
+    assert vsh(*where, "--user=nobody", "--", "python3", "-c", FORGE).stdout == b"refused\n" * 2
+    records = read_syslog(vmkit, where[1])
+    found = {record["text"]: record for record in records if record["source"] == "journal"}
+    keys = ("ident", "priority", "facility", "uid")
+    assert [found["of a job"][key] for key in (*keys, "unit")] == ["sh", "err", "daemon", 0, "job.service"]
+    assert [found["of root"][key] for key in keys] == ["app", "err", "daemon", 0]
+    # `nobody` says what it likes, but not who it is.
+    assert [found["forged"][key] for key in ("ident", "uid")] == ["systemd", 65534]
+    assert "unit" not in found["forged"] or found["forged"]["unit"] == "init.scope"
+    # From the start of the boot on, and the kernel's records once.
+    assert any(record.get("unit") == "init.scope" and record["pid"] == 1 for record in found.values())
+    assert [record["source"] for record in records if record["text"] == "of the kernel"] == ["kernel"]
 
 
 def test_machine_that_boots_is_powered_off_at_once(disk: Path, up: Run, vmkit: Run, vsh: Run) -> None:

@@ -1,17 +1,24 @@
-"""A session that is lost since its machine ended: every way to run a command names that end."""
+"""A connection that is lost since its machine ended: each way to use a guest names that end."""
 
 import fcntl
 import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.vsh.live import Vshd, wait_until
+from tests.vsh.live import DEADLINE_S, ENVIRONMENT, Vshd, ended, wait_until
+from vmkit.copy.copying import copy
+from vmkit.copy.endpoints import Endpoint
+from vmkit.copy.sides import SftpPeer
+from vmkit.errors import MachineError
+from vmkit.machine.sftp import connect_sftp
 from vsh.address import Address
 from vsh.client import Client
 from vsh.errors import ConnectionLost, Unreachable
@@ -28,7 +35,7 @@ def address(vshd: Vshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     tmp_path.chmod(0o700)
     directory = tmp_path / "machines" / "m"
     directory.mkdir(parents=True, mode=0o700)
-    record = {"name": "m", "cid": 3, "state": "ready", "pid": PID}
+    record = {"name": "m", "cid": 3, "state": "ready", "pid": PID, "vsock": str(vshd.path)}
     (directory / "machine.json").write_text(json.dumps(record))
     with (directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -97,3 +104,51 @@ def test_lost_session_of_a_machine_that_goes_on_is_told_as_before(vshd: Vshd, ad
     with pytest.raises(ConnectionLost) as caught, Client(address).popen(["sleep", "100"]):
         kill_sessions(vshd)
     assert caught.value.brief == "lost the connection to machine 'm': the connection ended"
+
+
+def test_lost_file_names_the_machines_end(vshd: Vshd, address: Address, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(1 << 20))
+    monitor = play_monitor(address, {"brief": BRIEF, "expected": False, "details": "the last lines"})
+    with pytest.raises(ConnectionLost) as caught, Client(address).open(str(tmp_path / "file")) as file:
+        kill_sessions(vshd)
+        while file.read(1 << 16):
+            pass
+    monitor.join(30)
+    assert str(caught.value) == caught.value.brief == f"lost the connection to machine 'm': {BRIEF}"
+    assert caught.value.details == "the last lines"
+
+
+def test_lost_copy_names_the_machines_end(vshd: Vshd, address: Address, tmp_path: Path) -> None:
+    monitor = play_monitor(address, {"brief": BRIEF, "expected": False, "details": "the last lines"})
+    machine = address.entry
+    assert machine
+
+    def connect(_name: str) -> SftpPeer:
+        peer = connect_sftp(machine, "")
+        kill_sessions(vshd)
+        return peer
+
+    with pytest.raises(MachineError) as caught:
+        copy([Endpoint("m", b"/x")], Endpoint(None, os.fsencode(tmp_path / "x")), connect, into=False)
+    monitor.join(30)
+    assert caught.value.brief == f"machine 'm' has ended: {BRIEF}"
+    assert caught.value.details == "the last lines"
+
+
+def test_lost_subsystem_names_the_machines_end(vshd: Vshd, address: Address) -> None:
+    monitor = play_monitor(address, {"brief": BRIEF, "expected": False, "details": "the last lines"})
+    argv = [sys.executable, "-m", "vsh", "--vm_name=m", "--subsystem=sftp"]
+    environment = {**ENVIRONMENT, "VMKIT_RUNTIME_DIR": os.environ["VMKIT_RUNTIME_DIR"]}
+    pipe = subprocess.PIPE
+    with ended(subprocess.Popen(argv, env=environment, stdin=pipe, stdout=pipe, stderr=pipe)) as client:
+        assert client.stdin
+        assert client.stdout
+        assert client.stderr
+        client.stdin.write(bytes.fromhex("00000005 01 00000003"))
+        client.stdin.flush()
+        assert client.stdout.read(1)
+        kill_sessions(vshd)
+        errors = client.stderr.read()
+        assert client.wait(DEADLINE_S) == 123
+    monitor.join(30)
+    assert f"vsh: lost the connection to machine 'm': {BRIEF}\n  the last lines\n".encode() in errors

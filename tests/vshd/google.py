@@ -40,6 +40,7 @@ MESSAGES = {
     "Clock": [],
     "PowerOff": [],
     "Logs": [(1, "collector", "bytes", ""), (2, "next", "uint64", "")],
+    "Cores": [(1, "size", "uint64", "")],
     "Subsystem": [(1, "name", "bytes", ""), (2, "user", "bytes", "")],
     "Share": [(1, "path", "bytes", ""), (2, "source", "bytes", ""), (3, "read_only", "bool", "")],
     "Lasting": [
@@ -99,6 +100,7 @@ MESSAGES = {
         (VENDOR + 19, "ports", "Ports", ""),
         (VENDOR + 29, "logs", "Logs", ""),
         (VENDOR + 49, "share", "Share", ""),
+        (VENDOR + 39, "cores", "Cores", ""),
     ],
     "SetupConnectionResponse": [
         (1, "status", "int32", ""),

@@ -2,18 +2,22 @@
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 
 from tests.vsh.live import DEADLINE_S, ended, wait_until
-from tests.vshd.test_init import Guest, list_children, needs_namespace, read_log
+from tests.vshd.test_init import Guest, is_vshd_of, list_children, needs_namespace, read_log
 from tests.vshd.test_root import BUSYBOX, KEEP, PROC_AND_DEV, make_folder
 from vsh.address import Address
 from vsh.power_off import ask_to_power_off
+from vshd.carry.records import FIELDS, HAS_WRITER, JOURNAL
 from vshd.pid1.duties import DutyError, take_duties
+from vshd.pid1.journal import TO_LINES, TO_STREAM
 from vshd.pid1.system import POWER_OFF, find_wanted
 
 # As the kernel shows a set of signals.
@@ -50,7 +54,8 @@ class SystemGuest(Guest):
     """A guest with a root of its own."""
 
     def __init__(self, folder: Path, root: Path, *flags: str) -> None:
-        script = f'mount --bind "$1" "$1" && {KEEP.format(mounts=PROC_AND_DEV).replace("read -r _", "exec sleep 1000")}'
+        mounts = f"{PROC_AND_DEV} mount -t tmpfs tmpfs run &&"
+        script = f'mount --bind "$1" "$1" && {KEEP.format(mounts=mounts).replace("read -r _", "exec sleep 1000")}'
         super().__init__(folder, *flags, script=MAKE_NAMESPACE.format(script=script, folder=str(root)))
 
     @property
@@ -130,6 +135,59 @@ def test_systemd_gets_the_place_of_the_log_and_a_collector_still_starts(
     assert not log.exists()
     read_log(guest)
     assert len(guest.vshd) == 2
+
+
+@needs_namespace
+@needs_root
+@needs_busybox
+def test_lines_of_an_old_journal_reach_the_collector(root: Path, start_guest: StartGuest, tmp_path: Path) -> None:
+    flags = ("--init_system=auto", f"--init_log={tmp_path / 'log'}", f"--logs={tmp_path / 'handed'}")
+    guest = start_guest(root, *flags)
+    guest.wait_until_ready()
+    run = Path(f"/proc/{guest.pid}/root/run")
+    # pid 1 enters the root in its own time.
+    setting = run / "systemd/journald.conf.d/vmkit.conf"
+    wait_until(setting.exists, "pid 1 is in the root")
+    assert setting.read_text() == TO_LINES
+    path = run / "systemd/journal/syslog"
+    assert path.stat().st_mode & 0o777 == 0o600
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.connect(str(path))
+        journal.send(b"<30>Nov 30 12:00:00 app[7]: hello")
+    (record,) = [record for record in read_log(guest) if record.source == JOURNAL]
+    assert (record.text, record.flags) == (b"<30>Nov 30 12:00:00 app[7]: hello", HAS_WRITER)
+
+
+@needs_namespace
+@needs_root
+@needs_busybox
+def test_journal_connects_and_connects_again_when_the_collector_died(
+    root: Path, start_guest: StartGuest, tmp_path: Path
+) -> None:
+    (root / "usr/lib/systemd/systemd-journald").write_bytes(b"\x7fELF...\0Journal.ForwardToSocket\0...")
+    flags = ("--init_system=auto", f"--init_log={tmp_path / 'log'}", f"--logs={tmp_path / 'handed'}")
+    guest = start_guest(root, *flags)
+    guest.wait_until_ready()
+    run = Path(f"/proc/{guest.pid}/root/run")
+    # pid 1 enters the root in its own time.
+    setting = run / "systemd/journald.conf.d/vmkit.conf"
+    wait_until(setting.exists, "pid 1 is in the root")
+    assert setting.read_text() == TO_STREAM
+    path = run / "systemd/journal/vmkit"
+    assert path.stat().st_mode & 0o777 == 0o600
+
+    def send(text: bytes) -> bool:
+        """As the journal does it, whose connection breaks while the next collector is due; whether it has come."""
+        with socket.socket(socket.AF_UNIX) as journal:
+            journal.connect(str(path))
+            with suppress(BrokenPipeError):
+                journal.sendall(b"MESSAGE=%s\n_PID=9\n_UID=8\n_GID=7\n\n" % text)
+        return any(record.text.endswith(b"\0" + text) for record in read_log(guest) if record.source == FIELDS)
+
+    wait_until(lambda: send(b"one"), "the collector has the record")
+    (collector,) = set(guest.vshd) - {pid for pid in guest.vshd if is_vshd_of(pid, guest)}
+    os.kill(collector, signal.SIGKILL)
+    wait_until(lambda: send(b"two"), "the next collector has the record")
 
 
 @needs_namespace

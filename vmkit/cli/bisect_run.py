@@ -24,7 +24,7 @@ from vsh.text import clean_line
 
 SKIP = 125
 # They belong to a machine that stays, or that a person looks into.
-NOT_BISECTED = ("name", "cid", "boot", "snapshot", "gdb", "on_reset", "vmcore")
+NOT_BISECTED = ("name", "cid", "boot", "snapshot", "gdb", "on_reset", "vmcore", "cores")
 
 
 @click.command("bisect-run", cls=JudgedCommand, usage_status=SKIP)

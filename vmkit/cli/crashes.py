@@ -10,14 +10,14 @@ import click
 from vmkit.cli.show import print_json, print_table
 from vmkit.cli.values import Number
 from vmkit.crashes.place import find_crashes_folder
-from vmkit.crashes.record import Crash, DumpFormat, render_crash
-from vmkit.crashes.store import KeptCrash, list_all, list_of, pick, remove
+from vmkit.crashes.record import Crash, DumpFormat, Program, render_crash
+from vmkit.crashes.store import MAPS, KeptCrash, list_all, list_of, pick, remove, sweep
 from vmkit.errors import ConfigError
 from vmkit.machine.spec import check_name
 from vmkit.memory.lines import strip_levels
 from vsh.text import clean_line, clean_text, tail_lines
 
-SHOW, REMOVE = "show", "rm"
+SHOW, GDB, REMOVE = "show", "gdb", "rm"
 NUMBER = Number("number", 1)
 MIB = 1 << 20
 DMESG_LINES = 60
@@ -34,17 +34,42 @@ def complete_crashes(_context: click.Context, _param: click.Parameter, incomplet
 
 @click.command("crashes")
 @click.argument("name", required=False, shell_complete=complete_crashes)
-@click.argument("action", required=False, type=click.Choice((SHOW, REMOVE)))
+@click.argument("action", required=False, type=click.Choice((SHOW, GDB, REMOVE)))
 @click.argument("numbers", nargs=-1, type=NUMBER, metavar="[NUMBER]...")
+@click.option(
+    "--sysroot",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="With gdb: a folder with the guest's files, instead of those of its image or root.",
+)
+@click.option(
+    "--program",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="With gdb: the file of the program that crashed, such as your build with its symbols.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def crashes(*, name: str | None, action: str | None, numbers: tuple[int, ...], as_json: bool) -> None:
-    """List the crashes of machines, show one, or remove some.
+def crashes(
+    *,
+    name: str | None,
+    action: str | None,
+    numbers: tuple[int, ...],
+    sysroot: Path | None,
+    program: Path | None,
+    as_json: bool,
+) -> None:
+    """List the crashes of machines, show one, print its backtrace, or remove some.
 
     A crash stays when its machine has ended. NAME is a machine's name; without it vmkit lists all.
-    `vmkit crashes NAME show` shows the newest crash, or that of a NUMBER: the kernel's last lines, and how to open
-    the dump that `vmkit up --vmcore` keeps. `vmkit crashes NAME rm NUMBER` removes it.
+    `vmkit crashes NAME show` shows the newest crash, or that of a NUMBER. Of a panic it prints the kernel's last
+    lines, and how to open the dump of `vmkit up --vmcore`. Of a program it prints where the core of
+    `vmkit up --cores` is, and `vmkit crashes NAME gdb` prints its backtrace. `vmkit crashes NAME rm NUMBER` removes a
+    crash.
     """
+    if action != GDB and (sysroot or program):
+        raise ConfigError("--sysroot and --program are for gdb", hint=f"vmkit crashes {name or 'NAME'} gdb")
     root = find_crashes_folder()
+    sweep(root)
     if name is None or action is None:
         found = list_all(root) if name is None else list_of(root, check_name(name))
         if as_json:
@@ -53,10 +78,14 @@ def crashes(*, name: str | None, action: str | None, numbers: tuple[int, ...], a
             _print_list(found, name)
         return
     check_name(name)
-    if action == SHOW:
+    if action in (SHOW, GDB):
         if len(numbers) > 1:
-            raise ConfigError("vmkit shows one crash at a time", hint=f"vmkit crashes {name} show {numbers[0]}")
-        _show(pick(root, name, numbers[0] if numbers else None), as_json=as_json)
+            raise ConfigError("vmkit shows one crash at a time", hint=f"vmkit crashes {name} {action} {numbers[0]}")
+        kept = pick(root, name, numbers[0] if numbers else None)
+        if action == SHOW:
+            _show(kept, as_json=as_json)
+        else:
+            _print_backtrace(kept, sysroot, program, as_json=as_json)
         return
     if not numbers:
         raise ConfigError("rm needs the number of a crash", hint=f"vmkit crashes {name} lists them")
@@ -89,12 +118,18 @@ def _print_list(found: list[KeptCrash], name: str | None) -> None:
             str(kept.number),
             "-" if kept.crash is None else _render_time(kept.crash.at_s),
             f"{kept.measure() / MIB:.1f} MiB",
-            "-" if kept.crash is None or kept.crash.dump is None else kept.crash.dump.value,
+            _name_dump(kept.crash),
             clean_line(kept.damage if kept.crash is None else kept.crash.brief),
         )
         for kept in found
     ]
     print_table(("NAME", "NUMBER", "TIME", "SIZE", "DUMP", "WHAT"), rows)
+
+
+def _name_dump(crash: Crash | None) -> str:
+    if crash is None or (crash.dump is None and crash.program is None):
+        return "-"
+    return crash.kind.value if crash.dump is None else crash.dump.value
 
 
 def _show(kept: KeptCrash, *, as_json: bool) -> None:
@@ -110,11 +145,26 @@ def _show(kept: KeptCrash, *, as_json: bool) -> None:
     print(f"time:    {_render_time(crash.at_s)}")
     print(f"image:   {crash.image}" + (f", kernel {clean_line(crash.kernel)}" if crash.kernel else ""))
     if crash.trouble:
-        print(f"no dump: {clean_line(crash.trouble)}")
+        print(f"{'no dump' if crash.program is None else 'missing'}: {clean_line(crash.trouble)}")
+    if crash.program is not None:
+        for line in explain_core(kept, crash.program):
+            print(line)
+        return
     if crash.dump is not None:
         for line in explain_dump(kept, crash):
             print(line)
     _print_dmesg(kept)
+
+
+def _print_backtrace(kept: KeptCrash, sysroot: Path | None, program: Path | None, *, as_json: bool) -> None:
+    from vmkit.crashes.backtrace import print_backtrace  # noqa: PLC0415 - it reads images, which a list needs not
+
+    lines = print_backtrace(kept, sysroot=sysroot, program=program).decode(errors="replace").splitlines()
+    if as_json:
+        print_json({**render_kept(kept), "backtrace": lines})
+        return
+    for line in lines:
+        print(clean_line(line))
 
 
 def explain_dump(kept: KeptCrash, crash: Crash) -> list[str]:
@@ -131,6 +181,20 @@ def explain_dump(kept: KeptCrash, crash: Crash) -> list[str]:
         package = f"linux-image-{crash.kernel}-dbg" if crash.kernel else "its kernel with debug symbols"
         lines.append(f"         both need the kernel with its symbols, which is not there: Debian has {package}")
     return [clean_text(line) for line in lines]
+
+
+def explain_core(kept: KeptCrash, program: Program) -> list[str]:
+    """Returns what a person wants to know of a program's crash."""
+    lines = [
+        f"program: {program.exe}",
+        f"command: {shlex.join(program.command)}",
+        f"user:    uid {program.uid}, gid {program.gid}" + (", in a container" if program.is_contained else ""),
+        *([f"cgroup:  {program.cgroup}"] if program.cgroup else []),
+        f"core:    {kept.core} ({kept.measure() / MIB:.1f} MiB)",
+        f"maps:    {kept.folder / MAPS}",
+        f"gdb:     vmkit crashes {kept.machine} gdb {kept.number}",
+    ]
+    return [clean_text(line).replace("\n", " ") for line in lines]
 
 
 def find_vmlinux(crash: Crash) -> str:

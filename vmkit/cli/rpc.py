@@ -1,18 +1,14 @@
 """The verb `rpc`."""
 
 import json
-from typing import TYPE_CHECKING
 
 import click
 
 from vmkit.cli.show import print_json
 from vmkit.cli.values import SECONDS, complete_machines
-from vmkit.errors import ConfigError, HostError
+from vmkit.errors import ConfigError
 from vmkit.machine.running import pick_entry
 from vsh.address import address_of
-
-if TYPE_CHECKING:
-    from vmkit.maitred.client import Maitred
 
 SERVICES = ("maitred",)
 # As ChromeOS has it.
@@ -37,6 +33,7 @@ def rpc(*, name: str, service: str, method: str, request: str, timeout: float) -
     SetTime, SetTimezone, SetUpUser and Shutdown.
     """
     # Their modules are loaded for this verb alone.
+    from vmkit.maitred.client import Maitred  # noqa: PLC0415
     from vmkit.maitred.forms import parse_form, render_form  # noqa: PLC0415
     from vmkit.maitred.messages import METHODS  # noqa: PLC0415
 
@@ -47,18 +44,5 @@ def rpc(*, name: str, service: str, method: str, request: str, timeout: float) -
     except ValueError as error:
         raise ConfigError(f"the request is not JSON: {error}", hint='such as \'{"argv": ["ls", "-l"]}\'') from error
     message = parse_form(METHODS[method].request, value)
-    kind = _load_client()
-    with kind(address_of(pick_entry(name)), timeout_s=timeout) as client:
+    with Maitred(address_of(pick_entry(name)), timeout_s=timeout) as client:
         print_json(render_form(client.call(method, message)))
-
-
-def _load_client() -> "type[Maitred]":
-    try:
-        from vmkit.maitred.client import Maitred  # noqa: PLC0415 - grpclib is an extra
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("vmkit", "vsh", "vshd"):
-            raise
-        raise HostError(
-            f"vmkit rpc needs the Python package grpclib: {error}", hint="pip install 'vmkit-vsh[rpc]'"
-        ) from error
-    return Maitred

@@ -26,7 +26,7 @@ STDIN = "-"
 EACH_TIME = ("reading ", "listing ", "asking for ")
 # The machine is a command's alone, and ends with it: no address to remember, no gdb that waits, no recordings, and no
 # services beside the command. A reboot has nothing to go back to.
-LEFT_OUT = ("cid", "gdb", "init", "record", "user_data", "on_reset", "vmcore")
+LEFT_OUT = ("cid", "gdb", "init", "record", "user_data", "on_reset", "vmcore", "cores")
 
 
 # Behind SOURCE all words are the command's, as docker has it.

@@ -8,10 +8,10 @@ import click
 
 from vmkit.cli.show import print_json, print_table
 from vmkit.cli.values import complete_machines
-from vmkit.errors import ConfigError, MachineError
+from vmkit.errors import ConfigError
 from vmkit.machine.running import pick_entry
 from vmkit.shares.place import SharedPlace, check_folder, parse_place
-from vmkit.shares.registry import LiveShare, read_shares
+from vmkit.shares.registry import LiveShare, find_share, read_shares
 from vmkit.shares.start import end_share, start_share
 
 # How the transports are called where people read of them.
@@ -83,22 +83,6 @@ def unshare(*, name: str, folders: tuple[str, ...], is_all: bool) -> None:
     for one in wanted:
         end_share(one)
         print(f"{one.machine} has {one.host} no more", flush=True)
-
-
-def find_share(shares: Sequence[LiveShare], machine: str, text: str) -> LiveShare:
-    """The share that a user means by HOST, HOST:GUEST or GUEST. Raises MachineError for none, and for several."""
-    found = [one for one in shares if one.guest == text]
-    if not found:
-        host, _, guest = text.partition(":")
-        place = parse_place(f"{host}:{guest or '/any'}")
-        found = [one for one in shares if one.host == str(place.host) and guest in ("", one.guest)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise MachineError(f"{machine} has {text} {len(found)} times", hint=f"name one: {found[0].guest}")
-    known = ", ".join(one.guest for one in shares)
-    hint = f"its shares: {known}" if known else "it has no shares"
-    raise MachineError(f"{machine} has no share {text}", hint=hint)
 
 
 @click.command("shares")

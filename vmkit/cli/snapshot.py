@@ -23,7 +23,7 @@ from vsh.text import clean_text
 # They belong to one running machine, or to a boot that nothing is saved of.
 NOT_SAVED = (
     *("name", "cid", "arch", "token", "boot", "snapshot", "gdb"),
-    *("init", "partition", "root_from", "record", "rwdisks", "user_data", "on_reset", "vmcore"),
+    *("init", "partition", "root_from", "record", "rwdisks", "user_data", "on_reset", "vmcore", "cores"),
 )
 MIB = 1 << 20
 # The states of a snapshot.

@@ -17,7 +17,7 @@ from vmkit.copy.connection import SftpConnection, Ticket
 from vmkit.copy.interruption import HeldSignals, LetSignals
 from vmkit.copy.window import Window
 from vmkit.copy.wire import Kind, Limits, Reply
-from vmkit.errors import MachineError
+from vmkit.errors import MachineError, VmkitError
 
 # So many steps wait for replies at once: enough that a request for a small file never waits alone.
 STEPS_MAX = 64
@@ -58,11 +58,35 @@ class Task:
         self.is_waiting = False
 
 
+# Changes the error of a lost connection so that it names the machine's end, if that is the cause.
+Explain = Callable[[VmkitError], None]
+
+
+class ChannelLostError(MachineError):
+    """A guest's connection ended before its work did. explain: to be called when all is cleaned up; it may wait."""
+
+    def __init__(self, label: str, explain: Explain) -> None:
+        super().__init__(
+            f"the connection to '{label}' ended before the copy did",
+            hint="see why: vmkit logs, or vmkit list for a machine that still runs",
+        )
+        self._explain = explain
+
+    def explain(self) -> None:
+        """Names the machine's end, where that is the cause."""
+        self._explain(self)
+
+
+def explain_nothing(_error: VmkitError) -> None:
+    """For a peer that is no machine of the registry."""
+
+
 class Channel:
     """A connection to the SFTP server of one guest. label: the guest in errors. limits: as the server states them."""
 
-    def __init__(self, sock: socket.socket, label: str, engine: "Engine") -> None:
+    def __init__(self, sock: socket.socket, label: str, engine: "Engine", explain: Explain) -> None:
         self.label = label
+        self.explain = explain
         self.limits = Limits()
         self.extensions: frozenset[bytes] = frozenset()
         self.window = Window()
@@ -103,9 +127,9 @@ class Engine:
         self._room = Gate()
         self._room.is_open = True
 
-    def open_channel(self, sock: socket.socket, label: str) -> Channel:
+    def open_channel(self, sock: socket.socket, label: str, explain: Explain = explain_nothing) -> Channel:
         """Adds a connection. The caller closes the socket, after the engine's end."""
-        channel = Channel(sock, label, self)
+        channel = Channel(sock, label, self, explain)
         self._channels.append(channel)
         return channel
 
@@ -237,7 +261,7 @@ class Engine:
             except BlockingIOError:
                 continue
             except OSError as error:
-                raise _explain_loss(channel) from error
+                raise ChannelLostError(channel.label, channel.explain) from error
 
     def _send(self, channel: Channel) -> None:
         output = channel.connection.output
@@ -255,7 +279,7 @@ class Engine:
     def _receive(self, channel: Channel) -> None:
         count = channel.sock.recv_into(channel.connection.get_buffer())
         if not count:
-            raise _explain_loss(channel)
+            raise ChannelLostError(channel.label, channel.explain)
         now_s = time.monotonic()
         for ticket, reply in channel.connection.receive(count):
             task = channel.owners.pop(ticket)
@@ -266,10 +290,3 @@ class Engine:
             task.mailbox.append((channel, ticket, reply))
             if task.is_waiting and len(task.mailbox) == 1:
                 self._ready.append(task)
-
-
-def _explain_loss(channel: Channel) -> MachineError:
-    return MachineError(
-        f"the connection to '{channel.label}' ended before the copy did",
-        hint="see why: vmkit logs, or vmkit list for a machine that still runs",
-    )

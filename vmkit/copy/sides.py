@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vmkit.copy.calls import find_item, start_channel
 from vmkit.copy.endpoints import Endpoint, split_destination
-from vmkit.copy.engine import Channel, Engine, Step
+from vmkit.copy.engine import Channel, ChannelLostError, Engine, Explain, Step, explain_nothing
 from vmkit.copy.guest_sink import GuestSink, GuestSinkFolder
 from vmkit.copy.guest_source import GuestFolder
 from vmkit.copy.host_sink import HostSink, HostSinkFolder
@@ -27,10 +27,13 @@ CLEAN_UP_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class SftpPeer:
-    """A machine's SFTP server. label: the machine's name. The copy closes sock."""
+    """A machine's SFTP server. label: the machine's name. The copy closes sock. explain: names the machine's end in
+    the error of a lost connection.
+    """
 
     label: str
     sock: socket.socket
+    explain: Explain = explain_nothing
 
 
 Connect = Callable[[str], SftpPeer]
@@ -60,8 +63,10 @@ class Sides:
         """
         try:
             self._run(sources, destination, begin)
-        except BaseException:
+        except BaseException as error:
             self._clean_up()
+            if isinstance(error, ChannelLostError):
+                error.explain()
             raise
         finally:
             self._host_sink.opened.close_all()
@@ -103,7 +108,7 @@ class Sides:
     def _open(self, machine: str) -> Channel:
         connected = self._connect(machine)
         self._stack.callback(connected.sock.close)
-        return self.engine.open_channel(connected.sock, connected.label)
+        return self.engine.open_channel(connected.sock, connected.label, connected.explain)
 
     def find_channel(self, source: Endpoint) -> Channel | None:
         """Returns the connection to a source; None for this host."""

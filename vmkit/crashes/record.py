@@ -11,6 +11,9 @@ from typing import Any
 SCHEMA = 1
 MAX_RECORD_BYTES = 256 * 1024
 MAX_TEXT_CHARACTERS = 4096
+MAX_WORDS = 32
+# What the kernel puts behind the path of a program that was removed.
+DELETED = " (deleted)"
 # A folder's name, and so a number that a person can type.
 MAX_DIGITS = 9
 
@@ -20,6 +23,8 @@ class CrashKind(StrEnum):
 
     # The guest's kernel.
     PANIC = "panic"
+    # A program in it.
+    CORE = "core"
 
 
 class DumpFormat(StrEnum):
@@ -30,13 +35,34 @@ class DumpFormat(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Program:
+    """A program that a signal ended, as the guest told of it.
+
+    pid, uid, gid: in the guest's first namespaces. exe: its path, where bytes that are no UTF-8 are surrogates (PEP
+    383). is_contained: it has another PID namespace than vshd. is_whole: the core is.
+    """
+
+    pid: int
+    uid: int
+    gid: int
+    signal: int
+    name: str
+    command: tuple[str, ...]
+    exe: str
+    cgroup: str
+    is_contained: bool
+    is_whole: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Crash:
     """One crash of a guest.
 
     at_s: when, in seconds since 1970. brief: what happened, for a person. kernel: its release; "": unknown.
     image, digest: what the machine was made of. dump: the format of the dump of the guest's memory; None: there is
     none. dump_bytes: its size. trouble: why something of it is missing; "": nothing is. vmlinux: the kernel with its
-    symbols, on this host; "": unknown.
+    symbols, on this host; "": unknown. program: of a CORE. root: the disk or folder of this host that the guest's root
+    is; "": it is the image's.
     """
 
     kind: CrashKind
@@ -49,6 +75,8 @@ class Crash:
     dump_bytes: int = 0
     trouble: str = ""
     vmlinux: str = ""
+    program: Program | None = None
+    root: str = ""
 
 
 def render_crash(crash: Crash) -> dict[str, object]:
@@ -65,6 +93,8 @@ def render_crash(crash: Crash) -> dict[str, object]:
         "dump_bytes": crash.dump_bytes,
         "trouble": _cut(crash.trouble),
         "vmlinux": crash.vmlinux,
+        "root": crash.root,
+        "program": None if crash.program is None else _render_program(crash.program),
     }
 
 
@@ -78,7 +108,44 @@ def parse_crash(value: object) -> Crash:
         at_s=float(_take(value, "at", int | float)),
         dump=None if dump is None else DumpFormat(dump),
         dump_bytes=_take(value, "dump_bytes", int),
+        program=_parse_program(value.get("program")),
         **{key: _take(value, key, str) for key in ("brief", "image", "digest", "kernel", "trouble", "vmlinux")},
+        # Records of earlier versions lack it.
+        root=_take(value, "root", str) if "root" in value else "",
+    )
+
+
+def _render_program(program: Program) -> dict[str, object]:
+    return {
+        "pid": program.pid,
+        "uid": program.uid,
+        "gid": program.gid,
+        "signal": program.signal,
+        "name": _cut(program.name),
+        "command": [_cut(word) for word in program.command[:MAX_WORDS]],
+        "exe": _cut(program.exe),
+        "cgroup": _cut(program.cgroup),
+        "contained": program.is_contained,
+        "whole": program.is_whole,
+    }
+
+
+def _parse_program(value: object) -> Program | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise ValueError("its 'program' is of another kind")
+    words = _take(value, "command", list)
+    if not all(isinstance(word, str) for word in words):
+        raise ValueError("its 'command' is of another kind")
+    if not isinstance(value.get("contained"), bool) or not isinstance(value.get("whole"), bool):
+        raise ValueError("its 'program' is of another kind")
+    return Program(
+        **{key: _take(value, key, int) for key in ("pid", "uid", "gid", "signal")},
+        **{key: _take(value, key, str) for key in ("name", "exe", "cgroup")},
+        command=tuple(words),
+        is_contained=value["contained"],
+        is_whole=value["whole"],
     )
 
 

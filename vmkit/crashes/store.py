@@ -21,10 +21,12 @@ from vmkit.entries.entry import NEW_PREFIX, OLD_PREFIX, write_record
 from vmkit.errors import ConfigError, HostError, MachineError
 from vsh.registry import is_held
 
-RECORD, DMESG, DUMP = "crash.json", "dmesg", "vmcore"
+RECORD, DMESG, DUMP, CORE, MAPS = "crash.json", "dmesg", "vmcore", "core", "maps"
 # Of one machine's name, and of all names together. The oldest go first, so that a guest which crashes again and again
 # takes the room of its own crashes, and not that of another's.
 MAX_CRASHES, MACHINE_BYTES = 20, 8 << 30
+# A service that crashes whenever it is started must not take the room of the kernel's last panic.
+MAX_CORES, CORES_BYTES = 15, 6 << 30
 MAX_ALL, ALL_BYTES = 200, 16 << 30
 MAX_ATTEMPTS = 100
 
@@ -42,6 +44,10 @@ class KeptCrash:
     @property
     def dump(self) -> Path:
         return self.folder / DUMP
+
+    @property
+    def core(self) -> Path:
+        return self.folder / CORE
 
     @property
     def dmesg(self) -> Path:
@@ -94,19 +100,41 @@ def make_crash(root: Path, machine: str) -> NewCrash:
     """A new crash of a machine, in the folder of all crashes. Its caller closes it. Raises OSError."""
     folder = root / machine
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _sweep_all(root)
-    new = folder / f"{NEW_PREFIX}{os.getpid()}.{time.monotonic_ns()}"
-    new.mkdir(mode=0o700)
-    lock_fd = os.open(new, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return NewCrash(new, lock_fd)
+    sweep(root)
+    for _ in range(MAX_ATTEMPTS):
+        new = folder / f"{NEW_PREFIX}{os.getpid()}.{time.monotonic_ns()}"
+        new.mkdir(mode=0o700)
+        lock_fd = -1
+        try:
+            lock_fd = os.open(new, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            new.stat()
+        except (FileNotFoundError, BlockingIOError):
+            # A program that sweeps has come between.
+            if lock_fd >= 0:
+                os.close(lock_fd)
+            continue
+        return NewCrash(new, lock_fd)
+    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(folder))
+
+
+def sweep(root: Path) -> None:
+    """Removes what killed programs have left.
+
+    A machine's name may never be used again, and half a dump takes gigabytes that no command lists.
+    """
+    with contextlib.suppress(HostError):
+        for name in _list_names(root):
+            with contextlib.suppress(OSError):
+                _sweep(root / name)
 
 
 def bound(root: Path, machine: str) -> list[Path]:
     """Removes the oldest crashes over the limits, first those of one machine. Returns the folders that are gone."""
     # The newest of all stays: a person looks for that one now.
-    ours = _list_machine(root, machine)
-    gone = _remove_oldest(ours, MAX_CRASHES, MACHINE_BYTES)
+    cores = [kept for kept in _list_machine(root, machine) if kept.crash is not None and kept.crash.program is not None]
+    gone = _remove_oldest(cores, MAX_CORES, CORES_BYTES)
+    gone += _remove_oldest(_list_machine(root, machine), MAX_CRASHES, MACHINE_BYTES)
     return gone + _remove_oldest(_sort(list_all(root)), MAX_ALL, ALL_BYTES)
 
 
@@ -168,14 +196,6 @@ def _remove_oldest(crashes: list[KeptCrash], max_count: int, max_bytes: int) -> 
 def _sort(crashes: list[KeptCrash]) -> list[KeptCrash]:
     """The oldest first. One whose record is damaged is as old as can be."""
     return sorted(crashes, key=lambda kept: 0.0 if kept.crash is None else kept.crash.at_s)
-
-
-def _sweep_all(root: Path) -> None:
-    """A machine's name may never be used again, and half a dump takes gigabytes that no command lists."""
-    with contextlib.suppress(HostError):
-        for name in _list_names(root):
-            with contextlib.suppress(OSError):
-                _sweep(root / name)
 
 
 def _sweep(folder: Path) -> None:

@@ -74,13 +74,16 @@ class CrashPlan:
     """What the monitor keeps of the guest's crashes, below `folder`, the folder of all crashes.
 
     max_bytes: of the data in a dump. vmcore: the format of a dump of the memory at a panic; "": none. vmlinux: the
-    kernel with its symbols; "": unknown.
+    kernel with its symbols; "": unknown. cores: keep the cores of programs. root:
+    the disk or folder of the host that is the guest's root; "": it is the image's.
     """
 
     folder: Path
     max_bytes: int
     vmcore: str = ""
     vmlinux: str = ""
+    cores: bool = False
+    root: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from vmkit.errors import MachineError
 from vmkit.machine import stop
+from vmkit.machine.choose import Choices
 from vmkit.machine.options import OPTIONS, make_spec
 from vmkit.machine.running import MachineHandle, explain_ending
 from vmkit.machine.spec import DEFAULT_CPUS, DEFAULT_MEMORY_MIB, DEFAULT_TIMEOUT_S, MachineSpec
@@ -41,10 +42,11 @@ class Machine(MachineHandle):
     host can take the guest over. cpu: as QEMU's -cpu. netdev: a network device, by QEMU's -netdev without an id
     (otherwise there is none). record: the folder of the host into which every vsh records its sessions of this machine;
     sessions of Python are not recorded. vmcore: keep a dump of the memory when the kernel panics, as an `elf` or a
-    compressed `kdump` (see `vmkit crashes`). init: pid 1 of a root of yours: its `systemd`, vmkit's own (`none`), or
-    systemd where there is one (`auto`). user_data: what its cloud-init does, a file. on_reset: what a
-    reset of the guest does: `end` the machine, or `restart` it, as a reboot should. boot: boot it, although there is a
-    snapshot of it. snapshot: start it from the one that `vmkit snapshot save NAME` made, with its image and options.
+    compressed `kdump` (see `vmkit crashes`). cores: keep the core dumps of the guest's programs. init: pid 1 of a root
+    of yours: its `systemd`, vmkit's own (`none`), or systemd where there is one (`auto`). user_data: what its
+    cloud-init does, a file. on_reset: what a reset of the guest does: `end` the machine, or `restart` it, as a reboot
+    should. boot: boot it, although there is a snapshot of it. snapshot: start it from the one that `vmkit snapshot save
+    NAME` made, with its image and options.
 
     A stored machine has the options that it was created with, but for those that you give here with another value than
     the default. At the end of its block the guest powers off, so that its disk has all that was written.
@@ -79,6 +81,7 @@ class Machine(MachineHandle):
         netdev: str | None = None,
         record: str | Path | None = None,
         vmcore: str | None = None,
+        cores: bool = False,
         init: str = "auto",
         user_data: str | Path | None = None,
         boot: bool = False,
@@ -88,6 +91,7 @@ class Machine(MachineHandle):
         options = {key: value for key, value in locals().items() if key not in ("self", "image")}
         self.spec = _find_spec(image, options)
         self._started: Started | None = None
+        self._choices: Choices | None = None
         # The process that entered the block.
         self._owner_pid = 0
 
@@ -129,6 +133,11 @@ class Machine(MachineHandle):
         """How it was started: the choices and the seconds until READY."""
         return self._require()
 
+    @property
+    def choices(self) -> Choices | None:
+        """What was chosen for it on this host. None: its start has not come so far, or failed before."""
+        return self._choices
+
     def start(self, tell: Callable[[str, float | None], None] | None = None) -> None:
         """Starts it and waits until it is ready. Raises VshError kinds.
 
@@ -139,7 +148,10 @@ class Machine(MachineHandle):
     def _start(self, tell: Callable[[str, float | None], None] | None, *, is_owned: bool) -> None:
         if self._started is not None:
             raise MachineError(f"'{self._started.name}' was started already")
-        self._started = start_machine(self.spec, tell=tell, is_owned=is_owned)
+        self._started = start_machine(self.spec, tell=tell, on_choices=self._take_choices, is_owned=is_owned)
+
+    def _take_choices(self, choices: Choices) -> None:
+        self._choices = choices
 
     def down(self) -> None:
         """Asks the guest to power off and waits until it is gone."""

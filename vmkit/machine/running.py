@@ -7,7 +7,6 @@ import contextlib
 import os
 import socket
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, TextIO, Unpack, overload
@@ -18,6 +17,7 @@ from vmkit.machine.launch import Layout
 from vmkit.machine.parts.table import list_companion_logs
 from vmkit.machine.pause import ClockOffset, Resumed, measure_clock, pause, resume
 from vmkit.machine.registry import find_state_directory, sweep
+from vmkit.machine.services import ServicedMachine
 from vmkit.machine.sessions import SessionFollower, render_sessions
 from vmkit.machine.spec import DEFAULT_TIMEOUT_S, check_name
 from vmkit.machine.words import Ended, TakeKernelLog
@@ -61,12 +61,8 @@ LOG_KINDS = {
 SESSIONS = "sessions"
 
 
-class MachineHandle(ABC):
+class MachineHandle(ServicedMachine):
     """What a started and a found machine have in common. Subclasses know which entry of the registry is theirs."""
-
-    @abstractmethod
-    def find_entry(self) -> Entry:
-        """The machine's entry in the registry. Raises MachineError once it has ended."""
 
     @property
     def state(self) -> str:

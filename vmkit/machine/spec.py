@@ -153,6 +153,8 @@ class MachineSpec:
     record: Path | None = None
     # The format of a dump of the guest's memory, kept when its kernel panics.
     vmcore: str | None = None
+    # Keep the cores of the guest's programs.
+    cores: bool = False
     # Of the guest; others than the host's are emulated.
     architecture: str = HOST
     on_reset: OnReset = OnReset.END

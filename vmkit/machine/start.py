@@ -75,12 +75,14 @@ def start_machine(
     *,
     tell: Tell | None = None,
     on_directory: Callable[[Path], None] | None = None,
+    on_choices: Callable[[Choices], None] | None = None,
     door: VhostDoor | None = None,
     build: Build | None = None,
     monitor: MonitorHandle | None = None,
     is_owned: bool = False,
 ) -> Started:
-    """Builds if needed, starts, waits until ready. Calls on_directory with the console log's directory.
+    """Builds if needed, starts, waits until ready. Calls on_choices with what this host leads to, and on_directory with
+    the console log's directory.
 
     A machine that has a snapshot starts from it, and by a boot where that fails.
 
@@ -98,6 +100,8 @@ def start_machine(
         monitor = monitor or stack.enter_context(start_monitor())
         spec = take_source(take_options(spec), say)
         choices = choose(spec, say, vhost_door, build)
+        if on_choices is not None:
+            on_choices(choices)
         start = _Start(spec, choices, say, on_directory, vhost_door, started_s, is_owned=is_owned)
         source = find_source(spec, choices)
         if source is None:
@@ -244,7 +248,14 @@ def plan_launch(
 def _plan_crashes(spec: MachineSpec, choices: Choices) -> CrashPlan | None:
     folder = find_usable_folder()
     vmlinux = "" if choices.vmlinux is None else str(choices.vmlinux)
-    return None if folder is None else CrashPlan(folder, MAX_DUMP_BYTES, spec.vmcore or "", vmlinux)
+    root = spec.root or spec.root_from
+    return (
+        None
+        if folder is None
+        else CrashPlan(
+            folder, MAX_DUMP_BYTES, spec.vmcore or "", vmlinux, spec.cores, "" if root is None else str(root)
+        )
+    )
 
 
 def _merge(entries: Iterable[dict[str, object]]) -> dict[str, object]:

@@ -31,7 +31,7 @@ EXT4 = "ext4"
 # They say what the machine is, which it is for good; or how a machine of an image starts.
 NOT_STORED = ("name", "root", "root_from", "partition", "snapshot")
 # These are for one start.
-NOT_KEPT = (*NOT_STORED, "boot", "gdb", "gdb_port", "vmcore")
+NOT_KEPT = (*NOT_STORED, "boot", "gdb", "gdb_port", "vmcore", "cores")
 
 Tell = Callable[[str, float | None], None]
 

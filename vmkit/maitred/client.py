@@ -1,38 +1,24 @@
-"""A client of maitred for this host: blocking calls with a deadline, and each method with types.
+"""A client of maitred for this host: each method with types.
 
-The connection is vsh's, so a machine of the registry is found as vsh finds it. Where clients must prove a token it
-leads through vshd, to the guest's own socket. Nothing of the guest is trusted: an answer has a ceiling.
+grpclib is loaded with the first client, and may be missing until then.
 """
 
-import asyncio
-import binascii
 import os
-import socket
-import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from grpclib.client import Channel, Handler, UnaryUnaryMethod
-from grpclib.const import Status
-from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
-from grpclib.protocol import H2Protocol
-
-from vmkit.errors import MachineError
-from vmkit.maitred.codec import Codec
+from vmkit.errors import HostError, MachineError
 from vmkit.maitred.messages import (
     EXITED,
     LAUNCHED,
     METHODS,
-    PORT,
     SIGNALED,
-    SOCKET,
     EmptyMessage,
     GetAvailableSpaceResponse,
     GetKernelVersionResponse,
     LaunchProcessRequest,
     LaunchProcessResponse,
-    Method,
     Mount9PRequest,
     MountRequest,
     MountResponse,
@@ -43,113 +29,30 @@ from vmkit.maitred.messages import (
     Timestamp,
 )
 from vsh.address import Address
-from vsh.errors import Busy, ConnectionLost, ExecError, Unanswered, Unreachable, VshError
-from vsh.forward.guest import connect_guest
-from vsh.pump import TimedOut
 from vsh.session import STATUS_MAX
 from vshd.wire.messages import SIGNAL_MAX
 from vshd.wire.proto3 import Message
 
+if TYPE_CHECKING:
+    from vmkit.maitred.channel import MaitredCalls
+
 # ChromeOS's own limit of a call.
 TIMEOUT_S = 20.0
-# The largest answer is a line of text. A guest that sends more than this in a call is cut off.
-ANSWER_BYTES_MAX = 1 << 20
-
-# A guest's services start once it is ready. A machine that is younger than this may still be at it.
-START_S = 60.0
-LOOK_S = 0.1
-
-# What grpclib raises for an answer that is none: two messages or no message, a compressed one, one that ends early,
-# headers without a status, or with what is not base64.
-NO_ANSWER = (ProtocolError, AssertionError, NotImplementedError, KeyError, binascii.Error, UnicodeError)
 
 T = TypeVar("T", bound=Message)
 
 
-class _BoundedProtocol(H2Protocol):
-    """Cuts off a peer that sends more than ANSWER_BYTES_MAX since `taken` was set to 0, or what h2 cannot read."""
-
-    taken = 0
-
-    def data_received(self, data: bytes) -> None:
-        self.taken += len(data)
-        if self.taken > ANSWER_BYTES_MAX:
-            self.connection.close()
-            return
-        try:
-            super().data_received(data)
-        except Exception:
-            # Such as headers that are no text. asyncio would print a traceback.
-            self.connection.close()
-
-
-class _GuestChannel(Channel):
-    """Connects through vsh, and not by a host's name."""
-
-    def __init__(self, vm: Address, timeout_s: float) -> None:
-        super().__init__("localhost", codec=Codec())
-        self._vm = vm
-        self._timeout_s = timeout_s
-        self._bounded: _BoundedProtocol | None = None
-
-    def begin_call(self) -> None:
-        """What the guest has sent so far counts no more."""
-        if self._bounded is not None:
-            self._bounded.taken = 0
-
-    def _protocol_factory(self) -> H2Protocol:
-        self._bounded = _BoundedProtocol(Handler(), self._config, self._h2_config)
-        return self._bounded
-
-    async def _create_connection(self) -> H2Protocol:
-        fd, rest = await self._connect()
-        sock = socket.socket(fileno=fd)
-        try:
-            _, protocol = await asyncio.get_running_loop().create_connection(self._protocol_factory, sock=sock)
-        except BaseException:
-            sock.close()
-            raise
-        if rest:
-            protocol.data_received(rest)
-        return protocol
-
-    async def _connect(self) -> tuple[int, bytes]:
-        """A connection to the guest's maitred, and what was read from it already. Raises VshError."""
-        target = f"unix:{SOCKET}" if self._vm.token_file else f"vsock:{PORT}"
-        deadline_s = time.monotonic() + min(self._timeout_s, _find_rest_of_start_s(self._vm))
-        while True:
-            try:
-                return connect_guest(self._vm, target, user="root", timeout_s=self._timeout_s)
-            except (Busy, Unanswered):
-                raise
-            except (Unreachable, ExecError) as error:
-                if time.monotonic() >= deadline_s:
-                    raise MachineError(
-                        f"no maitred listens in {self._vm.name}: {error.brief}",
-                        hint='its image needs `services = ["maitred"]` in its recipe',
-                    ) from error
-            # The guest is ready before its services, and announces none of them.
-            await asyncio.sleep(LOOK_S)
-
-
-def _find_rest_of_start_s(vm: Address) -> float:
-    """How long the services of a machine may still take to start; 0 for one that has run for a while."""
-    started_s = vm.entry.record.get("started") if vm.entry is not None else None
-    return started_s + START_S - time.time() if isinstance(started_s, int | float) else 0.0
-
-
 class Maitred:
-    """ChromeOS's agent in a guest whose image has the service maitred, as a with-block.
+    """ChromeOS's agent in a guest whose image has the service maitred, as a with-block. Machine.maitred() makes one.
 
     Each call has timeout_s. Raises MachineError where the guest refuses or cannot do it, TimedOut, VshError kinds.
+    HostError: this host lacks the Python package grpclib.
     """
 
     def __init__(self, vm: Address, *, timeout_s: float = TIMEOUT_S) -> None:
         """vm: as vsh.address finds it."""
-        self._vm = vm
-        self._timeout_s = timeout_s
-        self._runner = asyncio.Runner()
-        self._channel: _GuestChannel | None = None
+        self._name = vm.name
+        self._calls = _open_calls(vm, timeout_s)
 
     def __enter__(self) -> Self:
         return self
@@ -161,47 +64,11 @@ class Maitred:
 
     def close(self) -> None:
         """Ends the connection. Programs that maitred started go on."""
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
-        self._runner.close()
+        self._calls.close()
 
     def call(self, name: str, request: Message) -> Message:
-        """A method by its name. Raises KeyError for another name than those of METHODS."""
-        method = METHODS[name]
-        try:
-            return self._runner.run(self._call(method, request))
-        except GRPCError as error:
-            raise self._explain(method, error) from error
-        except TimeoutError as error:
-            raise TimedOut(f"{name} of {self._vm.name} took longer than {self._timeout_s:g} s") from error
-        except (StreamTerminatedError, OSError) as error:
-            raise ConnectionLost(
-                f"the connection to maitred of {self._vm.name} ended during {name}",
-                hint="the guest may have ended; vmkit status prints what is known",
-            ) from error
-        except NO_ANSWER as error:
-            raise MachineError(
-                f"{self._vm.name} answered {name} with what is no answer: {error!r}",
-                hint="another program may listen there, or the guest may lie",
-            ) from error
-
-    async def _call(self, method: Method, request: Message) -> Message:
-        if self._channel is None:
-            self._channel = _GuestChannel(self._vm, self._timeout_s)
-        self._channel.begin_call()
-        unary: UnaryUnaryMethod[Message, Message] = UnaryUnaryMethod(
-            self._channel, method.path, method.request, method.response
-        )
-        return await unary(request, timeout=self._timeout_s)
-
-    def _explain(self, method: Method, error: GRPCError) -> VshError:
-        message = error.message or error.status.name
-        if error.status is Status.DEADLINE_EXCEEDED:
-            return TimedOut(f"{method.name} of {self._vm.name} took longer than {self._timeout_s:g} s")
-        if error.status is Status.UNIMPLEMENTED:
-            return MachineError(f"maitred of {self._vm.name} has no {method.name}")
-        return MachineError(f"{method.name} of {self._vm.name} failed: {message}", details=error.status.name)
+        """A method by its name, with its own kind of message: see vmkit.maitred.messages. Raises KeyError."""
+        return self._calls.call(METHODS[name], request)
 
     def launch_process(
         self,
@@ -231,7 +98,7 @@ class Maitred:
         is_signal = reply.status == SIGNALED
         if not (0 < reply.code <= SIGNAL_MAX if is_signal else 0 <= reply.code <= STATUS_MAX):
             number = f"signal {reply.code}" if is_signal else f"status {reply.code}"
-            raise MachineError(f"{self._vm.name} reported the exit {number} of {argv[0]}, which no process can have")
+            raise MachineError(f"{self._name} reported the exit {number} of {argv[0]}, which no process can have")
         return -reply.code if is_signal else reply.code
 
     def mount(
@@ -306,3 +173,15 @@ class Maitred:
         reply = self.call(name, request)
         assert isinstance(reply, kind)
         return reply
+
+
+def _open_calls(vm: Address, timeout_s: float) -> "MaitredCalls":
+    try:
+        from vmkit.maitred.channel import MaitredCalls  # noqa: PLC0415 - grpclib is an extra
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("vmkit", "vsh", "vshd"):
+            raise
+        raise HostError(
+            f"a client of maitred needs the Python package grpclib: {error}", hint="pip install 'vmkit-vsh[rpc]'"
+        ) from error
+    return MaitredCalls(vm, timeout_s)

@@ -14,6 +14,7 @@ from vmkit.junit import CaseVerdict
 from vmkit.ktap.parser import KtapParser
 from vmkit.ktap.results import KtapResult, count_results
 from vmkit.machine import stop
+from vmkit.machine.choose import Choices
 from vmkit.machine.machine import Machine
 from vmkit.machine.probe import read_available_memory_mib
 from vmkit.machine.registry import find_state_directory
@@ -109,9 +110,13 @@ class MatrixRun:
 
         try:
             with contextlib.ExitStack() as stack:
+                machine: Machine | None = None
                 try:
-                    machine = stack.enter_context(self._make_machine(cell, name))
+                    machine = self._make_machine(cell, name)
+                    stack.enter_context(machine)
                 except VshError as error:
+                    if keeper is not None and machine is not None and machine.choices is not None:
+                        keeper.set_machine(describe_choices(machine.choices))
                     ending = read_ending(name)
                     # Another process may have had this name.
                     if ending is not None and ending.at_s < began_s:
@@ -212,15 +217,23 @@ def find_fault(error: VshError, ending: Ending | None) -> CellFault:
 
 def describe_machine(started: Started) -> dict[str, object]:
     """Returns what a record has of a machine that is ready."""
-    choices = started.choices
+    return {
+        **describe_choices(started.choices),
+        "started_by": started.started_by,
+        "seconds": round(started.seconds, 3),
+    }
+
+
+def describe_choices(choices: Choices) -> dict[str, object]:
+    """Returns what a record has of a machine that is not ready: its failure may be due to these."""
     return {
         "image_digest": choices.built.digest,
         "qemu": choices.qemu.render_version(),
         "accelerator": choices.accelerator.value,
         "accelerator_reason": choices.accelerator_reason,
         "backend": choices.backend.value,
-        "started_by": started.started_by,
-        "seconds": round(started.seconds, 3),
+        "started_by": None,
+        "seconds": None,
     }
 
 

@@ -54,6 +54,9 @@ def list_notes(merged: Merged) -> Iterator[str]:
     for cell in merged.cells:
         if cell.others and cell.found is not None:
             yield f"{cell.name} has {1 + len(cell.others)} results, and {cell.found.place} counts"
+    versions = sorted({cell.found.record.vmkit for cell in merged.cells if cell.found is not None})
+    if len(versions) > 1:
+        yield f"the cells are of different versions of vmkit: {', '.join(versions[:MAX_LISTED])}"
 
 
 def render_markdown(merged: Merged) -> str:

@@ -7,11 +7,12 @@ with a class that is a GuestLink, and a row of LINKS. A link that fails is an ev
 import asyncio
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from vmkit.machine.launch import LaunchPlan
+from vmkit.machine.launch import CrashPlan, LaunchPlan
 from vmkit.machine.words import Answer, Request
+from vmkit.monitor.cores import CoreKeeper
 from vmkit.monitor.life import Life
 from vmkit.monitor.logs import CappedLog, EventLog
 from vmkit.monitor.syslog import SyslogKeeper
@@ -42,6 +43,16 @@ class LinkedGuest:
         self.is_stopped = is_stopped
         self._plan = plan
 
+    @property
+    def record(self) -> Mapping[str, object]:
+        """The machine's, as it was planned."""
+        return self._plan.record
+
+    @property
+    def crashes(self) -> CrashPlan | None:
+        """What is kept of its crashes; None: nothing."""
+        return self._plan.crashes
+
     def find_address(self, *, has_token: bool = False) -> "Address":
         """How to reach the guest, which need not be ready. has_token: it is told the machine's token, if any."""
         from vsh.address import address_of  # noqa: PLC0415 - a machine that ends within seconds is not asked
@@ -61,6 +72,12 @@ class LinkedGuest:
 
         return open_logs(self.find_address(has_token=True), collector, next_, timeout_s=timeout_s)
 
+    def open_cores(self, size_max: int, timeout_s: float) -> tuple[int, bytes]:
+        """Connects to the guest's core dumps: see vsh.cores. Raises VshError."""
+        from vsh.cores import open_cores  # noqa: PLC0415 - few machines keep cores
+
+        return open_cores(self.find_address(has_token=True), size_max=size_max, timeout_s=timeout_s)
+
 
 class GuestLink(Protocol):
     """One row."""
@@ -76,7 +93,7 @@ class GuestLink(Protocol):
         """Answers one of its requests."""
 
 
-LINKS: tuple[Callable[[LinkedGuest], GuestLink], ...] = (SyslogKeeper,)
+LINKS: tuple[Callable[[LinkedGuest], GuestLink], ...] = (SyslogKeeper, CoreKeeper)
 
 
 class GuestLinks:

@@ -149,6 +149,7 @@ class PanicKeeper:
                 dump_bytes=self._dump_bytes,
                 trouble=self._trouble,
                 vmlinux=plan.vmlinux,
+                root=plan.root,
             )
         )
 

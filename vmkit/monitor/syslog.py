@@ -9,14 +9,15 @@ import asyncio
 import contextlib
 import itertools
 import json
-import os
 import socket
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from vmkit.machine.launch import Layout
 from vmkit.machine.words import Answer, Request, TakeSyslog
+from vmkit.monitor.connection import connect
 from vmkit.monitor.lines import parse_record
 from vsh.errors import ConnectionLost, Unreachable, VshError
 from vshd.carry.records import BEGIN, ID_SIZE, MARK, NUMBER_MAX, WORD_SIZE, LogReader, LogRecord, RecordError
@@ -111,7 +112,9 @@ class SyslogKeeper:
 
     async def _follow(self) -> None:
         """One connection, from its beginning to its end. Raises VshError, BadStream."""
-        fd, rest = await self._connect()
+        fd, rest = await connect(
+            partial(self._guest.open_logs, self._collector, min(self._next, NUMBER_MAX), CONNECT_S)
+        )
         if self._log is None:
             self._log = self._guest.open_log(Layout.SYSLOG)
         with socket.socket(fileno=fd) as sock:
@@ -125,19 +128,6 @@ class SyslogKeeper:
                 pass
             finally:
                 self._sock = None
-
-    async def _connect(self) -> tuple[int, bytes]:
-        job = asyncio.create_task(
-            asyncio.to_thread(self._guest.open_logs, self._collector, min(self._next, NUMBER_MAX), CONNECT_S)
-        )
-        try:
-            return await asyncio.shield(job)
-        except asyncio.CancelledError:
-            # A thread cannot be cancelled.
-            (done,) = await asyncio.gather(job, return_exceptions=True)
-            if isinstance(done, tuple):
-                os.close(done[0])
-            raise
 
     def _ask(self, words: Iterable[int]) -> None:
         """Asks for a mark. A guest that reads nothing gets none, and the asker's time runs out."""

@@ -61,7 +61,7 @@ WAITING_PART = 0.6
 # They belong to one machine, and a pool has many.
 NOT_POOLED = (
     *("name", "cid", "rwdisks", "gdb", "gdb_port", "init", "partition", "root_from", "user_data"),
-    *("on_reset", "vmcore"),
+    *("on_reset", "vmcore", "cores"),
 )
 # The longest `-NUMBER` behind a pool's name.
 NUMBER_CHARACTERS = 7

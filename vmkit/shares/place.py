@@ -36,19 +36,23 @@ def parse_place(text: str) -> SharedPlace:
         )
     if not words[0]:
         raise ConfigError(f"'{text}' names no folder of this host", hint="for the present one: .")
-    host = _find_host(words[0])
-    guest = words[1] if len(words) == 2 else ""
+    return make_place(words[0], words[1] if len(words) == 2 else "", read_only=mode == READ_ONLY)
+
+
+def make_place(host: str, guest: str = "", *, read_only: bool = False) -> SharedPlace:
+    """A share of a folder of this host. guest: its place there; "": /mnt and the folder's name. Raises ConfigError."""
+    folder = _find_host(host)
     if not guest:
         # realpath() takes a loop of links as a name; Path.resolve() raises RuntimeError.
-        name = Path(os.path.realpath(host)).name
+        name = Path(os.path.realpath(folder)).name
         if not name:
-            raise ConfigError(f"'{text}' needs a place in the guest", hint=f"such as {text}:{GUEST_FOLDER}/host")
+            raise ConfigError(f"'{host}' needs a place in the guest", hint=f"such as {host}:{GUEST_FOLDER}/host")
         guest = f"{GUEST_FOLDER}/{name}"
     if not guest.startswith("/") or ".." in guest.split("/") or not guest.strip("/"):
         raise ConfigError(f"the guest's folder must be an absolute path other than /, without .., not '{guest}'")
     # As the guest's list of mounts has it.
     guest = "/" + "/".join(word for word in guest.split("/") if word not in ("", "."))
-    return SharedPlace(host, guest, mode == READ_ONLY)
+    return SharedPlace(folder, guest, read_only)
 
 
 def _find_host(word: str) -> Path:

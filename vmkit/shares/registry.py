@@ -2,13 +2,15 @@
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from vmkit.entries.entry import read_entries
 from vmkit.entries.numbered import Numbered
-from vmkit.shares.place import SharedPlace
+from vmkit.errors import MachineError
+from vmkit.shares.place import SharedPlace, parse_place
 from vsh.registry import find_runtime_directory
 
 SHARES = "shares"
@@ -45,6 +47,22 @@ def read_shares(machine: str | None = None) -> list[LiveShare]:
     folder = Path(find_runtime_directory()) / SHARES
     shares = read_entries(folder, RECORD, _parse)
     return sorted((one for one in shares if machine in (None, one.machine)), key=lambda one: one.number)
+
+
+def find_share(shares: Sequence[LiveShare], machine: str, text: str) -> LiveShare:
+    """The share that a user means by HOST, HOST:GUEST or GUEST. Raises MachineError for none, and for several."""
+    found = [one for one in shares if one.guest == text]
+    if not found:
+        host, _, guest = text.partition(":")
+        place = parse_place(f"{host}:{guest or '/any'}")
+        found = [one for one in shares if one.host == str(place.host) and guest in ("", one.guest)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise MachineError(f"{machine} has {text} {len(found)} times", hint=f"name one: {found[0].guest}")
+    known = ", ".join(one.guest for one in shares)
+    hint = f"its shares: {known}" if known else "it has no shares"
+    raise MachineError(f"{machine} has no share {text}", hint=hint)
 
 
 def parse_share(record: Any) -> LiveShare:

@@ -5,8 +5,10 @@ Both ends know this format. What a record says is the host's to read: the guest 
 
 import struct
 
-# Where a record comes from. BEGIN and MARK are words of the collector about the stream itself, and no records.
-BEGIN, SYSLOG, KERNEL, COLLECTOR, JOURNAL, MARK = range(6)
+# Where a record comes from. BEGIN and MARK are words of the collector about the stream itself, and no records. FIELDS
+# is of the journal as well: its text is the priority, the unit, the name, the process id that the writer claims, each
+# with a NUL behind it, and the message.
+BEGIN, SYSLOG, KERNEL, COLLECTOR, JOURNAL, MARK, FIELDS = range(7)
 # Flags: the text was longer; the writer's ids are the kernel's word.
 IS_CUT, HAS_WRITER = 1, 2
 # Length of the text, source, flags, 0, number, time in nanoseconds since 1970, pid, uid, gid.

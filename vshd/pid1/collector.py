@@ -10,6 +10,7 @@ import os
 import select
 
 from vshd.carry.inherited import settle_signals
+from vshd.carry.records import JOURNAL, SYSLOG
 from vshd.signals import SIGKILL, SIGTERM, Wakeup
 from vshd.syslog.sockets import open_handed, open_log_socket
 
@@ -17,6 +18,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
+
+    from vshd.syslog.journal import JournalSource
+    from vshd.syslog.sources import KernelSource, SocketSource
 
 # Over it vshd hands on the host's connection. The directory is memory.
 HANDED = "/run/vshd.logs"
@@ -35,7 +39,13 @@ class CollectorKeeper:
         self._due_s = 0.0
         self._path = ""
         self._log: _socket.socket | None = None
+        self._kind = SYSLOG
         self._handed: _socket.socket | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a process can collect."""
+        return self._handed is not None
 
     def open(self, path: str, handed: str) -> None:
         """Listens at `path` for the lines of programs, and at `handed` for vshd. Goes on without, where it cannot."""
@@ -55,6 +65,10 @@ class CollectorKeeper:
             os.unlink(self._path)
             self._log.close()
             self._log = None
+
+    def take_journal(self, journal: _socket.socket) -> None:
+        """Listens at this socket from here on, to which the journal sends lines or, over a stream, records."""
+        self._log, self._kind = journal, JOURNAL
 
     def watch(self, poll: "select.poll") -> list[int]:
         """Has poll() announce work for a process, as long as there is none. Returns the descriptors."""
@@ -106,8 +120,12 @@ class CollectorKeeper:
                 continue
             try:
                 for _ in range(DISCARD_AT_ONCE):
-                    # Descriptors that come along are closed by the kernel.
-                    socket.recv(1)
+                    if socket.type == _socket.SOCK_STREAM:
+                        # The journal connects again with its next record.
+                        os.close(socket._accept()[0])  # type: ignore[attr-defined]
+                    else:
+                        # Descriptors that come along are closed by the kernel.
+                        socket.recv(1)
             except OSError:
                 pass
 
@@ -120,11 +138,8 @@ class CollectorKeeper:
             settle_signals()
             # Not before there is something to collect.
             from vshd.syslog.collecting import Collector, open_kernel_log  # noqa: PLC0415
-            from vshd.syslog.sources import KernelSource, SocketSource  # noqa: PLC0415
 
-            sources: list[SocketSource | KernelSource] = []
-            if self._log is not None:
-                sources.append(SocketSource(self._log))
+            sources = self._open_sources()
             kernel = open_kernel_log()
             if kernel is not None:
                 sources.append(kernel)
@@ -135,3 +150,14 @@ class CollectorKeeper:
             self._report(f"the collector of the log: {type(error).__name__}: {error}")
         finally:
             os._exit(status)
+
+    def _open_sources(self) -> "list[SocketSource | KernelSource | JournalSource]":
+        if self._log is None:
+            return []
+        if self._log.type == _socket.SOCK_STREAM:
+            from vshd.syslog.journal import JournalSource  # noqa: PLC0415 - see _collect
+
+            return [JournalSource(self._log)]
+        from vshd.syslog.sources import SocketSource  # noqa: PLC0415 - see _collect
+
+        return [SocketSource(self._log, self._kind)]

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     import _socket
     from typing import NoReturn
 
+    from vshd.root import Root
+
 READY_ARGUMENT = "vmkit.ready="
 # Says that there is a token, and where: a guest that cannot find it must not serve without.
 TOKEN_ARGUMENT = "vmkit.token="  # noqa: S105 - a word, not a secret
@@ -182,6 +184,8 @@ class Init:
         # A child of the other pid 1 would not be ours to reap.
         self._collector.stop()
         self._collector.yield_path()
+        if self._collector.is_open:
+            self._listen_to_journal(root)
         if os.fork():
             system.become_system(root)
         self.is_beside = True
@@ -189,6 +193,14 @@ class Init:
         system.spare_keeper()
         self._power_off_signal = system.POWER_OFF
         return system.FACT
+
+    def _listen_to_journal(self, root: "Root") -> None:
+        from vshd.pid1.journal import open_journal  # noqa: PLC0415 - most guests have one root
+
+        try:
+            self._collector.take_journal(open_journal(root))
+        except OSError as error:
+            _warn(f"the host gets nothing of the journal: {error.strerror or error}")
 
     def _start_vshd(self, ready_port: int | None, facts: bytes = b"") -> None:
         options = parse_flags(self._argv)

@@ -18,7 +18,12 @@ from vshd.syslog.sources import NOBODY, SCM_CREDENTIALS, KernelSource, SocketSou
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vshd.signals import Wakeup
+    from vshd.syslog.journal import JournalSource
+
+    Source = SocketSource | KernelSource | JournalSource
 
 # What one write() to the host takes at most.
 SEND_SIZE = 1 << 16
@@ -43,7 +48,7 @@ class Collector:
 
     def __init__(
         self,
-        sources: "list[SocketSource | KernelSource]",
+        sources: "Sequence[Source]",
         handed: _socket.socket,
         kept: KeptRecords | None = None,
     ) -> None:
@@ -106,7 +111,7 @@ class Collector:
 
     # From the guest.
 
-    def _read(self, source: "SocketSource | KernelSource") -> bool:
+    def _read(self, source: "Source") -> bool:
         """Takes records of a source; whether that was all. A source that fails is left alone from then on."""
         try:
             is_all = source.read(self._add)
@@ -120,7 +125,7 @@ class Collector:
             self._say(WARNING, f"{count} records of the kernel were overwritten before they were read")
         return is_all
 
-    def _drain(self, source: "SocketSource | KernelSource") -> None:
+    def _drain(self, source: "Source") -> None:
         """Takes what waits; not for ever, since programs may write faster than this reads."""
         for _ in range(DRAIN_TURNS):
             if self._read(source):

@@ -5,10 +5,25 @@ import os
 
 from vshd.carry.sockets import remove_dead
 
+# One journal connects.
+BACKLOG = 4
+
 
 def open_log_socket(path: str) -> _socket.socket:
     """Listens where the programs of a guest send their lines, such as /dev/log. Raises OSError."""
     return _bind(path, 0o666)
+
+
+def open_lines_socket(path: str) -> _socket.socket:
+    """Listens where the journal sends each line on, as to a syslog daemon. Only root can reach it. Raises OSError."""
+    return _bind(path, 0o600)
+
+
+def open_stream_socket(path: str) -> _socket.socket:
+    """Listens where the journal connects to, and sends its records. Only root can reach it. Raises OSError."""
+    socket = _bind(path, 0o600, _socket.SOCK_STREAM)
+    socket.listen(BACKLOG)
+    return socket
 
 
 def open_handed(path: str) -> _socket.socket:
@@ -16,9 +31,9 @@ def open_handed(path: str) -> _socket.socket:
     return _bind(path, 0o600)
 
 
-def _bind(path: str, mode: int) -> _socket.socket:
+def _bind(path: str, mode: int, kind: int = _socket.SOCK_DGRAM) -> _socket.socket:
     remove_dead(path)
-    socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
+    socket = _socket.socket(_socket.AF_UNIX, kind)
     try:
         socket.setblocking(False)
         # Before the first line: one that came earlier would have no writer (unix(7)).

@@ -15,7 +15,20 @@ from vshd.wire.messages import (
     SetupConnectionResponse,
     WindowResizeMessage,
 )
-from vshd.wire.requests import Attach, Clock, Forward, Freeze, Lasting, Logs, Ports, PowerOff, Share, Subsystem, Thaw
+from vshd.wire.requests import (
+    Attach,
+    Clock,
+    Cores,
+    Forward,
+    Freeze,
+    Lasting,
+    Logs,
+    Ports,
+    PowerOff,
+    Share,
+    Subsystem,
+    Thaw,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +40,10 @@ STUB_ARGV = b"/nonexistent/vsh-extended"
 # `nopty` with its default value: a request of no bytes could not be announced.
 EMPTY_REQUEST = bytes((8 << 3, 0))
 # Of a request: what it asks for instead of a command.
-SERVICE_FIELDS = ("forward", "freeze", "thaw", "clock", "subsystem", "lasting", "power_off", "ports", "logs", "share")
+SERVICE_FIELDS = (
+    *("forward", "freeze", "thaw", "clock", "subsystem", "lasting", "power_off"),
+    *("ports", "logs", "share", "cores"),
+)
 
 
 def make_service_request(
@@ -43,6 +59,7 @@ def make_service_request(
     logs: Logs | None = None,
     ports: Ports | None = None,
     share: Share | None = None,
+    cores: Cores | None = None,
 ) -> SetupConnectionRequest:
     """A request for a service (3 to 8), which servers that do not know it refuse as they refuse the stub."""
     request = SetupConnectionRequest(
@@ -58,6 +75,7 @@ def make_service_request(
     request.logs = logs
     request.ports = ports
     request.share = share
+    request.cores = cores
     return request
 
 

@@ -19,7 +19,20 @@ from vshd.wire.proto3 import (
     Message,
     Oneof,
 )
-from vshd.wire.requests import Attach, Clock, Forward, Freeze, Lasting, Logs, Ports, PowerOff, Share, Subsystem, Thaw
+from vshd.wire.requests import (
+    Attach,
+    Clock,
+    Cores,
+    Forward,
+    Freeze,
+    Lasting,
+    Logs,
+    Ports,
+    PowerOff,
+    Share,
+    Subsystem,
+    Thaw,
+)
 
 # ConnectionStatus
 UNKNOWN, READY, EXITED, FAILED = 0, 1, 2, 3
@@ -120,6 +133,7 @@ class SetupConnectionRequest(Message):
         "attach",
         "clock",
         "command",
+        "cores",
         "cwd",
         "cwd_pid",
         "env",
@@ -168,6 +182,7 @@ class SetupConnectionRequest(Message):
         Field(VENDOR + 11, "keeps_env", BOOL),
         Field(VENDOR + 19, "ports", MESSAGE, Ports),
         Field(VENDOR + 29, "logs", MESSAGE, Logs),
+        Field(VENDOR + 39, "cores", MESSAGE, Cores),
         Field(VENDOR + 49, "share", MESSAGE, Share),
     )
 
@@ -210,6 +225,7 @@ class SetupConnectionRequest(Message):
         self.logs: Logs | None = None
         self.ports: Ports | None = None
         self.share: Share | None = None
+        self.cores: Cores | None = None
         # HOME and SHELL of `env` are the target's, too.
         self.keeps_env = False
 

@@ -122,6 +122,17 @@ class Logs(Message):
         self.next = next_
 
 
+class Cores(Message):
+    """Asks for the core dumps of the guest's programs (5.7). size: of a core without its zeros, at most."""
+
+    __slots__ = ("size",)
+
+    FIELDS = (Field(1, "size", UINT64),)
+
+    def __init__(self, *, size: int = 0) -> None:
+        self.size = size
+
+
 class Subsystem(Message):
     """Asks for a subsystem instead of a command (6), by its name, such as sftp."""
 
@@ -135,7 +146,7 @@ class Subsystem(Message):
 
 
 class Share(Message):
-    """Mounts a folder of the host, which answers the requests of the guest's kernel over this connection (5.6).
+    """Mounts a folder of the host, which answers the requests of the guest's kernel over this connection (5.7).
 
     path: where, in the guest. source: what the guest's list of mounts calls it.
     """

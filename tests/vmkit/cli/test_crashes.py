@@ -1,6 +1,7 @@
 """crashes: lists those of all machines, shows one and how to open its dump, and removes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,14 @@ from tests.docs.schemas import check_form
 from tests.vmkit.cli.conftest import Vmkit
 from tests.vmkit.crashes.test_store import CRASH, keep
 from tests.vsh.test_text import HOSTILE
-from vmkit.crashes.record import Crash, CrashKind, DumpFormat
+from vmkit.crashes.record import Crash, CrashKind, DumpFormat, Program
 from vmkit.crashes.store import DMESG
+
+PROGRAM = Program(
+    *(7, 1000, 100, 6, "web", ("web", "--name", "two words"), "/usr/bin/web (deleted)", "0::/"),
+    is_contained=True,
+    is_whole=False,
+)
 
 
 @pytest.fixture
@@ -60,11 +67,26 @@ def test_dump_that_is_missing_is_explained(vmkit: Vmkit, root: Path) -> None:
     assert "no dump: the dump is larger than 4096 MiB" in vmkit("crashes", "web", "show").out
 
 
+def test_crash_of_a_program_is_shown_with_its_command(vmkit: Vmkit, root: Path) -> None:
+    folder = keep(root, "web", Crash(CrashKind.CORE, 1.0, "web was ended", trouble="half of it", program=PROGRAM))
+    (folder / "core").write_bytes(b"x" * 4096)
+    assert vmkit("crashes").out.splitlines()[1].split()[-4:] == ["core", "web", "was", "ended"]
+    shown = vmkit("crashes", "web", "show").out
+    assert "program: /usr/bin/web (deleted)" in shown
+    assert "command: web --name 'two words'" in shown
+    assert "user:    uid 1000, gid 100, in a container" in shown
+    assert "missing: half of it" in shown
+    assert f"core:    {folder}/core" in shown
+    assert "gdb:     vmkit crashes web gdb 1" in shown
+
+
 def test_text_of_a_guest_cannot_steer_the_terminal(vmkit: Vmkit, root: Path) -> None:
     text = HOSTILE.decode(errors="replace")
     folder = keep(root, "web", Crash(CrashKind.PANIC, 1.0, text, kernel=text, dump=DumpFormat.ELF, trouble=text))
     (folder / DMESG).write_bytes(HOSTILE)
-    for words in (("crashes",), ("crashes", "web", "show")):
+    program = replace(PROGRAM, name=text, command=(text, text), exe=text, cgroup=text)
+    keep(root, "web", Crash(CrashKind.CORE, 2.0, text, trouble=text, program=program))
+    for words in (("crashes",), ("crashes", "web", "show", "1"), ("crashes", "web", "show", "2")):
         assert "\x1b" not in vmkit(*words).out
         assert "\x9b" not in vmkit(*words).out
 

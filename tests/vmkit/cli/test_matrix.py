@@ -96,6 +96,10 @@ def test_status_tells_the_test_from_the_machine(
     # The machine's failure alone is tried again, and the record has both attempts.
     assert record["attempt"] == (1 if status == 1 else 2)
     assert [one["fault"] for one in record["earlier"]] == ([] if status == 1 else ["machine"])
+    # A failure may be due to these, and a machine that was never ready has them as well.
+    machine = record["machine"]
+    assert machine["qemu"] and machine["accelerator"] in ("kvm", "tcg") and machine["backend"] == "user"
+    assert (machine["started_by"], machine["seconds"]) == (None, None)
     assert Xml.parse(results / "000000/junit.xml").getroot()[0].get("errors") == "2"
     assert {path.name for path in results.iterdir()} == {"plan.json", "000000"}
     if status == 1:

@@ -7,8 +7,9 @@ import pytest
 from click.testing import CliRunner
 
 from vmkit.cli.main import vmkit
-from vmkit.cli.rpc import _load_client
 from vmkit.errors import ConfigError, HostError
+from vmkit.maitred.client import Maitred
+from vsh.address import Address
 from vsh.errors import VshError
 
 
@@ -39,11 +40,11 @@ def test_missing_grpclib_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def load(name: str, *words: Any) -> Any:
-        if name == "vmkit.maitred.client":
+        if name == "vmkit.maitred.channel":
             raise ModuleNotFoundError("No module named 'grpclib'", name="grpclib")
         return real(name, *words)
 
     monkeypatch.setattr(builtins, "__import__", load)
-    with pytest.raises(HostError, match="vmkit rpc needs the Python package grpclib") as caught:
-        _load_client()
+    with pytest.raises(HostError, match="a client of maitred needs the Python package grpclib") as caught:
+        Maitred(Address.unix("/nonexistent"))
     assert "vmkit-vsh[rpc]" in caught.value.hint

@@ -7,11 +7,10 @@ import pytest
 
 from tests.docs.schemas import check_form
 from tests.vmkit.cli.conftest import Vmkit
-from vmkit.cli.share import find_share
 from vmkit.entries.numbered import make_numbered
 from vmkit.errors import MachineError
 from vmkit.shares.place import SharedPlace
-from vmkit.shares.registry import SHARES, LiveShare, publish, read_shares
+from vmkit.shares.registry import SHARES, LiveShare, find_share, publish, read_shares
 
 ONE = LiveShare(1, "my", "/src", "/mnt/src", False, "fuse", 1, 0.0)
 SHARES_OF_MY = [

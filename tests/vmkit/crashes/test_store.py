@@ -10,7 +10,7 @@ import pytest
 
 from vmkit.crashes import store
 from vmkit.crashes.place import find_crashes_folder, find_usable_folder
-from vmkit.crashes.record import Crash, CrashKind, DumpFormat, parse_crash, render_crash
+from vmkit.crashes.record import Crash, CrashKind, DumpFormat, Program, parse_crash, render_crash
 from vmkit.crashes.store import DMESG, DUMP, RECORD, bound, list_all, list_of, make_crash, pick, remove
 from vmkit.errors import ConfigError
 
@@ -113,6 +113,16 @@ def test_oldest_crashes_of_a_machine_make_room(tmp_path: Path, monkeypatch: pyte
     assert len(list_of(tmp_path, "other")) == 1
 
 
+def test_crashes_of_programs_leave_the_panics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "MAX_CORES", 2)
+    program = Program(1, 2, 3, 4, "n", (), "", "", is_contained=False, is_whole=True)
+    keep(tmp_path)
+    for _ in range(5):
+        keep(tmp_path, crash=replace(CRASH, kind=CrashKind.CORE, program=program))
+        bound(tmp_path, "m")
+    assert [kept.number for kept in list_of(tmp_path, "m")] == [1, 5, 6]
+
+
 def test_large_crashes_make_room_and_the_newest_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "MACHINE_BYTES", 100_000)
     keep(tmp_path, dump_bytes=10)
@@ -151,7 +161,10 @@ def test_folders_of_others_are_no_crashes(tmp_path: Path) -> None:
 
 
 def test_record_is_the_same_after_its_json() -> None:
-    crash = replace(CRASH, dump=DumpFormat.KDUMP, dump_bytes=5, trouble="none", vmlinux="/v")
+    program = Program(1, 2, 3, 4, "n", ("a", "b"), "/e\udcff", "0::/", is_contained=True, is_whole=False)
+    crash = replace(
+        CRASH, dump=DumpFormat.KDUMP, dump_bytes=5, trouble="none", vmlinux="/v", program=program, root="/r"
+    )
     assert parse_crash(json.loads(json.dumps(render_crash(crash)))) == crash
     for key in render_crash(crash):
         broken = {**render_crash(crash), key: ["of another kind"]}

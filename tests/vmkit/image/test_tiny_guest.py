@@ -49,7 +49,7 @@ def boot(built: BuiltImage, *, memory: str = "128M") -> str:
         "-accel",
         "tcg",
         "-cpu",
-        "max,cx16=off",
+        "max,cx16=off,erms=off,fsrm=off",
         "-m",
         memory,
         "-nodefaults",

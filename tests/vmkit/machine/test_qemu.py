@@ -30,7 +30,8 @@ HARDWARE = Hardware(
 GOLDEN_USER = """\
 /usr/bin/qemu-system-x86_64 -name guest=tiny,process=vmkit-tiny -nodefaults -no-user-config -display none
 -S -action reboot=shutdown -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
--machine q35,sata=off,smbus=off,usb=off,hpet=off,memory-backend=ram -accel tcg -cpu max,cx16=off -smp 1 -m 256M
+-machine q35,sata=off,smbus=off,usb=off,hpet=off,memory-backend=ram -accel tcg -cpu max,cx16=off,erms=off,fsrm=off
+-smp 1 -m 256M
 -object memory-backend-file,mem-path=/proc/self/fd/13,id=ram,size=256M,share=on
 -device pcie-root-port,id=vsock-port,slot=1
 -chardev socket,id=console,fd=11 -serial chardev:console -chardev socket,id=qmp,fd=12 -mon chardev=qmp,mode=control
@@ -213,7 +214,7 @@ def test_gdb_is_served_on_loopback_alone() -> None:
 @pytest.mark.parametrize(
     ("accelerator", "nested", "asked", "accel", "cpu"),
     [
-        (Accelerator.TCG, False, None, "tcg", "max,cx16=off"),
+        (Accelerator.TCG, False, None, "tcg", "max,cx16=off,erms=off,fsrm=off"),
         (Accelerator.TCG, False, "qemu64", "tcg", "qemu64"),
         (Accelerator.TCG, True, None, "tcg,thread=single", "qemu64,-cx16"),
         (Accelerator.TCG, True, "max", "tcg,thread=single", "max"),

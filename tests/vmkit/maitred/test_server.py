@@ -1,5 +1,6 @@
 """maitred's methods, as each of three clients sees them: grpcio's, grpclib's with protobuf, and ours."""
 
+import json
 import os
 import socket
 import threading
@@ -12,7 +13,7 @@ from tests.vmkit.maitred.conftest import Call, RefusedError, ServerProgram, fron
 from tests.vmkit.maitred.google import CLASSES
 from tests.vsh.live import DEADLINE_S, Vshd, wait_until
 from vmkit.errors import MachineError
-from vmkit.maitred import client as maitred_client
+from vmkit.maitred import channel
 from vmkit.maitred.client import Maitred
 from vmkit.maitred.guest.serving import check_peer
 from vmkit.maitred.guest.waiting import is_token_demanded
@@ -219,7 +220,7 @@ def test_guest_without_the_service_is_told_apart(running: ServerProgram, tmp_pat
 def test_way_through_vshd_proves_the_token(
     running: ServerProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(maitred_client, "SOCKET", str(running.path))
+    monkeypatch.setattr(channel, "SOCKET", str(running.path))
     token = tmp_path / "token"
     token.write_bytes(make_token_text())
     token.chmod(0o600)
@@ -249,6 +250,31 @@ def test_server_that_hangs_up_is_a_lost_connection(tmp_path: Path) -> None:
         with Maitred(address, timeout_s=DEADLINE_S) as client, pytest.raises(ConnectionLost, match="ended during"):
             client.get_available_space()
         closing.join(DEADLINE_S)
+
+
+def test_machine_that_has_ended_is_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VMKIT_RUNTIME_DIR", str(tmp_path))
+    tmp_path.chmod(0o700)
+    (tmp_path / "ends").mkdir()
+    brief = "the guest's kernel panicked: a reason"
+    ending = {"name": "m", "pid": 4_000_000, "brief": brief, "expected": False, "details": "the last lines"}
+    (tmp_path / "ends" / "m.json").write_text(json.dumps(ending))
+    path = tmp_path / "closed.sock"
+    with socket.socket(socket.AF_UNIX) as listening, front(tmp_path / "vsock.sock", path) as address:
+        address.entry = Entry(str(tmp_path / "machines" / "m"), {"name": "m", "cid": 3, "pid": 4_000_000})
+        listening.bind(str(path))
+        listening.listen()
+
+        def hang_up() -> None:
+            listening.accept()[0].close()
+
+        closing = threading.Thread(target=hang_up)
+        closing.start()
+        with Maitred(address, timeout_s=DEADLINE_S) as client, pytest.raises(ConnectionLost) as caught:
+            client.get_available_space()
+        closing.join(DEADLINE_S)
+    assert str(caught.value) == f"lost the connection to machine 'm': {brief}"
+    assert caught.value.details == "the last lines"
 
 
 @pytest.mark.parametrize(("cid", "is_served"), [(2, True), (1, False), (3, False), (0, False)])

@@ -25,7 +25,7 @@ from vmkit.matrix.plan import Matrix, plan_matrix
 from vmkit.matrix.results import CellFault, CellRecord, CellResult, CommandRecord, PlanRecord
 from vmkit.matrix.schedule import Policy, Schedule
 from vmkit.matrix.shards import plan_shards
-from vmkit.matrix.summary import MAX_LISTED, render_markdown
+from vmkit.matrix.summary import MAX_LISTED, list_notes, render_markdown
 
 PASSED, FAILED, ERROR, SKIPPED = CaseVerdict
 VERDICTS = {CellFault.NONE: PASSED, CellFault.TEST: FAILED, CellFault.TIME: ERROR, CellFault.MACHINE: ERROR}
@@ -249,6 +249,24 @@ def make_found(plan: PlanRecord, number: int, fault: CellFault | None, attempt: 
         command = CommandRecord("one", VERDICTS[fault], fault, 1.0, "")
         record = replace(record, state="ended", seconds=1.0, commands=(command,))
     return Found(record, place, count_cases(record))
+
+
+@pytest.mark.parametrize("clocks", [(0.0, 253_402_300_799.0), (253_402_300_799.0, 0.0)])
+def test_clocks_of_nodes_decide_nothing_and_versions_that_differ_are_named(clocks: tuple[float, float]) -> None:
+    plan = make_plan(2)
+    found = [
+        make_found(plan, 0, CellFault.TEST, 1, "a"),
+        make_found(plan, 0, CellFault.NONE, 1, "b"),
+        make_found(plan, 1, CellFault.NONE, 1, "b"),
+    ]
+    first, *others = (replace(one, record=replace(one.record, started=clocks[one.place == "b"])) for one in found)
+    merged = merge_records(plan, [first, *others], {})
+    assert [(cell.verdict, cell.seconds) for cell in merged.cells] == [("failed", 1.0), ("passed", 1.0)]
+    assert list(list_notes(merged)) == ["tiny/k0/auto has 2 results, and a counts"]
+    # Nodes that were not updated together.
+    others = [replace(one, record=replace(one.record, vmkit="0.2.0")) for one in others]
+    *_, note = list_notes(merge_records(plan, [first, *others], {}))
+    assert note == "the cells are of different versions of vmkit: 0.1.0, 0.2.0"
 
 
 def test_long_summary_is_cut() -> None:

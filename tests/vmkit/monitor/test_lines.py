@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmkit.monitor.lines import parse_record
-from vshd.carry.records import HAS_WRITER, IS_CUT, KERNEL, SYSLOG, LogRecord
+from vshd.carry.records import FIELDS, HAS_WRITER, IS_CUT, KERNEL, SYSLOG, LogRecord
 
 READ = ("facility", "priority", "ident", "text")
 
@@ -29,6 +29,9 @@ def parse(text: bytes, source: int = SYSLOG) -> tuple[object, ...]:
             ("daemon", "err", "app", "text: x"),
         ),
         (b"<27>1 2026-11-30T12:00:00Z host - - - -", ("daemon", "err", "", "")),
+        # rsyslog's, when it sends lines on: the traditional form, and the other one.
+        (b"<13>Nov 30 12:00:00 web app[7]: text", ("user", "notice", "app", "text")),
+        (b"<13>2026-11-30T12:00:00.123456+01:00 web app: text", ("user", "notice", "app", "text")),
         # No syslog line, but a line.
         (b"hello", ("user", "notice", "", "hello")),
         (b"", ("user", "notice", "", "")),
@@ -59,6 +62,32 @@ def test_record_of_the_kernel_is_read(text: bytes, read: tuple[str, ...]) -> Non
     assert parse(text, KERNEL) == read
 
 
+def test_name_of_a_host_in_a_line_is_kept_apart() -> None:
+    texts = (b"<13>Nov 30 12:00:00 web app: x", b"<13>Nov 30 12:00:00 app: web x: y", b"<13>web app: x")
+    values = [parse_record(LogRecord(SYSLOG, 1, text)) for text in texts]
+    assert [(value.get("host"), value["ident"], value["text"]) for value in values] == [
+        ("web", "app", "x"),
+        (None, "app", "web x: y"),
+        (None, "", "web app: x"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "read", "unit"),
+    [
+        (b"30\0a.service\0app\0" + b"0\0two\nlines\n", ("daemon", "info", "app", "two\nlines"), "a.service"),
+        (b"14\0\0app: x[1]\0" + b"0\0<0>kernel: x", ("user", "info", "app: x[1]", "<0>kernel: x"), None),
+        (b"14\0\0\0" + b"0\0", ("user", "info", "", ""), None),
+        # The collector makes none of these.
+        (b"192\0u\0app\0" + b"0\0x", ("user", "notice", "", "192\0u\0app\0" + "0\0x"), None),
+        (b"30\0u\0x", ("user", "notice", "", "30\0u\0x"), None),
+    ],
+)
+def test_record_of_the_journal_is_read(text: bytes, read: tuple[str, ...], unit: str | None) -> None:
+    assert parse(text, FIELDS) == read
+    assert parse_record(LogRecord(FIELDS, 1, text)).get("unit") == unit
+
+
 def test_writer_is_the_kernels_word_and_the_lines_own_is_a_claim() -> None:
     text = b"<14>sshd[1]: x"
     value = parse_record(LogRecord(SYSLOG, 1, text, flags=HAS_WRITER | IS_CUT, pid=77, uid=1000, gid=5))
@@ -70,6 +99,6 @@ def test_writer_is_the_kernels_word_and_the_lines_own_is_a_claim() -> None:
 
 @given(st.integers(0, 255), st.integers(0, 255), st.binary(max_size=300), st.integers(0, 2**64 - 1))
 def test_every_record_is_read(source: int, flags: int, text: bytes, time_ns: int) -> None:
-    for start in (b"", b"<14>", b"<14>1 ", b"6,1,1,-;"):
+    for start in (b"", b"<14>", b"<14>1 ", b"6,1,1,-;", b"6\0u\0n\0" + b"1\0"):
         value = parse_record(LogRecord(source, 0, start + text, flags=flags, time_ns=time_ns))
         assert value["text"] is not None

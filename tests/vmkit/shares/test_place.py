@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vmkit.errors import ConfigError, HostError
-from vmkit.shares.place import SharedPlace, check_folder, parse_place
+from vmkit.shares.place import SharedPlace, check_folder, make_place, parse_place
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,16 @@ def test_present_folder_has_its_own_name(tmp_path: Path, monkeypatch: pytest.Mon
 def test_wrong_share_is_explained(text: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         parse_place(text)
+
+
+def test_place_is_made_of_its_parts() -> None:
+    """A colon is a letter then."""
+    assert make_place("/a:b") == SharedPlace(Path("/a:b"), "/mnt/a:b")
+    assert make_place("/a", "/b//c/", read_only=True) == SharedPlace(Path("/a"), "/b/c", True)
+    with pytest.raises(ConfigError, match="'/' needs a place in the guest"):
+        make_place("/")
+    with pytest.raises(ConfigError, match="must be an absolute path"):
+        make_place("/a", "b")
 
 
 def test_folder_must_be_one(tmp_path: Path) -> None:

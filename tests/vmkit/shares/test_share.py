@@ -14,7 +14,9 @@ from tests.vmkit.forward.test_forward import FakeMachine
 from tests.vsh.live import DEADLINE_S, Vshd, wait_until
 from tests.vshd.test_init import needs_namespace
 from tests.vshd.test_root import BUSYBOX, ForeignRoot, make_folder
+from vmkit.errors import MachineError
 from vmkit.machine import programs
+from vmkit.machine.running import find_machine
 from vmkit.shares.place import SharedPlace
 from vmkit.shares.registry import read_shares
 from vmkit.shares.start import end_share, open_share, start_share
@@ -60,6 +62,25 @@ def test_share_is_mounted_served_and_revoked(machine: FakeMachine, tmp_path: Pat
     assert read_shares("my") == []
     assert (folder / "made").read_text() == "new\n"
     wait_until(lambda: not (tmp_path / "there").exists(), "the place is there still")
+
+
+@needs_namespace
+@needs_fuse
+def test_python_shares_and_unshares(machine: FakeMachine, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "file").write_text("hello")
+    found = find_machine("my")
+    place = found.share(folder, str(tmp_path / "there"), read_only=True)
+    assert place == str(tmp_path / "there")
+    assert found.run(["cat", f"{place}/file"], text=True).stdout == "hello"
+    assert found.run(["touch", f"{place}/new"]).exit != 0
+    found.unshare(place)
+    with pytest.raises(MachineError, match="my has no share"):
+        found.unshare(folder)
+    found.share(folder, place)
+    found.unshare(folder)
+    assert read_shares("my") == []
 
 
 @needs_namespace

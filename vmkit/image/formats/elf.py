@@ -24,7 +24,7 @@ _DEBUG = (".debug_", ".rela.debug_")
 _ALIGNMENT_LIMIT = 4096
 # scripts/sign-file.c
 _SIGNED = b"~Module signature appended~\n"
-_DT_NEEDED = 1
+_DT_NEEDED, _DT_SONAME = 1, 14
 # A kernel module has some fifty sections; the field could claim 65,535.
 _SECTION_LIMIT = 4096
 # The longest .modinfo of Debian's has tens of kilobytes, for the module's aliases.
@@ -57,6 +57,16 @@ def _layout(data: bytes, form: str) -> struct.Struct:
 
 def read_needed(data: bytes) -> tuple[str, ...]:
     """The sonames of a program's or library's DT_NEEDED entries; none for a static one."""
+    return _read_dynamic(data, _DT_NEEDED)
+
+
+def read_soname(data: bytes) -> str:
+    """The name that programs have a library by; "" where it has none."""
+    return next(iter(_read_dynamic(data, _DT_SONAME)), "")
+
+
+def _read_dynamic(data: bytes, wanted: int) -> tuple[str, ...]:
+    """The texts of the dynamic entries of one tag."""
     sections = _read_sections(data)
     for section in sections:
         if section.kind != _SHT_DYNAMIC or section.link >= len(sections):
@@ -65,7 +75,7 @@ def read_needed(data: bytes) -> tuple[str, ...]:
         entries = _content(data, section)
         layout = _layout(data, _DYN)
         usable = len(entries) - len(entries) % layout.size
-        return tuple(_text(names, value) for tag, value in layout.iter_unpack(entries[:usable]) if tag == _DT_NEEDED)
+        return tuple(_text(names, value) for tag, value in layout.iter_unpack(entries[:usable]) if tag == wanted)
     return ()
 
 

@@ -1,5 +1,6 @@
 """The parts that a machine can have, a row each."""
 
+from vmkit.machine.parts.cores import CoresPart
 from vmkit.machine.parts.disk import DiskPart
 from vmkit.machine.parts.gdb import GdbPart
 from vmkit.machine.parts.network import NetworkPart
@@ -24,6 +25,7 @@ PARTS: tuple[Part, ...] = (
     SystemPart(),
     SeedPart(),
     VmcorePart(),
+    CoresPart(),
 )
 
 

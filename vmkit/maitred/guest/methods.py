@@ -165,6 +165,8 @@ class Agent:
         await stream.send_message(EmptyMessage())
         # The answer goes first: pid 1 ends this process.
         await stream.send_trailing_metadata()
+        # It leaves at the end of this turn of the loop.
+        await asyncio.sleep(0)
         self._system.power_off()
 
 

@@ -9,12 +9,14 @@ import asyncio
 import socket
 from collections.abc import Callable, Sequence
 
+from grpclib.protocol import H2Protocol
 from grpclib.server import Server
 
 from vmkit.maitred.codec import Codec
 from vmkit.maitred.guest.launching import Processes
 from vmkit.maitred.guest.methods import Agent
 from vmkit.maitred.guest.system import System
+from vmkit.maitred.joined import join_writes
 from vshd.carry.vsock import HOST_CID
 
 # The server is 27 MiB. Without a client for so long it ends, and a small process waits for the next.
@@ -36,6 +38,19 @@ class CheckedSocket(socket.socket):
             raise BlockingIOError
         self.note()
         return connection, address
+
+
+class _JoiningProtocol(H2Protocol):
+    """An answer leaves in one piece."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(join_writes(transport))
+
+
+class _JoiningServer(Server):
+    def _protocol_factory(self) -> H2Protocol:
+        plain = super()._protocol_factory()
+        return _JoiningProtocol(plain.handler, plain.config, plain.h2_config)
 
 
 def check_peer(address: object, is_token_demanded: Callable[[], bool]) -> bool:
@@ -62,7 +77,7 @@ async def serve(
         listening.setblocking(False)
         listening.is_allowed = lambda address: check_peer(address, is_token_demanded)
         listening.note = agent.note
-        server = Server([agent], codec=Codec())
+        server = _JoiningServer([agent], codec=Codec())
         await server.start(sock=listening)
         servers.append(server)
     try:
