@@ -150,7 +150,10 @@ class TestSlurm:
     def test_shard_chooses_its_number_by_itself(self, six: Matrix) -> None:
         script = render_slurm(plan_batch(six, "lab.toml", "out", shards=2))
         assert "--array=0-1" in script
-        assert "--shard auto/2 --to" in script
+        # One machine at a time, for which the task has memory, whatever processors the node has.
+        assert "--shard auto/2 --jobs 1 --retry-machine-failures 2 --to" in script
+        once = render_slurm(plan_batch(six, "lab.toml", "out", shards=2, retries=0))
+        assert "--shard auto/2 --jobs 1 --to" in once
 
 
 def read_manifests(text: str) -> list[dict[str, Any]]:
@@ -203,6 +206,12 @@ class TestKubernetes:
         (cell,) = job["spec"]["template"]["spec"]["containers"]
         assert cell["args"][2:6] == ["run", "/matrix/matrix.toml", "--cell", "$(JOB_COMPLETION_INDEX)"]
         assert merge["spec"]["suspend"]
+
+    def test_shard_has_one_machine_at_a_time_and_repeats_its_own_cells(self, six: Matrix) -> None:
+        """The pod has memory for one, and its status after a test that failed lets nothing run again."""
+        _, job, _ = read_manifests(render_kubernetes(plan_batch(six, "lab.toml", "out", shards=2), CHOICE))
+        (cell,) = job["spec"]["template"]["spec"]["containers"]
+        assert cell["args"][4:10] == ["--shard", "auto/2", "--jobs", "1", "--retry-machine-failures", "2"]
 
     def test_kvm_is_a_resource_of_the_cells_alone(self, batch: Batch) -> None:
         _, job, merge = read_manifests(render_kubernetes(batch, replace(CHOICE, kvm_resource="squat.ai/kvm")))

@@ -35,6 +35,15 @@ class Batch:
     limit_s: int
     retries: int = DEFAULT_RETRIES
 
+    @property
+    def shard_words(self) -> tuple[str, ...]:
+        """What a shard's run has as options.
+
+        It has room for one machine. And it repeats a cell itself: beside a test that failed, no engine would.
+        """
+        again = ("--retry-machine-failures", str(self.retries)) if self.retries else ()
+        return ("--shard", f"auto/{self.count}", "--jobs", "1", *again)
+
 
 def plan_batch(
     matrix: Matrix, file: str, results: str, *, shards: int | None = None, retries: int = DEFAULT_RETRIES

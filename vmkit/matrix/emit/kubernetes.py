@@ -158,7 +158,7 @@ def render_kubernetes(batch: Batch, choice: ClusterChoice) -> str:
             hint="put it into the container image, and name it with --file-in-image",
         )
     file = batch.file if text is None else f"{MATRIX_FOLDER}/{_KEY}"
-    picked = ["--shard", f"auto/{batch.count}"] if batch.is_sharded else ["--cell", "$(JOB_COMPLETION_INDEX)"]
+    picked = batch.shard_words if batch.is_sharded else ("--cell", "$(JOB_COMPLETION_INDEX)")
     run = ["vmkit", "matrix", "run", file, *picked, "--to", RESULTS_FOLDER]
     merge = ["vmkit", "matrix", "merge", RESULTS_FOLDER, "--to", f"{RESULTS_FOLDER}/merged"]
     resources = {"cpu": str(batch.cpus), "memory": f"{batch.memory_mib}Mi"}

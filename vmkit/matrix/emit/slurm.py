@@ -56,7 +56,7 @@ def render_slurm(batch: Batch) -> str:
         count=batch.count,
         tasks="shards" if batch.is_sharded else "cells",
         last=batch.count - 1,
-        choice=f"--shard auto/{batch.count}" if batch.is_sharded else '--cell "$SLURM_ARRAY_TASK_ID"',
+        choice=shlex.join(batch.shard_words) if batch.is_sharded else '--cell "$SLURM_ARRAY_TASK_ID"',
         cpus=batch.cpus,
         memory_mib=batch.memory_mib,
         limit_minutes=-(-batch.limit_s // 60),
