@@ -1,7 +1,8 @@
-"""A root of a user's own against tiny's: `python -m tests.bench.own_root SOURCE [--rounds N] [--run]`.
+"""A root of a user's own against tiny's: `python -m tests.bench.own_root SOURCE [--rounds N] [--run] [--snapshots]`.
 
-Both start in turn, on TCG, without snapshots. Prints medians and the smallest of READY. With --run it is the time of
-`vmkit run SOURCE true` from its start to its end. The first one is printed alone: it packs SOURCE. Judges nothing.
+Both start in turn, on TCG, by a boot. Prints medians and the smallest of READY. With --run it is the time of
+`vmkit run SOURCE true` from its start to its end. The first one is printed alone: it packs SOURCE. With --snapshots
+both start from theirs, which are made before. Judges nothing.
 """
 
 import argparse
@@ -19,17 +20,18 @@ from vmkit.image.cache import find_cache_dir
 
 # What the first run must not find.
 PACKED = ("roots", "sources", "tmp")
+HARDWARE = ("--accel", "tcg", "--backend", "user")
 
 
-def boot(source: str) -> float:
+def boot(source: str, *, is_boot: bool = True) -> float:
     """Seconds until READY."""
-    with vmkit.Machine(source, accelerator="tcg", backend="user", boot=True) as machine:
+    with vmkit.Machine(source, accelerator="tcg", backend="user", boot=is_boot) as machine:
         return machine.started.seconds
 
 
-def run(source: str, cache: Path | None = None) -> float:
+def run(source: str, cache: Path | None = None, *, is_boot: bool = True) -> float:
     """Seconds of the whole program, which runs `true`."""
-    argv = [sys.executable, "-m", "vmkit", "run", "-q", "--accel", "tcg", "--backend", "user", "--boot", source, "true"]
+    argv = [sys.executable, "-m", "vmkit", "run", "-q", *HARDWARE, *(("--boot",) if is_boot else ()), source, "true"]
     environ = os.environ if cache is None else {**os.environ, "VMKIT_CACHE_DIR": str(cache)}
     began_s = time.perf_counter()
     subprocess.run(argv, check=True, env=environ, stdin=subprocess.DEVNULL)
@@ -46,21 +48,31 @@ def run_first(source: str) -> float:
         return run(source, Path(folder))
 
 
+def save(source: str) -> None:
+    """Makes the snapshot, unless it is there."""
+    argv = [sys.executable, "-m", "vmkit", "snapshot", "make", "-q", *HARDWARE, source]
+    subprocess.run(argv, check=True, stdin=subprocess.DEVNULL)
+
+
 def main() -> None:
     """Runs the rounds, and prints a line for each side."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--run", action="store_true")
+    parser.add_argument("--snapshots", action="store_true")
     words = parser.parse_args()
     os.environ["VMKIT_BACKGROUND_SNAPSHOTS"] = "off"
-    measure: Callable[[str], float] = run if words.run else boot
+    measure: Callable[..., float] = run if words.run else boot
     if words.run:
         print(f"{words.source}: the first vmkit run {run_first(words.source):.2f} s", flush=True)
     sides: dict[str, list[float]] = {"tiny": [], words.source: []}
+    if words.snapshots:
+        for source in sides:
+            save(source)
     for _ in range(words.rounds):
         for source, seconds in sides.items():
-            seconds.append(measure(source))
+            seconds.append(measure(source, is_boot=not words.snapshots))
     base = statistics.median(sides["tiny"])
     for source, seconds in sides.items():
         median = statistics.median(seconds)

@@ -1,5 +1,6 @@
 """Roots of a user's in the places of images: matrix files and pools."""
 
+import json
 import tarfile
 from pathlib import Path
 from xml.etree import ElementTree as Xml
@@ -12,6 +13,8 @@ from vmkit.image.formats.cpio import read_cpio
 from vmkit.image.recipe.config import load_image
 from vmkit.pool.pool import Pool
 from vsh.registry import read_machines
+
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +44,22 @@ def test_matrix_runs_its_commands_in_a_root(root: Path, vmkit: Run) -> None:
     assert str(case[0].text).strip() == "it is the root"
 
 
-def test_pool_gives_machines_of_a_root(root: Path) -> None:
+def test_machines_of_a_root_start_from_its_snapshot(root: Path, vmkit: Run) -> None:
+    """The pool makes it, and `vmkit run` takes it. Each machine has a boot id of its own, which its sessions see."""
     known = {machine.name for machine in read_machines()}
+    ids = set()
     with Pool(str(root), size=1, accelerator="tcg", backend="user") as pool, pool.take(120) as machine:
         assert pool.name.startswith("small-pool")
         assert machine.run(["cat", "/mark"], check=True).stdout == b"it is the root\n"
+        entry = machine.find_entry()
+        assert entry.record["started_by"] == "snapshot"
+        ids.add(machine.run(["cat", BOOT_ID], check=True).stdout)
+    options = ("--accel", "tcg", "--backend", "user")
+    for _ in range(2):
+        done = vmkit("--debug", "run", *options, str(root), "cat", BOOT_ID)
+        assert done.returncode == 0, done.stderr.decode()
+        ids.add(done.stdout)
+    assert len(ids) == 3
+    made = json.loads(vmkit("snapshot", "list", "--json").stdout)
+    assert [one["named"] for one in made if one["image"] == str(root)] == [False]
     assert {machine.name for machine in read_machines()} == known

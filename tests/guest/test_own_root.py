@@ -89,7 +89,7 @@ def test_system_of_busybox_alone(small: Path, tmp_path: Path, up: Run, vmkit: Ru
     assert (tmp_path / "back").read_text() == "hello"
     done = vmkit("snapshot", "save", "of-a-root", "--image", str(disk))
     assert done.returncode == 64
-    assert b"its root is a disk of its user's" in done.stderr
+    assert b"a snapshot with a name is of an image, and not of a root of yours" in done.stderr
     # There is no poweroff in it.
     done = vmkit("down", "my-small")
     assert (done.returncode, done.stdout) == (0, b"my-small is down\n")

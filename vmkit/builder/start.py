@@ -16,7 +16,7 @@ from vmkit.machine.builders import add_builder
 from vmkit.machine.choose import Choices
 from vmkit.machine.probe import read_available_memory_mib
 from vmkit.machine.programs import start_program
-from vmkit.machine.restore import SNAPSHOTS_VARIABLE, find_facts, find_obstacle, open_store
+from vmkit.machine.restore import SNAPSHOTS_VARIABLE, find_facts, find_obstacle, name_image, open_store
 from vmkit.machine.save import check_room, name_machine
 from vmkit.machine.spec import Backend, MachineSpec
 from vmkit.snapshots.boots import Boots, count_boot, read_boots, write_boots
@@ -81,7 +81,8 @@ def _note_boot(spec: MachineSpec, choices: Choices) -> bool:
 def _count(plan: _Plan) -> Boots:
     """The boots with the key of this machine, this one included."""
     folder = plan.store.folder
-    known = count_boot(read_boots(folder), plan.key, plan.choices.built.name, plan.spec.memory_mib, time.time())
+    image = name_image(plan.spec, plan.choices)
+    known = count_boot(read_boots(folder), plan.key, image, plan.spec.memory_mib, time.time())
     write_boots(folder, known)
     return known[plan.key]
 
@@ -97,7 +98,7 @@ def _has_room(plan: _Plan) -> bool:
 
 def _start(plan: _Plan, root: Path) -> bool:
     record = {
-        "image": plan.choices.built.name,
+        "image": name_image(plan.spec, plan.choices),
         "memory_mib": plan.spec.memory_mib,
         "machine": name_machine(plan.store.find_made(plan.key)),
     }

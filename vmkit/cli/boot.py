@@ -17,6 +17,7 @@ from vmkit.cli.show import CleanWriter, open_progress, print_json, read_wall
 from vmkit.errors import NameInUseError
 from vmkit.image.build import find_built_image, plan_image, prepare
 from vmkit.machine.argv import QemuPlan
+from vmkit.machine.booted import has_systemd
 from vmkit.machine.choose import Choices, choose, find_image, plan_hardware
 from vmkit.machine.handover import MonitorHandle
 from vmkit.machine.launch import Layout
@@ -93,8 +94,12 @@ def await_booted(answer: dict[str, object], timeout_s: float, show: Show) -> Non
 
 def _note_boot(spec: MachineSpec, started: Started) -> bool:
     """Counts a boot. Returns whether a snapshot is made in the background now."""
-    if started.started_by != "boot":
+    entry = find_machine(name=started.name)
+    if started.started_by != "boot" or (entry is not None and has_systemd(entry)):
         return False
+    if spec.source:
+        # The disk that was made of it.
+        spec = replace(spec, root=started.choices.root)
     from vmkit.builder.start import note_boot  # noqa: PLC0415 - most starts are from a snapshot
 
     return note_boot(spec, started.choices)

@@ -18,6 +18,7 @@ from vmkit.machine.spec import MachineSpec
 from vmkit.snapshots.boots import read_boots
 from vmkit.snapshots.key import SHOWN_DIGITS
 from vmkit.snapshots.store import Snapshot, read_snapshot
+from vmkit.stored.place import is_stored
 from vsh.text import clean_text
 
 # They belong to one running machine, or to a boot that nothing is saved of.
@@ -46,8 +47,8 @@ def snapshot() -> None:
 def make(*, image: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Boot a machine, save it, and end it, unless its snapshot is there.
 
-    IMAGE is a shipped image's name (default: tiny) or the path of your own recipe. Give the options that you give to
-    `vmkit up`.
+    IMAGE is a shipped image's name (default: tiny), the path of your own recipe, or a root of yours, as for
+    `vmkit up`. Give the options that you give to `vmkit up`.
     """
     with open_progress(quiet=quiet) as tell:
         made = make_snapshot(_read_spec(image, options), tell=tell)
@@ -195,6 +196,12 @@ def _render_unmade(made: set[str]) -> list[dict[str, Any]]:
 
 def _read_spec(image: str, options: dict[str, Any]) -> MachineSpec:
     known = {option.name for option in OPTIONS} - set(NOT_SAVED)
+    if is_stored(image):
+        # As for `vmkit up`, where a stored machine comes before an image.
+        raise ConfigError(
+            f"vmkit cannot save the machine '{image}': it keeps what its guest writes",
+            hint=f"give the root that it was created from, or start it: vmkit up {image}",
+        )
     unknown = options.keys() - known
     if unknown:
         raise ConfigError(f"a snapshot knows no option {min(unknown)}")

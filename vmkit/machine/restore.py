@@ -18,6 +18,7 @@ from vmkit.machine.choose import Choices, plan_hardware
 from vmkit.machine.qemu import plan_qemu
 from vmkit.machine.spec import (
     FIRST_GUEST_CID,
+    INITS,
     Accelerator,
     DiskMode,
     DiskSpec,
@@ -37,6 +38,7 @@ CPU_FACTS = ("vendor_id", "cpu family", "model", "model name", "stepping", "micr
 # The fields of a spec that a snapshot with a name remembers; all others are the new machine's own.
 KEPT_FIELDS = ("image", "memory_mib", "cpus", "append", "cpu")
 KEPT_PATHS = ("kernel", "tree", "modules", "root")
+NO_INIT = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +70,23 @@ def find_obstacle(spec: MachineSpec, choices: Choices) -> str:
         (spec.gdb or spec.gdb_port is not None, "gdb is served, which is for a boot"),
         (spec.vmcore is not None, "a panic is dumped, which is for a boot"),
         (spec.root_from is not None, "its root is a folder of the host, which can change"),
-        (choices.built.takes_root, "its root is a disk of its user's, where a thaw cannot renew the machine-id"),
+        (spec.stored is not None, "it keeps what its guest writes"),
+        (spec.user_data is not None, "it gets data for its cloud-init"),
         (spec.on_reset is OnReset.RESTART, "a reboot would need another kernel command line than its restore"),
         (bool(spec.more), "it has a part that cannot be saved"),
     )
     found = next((text for is_there, text in obstacles if is_there), "")
-    if found:
-        return found
+    return found or _find_disk_obstacle(spec, choices)
+
+
+def _find_disk_obstacle(spec: MachineSpec, choices: Choices) -> str:
     for disk in spec.disks:
         if disk.mode is DiskMode.READ_WRITE:
             return f"it can write to the disk {disk.path}"
-        if not stat.S_ISREG(disk.path.stat().st_mode):
-            return f"the disk {disk.path} is a device, whose content can change unseen"
+    root = (choices.root,) if choices.built.takes_root and choices.root is not None else ()
+    for path in (*root, *(disk.path for disk in spec.disks)):
+        if not stat.S_ISREG(path.stat().st_mode):
+            return f"the disk {path} is a device, whose content can change unseen"
     return ""
 
 
@@ -106,6 +113,13 @@ def find_facts(spec: MachineSpec, choices: Choices) -> dict[str, Any]:
     }
 
 
+def name_image(spec: MachineSpec, choices: Choices) -> str:
+    """What a snapshot is of, for a person: the image, or what the user gave as the root."""
+    if choices.built.takes_root and choices.root is not None:
+        return spec.source or str(choices.root)
+    return choices.built.name
+
+
 def find_source(spec: MachineSpec, choices: Choices) -> SnapshotSource | None:
     """The snapshot to start from; None: the machine boots.
 
@@ -118,6 +132,9 @@ def find_source(spec: MachineSpec, choices: Choices) -> SnapshotSource | None:
         if spec.boot or not (store.folder / MADE).is_dir() or find_obstacle(spec, choices):
             return None
         folder = store.find_made(make_key(find_facts(spec, choices)))
+        if not folder.is_dir() and choices.built.takes_root and spec.init == NO_INIT:
+            # A guest whose pid 1 is systemd has no snapshot. So one of the same machine with `auto` has vmkit's init.
+            folder = store.find_made(make_key(find_facts(replace(spec, init=INITS[0]), choices)))
         if not folder.is_dir():
             return None
     except PermissionError as error:

@@ -16,9 +16,11 @@ from vmkit.entries.folder import hold_registry, open_runtime_directory
 from vmkit.errors import ConfigError, HostError, MachineError
 from vmkit.image.cache import Cache, open_cache
 from vmkit.machine import stop
+from vmkit.machine.booted import has_systemd
 from vmkit.machine.builders import end_builder, find_builder
-from vmkit.machine.choose import Build, Tell, choose
-from vmkit.machine.restore import SNAPSHOTS_VARIABLE, find_facts, find_obstacle, open_store, render_options
+from vmkit.machine.choose import Build, Choices, Tell, choose
+from vmkit.machine.restore import SNAPSHOTS_VARIABLE, find_facts, find_obstacle, name_image, open_store, render_options
+from vmkit.machine.source import take_source
 from vmkit.machine.spec import LAST_GUEST_CID, Backend, MachineSpec, check_name
 from vmkit.machine.start import Started, start_machine
 from vmkit.machine.vhost import KernelVhostDoor
@@ -33,11 +35,17 @@ from vsh.registry import SAVING, Entry, find_machine
 
 # The guest's freeze, its settling, and the writing of its memory on a slow disk.
 SAVE_DEADLINE_S = 300.0
+# Tells the init of the image `any` that sessions must have a boot id which a thaw can change. It is no fact of the key.
+SAVED_ARGUMENT = "vmkit.saved"
 # Digits in the name of the machine that is saved.
 NAME_DIGITS = 8
 CID_DIGITS = 7
 # Beside the memory: the state, and what a file system wants for itself.
 SPARE_BYTES = 16 << 20
+
+
+class HasSystemdError(MachineError):
+    """pid 1 of the machine that was to be saved is the systemd of its root. The host learns it with READY."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +77,9 @@ def make_snapshot(
     wait = on_wait or (lambda key: _take_over(key, say))
     started_s = time.monotonic()
     spec = replace(spec, boot=True, snapshot=None, name=None, cid=None, token=False)
+    spec = take_source(spec, say)
     choices = choose(spec, say, KernelVhostDoor(), build)
-    obstacle = find_obstacle(spec, choices)
-    if obstacle:
-        raise ConfigError(f"no snapshot of this machine can be made: {obstacle}")
+    _check_choices(spec, choices, name)
     facts = find_facts(spec, choices)
     key = make_key(facts)
     store = open_store()
@@ -91,18 +98,35 @@ def make_snapshot(
             new = folder / "snapshot"
             new.mkdir(mode=0o700)
             check_room(store.folder, spec)
-            machine_name = name_machine(final)
-            # The last CIDs: the first are those that people type. On `vhost` the kernel knows which are free.
-            is_free = choices.backend is Backend.USER
-            cid = LAST_GUEST_CID - int(machine_name[-CID_DIGITS:], 16) if is_free else None
-            machine = replace(spec, name=machine_name, cid=cid)
-            saved = _save(machine, new, commands, say, build)
+            saved = _save(_plan_machine(spec, choices, final), new, commands, say, build)
             _check_unchanged(facts, find_facts(spec, saved.choices))
-            _complete(new, key, choices.built.name, facts, spec if name else None)
+            _complete(new, key, name_image(spec, choices), facts, spec if name else None)
             _publish(cache, new, final)
         store.prune(keep=key)
         _forget_boots(store.folder, key)
     return Made(read_snapshot(final), False, time.monotonic() - started_s)
+
+
+def _check_choices(spec: MachineSpec, choices: Choices, name: str) -> None:
+    """Raises ConfigError for a machine that cannot be saved, or not under a name."""
+    if name and choices.built.takes_root:
+        raise ConfigError(
+            "a snapshot with a name is of an image, and not of a root of yours",
+            hint="vmkit snapshot make saves a machine of a root, and vmkit up starts from it",
+        )
+    obstacle = find_obstacle(spec, choices)
+    if obstacle:
+        raise ConfigError(f"no snapshot of this machine can be made: {obstacle}")
+
+
+def _plan_machine(spec: MachineSpec, choices: Choices, final: Path) -> MachineSpec:
+    """The machine that is saved for the snapshot in this folder."""
+    name = name_machine(final)
+    # The last CIDs: the first are those that people type. On `vhost` the kernel knows which are free.
+    is_free = choices.backend is Backend.USER
+    cid = LAST_GUEST_CID - int(name[-CID_DIGITS:], 16) if is_free else None
+    append = f"{spec.append} {SAVED_ARGUMENT}".strip() if choices.built.takes_root else spec.append
+    return replace(spec, name=name, cid=cid, append=append)
 
 
 def name_machine(final: Path) -> str:
@@ -163,6 +187,11 @@ def _save(spec: MachineSpec, folder: Path, commands: Sequence[str], say: Tell, b
     started = start_machine(spec, tell=say, build=build, is_owned=True)
     try:
         entry = _find_entry(started)
+        if has_systemd(entry):
+            raise HasSystemdError(
+                "no snapshot of this machine can be made: its pid 1 is the systemd of its root",
+                hint="vmkit up boots it at each start",
+            )
         for command in commands:
             say(f"running {command}", None)
             Client(address_of(entry)).run(["sh", "-c", command], check=True)

@@ -26,7 +26,7 @@ from vmkit.machine.probe import read_available_memory_mib
 from vmkit.machine.programs import start_program
 from vmkit.machine.restore import find_obstacle
 from vmkit.machine.running import RunningMachine
-from vmkit.machine.save import make_snapshot
+from vmkit.machine.save import HasSystemdError, make_snapshot
 from vmkit.machine.source import ANY, name_machine, take_source
 from vmkit.machine.spec import MAX_NAME_CHARACTERS, MachineSpec, check_name
 from vmkit.machine.vhost import KernelVhostDoor
@@ -261,7 +261,10 @@ def start_pool(
     if obstacle:
         say(f"machines of this pool boot: {obstacle}", None)
     elif spec.snapshot is None and not spec.boot:
-        make_snapshot(spec, tell=say)
+        try:
+            make_snapshot(spec, tell=say)
+        except HasSystemdError as error:
+            say(f"machines of this pool boot: {error.brief.partition(': ')[2]}", None)
     return start_keeper(Order(spec, chosen, shrink(size, spec.memory_mib, say), owner))
 
 

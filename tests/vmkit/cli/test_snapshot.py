@@ -74,6 +74,15 @@ def test_wrong_usage_is_refused(vmkit: Vmkit, folders: Path, words: tuple[str, .
     assert vmkit(*words).status == 64
 
 
+@pytest.mark.parametrize("verb", [("make", "web"), ("save", "mine", "--image", "web")])
+def test_machine_that_stays_is_not_saved(vmkit: Vmkit, folders: Path, verb: tuple[str, ...]) -> None:
+    (folders / "data/machines/web").mkdir(parents=True, mode=0o700)
+    done = vmkit("snapshot", *verb)
+    assert done.status == 64
+    assert "vmkit cannot save the machine 'web': it keeps what its guest writes" in done.err
+    assert "vmkit up web" in done.err
+
+
 @pytest.mark.parametrize("more", [(), ("--console",)])
 def test_snapshot_that_is_none_is_no_boot(vmkit: Vmkit, folders: Path, more: tuple[str, ...]) -> None:
     """Nor does --console, which otherwise boots, take the place of the name."""

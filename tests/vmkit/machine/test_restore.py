@@ -22,12 +22,13 @@ from vmkit.machine.restore import (
     find_facts,
     find_obstacle,
     find_source,
+    name_image,
     open_store,
     parse_options,
     render_options,
     take_options,
 )
-from vmkit.machine.spec import Accelerator, Backend, DiskMode, DiskSpec, MachineSpec
+from vmkit.machine.spec import Accelerator, Backend, DiskMode, DiskSpec, MachineSpec, StoredRoot
 from vmkit.machine.start import Started
 from vmkit.machine.vhost import KernelVhostDoor
 from vmkit.snapshots.key import describe_difference, make_key
@@ -114,6 +115,57 @@ def test_snapshot_of_exactly_this_machine_is_found(choices: Choices) -> None:
     assert find_source(replace(SPEC, memory_mib=512), choices) is None
     assert find_source(SPEC, replace(choices, qemu=replace(choices.qemu, version=(10, 0, 2)))) is None
     assert find_source(SPEC, replace(choices, backend=Backend.VHOST)) is None
+
+
+# A root of a user's.
+
+
+def give_root(choices: Choices, root: Path) -> tuple[MachineSpec, Choices]:
+    """The machine of the image that takes any root, and what it leads to."""
+    built = replace(choices.built, name="any", takes_root=True)
+    return replace(SPEC, image="any", root=root), replace(choices, built=built, root=root, root_type="ext4")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "root.img"
+    path.write_bytes(bytes(4096))
+    return path
+
+
+def test_root_is_a_fact_and_no_obstacle(choices: Choices, disk: Path) -> None:
+    spec, given = give_root(choices, disk)
+    assert find_obstacle(spec, given) == ""
+    before = find_facts(spec, given)
+    disk.write_bytes(b"x" * 4096)
+    assert describe_difference(before, find_facts(spec, given)) == "a kernel or a disk"
+    other = give_root(choices, disk.rename(disk.with_name("other.img")))
+    assert len({make_key(facts) for facts in (before, find_facts(spec=other[0], choices=other[1]))}) == 2
+    # A person sees what was given, and not the disk that vmkit made of it.
+    assert name_image(*other) == str(disk.with_name("other.img"))
+    assert name_image(replace(other[0], source="oci:/web"), other[1]) == "oci:/web"
+    assert name_image(SPEC, choices) == "tiny"
+
+
+def test_root_that_can_change_under_a_snapshot_says_why(choices: Choices, disk: Path, tmp_path: Path) -> None:
+    spec, given = give_root(choices, disk)
+    assert "/dev/null is a device" in find_obstacle(*give_root(choices, Path("/dev/null")))
+    assert "a folder of the host" in find_obstacle(replace(spec, root=None, root_from=tmp_path), given)
+    stored = StoredRoot("web", tmp_path, disk, "raw", "ext4")
+    assert "it keeps what its guest writes" in find_obstacle(replace(spec, stored=stored), given)
+    assert "cloud-init" in find_obstacle(replace(spec, user_data=disk), given)
+    writable = (DiskSpec(disk, DiskMode.READ_WRITE),)
+    assert "can write to the disk" in find_obstacle(replace(spec, disks=writable), given)
+
+
+def test_machine_without_systemd_takes_the_snapshot_of_one_that_found_none(choices: Choices, disk: Path) -> None:
+    """`vmkit run` asks for no systemd. One that looked for systemd was saved only where there is none."""
+    spec, given = give_root(choices, disk)
+    folder = make(given, spec)
+    source = find_source(replace(spec, init="none"), given)
+    assert source is not None and source.folder == folder
+    assert find_source(replace(spec, init="systemd"), given) is None
+    assert find_source(replace(spec, init="none", memory_mib=512), given) is None
 
 
 # One of no use.

@@ -13,13 +13,16 @@ from pathlib import Path
 import pytest
 
 from tests.vmkit.machine.conftest import Boot
+from tests.vmkit.machine.test_source import make_root
 from tests.vmkit.machine.test_start import entries
 from tests.vshd.test_init import needs_namespace
-from vmkit.errors import HostError, MachineError
+from vmkit.errors import ConfigError, HostError, MachineError
 from vmkit.image.build import BuiltImage
+from vmkit.machine import stop
 from vmkit.machine.restore import open_store
-from vmkit.machine.save import Made, make_snapshot
+from vmkit.machine.save import SAVED_ARGUMENT, HasSystemdError, Made, make_snapshot
 from vmkit.machine.spec import Accelerator, Backend, DiskSpec, MachineSpec
+from vmkit.machine.start import start_machine
 from vmkit.snapshots.store import FILES
 from vsh.registry import read_machines
 
@@ -54,6 +57,41 @@ def test_saved_machine_starts_from_its_snapshot(
     (entry,) = read_machines()
     assert entry.record["wall"] == {"transport": "on", "daemon": "on", "kernel": "on"}
     assert (started.directory / "token").exists()
+
+
+def test_machine_of_a_root_is_told_that_it_will_be_saved(
+    boot: Boot, image: BuiltImage, folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The word makes its init cover the boot id of the root. The key does not have the word: `up` has none either."""
+    given = replace(image, name="any", takes_root=True)
+    spec = replace(SPEC, image="any", root=make_root("ext4", tmp_path / "root.img"))
+    monkeypatch.setenv("FAKE_APPEND_FILE", str(tmp_path / "append"))
+    made = save(given, spec)
+    assert (tmp_path / "append").read_text().split()[-1] == SAVED_ARGUMENT
+    assert SAVED_ARGUMENT not in json.dumps(made.snapshot.record.facts)
+    assert made.snapshot.record.image == str(spec.root)
+    monkeypatch.setenv("FAKE_RESTORE", "thaw")
+    with start_machine(spec, build=lambda _image, _tell: given).monitor as monitor:
+        (entry,) = read_machines()
+        assert entry.record["started_by"] == "snapshot"
+        stop.kill(entry)
+        monitor.wait(10)
+
+
+def test_root_whose_systemd_is_pid_1_is_not_saved(image: BuiltImage, folders: Path, tmp_path: Path) -> None:
+    """READY comes before systemd has done anything. A pool catches the error, and boots its machines."""
+    root = make_root("ext4", tmp_path / "root.img")
+    spec = replace(SPEC, image="any", root=root, append="fake=ready-with-systemd")
+    with pytest.raises(HasSystemdError, match="its pid 1 is the systemd of its root"):
+        save(replace(image, name="any", takes_root=True), spec)
+    check_nothing_is_left(folders)
+
+
+def test_root_is_not_saved_under_a_name(image: BuiltImage, tmp_path: Path) -> None:
+    spec = replace(SPEC, image="any", root=make_root("ext4", tmp_path / "root.img"))
+    with pytest.raises(ConfigError, match="a snapshot with a name is of an image") as caught:
+        save(replace(image, name="any", takes_root=True), spec, name="mine")
+    assert "vmkit snapshot make" in caught.value.hint
 
 
 def test_qemu_that_dies_in_the_thaw_is_a_line_and_a_boot(
