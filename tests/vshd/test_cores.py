@@ -50,8 +50,11 @@ class Kernel:
     def dump(self, core: bytes, pid: int | None = None) -> threading.Thread:
         """Dumps beside the test, as a program dumps beside the host: the pipe is full before the host has read all."""
 
+        # The pattern is that of now.
+        helper = self.start(pid)
+
         def write() -> None:
-            with self.start(pid) as helper:
+            with helper:
                 assert helper.stdin is not None
                 with contextlib.suppress(BrokenPipeError):
                     helper.stdin.write(core)
