@@ -23,6 +23,7 @@ from vmkit.errors import ConfigError, HostError, MachineError
 from vmkit.machine.running import read_log
 from vmkit.machine.sessions import render_sessions
 from vmkit.matrix.plan import Matrix
+from vmkit.matrix.reading import open_file
 from vmkit.matrix.report import render_record_report
 from vmkit.matrix.results import (
     ENDED,
@@ -75,7 +76,7 @@ def read_plan(folder: Path) -> PlanRecord | None:
     Raises ConfigError for a plan that is damaged or of another version, OSError.
     """
     try:
-        with (folder / PLAN).open("rb") as file:
+        with open_file(folder / PLAN) as file:
             data = file.read(MAX_PLAN_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -86,7 +87,7 @@ def read_record(folder: Path) -> CellRecord | None:
     """Returns the record in a cell's folder. None: there is none yet. Raises ConfigError, OSError."""
     path = folder / RECORD
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             data = file.read(MAX_RECORD_BYTES + 1)
     except FileNotFoundError:
         return None

@@ -28,6 +28,7 @@ from vmkit.matrix.merge import (
     strip_record,
 )
 from vmkit.matrix.page import render_page
+from vmkit.matrix.reading import open_file
 from vmkit.matrix.report import SUITE, make_record_cases
 from vmkit.matrix.results import CellRecord, PlanRecord
 from vmkit.matrix.summary import parse_merged, render_markdown, render_merged, render_table
@@ -78,7 +79,7 @@ def read_merged(folder: Path) -> tuple[dict[str, str], dict[str, float]]:
     """Reads the verdicts and the seconds of an earlier merge. Raises ConfigError."""
     path = folder / MERGED
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             data = file.read(MAX_MERGED_BYTES + 1)
     except OSError as error:
         hint = f"make it: vmkit matrix merge DIR --to {folder}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from vmkit.errors import ConfigError
 from vmkit.matrix.cellfolder import explain_errors, write_whole
 from vmkit.matrix.plan import Cell, Matrix
+from vmkit.matrix.reading import open_file
 
 SCHEMA = 1
 # 100,000 kernels.
@@ -54,10 +55,13 @@ def find_content(lock: MatrixLock, cell: Cell) -> str:
 def write_lock(path: Path, lock: MatrixLock) -> None:
     """Writes a lock, whole. Raises HostError, and ConfigError for a path that has a file of another kind."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             begin = file.read(len(_BEGIN))
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         begin = b""
+    except OSError as error:
+        # What vmkit cannot read may be the work of another program.
+        raise ConfigError(f"cannot replace {path}: {error.strerror}", hint="rename your matrix") from error
     # Other programs have locks of this name, too, and even a matrix may have it.
     if begin and begin != _BEGIN:
         raise ConfigError(f"{path} is no lock of a matrix, and vmkit does not replace it", hint="rename your matrix")
@@ -69,7 +73,7 @@ def check_lock(file: Path, found: MatrixLock) -> None:
     """Refuses what the lock beside a matrix file has not, if there is one. Raises ConfigError."""
     path = find_matrix_lock(file)
     try:
-        with path.open("rb") as source:
+        with open_file(path) as source:
             data = source.read(MAX_LOCK_BYTES + 1)
     except FileNotFoundError:
         return
@@ -81,7 +85,7 @@ def check_lock(file: Path, found: MatrixLock) -> None:
 def hash_file(path: Path, what: str) -> str:
     """Returns the digest of a kernel or a disk. Raises ConfigError."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ConfigError(f"cannot read {what} {path}: {error.strerror}") from error

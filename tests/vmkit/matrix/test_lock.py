@@ -1,6 +1,7 @@
 """The lock of a matrix: what a node must have, and how it is told what is another there."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,29 @@ def test_file_of_another_kind_is_not_replaced(tmp_path: Path, content: str) -> N
     path.write_bytes(b"")
     write_lock(path, MatrixLock("0" * 64, {}, {}))
     write_lock(path, MatrixLock("1" * 64, {}, {}))
+
+
+@pytest.mark.parametrize("name", ["bzImage", "lab.lock"])
+def test_fifo_in_the_place_of_a_file_is_an_error_and_stays(file: Path, name: str) -> None:
+    """Its open would wait for a writer for ever."""
+    found = describe_lock(read_matrix(file), [0, 1], IMAGES)
+    path = file.with_name(name)
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match=f"cannot .*{name}: it is no regular file"):
+        describe_lock(read_matrix(file), [0, 1], IMAGES)
+        check_lock(file, found)
+    with pytest.raises(ConfigError, match=f"cannot .*{name}: it is no regular file"):
+        describe_lock(read_matrix(file), [0, 1], IMAGES)
+        write_lock(find_matrix_lock(file), found)
+    assert path.is_fifo()
+
+
+def test_lock_that_cannot_be_read_is_not_replaced(file: Path) -> None:
+    """A link in a ring stands for whatever cannot be opened: root reads every file."""
+    found = describe_lock(read_matrix(file), [0], IMAGES)
+    path = find_matrix_lock(file)
+    path.symlink_to(path.name)
+    with pytest.raises(ConfigError, match=r"cannot replace .*lab\.lock: Too many levels of symbolic links"):
+        write_lock(path, found)
+    assert path.is_symlink()

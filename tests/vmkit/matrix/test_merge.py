@@ -1,6 +1,7 @@
 """Merging: each cell once, the worse of two results, and what is missing never passes. Reports say the same."""
 
 import json
+import os
 import re
 from collections import Counter
 from dataclasses import replace
@@ -185,6 +186,20 @@ def test_damaged_results_are_missing_and_named(results: Path, tmp_path: Path) ->
         assert [words in trouble for trouble in merged.troubles] == [True], merged.troubles
     place.unlink()
     assert merge(results, tmp_path / "out").troubles == ()
+
+
+def test_fifo_among_the_results_is_missing_and_named(results: Path, tmp_path: Path) -> None:
+    """Other hosts have written them. Its open would wait for a writer for ever."""
+    folder = next((tmp_path / "all").rglob("000000"))
+    (folder / "results.json").unlink()
+    os.mkfifo(folder / "results.json")
+    merged = merge_folders([results])
+    assert merged.cells[0].verdict == "missing"
+    assert [f"cannot read {folder}: it is no regular file" in trouble for trouble in merged.troubles] == [True]
+    (tmp_path / "before").mkdir()
+    os.mkfifo(tmp_path / "before" / "results.json")
+    with pytest.raises(ConfigError, match="it is no regular file"):
+        read_merged(tmp_path / "before")
 
 
 def test_results_of_two_matrices_are_not_merged(results: Path, tmp_path: Path) -> None:
