@@ -64,6 +64,9 @@ def test_files_go_both_ways(ready: str, guest: Guest, tmp_path: Path) -> None:
             " chown 1000:1000 copy && chmod 600 copy && mkdir d && rmdir d && rm many/7 && sync"
         )
         assert (status, said.split()) == (0, [hashlib.sha256(data).hexdigest(), "-", "200", "0", "0"])
+        # The kernel reads large files in messages as large as one may be.
+        script = "grep ' fuse.vmkit ' /proc/self/mountinfo | cut -d' ' -f3"
+        assert guest.run(f"cat /sys/class/bdi/$({script})/read_ahead_kb") == (0, "1024\n")
         # Users of the guest are held to the modes.
         assert guest.run("cat '/mnt/shared folder/copy'", user="user")[0] == 1
         assert guest.run("touch '/mnt/shared folder/x'", user="user")[0] == 1

@@ -5,6 +5,8 @@ import os
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.vmkit.shares.kernel import READ, ROOT, Kernel
-from tests.vsh.live import DEADLINE_S
+from tests.vsh.live import CHECKOUT, DEADLINE_S
 from vmkit.shares.serving import WAITING_MAX, ShareService
 from vshd.flags import Options
 from vshd.log import Log
-from vshd.services.share import Mounted, open_service
+from vshd.services.share import TOGETHER_MAX, Mounted, open_service
 from vshd.services.table import Surroundings
 from vshd.session.refusal import RefusalError
 from vshd.signals import Wakeup
@@ -56,11 +58,14 @@ class Served:
 class Guest:
     """vshd's relay in a thread. `device` is the kernel's end of its /dev/fuse."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *waiting: bytes) -> None:
+        """waiting: requests that the kernel has before the relay looks."""
         self.device, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self.device, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         self.device.settimeout(DEADLINE_S)
+        for message in waiting:
+            self.device.send(message)
         theirs.setblocking(False)
         os.set_blocking(fd, False)
         self.end = ""
@@ -106,6 +111,21 @@ def test_requests_go_to_the_host_and_answers_come_back(tmp_path: Path) -> None:
         assert kernel.read(handle, 50_000) == b"x" * 50_000
         assert kernel.stat(made.node).size == 50_000
     assert (tmp_path / "a").stat().st_size == 50_000
+
+
+def test_requests_that_wait_together_go_together() -> None:
+    """A connection with borders between messages shows what one write had; the last one stays for the next."""
+    host, fd = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    small, large = b"s" * 80, b"l" * (TOGETHER_MAX + 1)
+    with host:
+        host.settimeout(DEADLINE_S)
+        guest = Guest(fd.detach(), small, small, large, small)
+        try:
+            assert host.recv(1 << 20) == small + small + large
+            assert host.recv(1 << 20) == small
+        finally:
+            host.shutdown(socket.SHUT_RDWR)
+            assert guest.join() == "closed"
 
 
 def test_end_of_the_host_is_the_end_of_the_mount(tmp_path: Path) -> None:
@@ -161,3 +181,29 @@ def test_place_that_is_none_is_refused(path: bytes) -> None:
     around = Surroundings(Options(), is_frozen=False, facts=b"", renew=lambda: None)
     with pytest.raises(RefusalError, match="absolute path"):
         open_service(Share(path=path), -1, around)
+
+
+FEW = """
+import os, resource, sys
+from pathlib import Path
+from tests.vmkit.shares.kernel import Kernel
+from tests.vmkit.shares.test_serving import joined
+resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+with joined(Path(sys.argv[1])) as (_, guest):
+    kernel = Kernel(guest.answer)
+    before = len(os.listdir("/proc/self/fd"))
+    nodes = [node for node in kernel.list(size=1 << 16).values() if node]
+    for node in nodes:
+        kernel.stat(node)
+    print(len(nodes), len(os.listdir("/proc/self/fd")) - before)
+"""
+
+
+def test_files_that_a_guest_remembers_cost_neither_side_a_descriptor(tmp_path: Path) -> None:
+    """As `find` over a large folder: 5,000 files, where a process may have 1,024 open."""
+    for number in range(5000):
+        (tmp_path / str(number)).touch()
+    done = subprocess.run(
+        [sys.executable, "-c", FEW, str(tmp_path)], cwd=CHECKOUT, capture_output=True, text=True, check=False
+    )
+    assert (done.stderr, done.stdout) == ("", "5000 0\n")
