@@ -132,8 +132,8 @@ class Collector:
                 return
 
     def _add(self, source: int, flags: int, time_ns: int, writer: tuple[int, int, int], text: bytes) -> None:
-        kept = self._kept
-        kept.add(encode_header(len(text), source, flags, 0, kept.next, time_ns, *writer) + text)
+        kept, (pid, uid, gid) = self._kept, writer
+        kept.add(encode_header(len(text), source, flags, 0, kept.next, time_ns, pid, uid, gid) + text)
 
     def _say(self, priority: int, text: str) -> None:
         line = f"<{FACILITY_SYSLOG | priority}>vshd: {text}".encode("utf-8", "replace")

@@ -9,7 +9,7 @@ COUNT_MAX = 1 << 14
 class KeptRecords:
     """Invariant: `_records` are those with the numbers from `first` to `next` - 1, and `_size` bytes."""
 
-    __slots__ = ("_count_max", "_head", "_records", "_size", "_size_max", "first")
+    __slots__ = ("_count_max", "_head", "_records", "_size", "_size_max", "first", "next")
 
     def __init__(self, size_max: int = SIZE_MAX, count_max: int = COUNT_MAX) -> None:
         # A list whose first `_head` places are free. collections.deque would be a module more.
@@ -19,17 +19,15 @@ class KeptRecords:
         self._size_max = size_max
         self._count_max = count_max
         self.first = 0
-
-    @property
-    def next(self) -> int:
-        """The number of the next record."""
-        return self.first + len(self._records) - self._head
+        # Counted, and not found anew: each line of a guest asks for it.
+        self.next = 0
 
     def add(self, record: bytes) -> None:
         """Keeps a record; forgets the oldest ones where that needs room."""
         self._records.append(record)
+        self.next += 1
         self._size += len(record)
-        while self._size > self._size_max or len(self._records) - self._head > self._count_max:
+        while self._size > self._size_max or self.next - self.first > self._count_max:
             self._size -= len(self._records[self._head])
             self._records[self._head] = b""
             self._head += 1
