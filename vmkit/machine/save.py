@@ -108,7 +108,7 @@ def make_snapshot(
 
 
 def _check_choices(spec: MachineSpec, choices: Choices, name: str) -> None:
-    """Raises ConfigError for a machine that cannot be saved, or not under a name."""
+    """Raises ConfigError for a machine that cannot be saved, or that cannot have a name for its snapshot."""
     if name and choices.built.takes_root:
         raise ConfigError(
             "a snapshot with a name is of an image, and not of a root of yours",
