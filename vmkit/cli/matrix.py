@@ -21,6 +21,7 @@ from vmkit.matrix.images import prepare_images
 from vmkit.matrix.job import CellEnd, JobEnd, JobPlan, run_job
 from vmkit.matrix.kcidb import DEFAULT_ORIGIN, ORIGIN
 from vmkit.matrix.lock import check_lock, describe_lock, find_matrix_lock, write_lock
+from vmkit.matrix.merge import Merged
 from vmkit.matrix.plan import Matrix, pick_cells, read_matrix
 from vmkit.matrix.report import COLUMNS, render_github, render_report, render_rows
 from vmkit.matrix.results import STATUSES, CellFault
@@ -122,10 +123,10 @@ def run(  # noqa: PLR0913  (an option each)
             end = run_job(JobPlan(planned, numbers, count, to, policy, deadline, found), watcher.watch)
         if junit is not None:
             _write_report(junit, render_report(end.results))
-    if as_json:
-        print_event(end.render_event())
-    else:
-        _print_end(end)
+        if as_json:
+            print_event(end.render_event())
+        else:
+            _print_end(end)
     if end.fault is not CellFault.NONE:
         sys.exit(STATUSES[end.fault])
 
@@ -203,6 +204,8 @@ def _write_report(path: Path, report: bytes) -> None:
 
 def _print_end(end: JobEnd) -> None:
     print_table(COLUMNS, render_rows(end.results))
+    # A full disk is the host's failure, and the last flush of the program would not know that.
+    sys.stdout.flush()
     if end.dropped:
         print(f"vmkit: {_count(len(end.dropped), 'cell')} did not run: {end.stopped}", file=sys.stderr)
 
@@ -246,6 +249,12 @@ def merge(*, folders: tuple[Path, ...], to: Path, before: Path | None, origin: s
     with _blame_host():
         merged = merge_folders(folders, before)
         write_merged(merged, to, origin)
+        _print_merged(merged, to, quiet=quiet)
+    if merged.fault is not CellFault.NONE:
+        sys.exit(STATUSES[merged.fault])
+
+
+def _print_merged(merged: Merged, to: Path, *, quiet: bool) -> None:
     if not quiet:
         for note in list_notes(merged):
             print(f"vmkit: {clean_line(note)}", file=sys.stderr)
@@ -256,8 +265,8 @@ def merge(*, folders: tuple[Path, ...], to: Path, before: Path | None, origin: s
         for change in (merged.changes or ())[:MAX_LISTED]:
             print(clean_line(render_change(change)))
     print(render_counts(merged.counts))
-    if merged.fault is not CellFault.NONE:
-        sys.exit(STATUSES[merged.fault])
+    # As for a run.
+    sys.stdout.flush()
 
 
 @matrix.group("emit")

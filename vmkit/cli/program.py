@@ -140,18 +140,28 @@ def _tell(error: VshError) -> int:
     """Prints an error, under --debug with its traceback; returns its status."""
     if os.environ.get("VMKIT_DEBUG"):
         traceback.print_exc(file=sys.stderr)
-    print(add_remedy(error).render("vmkit"), file=sys.stderr)
+    _say(add_remedy(error).render("vmkit"))
     return error.status
+
+
+def _say(text: str) -> None:
+    """Prints to stderr. If that cannot be written, for one on a full disk, the status is still the error's own."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        # The interpreter's own flush at the end would change the status.
+        sys.stderr = io.StringIO()
 
 
 def _tell_usage(error: click.ClickException) -> int:
     context = getattr(error, "ctx", None)
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        print(error.format_message(), file=sys.stderr)
+        _say(error.format_message())
         return EXIT_USAGE
-    print(f"vmkit: {error.format_message()}", file=sys.stderr)
     path = context.command_path if context is not None else "vmkit"
-    print(f"hint: {path} --help", file=sys.stderr)
+    _say(f"vmkit: {error.format_message()}\nhint: {path} --help")
     return EXIT_USAGE
 
 

@@ -229,6 +229,29 @@ def test_report_that_cannot_be_written_is_no_failed_test(
     assert vmkit("matrix", "merge", str(results), "--to", str(tmp_path / "reports/merged")).status == 125
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_output_that_cannot_be_written_is_no_failed_test(
+    vmkit: Vmkit, write_matrix: WriteMatrix, tmp_path: Path, stream: str
+) -> None:
+    """As a job's log on a full disk. Nothing is lost: the results are there."""
+    path, results, report = str(write_matrix("ready")), str(tmp_path / "results"), str(tmp_path / "report")
+    cell = ("run", path, "--cell", "1", "--to", results)
+    assert vmkit("matrix", *cell).status == 0
+    for words, status in (
+        (cell, 125),
+        (("run", path, "--cell", "1", "--json"), 125),
+        # One cell is missing, which has this status anyway: it is not 1.
+        (("merge", results, "--to", report), 125),
+        (("run", path, "--cell", "2"), 64),
+    ):
+        argv = [sys.executable, "-m", "vmkit", "matrix", *words]
+        with Path("/dev/full").open("wb") as full:
+            streams = (full, None) if stream == "stdout" else (None, full)
+            done = subprocess.run(argv, stdout=streams[0], stderr=streams[1], timeout=DEADLINE_S, check=False)
+        assert done.returncode == status, words
+    assert (tmp_path / "report/junit.xml").exists()
+
+
 def test_missing_file(vmkit: Vmkit) -> None:
     done = vmkit("matrix", "/nonexistent.toml")
     assert done.status == 64
