@@ -58,7 +58,7 @@ def crashes(
     program: Path | None,
     as_json: bool,
 ) -> None:
-    """List the crashes of machines, show one, print its backtrace, or remove some.
+    """List the crashes of machines, show one, or remove some.
 
     A crash stays when its machine has ended. NAME is a machine's name; without it vmkit lists all.
     `vmkit crashes NAME show` shows the newest crash, or that of a NUMBER. Of a panic it prints the kernel's last
