@@ -30,6 +30,7 @@ from vmkit.matrix.shards import parse_shard, pick_number, plan_shards
 from vmkit.matrix.summary import COLUMNS as MERGED_COLUMNS
 from vmkit.matrix.summary import MAX_LISTED, list_notes, make_row, render_change, render_counts
 from vsh.errors import VshError
+from vsh.limits import find_remedy
 from vsh.text import clean_line
 
 if TYPE_CHECKING:
@@ -123,10 +124,11 @@ def run(  # noqa: PLR0913  (an option each)
             end = run_job(JobPlan(planned, numbers, count, to, policy, deadline, found), watcher.watch)
         if junit is not None:
             _write_report(junit, render_report(end.results))
-        if as_json:
-            print_event(end.render_event())
-        else:
-            _print_end(end)
+        with _explain_output():
+            if as_json:
+                print_event(end.render_event())
+            else:
+                _print_end(end)
     if end.fault is not CellFault.NONE:
         sys.exit(STATUSES[end.fault])
 
@@ -149,6 +151,18 @@ def _blame_host() -> Iterator[None]:
     except Exception as error:
         hint = "this is a fault of vmkit; `vmkit --debug ...` shows where"
         raise HostError(f"internal error: {error!r}", hint=hint, status=STATUSES[CellFault.MACHINE]) from error
+
+
+@contextlib.contextmanager
+def _explain_output() -> Iterator[None]:
+    """Names what could not be written, and writes all of it: the flush at the end of the program has another status."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise HostError(f"cannot write the answer: {error.strerror}", hint=find_remedy(error)) from error
 
 
 def _pick_numbers(
@@ -204,8 +218,6 @@ def _write_report(path: Path, report: bytes) -> None:
 
 def _print_end(end: JobEnd) -> None:
     print_table(COLUMNS, render_rows(end.results))
-    # A full disk is the host's failure, and the last flush of the program would not know that.
-    sys.stdout.flush()
     if end.dropped:
         print(f"vmkit: {_count(len(end.dropped), 'cell')} did not run: {end.stopped}", file=sys.stderr)
 
@@ -249,7 +261,8 @@ def merge(*, folders: tuple[Path, ...], to: Path, before: Path | None, origin: s
     with _blame_host():
         merged = merge_folders(folders, before)
         write_merged(merged, to, origin)
-        _print_merged(merged, to, quiet=quiet)
+        with _explain_output():
+            _print_merged(merged, to, quiet=quiet)
     if merged.fault is not CellFault.NONE:
         sys.exit(STATUSES[merged.fault])
 
@@ -265,8 +278,6 @@ def _print_merged(merged: Merged, to: Path, *, quiet: bool) -> None:
         for change in (merged.changes or ())[:MAX_LISTED]:
             print(clean_line(render_change(change)))
     print(render_counts(merged.counts))
-    # As for a run.
-    sys.stdout.flush()
 
 
 @matrix.group("emit")

@@ -235,20 +235,22 @@ def test_output_that_cannot_be_written_is_no_failed_test(
 ) -> None:
     """As a job's log on a full disk. Nothing is lost: the results are there."""
     path, results, report = str(write_matrix("ready")), str(tmp_path / "results"), str(tmp_path / "report")
-    cell = ("run", path, "--cell", "1", "--to", results)
+    cell, merge = ("run", path, "--cell", "1", "--to", results), ("merge", results, "--to", report)
     assert vmkit("matrix", *cell).status == 0
     for words, status in (
         (cell, 125),
         (("run", path, "--cell", "1", "--json"), 125),
         # One cell is missing, which has this status anyway: it is not 1.
-        (("merge", results, "--to", report), 125),
+        (merge, 125),
         (("run", path, "--cell", "2"), 64),
     ):
         argv = [sys.executable, "-m", "vmkit", "matrix", *words]
         with Path("/dev/full").open("wb") as full:
-            streams = (full, None) if stream == "stdout" else (None, full)
+            streams = (full, subprocess.PIPE) if stream == "stdout" else (subprocess.PIPE, full)
             done = subprocess.run(argv, stdout=streams[0], stderr=streams[1], timeout=DEADLINE_S, check=False)
         assert done.returncode == status, words
+        if stream == "stdout" and words in (cell, merge):
+            assert b"cannot write the answer: No space left on device" in done.stderr
     assert (tmp_path / "report/junit.xml").exists()
 
 
