@@ -36,9 +36,9 @@ MEASURES: dict[str, Callable[[str], float]] = {
 
 
 @contextlib.contextmanager
-def running(*argv: str, **options: object) -> "Iterator[subprocess.Popen[bytes]]":
+def running(*argv: str, stdout: int = subprocess.DEVNULL) -> "Iterator[subprocess.Popen[bytes]]":
     """A process that is gone afterwards."""
-    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, **{"stdout": subprocess.DEVNULL, **options})  # type: ignore[call-overload]
+    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.DEVNULL)
     try:
         yield process
     finally:
@@ -74,7 +74,7 @@ def measure_turn(render_device: Callable[[Path, Path], list[str]]) -> dict[str, 
         ready.bind(f"{uds}_{READY_PORT}")
         ready.listen()
         ready.settimeout(START_DEADLINE_S)
-        device = stack.enter_context(running(*render_device(front, uds), stderr=subprocess.DEVNULL))
+        device = stack.enter_context(running(*render_device(front, uds)))
         wait_for(front.exists)
         stack.enter_context(running(*render_qemu(folder, front)))
         connection, _ = ready.accept()

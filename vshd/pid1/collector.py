@@ -122,7 +122,7 @@ class CollectorKeeper:
                 for _ in range(DISCARD_AT_ONCE):
                     if socket.type == _socket.SOCK_STREAM:
                         # The journal connects again with its next record.
-                        os.close(socket._accept()[0])  # type: ignore[attr-defined]
+                        os.close(socket._accept()[0])  # type: ignore[attr-defined]  # typeshed lacks it
                     else:
                         # Descriptors that come along are closed by the kernel.
                         socket.recv(1)

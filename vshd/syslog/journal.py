@@ -49,7 +49,7 @@ class JournalSource:
 
     def _accept(self) -> None:
         try:
-            fd, _ = self._listening._accept()  # type: ignore[attr-defined]
+            fd, _ = self._listening._accept()  # type: ignore[attr-defined]  # typeshed lacks it
         except BlockingIOError:
             return
         connection = _socket.socket(fileno=fd)
