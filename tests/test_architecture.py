@@ -98,6 +98,12 @@ ARROWS = {
         *("vmkit.shares.*", "vmkit.machine.programs", "vmkit.entries.*", "vmkit.errors"),
         *("vsh.*", "vshd.wire.*", "vshd.carry.inherited"),
     ),
+    # What a container runs is planned without a machine.
+    "vmkit.containers": (
+        *("vmkit.containers.*", "vmkit.machine.running", "vmkit.roots.*", "vmkit.errors"),
+        *("vsh.*", "vshd.wire.*"),
+    ),
+    "vmkit.containers.plan": ("vmkit.roots.settings", "vmkit.errors"),
     # A test's forwards end with its machine.
     "vmkit.testing": (
         *("vmkit.testing.*", "vmkit.pool.*", "vmkit.machine.*", "vmkit.forward.*", "vmkit.packets.*"),
@@ -154,6 +160,8 @@ STARTS_PROGRAMS = {
     "vmkit/ssh/access.py",
     # It becomes the device.
     "vmkit/cli/device.py",
+    # It becomes vsh.
+    "vmkit/cli/container.py",
     "vmkit/bench/programs.py",
     # In the guest.
     "vmkit/maitred/guest/launching.py",

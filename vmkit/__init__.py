@@ -21,6 +21,9 @@ Machines
     logs             a log of a machine, running or ended
     dmesg            the kernel's log of a machine, from the guest's memory; a list of KernelLine
 
+    Containers       the containers of a running machine: create, start, stop, remove; connect() gives a Client
+    Container        one of them, as Containers.list_all returns it
+
 Commands and files in a guest
     Client           runs commands in one guest: run, popen, start, attach, push, pull, exists
     LastingProcess   a session that outlives its program; Client.start and attach return it
@@ -46,6 +49,7 @@ Python loads each name on first use, so that the monitor and the vsock device, p
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmkit.api import build, doctor, find_image, images
+    from vmkit.containers.containers import Container, Containers
     from vmkit.errors import BuildError, CommandError, ConfigError, HostError, MachineError, TrustError, VmkitError
     from vmkit.image.build import BuiltImage as Image
     from vmkit.machine.booted import BootState
@@ -75,6 +79,8 @@ _PUBLIC = {
     "CommandFailed": ("vsh.errors", "CommandFailed"),
     "ConfigError": ("vmkit.errors", "ConfigError"),
     "ConnectionLost": ("vsh.errors", "ConnectionLost"),
+    "Container": ("vmkit.containers.containers", "Container"),
+    "Containers": ("vmkit.containers.containers", "Containers"),
     "DEVNULL": ("vsh.process", "DEVNULL"),
     "Disk": ("vmkit.machine.spec", "DiskSpec"),
     "Ended": ("vmkit.machine.words", "Ended"),
@@ -124,6 +130,8 @@ __all__ = [
     "CommandFailed",
     "ConfigError",
     "ConnectionLost",
+    "Container",
+    "Containers",
     "Disk",
     "Ended",
     "ExecError",

@@ -87,8 +87,28 @@ def _find_where(options: Options) -> Address:
     if options.alias:
         where.name = options.alias
     if options.target_container or options.listen_port is not None:
-        where = find_container(where, options)
+        if is_crun_wanted(options, where):
+            if options.subsystem:
+                raise VshError("--subsystem serves the guest, and not a container of it", status=UNKNOWN_FLAG_STATUS)
+            options.is_crun = True
+        else:
+            where = find_container(where, options)
     return where
+
+
+def is_crun_wanted(options: Options, where: Address) -> bool:
+    """Whether the container is one that vmkit made in the guest. The guest is asked only where a launcher of the
+    configuration might have another one of this name."""
+    if options.listen_port is not None or not options.target_container or not options.extended:
+        return False
+    if not options.launch:
+        return True
+    if options.fd is not None:
+        # It serves one session, and cannot be asked before.
+        return False
+    from vsh.crun import has_container  # noqa: PLC0415 - few have a launcher
+
+    return has_container(where, options.target_container)
 
 
 def _run_session(options: Options, where: Address) -> int:
@@ -109,7 +129,9 @@ def is_recorded(options: Options, where: Address) -> bool:
 
 def _join_session(options: Options, where: Address, recorders: "Sequence[Recorder]", *, has_pty: bool) -> int:
     request = make_request(options, has_pty=has_pty)
-    if where.entry is not None and where.entry.container:
+    if options.is_crun:
+        enter_container(request, options, where)
+    elif where.entry is not None and where.entry.container:
         from vsh.defaults import fill_request  # noqa: PLC0415 - few machines are of a container image
 
         fill_request(request, where.entry)
@@ -186,6 +208,13 @@ def find_container(vm: Address, options: Options) -> Address:
 
     name = options.target_container or DEFAULT_CONTAINER
     return open_container(vm, name, options.launch, options.listen_port, is_legacy=options.is_legacy_container)
+
+
+def enter_container(request: SetupConnectionRequest, options: Options, where: Address) -> None:
+    """Makes the request one for a container that vmkit made in the guest. Raises VshError."""
+    from vsh import crun  # noqa: PLC0415 - few sessions are in containers
+
+    crun.enter_container(request, options.target_container, "" if where.entry is None else where.entry.name)
 
 
 def wants_pty(options: Options) -> bool:

@@ -114,10 +114,15 @@ class Result(Generic[AnyStr]):
 class Client:
     """Runs commands through one vshd. As a with-block it closes what it may hold open; today that is nothing."""
 
-    __slots__ = ("_address", "_is_extended", "_timeout_s")
+    __slots__ = ("_address", "_container", "_is_extended", "_timeout_s")
 
-    def __init__(self, address: Address, *, timeout_s: float = CONNECT_TIMEOUT_S, extended: bool = True) -> None:
-        """timeout_s: for connecting and starting a command. extended: False keeps to ChromeOS's protocol."""
+    def __init__(
+        self, address: Address, *, timeout_s: float = CONNECT_TIMEOUT_S, extended: bool = True, container: str = ""
+    ) -> None:
+        """timeout_s: for connecting and starting a command. extended: False keeps to ChromeOS's protocol. container:
+        run commands in this container of the guest (see `vmkit container`).
+        """
+        self._container = container
         self._address = address
         self._timeout_s = timeout_s
         self._is_extended = extended
@@ -258,8 +263,11 @@ class Client:
         from vsh.lasting.handle import LastingProcess  # noqa: PLC0415
 
         request = _make_request(_check_argv(argv, "start"), env, cwd, user, size)
+        self._enter_container(request)
         lasting = Lasting(name=os.fsencode(name), size=output_size, file=os.fsencode(output_file))
         session = calls.start(self._address, request, lasting, timeout_s=self._timeout_s)
+        # The guest's session is crun's, which runs as root for every user of a container.
+        user = "root" if self._container else user
         return LastingProcess(self._address, session, user=user, timeout_s=self._timeout_s)
 
     def attach(self, session: str, *, user: str = "") -> "LastingProcess":
@@ -328,6 +336,9 @@ class Client:
         """
         from vsh.remotefile import open_file  # noqa: PLC0415  (most programs open nothing)
 
+        if self._container:
+            raise UsageError("open() opens files of a guest, and not of a container in it", hint="use run() or pull()")
+
         return open_file(
             self._address,
             path,
@@ -358,10 +369,20 @@ class Client:
         argv: empty for a login shell. size: rows and columns of a pty; None for pipes.
         """
         request = _make_request(argv, env, cwd, user, size)
-        fill_request(request, self._address.entry)
+        self._enter_container(request)
         limits = make_limits() if self._is_extended else None
         wait_s = self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s)
         return open_session(self._address, request, limits=limits, timeout_s=wait_s)
+
+    def _enter_container(self, request: SetupConnectionRequest) -> None:
+        """Completes a request: for the client's container, or with what the guest's own sessions have."""
+        entry = self._address.entry
+        if not self._container:
+            fill_request(request, entry)
+            return
+        from vsh.crun import enter_container  # noqa: PLC0415  (most commands are the guest's)
+
+        enter_container(request, self._container, "" if entry is None else entry.name)
 
 
 def _make_request(

@@ -155,10 +155,10 @@ how:
   -v, --verbose         print the connection and its mode
   --debug               print every frame, too
 
-ChromeOS's containers (CONTAINERS in vsh(1)):
+containers of the guest (CONTAINERS in vsh(1)):
   --target_container=NAME
-                        run in this container of the guest; the configuration has the command that starts a vshd there
-  --listen_port=PORT    the port where that vshd connects to vsh (any free port)
+                        run in this container: one of `vmkit container`, or of the launcher in your configuration
+  --listen_port=PORT    the port where the launcher's vshd connects to vsh (any free port)
   --owner_id=ID, --container_features=LIST, --vmodule=LIST
                         accepted and ignored, for scripts written for ChromeOS
 
@@ -249,6 +249,8 @@ class Options(LastingOptions):
         self.launch: list[str] = []
         # That vshd is ChromeOS's, which cannot prove who it is.
         self.is_legacy_container = False
+        # The container is one that vmkit made in the guest: vsh.crun.
+        self.is_crun = False
         # Which flags were given, for code that adds defaults.
         self.given: set[str] = set()
 

@@ -169,7 +169,7 @@ def test_every_session_has_a_token_of_its_own(run: RunContainer) -> None:
 
 
 def test_no_launcher_is_configured(vshd: Vshd) -> None:
-    done = vshd.run("--target_container=box")
+    done = vshd.run("--noextended", "--target_container=box")
     assert done.returncode == 1
     assert b"the configuration has no command that starts a vshd in a container" in done.stderr
 

@@ -44,6 +44,7 @@ TASKS = {
         "rpc": "vmkit.cli.rpc:rpc",
         "ssh": "vmkit.cli.ssh:ssh",
         "ssh-config": "vmkit.cli.ssh:ssh_config",
+        "container": "vmkit.cli.container:container",
     },
     "Images, snapshots and pools": {
         "build": "vmkit.cli.images:build",

@@ -7,7 +7,7 @@ import sys
 import time
 
 from vsh.address import Address
-from vsh.cli import is_recorded, make_request, make_trace
+from vsh.cli import enter_container, is_recorded, make_request, make_trace
 from vsh.errors import ConnectionLost, UsageError
 from vsh.flags import Options
 from vsh.lasting import calls
@@ -114,6 +114,8 @@ def parse_size(text: str) -> int:
 
 def _detach(options: Options, where: Address, timeout_s: float) -> str:
     request = make_request(options, has_pty=options.tty)
+    if options.is_crun:
+        enter_container(request, options, where)
     lasting = Lasting(
         name=os.fsencode(options.detach), size=parse_size(options.output_size), file=os.fsencode(options.output_file)
     )

@@ -1,0 +1,1 @@
+"""Containers in guests: made of any root, started and stopped by crun."""
