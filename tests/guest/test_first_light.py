@@ -98,6 +98,9 @@ def test_guest_has_what_was_asked_for_and_nothing_else(ready: str, vsh: Run) -> 
     links = vsh("--vm_name", ready, "--", "ls", "/sys/class/net").stdout.split()
     assert links == [b"lo"]
     assert vsh("--vm_name", ready, "--", "sh", "-c", "ls /sys/block | wc -l").stdout == b"0\n"
+    # The kernel has 0 for both.
+    protected = [f"/proc/sys/fs/protected_{kind}" for kind in ("fifos", "regular")]
+    assert vsh("--vm_name", ready, "--", "cat", *protected).stdout == b"1\n1\n"
 
 
 class Terminal:
