@@ -101,6 +101,9 @@ def test_guest_has_what_was_asked_for_and_nothing_else(ready: str, vsh: Run) -> 
     # The kernel has 0 for both.
     protected = [f"/proc/sys/fs/protected_{kind}" for kind in ("fifos", "regular")]
     assert vsh("--vm_name", ready, "--", "cat", *protected).stdout == b"1\n1\n"
+    # Without /etc/host.conf the resolver stops at the first line of /etc/hosts.
+    program = "import _socket; print(*sorted({row[4][0] for row in _socket.getaddrinfo('localhost', 80)}))"
+    assert vsh("--vm_name", ready, "--", "python3", "-I", "-S", "-c", program).stdout == b"127.0.0.1 ::1\n"
 
 
 class Terminal:
