@@ -119,6 +119,7 @@ fuzz: $(VENV)/.test
 	$(BIN)/python -m tests.fuzz.fuzz_users --cases $(CASES)
 	$(BIN)/python -m tests.fuzz.fuzz_syslog --cases $(CASES)
 	$(BIN)/python -m tests.fuzz.fuzz_maitred --cases $(CASES)
+	$(BIN)/python -m tests.fuzz.fuzz_cros --cases $(CASES)
 
 # apt is asked only when a package is missing, so a second run needs neither root nor a network.
 packages: WANTED := $(PACKAGES)

@@ -80,7 +80,7 @@ ARROWS = {
     ),
     "vmkit.monitor": (
         *("vmkit.monitor.*", "vmkit.machine.*", "vmkit.memory.*", "vmkit.entries.*", "vmkit.snapshots.*"),
-        *("vmkit.crashes.*", "vmkit.architectures", "vmkit.errors", "vmkit.run"),
+        *("vmkit.crashes.*", "vmkit.architectures", "vmkit.errors", "vmkit.run", "vmkit.cros.notes"),
         *("vsh.*", "vshd.carry.*", "vshd.wire.cores", "vshd.wire.errors"),
     ),
     # It gets its connections from its callers.
@@ -133,6 +133,8 @@ ARROWS = {
         *("vmkit.maitred.guest.*", "vmkit.maitred.messages", "vmkit.maitred.codec", "vmkit.maitred.joined"),
         "vshd.*",
     ),
+    # What a guest sends is read in a process of its own, which knows no machine.
+    "vmkit.cros": ("vmkit.cros.*", "vmkit.maitred.messages", "vmkit.maitred.codec", "vshd.wire.*", "vshd.carry.*"),
     "vmkit.docker": ("vmkit.docker.*", "vmkit.machine.doctor", "vmkit.errors", "vsh.*", "vshd.carry.*"),
     "vmkit.bench": ("vmkit.*", "vsh.*", "vshd.wire.*", "vshd.wire", "vshd.carry.*"),
     "vmkit": ("vmkit.*", "vsh.*", "vshd.wire.*", "vshd.carry.*"),
@@ -148,7 +150,7 @@ THIRD_PARTY = {
     "matplotlib": ("vmkit.bench.report",),
     "paramiko": ("vmkit.bench.guest",),
     "pytest": ("vmkit.testing.plugin",),
-    "grpclib": ("vmkit.maitred",),
+    "grpclib": ("vmkit.maitred", "vmkit.cros"),
     "docker": ("vmkit.docker.engine", "vmkit.docker.context", "vmkit.docker.build", "vmkit.docker.container"),
     "requests": ("vmkit.docker.engine",),
     "urllib3": ("vmkit.docker.engine",),

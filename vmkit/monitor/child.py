@@ -40,7 +40,7 @@ def _die_with_parent(parent_pid: int) -> Callable[[], None]:
 class Child:
     """One running program; its output goes to a log with a ceiling, its last lines are kept to explain its end."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, output: BinaryIO, log: CappedLog) -> None:
+    def __init__(self, name: str, process: asyncio.subprocess.Process, output: BinaryIO, log: CappedLog | None) -> None:
         self.name = name
         self.pid = process.pid
         self._process = process
@@ -96,16 +96,17 @@ class Child:
         transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), output)
         try:
             while data := await stream.read(READ_BYTES):
-                self._log.write(data)
+                if self._log is not None:
+                    self._log.write(data)
                 self._recent = (self._recent + data)[-TAIL_BYTES:]
         finally:
             transport.close()
 
 
 async def start_child(
-    name: str, argv: Sequence[str], *, log: CappedLog, pass_fds: Sequence[int], package: str = ""
+    name: str, argv: Sequence[str], *, log: CappedLog | None, pass_fds: Sequence[int], package: str = ""
 ) -> Child:
-    """Starts a program that dies with this process; only pass_fds reach it.
+    """Starts a program that dies with this process; only pass_fds reach it. log: for its output; None: it is forgotten.
 
     Raises HostError when it cannot be started.
     """

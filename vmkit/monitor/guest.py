@@ -39,9 +39,16 @@ class LinkedGuest:
         self.name = plan.name
         self.cid = plan.cid
         self.events = events
-        self.open_log = open_log
         self.is_stopped = is_stopped
         self._plan = plan
+        self._open_log = open_log
+        self._logs: dict[str, CappedLog] = {}
+
+    def open_log(self, name: str) -> CappedLog:
+        """The log of that name, which is one for all links."""
+        if name not in self._logs:
+            self._logs[name] = self._open_log(name)
+        return self._logs[name]
 
     @property
     def record(self) -> Mapping[str, object]:

@@ -52,6 +52,7 @@ from vmkit.monitor.control import ControlServer
 from vmkit.monitor.end import End, QemuExit, explain_exit, explain_trouble
 from vmkit.monitor.fittings import Fittings
 from vmkit.monitor.guest import GuestLinks, LinkedGuest
+from vmkit.monitor.hosting import HostServices
 from vmkit.monitor.lastwords import LastWords, answer_with_log
 from vmkit.monitor.life import Life, explain_failure
 from vmkit.monitor.logs import CappedLog, EventLog
@@ -103,6 +104,8 @@ class Monitor:
         self._was_ready = False
         self._console: Console | None = None
         self._is_saving = False
+        # As the record has it.
+        self._state = ""
         self._prepare_boot()
 
     def _prepare_boot(self) -> None:
@@ -122,6 +125,7 @@ class Monitor:
         self._restore: Restore | None = None
         self._guest = LinkedGuest(plan, self._events, self._open_log, lambda: self._clock.is_stopped)
         self._links = GuestLinks(self._guest)
+        self._hosting = HostServices(plan, self._guest, self._listen_unix, lambda: self._write_record(self._state))
         self._clock = ClockKeeper(partial(self._guest.open_clock, CLOCK_DEADLINE_S), self._events)
         self._pausing = Pausing(plan.name, self._clock, partial(self._write_record, must=True), self._adopt)
         self._stops = Stops(self._life, self._pausing, self._events)
@@ -182,6 +186,7 @@ class Monitor:
             self._vhost_fd = claim_cid(self._door, self._plan.cid)
         ready = self._open_ready(self._plan)
         self._boot.callback(ready.close)
+        self._hosting.begin(self._life)
         console_sock = self._open_console()
         restore = self._restore = self._begin_restore()
         qmp_sock, qmp_fd = socket.socketpair()
@@ -428,11 +433,14 @@ class Monitor:
         self._report_sock.setblocking(False)
 
     def _write_record(self, state: str, *, must: bool = False) -> None:
+        self._state = state
         record = dict(self._plan.record, state="stopping" if self._life.is_asked else state, pid=os.getpid())
         if self._qemu is not None:
             record["qemu_pid"] = self._qemu.pid
         if self._reboots.is_wanted:
             record["reboots"] = self._reboots.count
+        if self._hosting.ready_s is not None:
+            record["vm_ready"] = self._hosting.ready_s
         record |= self._facts
         if self._pausing.trouble:
             record["trouble"] = self._pausing.trouble

@@ -153,7 +153,7 @@ class SyslogKeeper:
         except RecordError as error:
             raise BadStream(f"the guest sends no log: {error}") from error
         now_s = round(time.time(), 3)
-        lines: list[str] = []
+        lines: list[bytes] = []
         marks = []
         for record in records:
             if record.source == BEGIN:
@@ -163,36 +163,43 @@ class SyslogKeeper:
             else:
                 self._miss(record.number, now_s, lines)
                 self._next = record.number + 1
-                lines.append(self._render(now_s, parse_record(record)))
+                lines.append(render_line(self._guest, parse_record(record), now_s))
         for start in range(0, len(lines), WRITE_LINES):
             # A file that rolls over begins with a whole line.
             if self._log is not None:
-                self._log.write("".join(lines[start : start + WRITE_LINES]).encode())
+                self._log.write(b"".join(lines[start : start + WRITE_LINES]))
         for word in marks:
             mark = self._marks.get(word)
             if mark is not None and not mark.done():
                 mark.set_result(None)
 
-    def _begin(self, record: LogRecord, now_s: float, lines: list[str]) -> None:
+    def _begin(self, record: LogRecord, now_s: float, lines: list[bytes]) -> None:
         if len(record.text) != ID_SIZE:
             raise BadStream("the guest sends no log: it does not begin with the id of a collector")
         if self._collector and record.text != self._collector:
-            lines.append(self._render_own(now_s, "the guest's collector was started again: records may be missing"))
+            text = "the guest's collector was started again: records may be missing"
+            lines.append(render_line(self._guest, make_own(text, now_s), now_s))
             self._next = 0
         self._collector = record.text
         self._miss(record.number, now_s, lines)
         self._next = record.number
 
-    def _miss(self, number: int, now_s: float, lines: list[str]) -> None:
+    def _miss(self, number: int, now_s: float, lines: list[bytes]) -> None:
         """Writes how many records are missing before this one."""
         count = number - self._next
         if count > 0:
             text = f"{count} records were dropped: the guest logged more than it could keep for the host"
-            lines.append(self._render_own(now_s, text, dropped=count))
+            lines.append(render_line(self._guest, make_own(text, now_s, dropped=count), now_s))
 
-    def _render_own(self, now_s: float, text: str, **more: object) -> str:
-        value = {"time": now_s, "source": "vmkit", "facility": "syslog", "priority": "warn", "ident": "vmkit"}
-        return self._render(now_s, {**value, "pid": None, "uid": None, "gid": None, "text": text, **more})
 
-    def _render(self, now_s: float, value: dict[str, object]) -> str:
-        return json.dumps({"t": now_s, "machine": self._guest.name, "cid": self._guest.cid, **value}) + "\n"
+def make_own(text: str, now_s: float | None = None, **more: object) -> dict[str, object]:
+    """A record of vmkit's about the log. now_s: since 1970."""
+    time_s = round(time.time(), 3) if now_s is None else now_s
+    value = {"time": time_s, "source": "vmkit", "facility": "syslog", "priority": "warn", "ident": "vmkit"}
+    return {**value, "pid": None, "uid": None, "gid": None, "text": text, **more}
+
+
+def render_line(guest: "LinkedGuest", value: dict[str, object], now_s: float | None = None) -> bytes:
+    """A record as the line of the file: with the host's time, and the machine that it is of."""
+    arrived_s = round(time.time(), 3) if now_s is None else now_s
+    return json.dumps({"t": arrived_s, "machine": guest.name, "cid": guest.cid, **value}).encode() + b"\n"

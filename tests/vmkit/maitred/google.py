@@ -12,7 +12,17 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from tests.vsh.live import CHECKOUT
 
 PROTO = CHECKOUT / "vmkit/maitred/proto/vm_guest.proto"
-TYPES = {"int64": 3, "uint64": 4, "int32": 5, "bool": 8, "string": 9, "message": 11, "uint32": 13, "enum": 14}
+TYPES = {
+    "bytes": 12,
+    "int64": 3,
+    "uint64": 4,
+    "int32": 5,
+    "bool": 8,
+    "string": 9,
+    "message": 11,
+    "uint32": 13,
+    "enum": 14,
+}
 TYPES |= {"sint32": 17}
 OPTIONAL, REPEATED = 1, 3
 
@@ -23,12 +33,12 @@ _RPC = re.compile(r"rpc (\w+)\((\w+)\) returns \((\w+)\);")
 
 
 def read_proto(path: Path) -> tuple[Any, dict[str, tuple[str, str]]]:
-    """The file's messages as a FileDescriptorProto, and the methods of its service: their messages."""
+    """The file's messages as a FileDescriptorProto, and the methods of its services: their messages."""
     text = _COMMENT.sub("", path.read_text())
     file = descriptor_pb2.FileDescriptorProto(name=path.name, package="vm_tools", syntax="proto3")
     blocks = _BLOCK.findall(text)
     enums = {name for kind, name, _ in blocks if kind == "enum"}
-    methods = {}
+    methods: dict[str, tuple[str, str]] = {}
     for kind, name, body in blocks:
         if kind == "message":
             _add_message(file.message_type.add(name=name), body, enums)
@@ -37,7 +47,7 @@ def read_proto(path: Path) -> tuple[Any, dict[str, tuple[str, str]]]:
             for value, number in re.findall(r"(\w+) = (\d+);", body):
                 enum.value.add(name=value, number=int(number))
         else:
-            methods = {method: (request, reply) for method, request, reply in _RPC.findall(body)}
+            methods |= {method: (request, reply) for method, request, reply in _RPC.findall(body)}
     return file, methods
 
 
@@ -62,7 +72,7 @@ def _add_message(message: Any, body: str, enums: set[str]) -> None:
             message.oneof_decl.add(name=f"_{name}")
 
 
-def _make_classes(file: Any) -> dict[str, Any]:
+def make_classes(file: Any) -> dict[str, Any]:
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return {
@@ -72,4 +82,4 @@ def _make_classes(file: Any) -> dict[str, Any]:
 
 
 FILE, METHODS = read_proto(PROTO)
-CLASSES = _make_classes(FILE)
+CLASSES = make_classes(FILE)
