@@ -143,7 +143,9 @@ rm "$file.end"
 # crun waits for all its children, and so this one must be no child of this process.
 (setsid sh -c '
     read -r _ <&7
-    read -r pid < "$1.pid" && grep -q "/vmkit/$2" "/proc/$pid/cgroup" && kill -KILL "-$pid" "$pid"
+    # The file has no newline, at which read is not content.
+    read -r pid < "$1.pid"
+    [ "$pid" ] && grep -q "/vmkit/$2" "/proc/$pid/cgroup" && kill -KILL "-$pid" "$pid"
     rm -f "$1.pid"
 ' sh "$file" "$name" < /dev/null > /dev/null 2>&1 8>&- 9<&- &)
 exec 7<&-
