@@ -17,8 +17,7 @@ SCRIPT = (
 set -u
 umask 077
 fail() {
-    echo "$1" >&2
-    [ -z "${2-}" ] || echo "$2" >&2
+    printf '%s\n' "$1" ${2:+"$2"} >&2
     exit EXPLAINED
 }
 """
@@ -35,19 +34,20 @@ enter() {
     name=$1
     cd "$store/$name" 2> /dev/null && [ -f config.in ] || fail "there is no container '$name'" \
         "vmkit container $CONTAINER_MACHINE list prints those that there are"
+    # For the locks: a start excludes all other calls for its container.
+    exec 6< config.in
 }
 
 mount_root() {
     ! mountpoint -q root || return 0
     # With another kernel these may be built in.
     modprobe -a loop overlay 2> /dev/null
-    trouble=$(mount -t ext4 -o ro,loop,nodev image lower 2>&1) ||
+    # A start that was killed may have come so far.
+    mountpoint -q lower || trouble=$(mount -t ext4 -o ro,loop,nodev image lower 2>&1) ||
         fail "the guest cannot mount the container's root: $trouble"
     layers=lowerdir=$PWD/lower,upperdir=$PWD/upper,workdir=$PWD/work
-    trouble=$(mount -t overlay -o "nodev,$layers" overlay root 2>&1) || {
-        umount lower
+    trouble=$(mount -t overlay -o "nodev,$layers" overlay root 2>&1) ||
         fail "the guest cannot mount the container's overlay: $trouble"
-    }
 }
 
 unmount_root() {
@@ -115,23 +115,28 @@ create)
         }
         [ "$(stat -c %s "$made")" -eq "$size" ] || fail "the container's root did not arrive whole"
         # Another call may have sent it meanwhile, and containers have that one.
-        mv -n "$made" "$store/.images/$key"
+        mv -n "$made" "$store/.images/$key" 2> /dev/null
     fi
-    mkdir "$new" "$new/lower" "$new/upper" "$new/work" "$new/root"
-    # What the root's own directory has: all users enter it.
-    chmod 755 "$new/upper"
-    ln "$store/.images/$key" "$new/image" || fail "the container's root has vanished" "try again"
-    printf '%s\n' "$CONTAINER_CONFIG" > "$new/config.in" &&
-        printf '%s\n' "$CONTAINER_PROCESS" > "$new/rest" &&
-        printf '%s\n' "$CONTAINER_VARIABLES" > "$new/env" &&
-        printf '%s\n' "$CONTAINER_CWD" > "$new/cwd" &&
-        printf '%s\n' "$CONTAINER_USER" > "$new/user" &&
-        printf '%s\n' "$CONTAINER_ABOUT" > "$new/about" || fail "the guest has no room for the container"
+    [ -f "$store/.images/$key" ] || fail "the container's root has vanished" "try again"
+    {
+        # All users enter the topmost folder, as that of the root.
+        mkdir "$new" "$new/lower" "$new/upper" "$new/work" "$new/root" && chmod 755 "$new/upper" &&
+            ln "$store/.images/$key" "$new/image" &&
+            printf '%s\n' "$CONTAINER_CONFIG" > "$new/config.in" &&
+            printf '%s\n' "$CONTAINER_PROCESS" > "$new/rest" &&
+            printf '%s\n' "$CONTAINER_VARIABLES" > "$new/env" &&
+            printf '%s\n' "$CONTAINER_CWD" > "$new/cwd" &&
+            printf '%s\n' "$CONTAINER_USER" > "$new/user" &&
+            printf '%s\n' "$CONTAINER_ABOUT" > "$new/about"
+    } 2> /dev/null || fail "the guest has no room for the container"
     mv -T "$new" "$store/$name" 2> /dev/null || fail "there is a container '$name' already"
     ;;
 start)
     enter "$1"
+    flock -n 6 && [ -f config.in ] || fail "another call starts, stops or removes the container '$name'" "try again"
     ! is_running "$name" || fail "the container '$name' is running already"
+    trap 'forget_run; unmount_root' EXIT
+    trap 'exit 1' HUP INT TERM
     forget_run
     mount_root
     read -r user < user
@@ -141,29 +146,29 @@ start)
     if command -v logger > /dev/null; then
         # The container's output is lines of the guest's log, which is bounded.
         mkfifo out
-        setsid logger -t "container $name" < out > /dev/null 2>&1 &
+        setsid logger -t "container $name" < out > /dev/null 2>&1 6<&- &
     else
         ln -s /dev/null out
     fi
-    crun --log="$PWD/trouble" run --detach --bundle "$PWD" --pid-file "$PWD/pid" "$name" < /dev/null > out 2>&1 || {
-        trouble=$(tail -n 3 trouble)
-        forget_run
-        unmount_root
-        fail "crun could not start the container '$name': $trouble"
-    }
+    crun --log="$PWD/trouble" run --detach --bundle "$PWD" --pid-file "$PWD/pid" "$name" \
+        < /dev/null > out 2>&1 6<&- ||
+        fail "crun could not start the container '$name': $(tail -n 3 trouble 2> /dev/null)"
+    trap - EXIT
     ;;
 stop)
     enter "$1"
+    flock -s 6
     stop "$(($2 * 10))"
     ;;
 remove)
     enter "$1"
+    flock -s 6
     if is_running "$name"; then
         [ "$2" ] || fail "the container '$name' is running" "stop it first, or remove it with --force"
     fi
     stop 0
     gone=$store/.new.$$
-    mv "$store/$name" "$gone" || fail "the guest cannot remove the container '$name'"
+    mv "$store/$name" "$gone" 2> /dev/null || fail "the guest cannot remove the container '$name'"
     cd /
     rm -rf "$gone"
     # Roots that no container has any more.
@@ -174,7 +179,8 @@ list)
         [ -f "$folder/config.in" ] || continue
         state=STOPPED pid=0
         ! is_running "${folder##*/}" || { state=RUNNING && read -r pid < "$folder/pid"; }
-        read -r about < "$folder/about"
+        # It may be removed just now.
+        read -r about 2> /dev/null < "$folder/about" || continue
         printf '%s\t%s\t%s\t%s\n' "${folder##*/}" "$state" "$pid" "$about"
     done
     ;;

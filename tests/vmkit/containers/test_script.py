@@ -1,5 +1,6 @@
 """The guest's half of containers, in a real shell: crun and mount are scripts, the places are in a folder."""
 
+import fcntl
 import os
 import subprocess
 from pathlib import Path
@@ -22,7 +23,8 @@ kill*KILL) echo populated 0 > "$events" ;;
 esac
 """
 MOUNTED = '#!/bin/sh\n[ -e "$PLACE/mounted.${2##*/}" ]\n'
-MOUNT = '#!/bin/sh\nfor place; do :; done\ntouch "$PLACE/mounted.${place##*/}"\n'
+# Not a second time: the real one would lay a mount upon a mount.
+MOUNT = '#!/bin/sh\nset -C\nfor place; do :; done\n: > "$PLACE/mounted.${place##*/}"\n'
 UMOUNT = '#!/bin/sh\nrm "$PLACE/mounted.${1##*/}"\n'
 ROOT = b"the root of a container" * 1000
 
@@ -146,6 +148,45 @@ def test_container_that_does_not_start_is_told_with_cruns_words(store: Store) ->
         "crun could not start the container 'box': no such program\n",
     )
     assert not list(store.folder.glob("mounted.*"))
+
+
+def test_start_that_fails_early_unmounts_the_root(store: Store) -> None:
+    check(store.create("box"))
+    (store.store / "box/user").write_text("nobody-knows\n")
+    done = store.run("start", "box")
+    assert (done.returncode, done.stderr) == (EXPLAINED, "the container 'box' has no user 'nobody-knows'\n")
+    assert not list(store.folder.glob("mounted.*"))
+
+
+def test_start_goes_on_where_a_killed_one_came_to(store: Store) -> None:
+    check(store.create("box"))
+    # Its root is mounted, and not the overlay. A second mount upon it would stay for ever.
+    (store.folder / "mounted.lower").touch()
+    check(store.run("start", "box"))
+    check(store.run("remove", "box", "force"))
+    assert not list(store.folder.glob("mounted.*"))
+
+
+def test_start_excludes_other_calls_for_its_container(store: Store) -> None:
+    check(store.create("box"))
+    with (store.store / "box/config.in").open() as held:
+        # As a stop does. A second start would end the container that the first one starts.
+        fcntl.flock(held, fcntl.LOCK_SH)
+        done = store.run("start", "box")
+        assert (done.returncode, done.stderr) == (
+            EXPLAINED,
+            "another call starts, stops or removes the container 'box'\ntry again\n",
+        )
+        check(store.run("stop", "box", "1"))
+    check(store.run("start", "box"))
+    # What runs on holds no lock.
+    check(store.run("stop", "box", "1"))
+
+
+def test_root_that_vanished_is_told_in_our_words_alone(store: Store) -> None:
+    done = store.create("box", 0, b"")
+    assert (done.returncode, done.stderr) == (EXPLAINED, "the container's root has vanished\ntry again\n")
+    assert store.list_files() == [".images"]
 
 
 def test_unknown_container_and_guest_without_crun(store: Store) -> None:
