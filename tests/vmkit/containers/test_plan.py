@@ -69,6 +69,12 @@ def test_container_is_walled_in_but_for_the_network() -> None:
     assert {"index": 0, "value": 40, "op": "SCMP_CMP_EQ"} in [rule["args"][0] for rule in rules if "args" in rule]
 
 
+def test_container_of_s390x_has_sockets() -> None:
+    # A rule for one family would deny each socketcall(2) there that makes a socket.
+    config = json.loads(plan_container("web", NONE, (), "s390x").config)
+    assert [rule for rule in config["linux"]["seccomp"]["syscalls"] if "socket" in rule["names"]] == []
+
+
 def test_image_with_too_many_variables_is_refused() -> None:
     settings = ContainerSettings(env=("A=" + "x" * DOCUMENT_BYTES_MAX,))
     with pytest.raises(ConfigError, match="more than"):
