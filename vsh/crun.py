@@ -27,8 +27,8 @@ FUNCTIONS = r"""
 find_store() {
     store=/var/lib/vmkit/containers
     place=$store
-    while [ ! -d "$place" ]; do place=${place%/*}; done
-    case $(stat -f -c %T "$place") in overlay*) store=/run/vmkit/containers ;; esac
+    while [ ! -d "$place/" ]; do place=${place%/*}; done
+    case $(stat -f -c %T "$place/") in overlay*) store=/run/vmkit/containers ;; esac
 }
 
 is_running() {
@@ -106,8 +106,7 @@ SCRIPT = (
     r"""
 name=$1 user=$2 terminal=$3 machine=$4
 fail() {
-    echo "vsh: $1" >&2
-    [ -z "${2-}" ] || echo "hint: $2" >&2
+    printf '%s\n' "vsh: $1" ${2:+"hint: $2"} >&2
     exit 1
 }
 """
@@ -132,7 +131,10 @@ file=$(mktemp /run/vmkit-process.XXXXXXXX) || fail "the guest has no room for a 
 printf '{"terminal":%s,"user":{"uid":%s,"gid":%s,"additionalGids":[%s]},"args":[%s],"env":[%s%s%s],"cwd":%s,%s}\n' \
     "$terminal" "$uid" "$gid" "$groups" "$args" \
     "\"HOME=$home\",\"USER=$account\",\"LOGNAME=$account\",\"SHELL=$shell\"" \
-    "${env:+,$env}" "${VSH_ENV:+,$VSH_ENV}" "$cwd" "$rest" > "$file"
+    "${env:+,$env}" "${VSH_ENV:+,$VSH_ENV}" "$cwd" "$rest" 2> /dev/null > "$file" || {
+    rm "$file"
+    fail "the guest has no room for a file in /run"
+}
 exec 9< "$file"
 rm "$file"
 unset VSH_ARGS VSH_ENV VSH_CWD

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.vsh.live import Vshd
-from vsh.crun import FRAGMENT_BYTES_MAX, SCRIPT, check_name, enter_container
+from vsh.crun import FRAGMENT_BYTES_MAX, FUNCTIONS, SCRIPT, check_name, enter_container
 from vsh.errors import UsageError
 from vshd.wire.messages import SetupConnectionRequest
 
@@ -184,6 +184,23 @@ def test_stopped_and_unknown_containers_are_named(guest: Guest) -> None:
     done = guest.run(ask("id"), container="shop")
     assert done.returncode == 1
     assert done.stderr.startswith("vsh: lab has no container 'shop'\n")
+
+
+def test_guest_without_room_is_told_and_nothing_is_left(guest: Guest, tmp_path: Path) -> None:
+    full = tmp_path / "process.full"
+    mktemp = tmp_path / "bin/mktemp"
+    mktemp.write_text(f"#!/bin/sh\nln -s /dev/full {full} && echo {full}\n")
+    mktemp.chmod(0o755)
+    done = guest.run(ask("id"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "vsh: the guest has no room for a file in /run\n"
+    assert not full.is_symlink()
+
+
+def test_guest_may_lack_every_folder_of_the_store() -> None:
+    script = FUNCTIONS.replace("/var/lib", "/no-such-folder/lib") + 'find_store\necho "$store"'
+    done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=False, timeout=30)
+    assert done.stdout.endswith("/vmkit/containers\n")
 
 
 def test_request_that_no_container_can_have_is_refused() -> None:
