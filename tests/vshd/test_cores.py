@@ -275,6 +275,19 @@ def test_call_that_is_no_call_is_ignored(tmp_path: Path, line: bytes) -> None:
         assert join(kernel.receive()) == b"core"
 
 
+def test_other_process_with_the_number_of_a_helper_is_left_alone(tmp_path: Path) -> None:
+    """Calls of a service that was killed wait for the next one, and numbers come again."""
+    with (
+        serving(tmp_path) as kernel,
+        subprocess.Popen([sys.executable, "-c", "print(input())"], stdin=subprocess.PIPE, stdout=-1) as other,
+    ):
+        with (tmp_path / "place" / "calls").open("wb", buffering=0) as pipe:
+            pipe.write(f"{other.pid} 2 3 4 5 6\n".encode())
+        kernel.dump(b"core")
+        assert join(kernel.receive()) == b"core"
+        assert other.communicate(b"its own\n", DEADLINE_S)[0] == b"its own\n"
+
+
 def test_guest_with_a_program_for_its_cores_is_left_alone(tmp_path: Path) -> None:
     pattern = f"|{sys.executable} %P %u"
     service = make_service(tmp_path, pattern=pattern)

@@ -39,8 +39,9 @@ WORDS = "%P %u %g %s %t"
 WORD_COUNT = 6
 DIGITS_MAX = 19
 CALL_MAX = 200
-# Open both ways, the FIFO needs no reader. The shell becomes `sleep`, which holds the core's pipe until we have it.
-# Where no vshd lives any more, the program that crashed waits so long.
+# Open both ways, the FIFO needs no reader. The shell becomes `sleep`, which holds the core's pipe until we have it, and
+# the FIFO, by which it is known. Where no vshd lives any more, the program that crashed waits so long.
+HELPER_FD = 3
 HELPER = b"""PATH=/usr/sbin:/usr/bin:/sbin:/bin
 exec 3<> "${0%/*}/calls" && echo "$$ $*" >&3 && exec sleep 10
 """
@@ -246,7 +247,7 @@ class CoreService:
         numbers = parse_call(line)
         if numbers is None or len(self._waiting) >= AT_ONCE:
             return
-        pipe = _open_pipe(numbers[0])
+        pipe = _open_pipe(numbers[0], self._calls)
         if pipe is not None:
             self._waiting.append((pipe, numbers[1:]))
 
@@ -339,14 +340,15 @@ def read_facts(numbers: list[int]) -> CoreFacts:
     return facts
 
 
-def _open_pipe(helper: int) -> int | None:
+def _open_pipe(helper: int, calls: int) -> int | None:
     """The pipe that the kernel writes a core to; None where the helper was killed, and there is no core any more."""
     folder = f"/proc/{helper}"
     pipe = -1
     try:
         pipe = os.open(f"{folder}/fd/0", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        # A process of another user's that has the helper's number by now has no core for us.
-        if os.stat(folder).st_uid == os.geteuid() and stat.S_ISFIFO(os.fstat(pipe).st_mode):
+        # Another process that has the helper's number by now, such as one of root's with a pipe, has no core for us.
+        is_helper = os.path.samestat(os.stat(f"{folder}/fd/{HELPER_FD}"), os.fstat(calls))
+        if is_helper and stat.S_ISFIFO(os.fstat(pipe).st_mode):
             # It has done its part. From here on the kernel writes to this process alone.
             os.kill(helper, SIGKILL)
             return pipe
