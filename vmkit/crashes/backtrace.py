@@ -27,6 +27,10 @@ GDB_DEADLINE_S = 120.0
 DEBUGFS_DEADLINE_S = 60.0
 MAX_FILES = 512
 MAX_LINKS = 40
+# Of a part of a path (limits.h).
+NAME_MAX = 255
+# Of one thread. A recursion without end has 100,000 of them and more, and gdb takes minutes for these.
+MAX_FRAMES = 1000
 _UNPACKED_LIMIT_BYTES = 4 << 30
 _PACKED = {b"\x1f\x8b": unpack_gzip, LZ4_LEGACY_MAGIC: unpack_lz4, b"\x28\xb5\x2f\xfd": unpack_zstd}
 # debugfs has a syntax of its own, and the names are a guest's.
@@ -36,7 +40,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LINKS = ("lib", "lib64", "bin", "sbin")
 _QUIET = (
     *("-iex", "set auto-load off", "-iex", "set debuginfod enabled off"),
-    *("-iex", "set width 0", "-iex", "set print thread-events off"),
+    *("-iex", "set width 0", "-iex", "set print thread-events off", "-iex", f"set backtrace limit {MAX_FRAMES}"),
 )
 SYSROOT_HINT = "give gdb a folder with the guest's files: --sysroot DIR"
 
@@ -117,7 +121,8 @@ def find_disk(crash: Crash) -> Path:
 
 
 def _is_plain(name: str) -> bool:
-    return bool(_PLAIN.fullmatch(name)) and ".." not in PurePosixPath(name).parts
+    parts = PurePosixPath(name).parts[1:]
+    return bool(_PLAIN.fullmatch(name) and parts) and ".." not in parts and len(max(parts, key=len)) <= NAME_MAX
 
 
 def _find_within(root: Path, name: str) -> Path | None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.fuzz.fuzz_notes import make_core
 from tests.vmkit.crashes.test_store import keep
-from vmkit.crashes.backtrace import find_node, plan_gdb, print_backtrace
+from vmkit.crashes.backtrace import MAX_FRAMES, find_node, plan_gdb, print_backtrace
 from vmkit.crashes.record import Crash, CrashKind, Program
 from vmkit.crashes.store import KeptCrash, list_of
 from vmkit.errors import MachineError
@@ -67,6 +67,8 @@ HOSTILE = (
     b"/dev/zero (deleted)",
     b"relative",
     b"/a\ndump /usr/bin/web /tmp/x",
+    b"/" + b"long" * 64 + b"/x",
+    b"/.",
 )
 
 
@@ -111,6 +113,14 @@ def test_file_of_the_program_can_be_given(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "mine").write_bytes(b"")
     words = print_backtrace(keep_core(tmp_path), program=tmp_path / "mine").decode().splitlines()
     assert str(tmp_path / "mine") in words
+
+
+def test_recursion_without_end_has_a_backtrace_with_a_limit(tmp_path: Path, cache: Path) -> None:
+    """gdb takes two minutes for the 170,000 frames of a stack that is full."""
+    (cache / "initrd").write_bytes(render_cpio(make_tree()))
+    words = print_backtrace(keep_core(tmp_path)).decode().splitlines()
+    limit = words.index(f"set backtrace limit {MAX_FRAMES}")
+    assert limit < words.index("thread apply all bt")
 
 
 def test_backtrace_that_cannot_be_says_why(tmp_path: Path, cache: Path) -> None:
