@@ -129,11 +129,11 @@ class MatrixRun:
                 if keeper is not None:
                     keeper.set_machine(describe_machine(machine.started))
                     # A kill in the first command leaves these.
-                    keep_machine_logs(machine, keeper)
-                for count, command in enumerate(cell.commands, 1):
+                    session = keep_machine_logs(machine, keeper)
+                for command in cell.commands:
                     take(self._run_command(cell, machine, command))
                     if keeper is not None:
-                        keep_machine_logs(machine, keeper, count)
+                        session = keep_machine_logs(machine, keeper, session)
             return results
         finally:
             with self._lock:
@@ -237,18 +237,26 @@ def describe_choices(choices: Choices) -> dict[str, object]:
     }
 
 
-def keep_machine_logs(machine: Machine, keeper: ResultKeeper, sessions: int = 0) -> None:
-    """Keeps the logs until now of a machine that runs, or of one that has ended badly.
+def keep_machine_logs(machine: Machine, keeper: ResultKeeper, before: bytes | None = None) -> bytes:
+    """Keeps the logs until now of a machine that runs, or of one that has ended badly. Returns its last session's line.
 
-    sessions: how many must have their line, for SESSION_LINE_S at most: vshd writes it after the client knows the end.
+    before: that line, from before a session that has ended. The logs must have a newer one, for SESSION_LINE_S at most:
+    vshd writes it after the client knows the end. Lines are not counted, for a kernel's log loses the oldest.
     """
     deadline_s = time.monotonic() + SESSION_LINE_S
+    last = before or b""
     with contextlib.suppress(VshError):
         # It reads the kernel's log out of the guest's memory, into a file beside the others.
-        while machine.read_log("sessions").count(b"\n") < sessions and time.monotonic() < deadline_s:
+        while (last := read_last_session(machine)) == before and time.monotonic() < deadline_s:
             time.sleep(LINE_PERIOD_S)
     kept = find_state_directory() / machine.name
     keeper.keep_logs(machine.directory if machine.directory.is_dir() else kept)
+    return last
+
+
+def read_last_session(machine: Machine) -> bytes:
+    """Returns the line of the session that ended last; empty where the kernel's log has none. Raises VshError."""
+    return b"".join(machine.read_log("sessions").splitlines()[-1:])
 
 
 def read_boot_tests(name: str, cause: str) -> tuple[KtapResult, ...]:

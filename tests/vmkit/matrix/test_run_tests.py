@@ -11,6 +11,7 @@ from tests.vsh.live import DEADLINE_S, Vshd
 from vmkit.errors import ConfigError, MachineError
 from vmkit.junit import CaseVerdict
 from vmkit.machine.machine import Machine
+from vmkit.matrix import execute
 from vmkit.matrix.execute import ResultKeeper, keep_machine_logs, run_tests
 from vmkit.matrix.outputs import KtapSink, Tail
 from vmkit.matrix.plan import Cell, GuestCommand, plan_matrix
@@ -118,33 +119,50 @@ def test_matrix_file_names_the_commands_with_results() -> None:
 
 
 class LateMachine:
-    """A machine whose vshd is slow to write the line of a session."""
+    """A machine whose vshd is slow to write the line of a session, and whose kernel keeps three lines."""
 
     name = "late"
 
-    def __init__(self, directory: Path, looks: int) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.looks = looks
+        self.lines: list[bytes] = []
+        self.late = 0
+        self.looks = 0
+
+    def run(self, command: bytes, late: int) -> None:
+        """A session, whose line comes after so many looks."""
+        self.lines.append(command)
+        self.late = late
 
     def read_log(self, kind: str) -> bytes:
         assert kind == "sessions"
-        self.looks -= 1
-        return b"" if self.looks else b"{}\n"
+        self.looks += 1
+        self.late -= 1
+        written = self.lines[:-1] if self.late > 0 else self.lines
+        return b"".join(line + b"\n" for line in written[-3:])
 
 
 class Kept:
-    """What a cell's folder is asked to keep, and after how many looks."""
+    """What a cell's folder is asked to keep."""
 
     def __init__(self, machine: LateMachine) -> None:
         self.machine = machine
-        self.kept: list[tuple[Path, int]] = []
+        self.kept: list[bytes] = []
 
     def keep_logs(self, source: Path) -> None:
-        self.kept.append((source, self.machine.looks))
+        assert source == self.machine.directory
+        self.kept.append(self.machine.read_log("sessions"))
 
 
-def test_logs_are_kept_when_they_have_the_line_of_each_session(tmp_path: Path) -> None:
-    machine = LateMachine(tmp_path, looks=4)
+def test_logs_are_kept_when_they_have_the_line_of_each_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execute, "LINE_PERIOD_S", 0.001)
+    monkeypatch.setattr(execute, "SESSION_LINE_S", DEADLINE_S)
+    machine = LateMachine(tmp_path)
     keeper = Kept(machine)
-    keep_machine_logs(cast(Machine, machine), cast(ResultKeeper, keeper), 1)
-    assert keeper.kept == [(tmp_path, 0)]
+    session = keep_machine_logs(cast(Machine, machine), cast(ResultKeeper, keeper))
+    for number in range(5):
+        machine.run(b"%d" % number, late=3)
+        session = keep_machine_logs(cast(Machine, machine), cast(ResultKeeper, keeper), session)
+    # The kernel has lost the first two by then, and nobody waits for these.
+    assert keeper.kept == [b"", b"0\n", b"0\n1\n", b"0\n1\n2\n", b"1\n2\n3\n", b"2\n3\n4\n"]
+    assert machine.looks == 2 + 5 * 4
