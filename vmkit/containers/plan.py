@@ -86,6 +86,8 @@ def plan_container(name: str, settings: ContainerSettings, command: Sequence[str
     args = [BUSYBOX, "sh", "-c", IDLE] if words is None else list(words)
     has_path = any(text.startswith("PATH=") for text in settings.env)
     variables = settings.env if has_path else (DEFAULT_PATH, *settings.env)
+    # An image's paths begin at its root, also where it does not write so.
+    cwd = posixpath.join("/", settings.working_dir)
     process = {
         "capabilities": {kind: list(CAPABILITIES) for kind in ("bounding", "effective", "permitted")},
         "noNewPrivileges": False,
@@ -95,7 +97,7 @@ def plan_container(name: str, settings: ContainerSettings, command: Sequence[str
         "user": USER_MARK,
         "args": args,
         "env": list(variables),
-        "cwd": settings.working_dir or "/",
+        "cwd": cwd,
         **process,
     }
     plan = ContainerPlan(
@@ -103,7 +105,7 @@ def plan_container(name: str, settings: ContainerSettings, command: Sequence[str
         json.dumps(render_config(name, first, machine)),
         json.dumps(process)[1:-1],
         json.dumps(list(variables))[1:-1],
-        json.dumps(settings.working_dir) if settings.working_dir else "",
+        json.dumps(cwd) if settings.working_dir else "",
         settings.user,
     )
     for document in (plan.config, plan.env, plan.cwd, plan.user):

@@ -47,6 +47,12 @@ def test_settings_of_the_image_become_the_process() -> None:
     assert (plan.cwd, plan.user) == ('"/srv"', "ann")
 
 
+def test_directory_of_an_image_begins_at_its_root() -> None:
+    plan = plan_container("web", ContainerSettings(working_dir="srv/app"), (), "x86_64")
+    # crun's own rule: cwd is an absolute path.
+    assert (json.loads(plan.config)["process"]["cwd"], plan.cwd) == ("/srv/app", '"/srv/app"')
+
+
 def test_container_without_a_command_waits_by_a_program_of_the_guest() -> None:
     plan = plan_container("web", NONE, (), "x86_64")
     config = json.loads(plan.config)
