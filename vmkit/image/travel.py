@@ -142,7 +142,11 @@ def _parse_manifest(data: bytes, image: ImageFile, reader: "_Reader") -> dict[st
         if manifest["digest"] != image.digest or not {"initrd", "kernel"} <= set(artifacts) <= set(ARTIFACTS):
             raise ValueError("it is of another image")
         for entry in artifacts.values():
-            if not _DIGEST.fullmatch(entry["sha256"]) or not isinstance(entry["size_bytes"], int):
+            if (
+                not _DIGEST.fullmatch(entry["sha256"])
+                or not isinstance(entry["size_bytes"], int)
+                or entry["size_bytes"] < 0
+            ):
                 raise ValueError("an artifact has no hash or no size")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise reader.explain(f"its manifest is damaged: {error!r}") from error

@@ -128,16 +128,22 @@ def test_damaged_file_leaves_nothing_in_the_cache(exported: Path, another: Anoth
         assert not (cache / "tmp").exists() or not list((cache / "tmp").iterdir())
 
 
-def test_image_larger_than_the_disk_is_refused_before_anything_is_written(
-    exported: Path, another: Another, vmkit: Vmkit
-) -> None:
+def claim_sizes(exported: Path, **sizes: int) -> None:
+    """Changes the sizes in the manifest, with its hash."""
     head, lock, (manifest, data), *artifacts = members_of(exported)
     claimed = json.loads(data)
-    claimed["artifacts"]["initrd"]["size_bytes"] = 1 << 60
+    for name, size in sizes.items():
+        claimed["artifacts"][name]["size_bytes"] = size
     data = json.dumps(claimed).encode()
     facts = json.loads(head[1])
     facts["files"]["manifest.json"] = hashlib.sha256(data).hexdigest()
     exported.write_bytes(pack([(head[0], json.dumps(facts).encode()), lock, (manifest, data), *artifacts]))
+
+
+def test_image_larger_than_the_disk_is_refused_before_anything_is_written(
+    exported: Path, another: Another, vmkit: Vmkit
+) -> None:
+    claim_sizes(exported, initrd=1 << 60)
     another()
     done = vmkit("image", "import", str(exported))
     assert done.status == 1
@@ -174,3 +180,11 @@ def test_what_is_no_file_is_not_replaced_and_a_link_stays(recipe: str, vmkit: Vm
     link.symlink_to("x.image")
     assert vmkit("build", recipe, "--export", str(link)).status == 0
     assert link.is_symlink() and (tmp_path / "x.image").is_file()
+
+
+def test_size_below_zero_hides_no_large_file(exported: Path, another: Another, vmkit: Vmkit) -> None:
+    claim_sizes(exported, initrd=1 << 60, kernel=-(1 << 60))
+    another()
+    done = vmkit("image", "import", str(exported))
+    assert done.status == 64
+    assert "an artifact has no hash or no size" in done.err
