@@ -22,6 +22,7 @@ from pathlib import Path
 from tests.bench.rivals import FOLDER
 from tests.bench.vsock import GUEST, UNITS, measure_connect, measure_echo, measure_to_guest, measure_to_host
 from tests.guest.rival_device import fetch_program
+from tests.vsh.live import is_listening
 
 READY_PORT = 7777
 CID = 77
@@ -75,7 +76,7 @@ def measure_turn(render_device: Callable[[Path, Path], list[str]]) -> dict[str, 
         ready.listen()
         ready.settimeout(START_DEADLINE_S)
         device = stack.enter_context(running(*render_device(front, uds)))
-        wait_for(front.exists)
+        wait_for(lambda: is_listening(front))
         stack.enter_context(running(*render_qemu(folder, front)))
         connection, _ = ready.accept()
         with connection, connection.makefile("rb") as report:

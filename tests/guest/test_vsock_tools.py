@@ -17,6 +17,7 @@ import pytest
 
 from tests.guest.conftest import Run, run_program
 from tests.guest.rival_device import fetch_program
+from tests.vsh.live import is_listening
 
 TSHARK = shutil.which("tshark")
 DEADLINE_S = 240
@@ -127,7 +128,7 @@ def test_device_serves_a_qemu_that_was_started_by_hand(built: None, folder: Path
     ready.settimeout(DEADLINE_S)
     words = ("--socket", str(front), "--cid", "77", "--uds-path", str(uds), "--control", str(control))
     with ready, running(sys.executable, "-m", "vmkit", "device", "vsock", *words) as device:
-        wait_for(front.exists)
+        wait_for(lambda: is_listening(front))
         with running(*render_qemu(folder, front)) as qemu:
             # From the guest to a program of the host.
             connection, _address = ready.accept()
@@ -160,7 +161,7 @@ def test_vsh_works_with_the_device_of_rust_vmm(built: None, folder: Path, tmp_pa
     ready.settimeout(DEADLINE_S)
     words = ("--socket", str(front), "--guest-cid", "77", "--uds-path", str(uds))
     with ready, running(str(fetch_program(tmp_path)), *words):
-        wait_for(front.exists)
+        wait_for(lambda: is_listening(front))
         with running(*render_qemu(folder, front)):
             connection, _address = ready.accept()
             with connection, connection.makefile("rb") as file:

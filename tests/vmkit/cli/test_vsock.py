@@ -8,7 +8,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from tests.docs.schemas import check_form
 from tests.vmkit.cli.conftest import Vmkit
 from tests.vmkit.vsock.device_process import Bench, open_bench
 from tests.vmkit.vsock.fake_driver import GUEST_CID, FakeDriver
+from tests.vsh.live import is_listening, wait_until
 from vmkit.packets.control import open_control
 from vmkit.vsock.requests import ListFaults
 
@@ -147,10 +147,7 @@ def test_device_for_any_vmm_serves_a_front_end_and_ends_with_it() -> None:
     front, control = folder / "front", folder / "control"
     argv = [sys.executable, "-m", "vmkit", "device", "vsock", "--socket", str(front), "--cid", str(GUEST_CID)]
     process = subprocess.Popen([*argv, "--control", str(control)], stderr=subprocess.PIPE)
-    deadline_s = time.monotonic() + DEADLINE_S
-    while not front.exists():
-        assert process.poll() is None and time.monotonic() < deadline_s
-        time.sleep(0.01)
+    wait_until(lambda: is_listening(front) or process.poll() is not None, "the device listens", DEADLINE_S)
     vmm = socket.socket(socket.AF_UNIX)
     vmm.connect(str(front))
     driver = FakeDriver(vmm)
