@@ -114,6 +114,8 @@ create)
                 "start the machine with more memory: vmkit up --memory 2G"
         }
         [ "$(stat -c %s "$made")" -eq "$size" ] || fail "the container's root did not arrive whole"
+        # Else a guest on a disk that is killed now could find an empty file under this name, for all its containers.
+        sync "$made"
         # Another call may have sent it meanwhile, and containers have that one.
         mv -n "$made" "$store/.images/$key" 2> /dev/null
     fi

@@ -26,6 +26,7 @@ MOUNTED = '#!/bin/sh\n[ -e "$PLACE/mounted.${2##*/}" ]\n'
 # Not a second time: the real one would lay a mount upon a mount.
 MOUNT = '#!/bin/sh\nset -C\nfor place; do :; done\n: > "$PLACE/mounted.${place##*/}"\n'
 UMOUNT = '#!/bin/sh\nrm "$PLACE/mounted.${1##*/}"\n'
+SYNC = '#!/bin/sh\ncat "$1" >> "$PLACE/synced"\n'
 ROOT = b"the root of a container" * 1000
 
 
@@ -37,6 +38,7 @@ class Store:
         (folder / "bin").mkdir()
         (folder / "controllers").touch()
         programs = {"crun": CRUN, "mountpoint": MOUNTED, "mount": MOUNT, "umount": UMOUNT, "modprobe": "#!/bin/sh\n"}
+        programs["sync"] = SYNC
         for name, text in {**programs, "logger": "#!/bin/sh\ncat > /dev/null\n"}.items():
             (folder / "bin" / name).write_text(text)
             (folder / "bin" / name).chmod(0o755)
@@ -86,6 +88,7 @@ def test_container_lives_and_leaves_nothing(store: Store) -> None:
     assert check(store.run("look", "box")).split() == [os.uname().machine]
     check(store.create("box"))
     assert (store.store / ".images/key").read_bytes() == ROOT
+    assert (store.folder / "synced").read_bytes() == ROOT
     assert check(store.run("look", "other")).split() == [os.uname().machine, "key"]
     # The guest has the root: the second container shares it.
     check(store.create("other", 0, b""))
