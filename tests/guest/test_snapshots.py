@@ -233,10 +233,15 @@ def test_guest_is_saved_under_a_forward(snapshot_name: str, up: Run, vsh: Run) -
     assert up("--snapshot", snapshot_name, "--name", "copy").returncode == 0
     line = rb": closed, after 1 connections, after .*: forward to tcp:localhost:7100, with branches\n"
     assert re.search(line, vsh("--vm_name", "copy", "--", "dmesg").stdout)
-    with running("--vm_name", "copy", "-v", "-N", "-L", "0:localhost:7100", stream="stderr") as (_, told):
+    with running("--vm_name", "copy", "-v", "-N", "-L", "0:localhost:7100", stream="stderr") as (forward, told):
         for _ in range(2):
             with connect(port_of(told)) as client:
-                echo(client, b"after")
+                try:
+                    echo(client, b"after")
+                except ConnectionResetError as error:
+                    forward.terminate()
+                    assert forward.stderr is not None
+                    raise AssertionError(forward.stderr.read().decode()) from error
 
 
 def await_builder(process: "subprocess.Popen[bytes]") -> str:

@@ -23,7 +23,7 @@ from vmkit.vsock import vhost_user as vu
 from vmkit.vsock.control import ControlDoor
 from vmkit.vsock.device import Device
 from vmkit.vsock.hostside import HostSide
-from vmkit.vsock.muxer import MAX_CONNECTIONS, Muxer
+from vmkit.vsock.muxer import FIRST_HOST_PORT, LAST_HOST_PORT, MAX_CONNECTIONS, Muxer
 from vmkit.vsock.notices import Notices
 from vmkit.vsock.tap import Tap
 from vmkit.vsock.traffic import HOLD_TIME_S, MAX_TX_CHAINS, Traffic
@@ -38,6 +38,15 @@ MAX_ROUNDS: Final = 16
 PROBE_PERIOD_S: Final = 1.0
 # After the front-end has left, programs get so long to take what their guest wrote last.
 DRAIN_TIMEOUT_S: Final = 5.0
+
+
+def choose_host_port() -> int:
+    """The first host port of a device, at random, as the kernel's own transport does.
+
+    A guest may still close connections of an earlier device: of before a snapshot, or of one that was replaced. For up
+    to 8 s it answers a REQUEST from the port of such a connection by RST.
+    """
+    return FIRST_HOST_PORT + int.from_bytes(os.urandom(4)) % (LAST_HOST_PORT + 1 - FIRST_HOST_PORT)
 
 
 class VhostUserBackend:
@@ -62,7 +71,13 @@ class VhostUserBackend:
         self._notices = notices
         self._epoll = select.epoll()
         self._device = Device(guest_cid, notices.tell, self._watch_kick, self._unwatch_kick)
-        self._muxer = Muxer(guest_cid, notices.tell, privileged_ports=privileged_ports, max_connections=max_connections)
+        self._muxer = Muxer(
+            guest_cid,
+            notices.tell,
+            privileged_ports=privileged_ports,
+            max_connections=max_connections,
+            first_host_port=choose_host_port(),
+        )
         self._host = HostSide(self._epoll, listener, uds_path, self._muxer, notices.tell)
         self._traffic = Traffic(self._device, self._muxer, self._host, notices.tell)
         self._host.attach(self._traffic)

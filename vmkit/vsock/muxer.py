@@ -55,6 +55,7 @@ class Muxer:
         *,
         privileged_ports: Iterable[int] = (),
         max_connections: int = MAX_CONNECTIONS,
+        first_host_port: int = FIRST_HOST_PORT,
     ) -> None:
         self.guest_cid = guest_cid
         self.max_connections = max_connections
@@ -67,7 +68,7 @@ class Muxer:
         self._wide_count = 0
         spare_bytes = WINDOW_BUDGET_BYTES - max_connections * FIRST_WINDOW_BYTES
         self._max_wide = max(0, spare_bytes // (WINDOW_BYTES - FIRST_WINDOW_BYTES))
-        self._next_host_port = FIRST_HOST_PORT
+        self._next_host_port = first_host_port
         # RSTs that wait to be sent. A dict keeps the order and drops the doubles.
         self.strays: dict[Header, None] = {}
 

@@ -19,10 +19,11 @@ from typing import Any
 import pytest
 
 from tests.vmkit.vsock import fake_driver as fd
-from tests.vmkit.vsock.device_process import ROOT, Bench
+from tests.vmkit.vsock.device_process import ROOT, Bench, open_bench
 from tests.vmkit.vsock.fake_driver import WAIT_S
 from vmkit.vsock import packet as pk
 from vmkit.vsock import vhost_user as vu
+from vmkit.vsock.muxer import FIRST_HOST_PORT, LAST_HOST_PORT
 
 
 def test_connect_before_the_driver_runs_is_held(cold_bench: Bench) -> None:
@@ -404,3 +405,17 @@ def test_log_that_nobody_reads_does_not_stop_the_device(directory: Path) -> None
         assert process.wait(WAIT_S) == 0
     os.close(reader)
     os.close(writer)
+
+
+def test_each_device_begins_at_another_host_port() -> None:
+    """A guest that was saved, or whose device was replaced, may still close a connection of the device before."""
+    ports = set()
+    for _ in range(2):
+        with open_bench() as bench:
+            bench.driver.boot()
+            bench.driver.listening.setdefault(9001, [])
+            program = bench.connect()
+            program.send(b"CONNECT 9001\n")
+            ports.add(int(program.line().split()[1]))
+    assert len(ports) == 2
+    assert all(FIRST_HOST_PORT <= port <= LAST_HOST_PORT for port in ports)
