@@ -85,7 +85,7 @@ def enter(box: vmkit.Containers, vsh: Run) -> Run:
     """enter("id") runs a command in the container by the real vsh."""
 
     def run(*words: str, **options: object) -> "subprocess.CompletedProcess[bytes]":
-        return vsh("--vm_name=ship", "--target_container=box", *words, **options)  # type: ignore[arg-type]
+        return vsh("--vm_name=ship", "--target_container=box", *words, **options)  # type: ignore[arg-type]  # the words of Run
 
     return run
 
