@@ -19,9 +19,9 @@ from vmkit.crashes.store import CORE, MAPS, NewCrash, bound, make_crash
 from vmkit.errors import MachineError, VmkitError
 from vmkit.machine.launch import CrashPlan
 from vmkit.machine.words import Answer, Request
-from vmkit.monitor.connection import connect
+from vmkit.monitor.connection import connect, keep_connected
 from vmkit.monitor.pipes import read_pipe
-from vsh.errors import ConnectionLost, Unreachable, VshError
+from vsh.errors import VshError
 from vsh.text import clean_line
 from vshd.wire import cores
 from vshd.wire.cores import CoreFacts, CoreReader
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 # A guest under emulation on a busy host takes seconds for a session.
 CONNECT_S = 20.0
-# After a connection that broke, and one that did not come.
-RETRY_FIRST_S, RETRY_MAX_S = 0.5, 30.0
-STOPPED_POLL_S = 1.0
 # Of data. Zeros cost no room, but time.
 MAX_CORE_BYTES = 1 << 30
 MAX_SPAN_BYTES = 4 * MAX_CORE_BYTES
@@ -63,18 +60,13 @@ class CoreKeeper:
         plan = self._guest.crashes
         if plan is None or not plan.cores:
             return
-        pause_s = RETRY_FIRST_S
+
+        async def follow() -> None:
+            fd, rest = await connect(partial(self._guest.open_cores, MAX_CORE_BYTES, CONNECT_S))
+            await self._receive(fd, rest, plan)
+
         try:
-            while True:
-                while self._guest.is_stopped():
-                    await asyncio.sleep(STOPPED_POLL_S)
-                try:
-                    fd, rest = await connect(partial(self._guest.open_cores, MAX_CORE_BYTES, CONNECT_S))
-                    await self._receive(fd, rest, plan)
-                    pause_s = RETRY_FIRST_S
-                except (ConnectionLost, Unreachable):
-                    pause_s = min(RETRY_MAX_S, pause_s * 2)
-                await asyncio.sleep(pause_s)
+            await keep_connected(follow, self._guest.is_stopped)
         except (VshError, RemoteProtocolError) as error:
             self._guest.events.add("no-cores", {"why": str(error)})
 

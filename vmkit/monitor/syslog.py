@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from vmkit.machine.launch import Layout
 from vmkit.machine.words import Answer, Request, TakeSyslog
-from vmkit.monitor.connection import connect
+from vmkit.monitor.connection import connect, keep_connected
 from vmkit.monitor.lines import parse_record
-from vsh.errors import ConnectionLost, Unreachable, VshError
+from vsh.errors import VshError
 from vshd.carry.records import BEGIN, ID_SIZE, MARK, NUMBER_MAX, WORD_SIZE, LogReader, LogRecord, RecordError
 
 if TYPE_CHECKING:
@@ -31,9 +31,6 @@ FIRST_S = 2.0
 # A guest under emulation on a busy host takes seconds for a session.
 CONNECT_S = 20.0
 ANSWER_S = 20.0
-# After a connection that broke, and one that did not come.
-RETRY_FIRST_S, RETRY_MAX_S = 0.5, 30.0
-STOPPED_POLL_S = 1.0
 # Some 500 records: the monitor has other things to do between two pieces.
 READ_SIZE = 1 << 16
 WRITE_LINES = 16
@@ -66,17 +63,8 @@ class SyslogKeeper:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_S):
                 await self._wanted.wait()
-        pause_s = RETRY_FIRST_S
         try:
-            while True:
-                while self._guest.is_stopped():
-                    await asyncio.sleep(STOPPED_POLL_S)
-                try:
-                    await self._follow()
-                    pause_s = RETRY_FIRST_S
-                except (ConnectionLost, Unreachable):
-                    pause_s = min(RETRY_MAX_S, pause_s * 2)
-                await asyncio.sleep(pause_s)
+            await keep_connected(self._follow, self._guest.is_stopped)
         except (VshError, BadStream) as error:
             self._guest.events.add("no-syslog", {"why": str(error)})
             self._give_up(str(error))

@@ -14,6 +14,7 @@ from tests.descriptors import nothing_left_open
 from vmkit.crashes.record import CrashKind
 from vmkit.crashes.store import list_all
 from vmkit.machine.launch import CrashPlan
+from vmkit.monitor import connection
 from vmkit.monitor import cores as module
 from vmkit.monitor.cores import CoreKeeper, CoreReceiver
 from vmkit.monitor.guest import LinkedGuest
@@ -184,7 +185,7 @@ def keep(folder: Path, *served: bytes | VshError) -> list[dict[str, object]]:
 def test_connection_that_breaks_is_made_anew_and_a_refusal_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "RETRY_FIRST_S", 0.01)
+    monkeypatch.setattr(connection, "RETRY_FIRST_S", 0.01)
     with nothing_left_open():
         told = keep(
             *(tmp_path, make_core(b"one")[:-3], Unreachable("not yet"), make_core(b"two")),

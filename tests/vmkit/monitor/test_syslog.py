@@ -12,7 +12,7 @@ import pytest
 
 from tests.vsh.live import DEADLINE_S
 from vmkit.machine.words import TakeSyslog
-from vmkit.monitor import syslog
+from vmkit.monitor import connection, syslog
 from vmkit.monitor.guest import LinkedGuest
 from vmkit.monitor.logs import CappedLog, EventLog
 from vmkit.monitor.syslog import SyslogKeeper
@@ -82,7 +82,7 @@ def mark(word: int) -> bytes:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(syslog, "RETRY_FIRST_S", 0.01)
+    monkeypatch.setattr(connection, "RETRY_FIRST_S", 0.01)
 
 
 def run(folder: Path, work: Callable[[SyslogKeeper, PlayedGuest], Coroutine[None, None, None]]) -> PlayedGuest:
