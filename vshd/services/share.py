@@ -103,7 +103,8 @@ def _open_device() -> int:
 def _detach_dead(path: str) -> None:
     """Takes away what a relay that was killed has left: a mount that answers nothing but errors."""
     try:
-        os.stat(path)
+        # The relay must answer this one. The kernel answers a stat from what it remembers of the dead relay's answers.
+        os.statvfs(path)
     except OSError as error:
         if error.errno != errno.ENOTCONN:
             return
