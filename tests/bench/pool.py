@@ -1,9 +1,10 @@
 """A pool and the pytest plugin: how soon a machine is there, what a waiting one costs, and what a test costs.
 
-    python -m tests.bench.pool [take|waiting|pytest]
+    python -m tests.bench.pool [take|waiting|first|pytest]
 
 take: from the call of take() in a process that has imported vmkit to the first command's output, from a full pool.
-waiting: memory and processor time of machines that wait. pytest: 40 tests with a fresh machine and one command each.
+waiting: memory and processor time of machines that wait. first: the first four tests with a fresh machine each, once
+the pool of the run is full. pytest: 40 tests with a fresh machine and one command each.
 """
 
 import os
@@ -29,6 +30,30 @@ import pytest
 pytestmark = pytest.mark.vm(accelerator="tcg", backend="user", memory="128M")
 
 @pytest.mark.parametrize("number", range({TESTS}))
+def test_one(vm, number):
+    assert vm.run(["echo", "hi"], text=True).stdout == "hi\\n"
+"""
+
+FIRST = 4
+# The module's machine starts the pool. The tests after it find as many machines as they take.
+FIRST_SUITE = f"""
+import time
+import pytest
+from vmkit.pool.pool import RunningPool
+from vmkit.pool.registry import read_pools
+pytestmark = pytest.mark.vm(accelerator="tcg", backend="user", memory="128M")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def full(vm_module):
+    (entry,) = read_pools()
+    while len(RunningPool(entry).status().waiting) < {FIRST}:
+        time.sleep(0.1)
+    # What the last machine's start left to do.
+    time.sleep(1)
+
+
+@pytest.mark.parametrize("number", range({FIRST}))
 def test_one(vm, number):
     assert vm.run(["echo", "hi"], text=True).stdout == "hi\\n"
 """
@@ -69,6 +94,25 @@ def measure_waiting() -> None:
     print(f"processor time of {SIZE} waiting machines: {cpu_s * 1000 / WATCH_S:.1f} ms a second")
 
 
+def run_suite(suite: str, *options: str) -> str:
+    """The suite's output, with all durations."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "test_it.py").write_text(suite)
+        argv = [sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider", "--durations=0", *options]
+        return subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def measure_first() -> None:
+    rounds: list[list[float]] = []
+    for _ in range(ROUNDS):
+        shown = run_suite(FIRST_SUITE, f"--vm-pool={FIRST}")
+        # The first test's set-up has the module's as well, which fills the pool.
+        spent = [re.findall(rf"([0-9.]+)s (\w+) +\S+\[{number}\]", shown) for number in range(FIRST)]
+        print(spent)
+        rounds.append([sum(float(took_s) for took_s, _ in parts) for parts in spent])
+    print(f"the first {FIRST} tests from a full pool: {rounds}")
+
+
 def measure_pytest() -> None:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "test_it.py").write_text(SUITE)
@@ -101,7 +145,7 @@ def read_cpu_s(pid: int) -> float:
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
-PARTS = {"take": measure_take, "waiting": measure_waiting, "pytest": measure_pytest}
+PARTS = {"take": measure_take, "waiting": measure_waiting, "first": measure_first, "pytest": measure_pytest}
 
 
 def main(parts: list[str]) -> None:

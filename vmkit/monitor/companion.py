@@ -48,7 +48,7 @@ class Restarts:
 
 
 class CompanionProcess:
-    """A companion's processes, one after another. Invariant: `listener` and `control` outlive them all."""
+    """A companion's processes, one after another. Invariant: `listener` and `control` outlive them all, until stop()."""
 
     def __init__(
         self, plan: Companion, listener: socket.socket | None, log: CappedLog, control: socket.socket | None = None
@@ -118,10 +118,13 @@ class CompanionProcess:
         self._is_dismissed = True
 
     async def stop(self) -> None:
-        """Sees the process gone."""
+        """Sees the process gone, and closes its sockets: no later one answers the connections that wait there."""
         if self._child is not None:
             await asyncio.wait([asyncio.ensure_future(self._child.wait())], timeout=OWN_END_DEADLINE_S)
             await self._child.stop()
+        for sock in self._listeners.values():
+            if sock is not None:
+                sock.close()
 
     def _explain_end(self, child: Child, often: str = "") -> End:
         brief = f"the {self._plan.title} ended with {child.render_end()}{often}"

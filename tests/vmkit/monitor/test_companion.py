@@ -1,6 +1,8 @@
 """How often the monitor replaces a companion, and that its end is told where it is the cause of another failure."""
 
 import asyncio
+import contextlib
+import socket
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from vmkit.machine.parts.part import Companion
 from vmkit.monitor.companion import CompanionProcess, Restarts
 from vmkit.monitor.life import EndedError, Life
 from vmkit.monitor.logs import CappedLog, EventLog
+from vmkit.monitor.qemu import listen_within
 
 
 def test_restarts_are_limited_within_a_period_and_not_over_a_life() -> None:
@@ -60,5 +63,24 @@ def test_companion_that_is_slow_to_end_is_named_when_qemu_has_refused_its_device
         (await companion.start()).close()
         with pytest.raises(MachineError, match="the vsock device ended with status 3"):
             await companion.raise_if_ended()
+
+    asyncio.run(main())
+
+
+def test_connection_that_no_companion_will_answer_ends_with_the_companion(tmp_path: Path) -> None:
+    """It waits in the backlog. The monitor itself opens such ones, and waited for an answer at its own end."""
+
+    async def main() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            listener = listen_within(tmp_path / "vsock.sock", stack)
+            plan = Companion(argv=("true",), title="vsock device", kind="device", log="log", device="vsock0")
+            companion = CompanionProcess(plan, listener, CappedLog(tmp_path / "log"))
+            (await companion.start()).close()
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(30)
+                client.connect(str(tmp_path / "vsock.sock"))
+                await companion.stop()
+                with pytest.raises(ConnectionResetError):
+                    client.recv(1)
 
     asyncio.run(main())
