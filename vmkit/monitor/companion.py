@@ -48,7 +48,7 @@ class Restarts:
 
 
 class CompanionProcess:
-    """A companion's processes, one after another. Invariant: `listener` and `control` outlive them all, until stop()."""
+    """A companion's processes, one after another. Invariant: until stop(), its sockets outlive them all."""
 
     def __init__(
         self, plan: Companion, listener: socket.socket | None, log: CappedLog, control: socket.socket | None = None
