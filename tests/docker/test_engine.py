@@ -16,9 +16,12 @@ import docker
 import pytest
 import yaml
 
+from tests.vmkit.roots.archives import list_ext4
 from vmkit.docker.container import LABEL
 from vmkit.image.build import build_image
 from vmkit.image.recipe.config import load_image
+from vmkit.roots.prepare import prepare_root
+from vsh.errors import VshError
 
 DEADLINE_S = 600
 MAX_RUN_STAGE_BYTES = 700_000_000
@@ -213,3 +216,37 @@ def run_pod(engine: "docker.APIClient", job: dict[str, Any], file: Path, results
         return int(status)
     finally:
         engine.remove_container(made, force=True)
+
+
+@pytest.fixture
+def without_skopeo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All programs of this host but skopeo."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for folder in os.environ["PATH"].split(":"):
+        for name in os.listdir(folder) if Path(folder).is_dir() else []:
+            if name != "skopeo" and not (programs / name).is_symlink():
+                (programs / name).symlink_to(Path(folder, name).absolute())
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setenv("VMKIT_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("without_skopeo")
+def test_image_of_the_engine_is_a_root(engine: "docker.APIClient") -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        member = tarfile.TarInfo("srv/seen")
+        member.size, member.mode = 4, 0o640
+        archive.addfile(member, io.BytesIO(b"seen"))
+    name = "vmkit-root-of-a-test"
+    engine.import_image_from_data(packed.getvalue(), repository=name, tag="one", changes=["USER 5:6"])
+    try:
+        found = prepare_root(f"docker://{name}:one")
+        assert (found.cached, found.settings.user) == (False, "5:6")
+        assert list_ext4(found.path)["/srv/seen"] == "100640 0:0 4"
+        assert prepare_root(f"docker://{name}:one").cached
+        # Without a tag it is `latest`, which the engine cannot pull, with or without a network.
+        with pytest.raises(VshError, match="engine"):
+            prepare_root(f"docker://{name}")
+    finally:
+        engine.remove_image(f"{name}:one", force=True)
