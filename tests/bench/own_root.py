@@ -1,4 +1,6 @@
-"""A root of a user's own against tiny's: `python -m tests.bench.own_root SOURCE [--rounds N] [--run] [--snapshots]`.
+"""A root of a user's own against tiny's.
+
+    python -m tests.bench.own_root SOURCE [--rounds N] [--run] [--snapshots] [--memory SIZE]
 
 Both start in turn, on TCG, by a boot. Prints medians and the smallest of READY. With --run it is the time of
 `vmkit run SOURCE true` from its start to its end. The first one is printed alone: it packs SOURCE. With --snapshots
@@ -23,34 +25,35 @@ PACKED = ("roots", "sources", "tmp")
 HARDWARE = ("--accel", "tcg", "--backend", "user")
 
 
-def boot(source: str, *, is_boot: bool = True) -> float:
+def boot(source: str, memory: str, *, is_boot: bool = True) -> float:
     """Seconds until READY."""
-    with vmkit.Machine(source, accelerator="tcg", backend="user", boot=is_boot) as machine:
+    with vmkit.Machine(source, memory=memory, accelerator="tcg", backend="user", boot=is_boot) as machine:
         return machine.started.seconds
 
 
-def run(source: str, cache: Path | None = None, *, is_boot: bool = True) -> float:
+def run(source: str, memory: str, cache: Path | None = None, *, is_boot: bool = True) -> float:
     """Seconds of the whole program, which runs `true`."""
-    argv = [sys.executable, "-m", "vmkit", "run", "-q", *HARDWARE, *(("--boot",) if is_boot else ()), source, "true"]
+    options = ["--memory", memory, *(("--boot",) if is_boot else ())]
+    argv = [sys.executable, "-m", "vmkit", "run", "-q", *HARDWARE, *options, source, "true"]
     environ = os.environ if cache is None else {**os.environ, "VMKIT_CACHE_DIR": str(cache)}
     began_s = time.perf_counter()
     subprocess.run(argv, check=True, env=environ, stdin=subprocess.DEVNULL)
     return time.perf_counter() - began_s
 
 
-def run_first(source: str) -> float:
+def run_first(source: str, memory: str) -> float:
     """As run(), with a cache that has all but roots."""
     cache = find_cache_dir()
     with tempfile.TemporaryDirectory(prefix="own-root-", dir=cache) as folder:
         for path in cache.iterdir():
             if path.name not in PACKED and path != Path(folder):
                 (Path(folder) / path.name).symlink_to(path)
-        return run(source, Path(folder))
+        return run(source, memory, Path(folder))
 
 
-def save(source: str) -> None:
+def save(source: str, memory: str) -> None:
     """Makes the snapshot, unless it is there."""
-    argv = [sys.executable, "-m", "vmkit", "snapshot", "make", "-q", *HARDWARE, source]
+    argv = [sys.executable, "-m", "vmkit", "snapshot", "make", "-q", *HARDWARE, "--memory", memory, source]
     subprocess.run(argv, check=True, stdin=subprocess.DEVNULL)
 
 
@@ -61,18 +64,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--run", action="store_true")
     parser.add_argument("--snapshots", action="store_true")
+    parser.add_argument("--memory", default="256M", help="of both sides")
     words = parser.parse_args()
     os.environ["VMKIT_BACKGROUND_SNAPSHOTS"] = "off"
     measure: Callable[..., float] = run if words.run else boot
     if words.run:
-        print(f"{words.source}: the first vmkit run {run_first(words.source):.2f} s", flush=True)
+        print(f"{words.source}: the first vmkit run {run_first(words.source, words.memory):.2f} s", flush=True)
     sides: dict[str, list[float]] = {"tiny": [], words.source: []}
     if words.snapshots:
         for source in sides:
-            save(source)
+            save(source, words.memory)
     for _ in range(words.rounds):
         for source, seconds in sides.items():
-            seconds.append(measure(source, is_boot=not words.snapshots))
+            seconds.append(measure(source, words.memory, is_boot=not words.snapshots))
     base = statistics.median(sides["tiny"])
     for source, seconds in sides.items():
         median = statistics.median(seconds)
