@@ -147,6 +147,12 @@ def power_off(entry: Entry, *, timeout_s: float | None = None, tell: Callable[[s
     _await_gone(entry)
 
 
+def begin_kill(entry: Entry) -> None:
+    """Tells the monitor to end the machine, and waits for nothing. kill() waits, and makes sure."""
+    with contextlib.suppress(MachineError), open_control(entry) as control:
+        control.ask(Quit(by="kill"))
+
+
 def kill(entry: Entry) -> None:
     """Ends a machine without asking the guest: QEMU is a child of the monitor and dies with it."""
     with _open_monitor(entry) as monitor:

@@ -72,13 +72,15 @@ def pytest_testnodedown(node: Any, error: object) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Ends the pools, in the process that they belong to."""
+    """Sees this process's last machine gone, and ends the pools in the process that they belong to."""
     config = session.config
     if config.stash[_PROCESS] != os.getpid():
         # A child that a test has forked.
         return
     output = getattr(config, "workeroutput", None)
     is_used = _SUPPLY in config.stash
+    if is_used:
+        config.stash[_SUPPLY].finish()
     if output is not None:
         output[_OUTPUT] = config.stash[_KEPT] if is_used else None
     elif is_used or config.stash.get(_HAS_POOLS, False):
@@ -231,9 +233,7 @@ def _lend(request: pytest.FixtureRequest, wanted: "Wanted") -> Iterator["PooledM
             machine.disown()
             request.config.stash[_KEPT].append(f"{machine.name}: vsh --cid {machine.cid}")
         else:
-            from vmkit.testing.supply import end_machine  # noqa: PLC0415  (see the module's docstring)
-
-            end_machine(machine)
+            _find_supply(request.config).end_machine(machine)
 
 
 def _find_ending(machine: "PooledMachine") -> "Ending | None":

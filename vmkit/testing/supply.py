@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vmkit.errors import ConfigError, MachineError, NameInUseError
 from vmkit.forward.registry import read_kept
 from vmkit.forward.start import remove
+from vmkit.machine import stop
 from vmkit.machine.launch import Layout
 from vmkit.machine.options import make_spec
 from vmkit.machine.running import dmesg, logs
@@ -36,12 +37,16 @@ PANIC = "Kernel panic - not syncing"
 
 
 class Supply:
-    """The pools of one test run. run: the process id that they end with. size: machines that wait in each."""
+    """The pools of one test run. run: the process id that they end with. size: machines that wait in each.
+
+    Invariant: at most one machine of this process is ending.
+    """
 
     def __init__(self, run: int, size: int) -> None:
         self._run = run
         self._size = size
         self._pools: dict[str, RunningPool] = {}
+        self._ending: PooledMachine | None = None
 
     def take(self, wanted: "Wanted") -> PooledMachine:
         """A fresh machine of this kind, which ends with this process at the latest. Raises VshError kinds."""
@@ -58,6 +63,28 @@ class Supply:
             machine.kill()
             raise
         return machine
+
+    def end_machine(self, machine: PooledMachine) -> None:
+        """Ends a machine, and the forwards that a test has made for it: no later machine has its name.
+
+        The next test begins while its monitor cleans up.
+        """
+        self.finish()
+        self._ending = machine
+        # It may have ended meanwhile, and a test may have shut the runtime directory.
+        with contextlib.suppress(VshError):
+            stop.begin_kill(machine.find_entry())
+        with contextlib.suppress(VshError):
+            for kept in read_kept():
+                if kept.machine == machine.name:
+                    remove(kept)
+
+    def finish(self) -> None:
+        """Sees the machine gone whose end has begun."""
+        machine, self._ending = self._ending, None
+        if machine is not None:
+            with contextlib.suppress(VshError):
+                machine.kill()
 
     def end(self) -> None:
         """Ends the pools of this run, whichever process has started them."""
@@ -87,16 +114,6 @@ class Supply:
         except NameInUseError:
             # Another process of this run was faster.
             return find_pool(name)
-
-
-def end_machine(machine: PooledMachine) -> None:
-    """Ends a machine, and the forwards that a test has made for it: no later machine has its name."""
-    machine.__exit__(None, None, None)
-    # A test may have shut the runtime directory.
-    with contextlib.suppress(VshError):
-        for kept in read_kept():
-            if kept.machine == machine.name:
-                remove(kept)
 
 
 def read_evidence(machine: PooledMachine) -> dict[str, str]:

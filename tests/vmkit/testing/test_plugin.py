@@ -121,6 +121,7 @@ from vmkit.testing import plugin
 
 def pytest_configure(config):
     class Supply:
+        def finish(self): pass
         def end(self): print("ends pools:", os.getpid() == parent)
     parent = os.getpid()
     config.stash[plugin._SUPPLY] = Supply()
