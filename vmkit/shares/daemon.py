@@ -4,11 +4,14 @@ It reads what to share as JSON from the socket FD. It sends back one line of JSO
 reason why it cannot. Then it serves until SIGTERM, or until the guest unmounts the folder or ends.
 """
 
+import contextlib
 import json
 import os
 import resource
+import select
 import socket
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,12 +24,15 @@ from vsh.address import find_by_name
 from vsh.errors import VshError
 from vsh.share import open_share
 from vsh.signals import SIGINT, SIGTERM, Wakeup
+from vsh.transport import remaining_ms
 from vshd.carry.inherited import settle_signals
 from vshd.wire.requests import Share as ShareRequest
 
 MAX_REQUEST_BYTES = 1 << 16
 # The guest's answer; a guest under emulation may be busy.
 MOUNT_TIMEOUT_S = 30.0
+# A guest that hangs or is paused does not hold up the end.
+UNMOUNT_TIMEOUT_S = 2.0
 
 
 def main() -> int:
@@ -64,10 +70,22 @@ def _share(machine: str, place: SharedPlace, reports: socket.socket, wakeup: Wak
             reports.sendall(json.dumps(asdict(share)).encode() + b"\n")
             reports.close()
             serving.run(rest, wakeup.fd, lambda: bool({SIGTERM, SIGINT} & set(wakeup.take())))
+            await_unmount(fd)
         finally:
             os.close(fd)
             # The entry is root's.
             os.seteuid(os.getuid())
+
+
+def await_unmount(fd: int) -> None:
+    """Ends the connection, and waits for its end in the guest: then the place there is free for the next share."""
+    deadline_s = time.monotonic() + UNMOUNT_TIMEOUT_S
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    with socket.socket(fileno=os.dup(fd)) as connection, contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_WR)
+        while poll.poll(remaining_ms(deadline_s)) and connection.recv(MAX_REQUEST_BYTES):
+            pass
 
 
 def _open_folder(place: SharedPlace) -> int:

@@ -35,6 +35,7 @@ TOGETHER_MAX = 1 << 14
 # As much as one message: the kernel's own limit, 128 KiB, would take eight messages for it.
 READ_AHEAD_KIB = b"%d" % (DATA_MAX >> 10)
 PATH_MAX = 4096
+ATTEMPTS = 3
 # The end of a share that the guest has taken away itself.
 UNMOUNTED = "unmounted"
 
@@ -62,17 +63,24 @@ def open_service(share: "Share", _fd: int, _around: "Surroundings") -> "Mounted"
         or b"\0" in share.source
     ):
         raise RefusalError("a share needs an absolute path, without ..", messages.BAD_REQUEST)
-    step, made = f"open {DEVICE}", []
-    device = -1
+    step, device = f"open {DEVICE}", -1
+    made: list[str] = []
     try:
         device = _open_device()
         step = f"make the folder {path}"
         _detach_dead(path)
-        made = _make_folders(path)
-        if os.stat(path).st_dev != os.stat(os.path.dirname(path.rstrip("/"))).st_dev:
-            raise RefusalError(f"{path} is a mount point already", messages.BUSY)
-        step = f"mount at {path}"
-        _mount(share, device)
+        for attempts_left in range(ATTEMPTS - 1, -1, -1):
+            try:
+                made += [folder for folder in _make_folders(path) if folder not in made]
+                if os.stat(path).st_dev != os.stat(os.path.dirname(path.rstrip("/"))).st_dev:
+                    raise RefusalError(f"{path} is a mount point already", messages.BUSY)
+                step = f"mount at {path}"
+                _mount(share, device)
+                break
+            except FileNotFoundError:
+                # The relay of an earlier share has removed the folder a moment ago.
+                if not attempts_left:
+                    raise
         _read_ahead(path)
     except OSError as error:
         _clean_up(device, made)
