@@ -49,8 +49,9 @@ up: $(VENV)/.run
 down: $(VENV)/.run
 	@$(BIN)/vmkit down --all
 
-# Files stay whole, for tests of one file share machines. Two workers have up to five machines at a time: 4 GiB.
-WORKERS ?= 2
+# Files stay whole, for tests of one file share machines. Tests without machines wait more than they compute: four
+# workers for two cores. Of these, two take the files with machines (tests/dealer.py): up to five at a time, 4 GiB.
+WORKERS ?= 4
 PARALLEL := -n $(WORKERS) --dist loadfile
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow' $(PYTEST_ARGS)

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,3 +90,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("process")
         if name.startswith(LOAD_MODULES):
             item.add_marker("load")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of pytest-xdist, which guests that run tests lack: deals files so that only two workers have machines."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from tests.dealer import Dealer  # noqa: PLC0415
+
+    return Dealer(config, log)
