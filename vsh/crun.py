@@ -148,10 +148,26 @@ rm "$file.end"
     # The file has no newline, at which read is not content.
     read -r pid < "$1.pid"
     [ "$pid" ] && grep -q "/vmkit/$2" "/proc/$pid/cgroup" && kill -KILL "-$pid" "$pid"
-    rm -f "$1.pid"
+    rm -f "$1.pid" "$1.log"
 ' sh "$file" "$name" < /dev/null > /dev/null 2>&1 8>&- 9<&- &)
 exec 7<&-
-exec crun exec --pid-file "$file.pid" --process /proc/self/fd/9 "$name"
+# crun hands a signal on to its process. This shell gets it as well, and must outlive crun. Not trapped are SIGKILL (9)
+# and those from SIGCHLD (17) to SIGURG (23), which stop a process, let it go on, or do nothing.
+number=1
+while [ "$number" -lt 65 ]; do
+    case $number in 9 | 1[7-9] | 2[0-3]) ;; *) trap : "$number" ;; esac
+    number=$((number + 1))
+done
+crun --log="$file.log" exec --pid-file "$file.pid" --process /proc/self/fd/9 "$name"
+status=$?
+# crun has one status for all that it cannot do. Its log has the reason, and is empty where the status is the program's.
+read -r trouble 2> /dev/null < "$file.log"
+rm -f "$file.log"
+case $trouble in
+executable*"not found"* | exec*"No such file"*) status=127 ;;
+"open executable"* | "the path "* | exec*) status=126 ;;
+esac
+exit "$status"
 """.replace("NO_CRUN", f"{NO_CRUN}; for another way set launch, see CONTAINERS in vsh(1)")
 )
 

@@ -1,24 +1,29 @@
 """Containers in a real guest: made of a root of this host, entered by vsh, with crun's limits, and gone at the end."""
 
+import gzip
 import io
 import json
 import os
 import pty
 import subprocess
 import tarfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import vmkit
+from tests.descriptors import nothing_left_open
 from tests.guest.conftest import BIN, DEADLINE_S, Run
 from tests.vmkit.roots.archives import make_layout
+from tests.vmkit.roots.disks import run
 from tests.vsh.live import wait_until
 from vmkit.errors import MachineError
 from vmkit.image.build import build_image
 from vmkit.image.formats.cpio import read_cpio
 from vmkit.image.recipe.config import load_image
+from vsh.errors import ConnectionLost, VshError
 
 # Building its image takes most of a minute.
 pytestmark = pytest.mark.slow
@@ -45,8 +50,8 @@ STORE = "/run/vmkit/containers"
 
 
 @pytest.fixture(scope="module")
-def layout(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A container image of busybox alone, in an OCI layout."""
+def root_tar(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A root of busybox alone."""
     entries = read_cpio(build_image(load_image("tiny")).initrd.read_bytes())
     root = tmp_path_factory.mktemp("root")
     for name in ("bin", "etc", "srv", "tmp"):
@@ -56,12 +61,21 @@ def layout(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "bin/busybox").chmod(0o755)
     for applet in APPLETS:
         (root / "bin" / applet).symlink_to("busybox")
+    # A program of another processor.
+    (root / "srv/foreign").write_bytes(b"\x7fELF\x01\x02\x01" + bytes(57))
+    (root / "srv/foreign").chmod(0o755)
     (root / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\nann:x:777:777::/srv:/bin/sh\n")
     (root / "etc/group").write_text("ann:x:777:\nwheel:x:778:ann\n")
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as tar:
         tar.add(root, ".")
-    return make_layout(tmp_path_factory.mktemp("image") / "layout", [data.getvalue()], {"config": SETTINGS})
+    return data.getvalue()
+
+
+@pytest.fixture(scope="module")
+def layout(root_tar: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A container image of it, in an OCI layout."""
+    return make_layout(tmp_path_factory.mktemp("image") / "layout", [root_tar], {"config": SETTINGS})
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +130,14 @@ def test_command_has_the_containers_limits(enter: Run, machine: vmkit.Machine) -
 
 def test_signal_and_missing_program_end_as_outside(enter: Run, box: vmkit.Containers) -> None:
     assert enter("--", "sh", "-c", "kill -9 $$").returncode == 128 + 9
-    assert enter("--", "no-such-program").returncode != 0
+    missing = enter("--", "no-such-program")
+    assert (missing.returncode, missing.stdout, missing.stderr.count(b"\n")) == (127, b"", 1), missing.stderr
+    assert b"no-such-program" in missing.stderr
+    # crun 1.21 keeps no log of what the kernel says to a file that is executable.
+    for name, status in (("/etc/passwd", 126), ("/etc", 126), ("/srv/foreign", 1)):
+        refused = enter("--", name)
+        assert (refused.returncode, refused.stdout) == (status, b""), (name, refused.stderr)
+        assert refused.stderr.count(b"\n") == 1
     with box.connect("box").popen(["sh", "-c", "trap 'echo caught; exit 3' TERM; echo up; while :; do sleep 0.1; done"],
                                   stdout=vmkit.PIPE, text=True) as process:  # fmt: skip
         assert process.stdout is not None
@@ -188,6 +209,21 @@ def test_life_of_a_container(box: vmkit.Containers, layout: Path, machine: vmkit
     assert machine.run(["sh", "-c", f"ls {STORE}; losetup -n -l | wc -l"]).stdout == b"box\n1\n"
 
 
+def test_container_comes_of_a_tar_and_of_dockers_archive(
+    box: vmkit.Containers, root_tar: bytes, layout: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "root.tar.gz").write_bytes(gzip.compress(root_tar, 1))
+    run("skopeo", "--insecure-policy", "copy", "-q", f"oci:{layout}", f"docker-archive:{tmp_path}/saved.tar:job:1")
+    sources = {"tar": (str(tmp_path / "root.tar.gz"), "0\n/\n\n")}
+    sources["saved"] = (f"docker-archive:{tmp_path}/saved.tar:job:1", "777\n/srv\nimage\n")
+    for name, (source, said) in sources.items():
+        box.create(name, source, ["/bin/sleep", "60"])
+        box.start(name)
+        done = box.connect(name).run(["/bin/sh", "-c", 'id -u; pwd; echo "$PLACE"'], text=True)
+        assert (done.exit, done.stdout) == (0, said)
+        box.remove(name, force=True)
+
+
 def test_failures_leave_nothing(box: vmkit.Containers, layout: Path, machine: vmkit.Machine, tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="there is a container 'box' already"):
         box.create("box", f"oci:{layout}")
@@ -207,3 +243,25 @@ def test_failures_leave_nothing(box: vmkit.Containers, layout: Path, machine: vm
     assert left[:2] == [b".images", b"box"]
     assert len(left) == 4
     assert left[-1] == b"2"
+
+
+def test_guest_that_dies_while_it_gets_a_container_is_told(folders: Path, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/blob").write_bytes(os.urandom(128 << 20))
+    told: list[VshError] = []
+    with vmkit.Machine("containers", accelerator="tcg", backend="user", name="wreck", memory=768) as wreck:
+
+        def create() -> None:
+            try:
+                vmkit.Containers(wreck).create("box", str(tmp_path))
+            except VshError as error:
+                told.append(error)
+
+        thread = threading.Thread(target=create)
+        with nothing_left_open():
+            thread.start()
+            script = f"until ls {STORE}/.images/.new.*; do sleep 0.1; done; echo c > /proc/sysrq-trigger"
+            with pytest.raises(ConnectionLost):
+                wreck.run(["sh", "-c", script])
+            thread.join(DEADLINE_S)
+    assert [error.brief.partition(":")[0] for error in told] == ["lost the connection to machine 'wreck'"]

@@ -21,7 +21,11 @@ quote:x:1003:1003::/ho"me:/bin/sh
 """
 GROUP = "root:x:0:\nann:x:1001:\nvideo:x:44:bob,ann\naudio:x:29:joann\ndisk:x:6:ann\n"
 # It prints what it was asked for, and the description that it was given.
-CRUN = '#!/bin/sh\necho "$1 $2 $4 $6"\ncat "$5"\nread -r line && echo "input: $line"\nexit 7\n'
+CRUN = '#!/bin/sh\necho "$2 $3 $5 $7"\ncat "$6"\nread -r line && echo "input: $line"\nexit 7\n'
+# It fails as crun does: with the reason in its log and on its standard error.
+BROKEN_CRUN = '#!/bin/sh\necho "%s" | tee "${1#--log=}" >&2\nexit 255\n'
+# It waits for the signal that its shell gets as well.
+DEAF_CRUN = '#!/bin/sh\ntrap "echo caught; exit 3" %s\nkill -%s "$PPID"\nkill -%s $$\necho lost\n'
 
 
 class Guest:
@@ -195,6 +199,41 @@ def test_guest_without_room_is_told_and_nothing_is_left(guest: Guest, tmp_path: 
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "vsh: the guest has no room for a file in /run\n"
     assert not full.is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("trouble", "status"),
+    [
+        ("executable file 'x' not found in PATH: No such file or directory", 127),
+        ("executable file '/x' not found: No such file or directory", 127),
+        # The program's own interpreter is missing.
+        ("exec: No such file or directory", 127),
+        ("open executable: Permission denied", 126),
+        ("the path '/etc/passwd' exists but it is not executable: Operation not permitted", 126),
+        ("exec: Exec format error", 126),
+        # None of these is about the program.
+        ("chdir to '/executable not found': No such file or directory", 255),
+        ("error opening file '/run/crun/web/status': No such file or directory", 255),
+    ],
+)
+def test_program_that_cannot_run_ends_with_the_status_of_a_shell(guest: Guest, trouble: str, status: int) -> None:
+    guest.crun.write_text(BROKEN_CRUN % trouble)
+    done = guest.run(ask("x"))
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", f"{trouble}\n")
+
+
+def test_status_of_a_program_is_its_own(guest: Guest, tmp_path: Path) -> None:
+    guest.crun.write_text('#!/bin/sh\n: > "${1#--log=}"\necho exec: mine >&2\nexit 255\n')
+    done = guest.run(ask("x"))
+    assert (done.returncode, done.stderr) == (255, "exec: mine\n")
+    assert not list(tmp_path.glob("process*.log"))
+
+
+@pytest.mark.parametrize("name", ["HUP", "INT", "TERM", "USR1", "35"])
+def test_signal_for_the_session_leaves_its_end_to_crun(guest: Guest, name: str) -> None:
+    guest.crun.write_text(DEAF_CRUN % (name, name, name))
+    done = guest.run(ask("x"))
+    assert (done.returncode, done.stdout) == (3, "caught\n")
 
 
 def test_guest_may_lack_every_folder_of_the_store() -> None:
