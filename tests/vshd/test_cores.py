@@ -40,18 +40,18 @@ class Kernel:
     def pattern(self) -> str:
         return (self.folder / "core_pattern").read_text()
 
-    def start(self, pid: int | None = None) -> "subprocess.Popen[bytes]":
-        numbers = (pid or os.getpid(), os.geteuid(), os.getegid(), 11, 1_700_000_000)
+    def start(self, pid: int | None = None, uid: int | None = None) -> "subprocess.Popen[bytes]":
+        numbers = (pid or os.getpid(), os.geteuid() if uid is None else uid, os.getegid(), 11, 1_700_000_000)
         words = self.pattern.removeprefix("|").split()
         for letter, number in zip("Pugst", numbers, strict=True):
             words[words.index(f"%{letter}")] = str(number)
         return subprocess.Popen(words, stdin=subprocess.PIPE, env={})
 
-    def dump(self, core: bytes, pid: int | None = None) -> threading.Thread:
+    def dump(self, core: bytes, pid: int | None = None, uid: int | None = None) -> threading.Thread:
         """Dumps beside the test, as a program dumps beside the host: the pipe is full before the host has read all."""
 
         # The pattern is that of now.
-        helper = self.start(pid)
+        helper = self.start(pid, uid)
 
         def write() -> None:
             with helper:
@@ -206,6 +206,7 @@ def test_second_program_waits_for_its_turn_without_its_helper(tmp_path: Path) ->
 
 def test_flood_of_crashes_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service_module, "BURST", 2)
+    monkeypatch.setattr(service_module, "USER_BURST", 2)
     with serving(tmp_path) as kernel:
         for _ in range(2):
             kernel.dump(b"core")
@@ -214,10 +215,36 @@ def test_flood_of_crashes_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyP
             # The pipe breaks: nobody takes this one.
             kernel.dump(b"core" * MIB).join(DEADLINE_S)
         monkeypatch.setattr(service_module, "BURST", 3)
+        monkeypatch.setattr(service_module, "USER_BURST", 3)
         kernel.dump(b"last")
         frames = kernel.receive()
         assert frames[0] == (cores.LOST, 3)
         assert join(frames) == b"last"
+
+
+def test_user_who_crashes_without_end_takes_no_core_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_module, "BURST", 4)
+    monkeypatch.setattr(service_module, "USER_BURST", 2)
+    came = []
+
+    with serving(tmp_path) as kernel:
+
+        def crash(uid: int, count: int, *, kept: int) -> None:
+            """Has a user's programs crash one after another, of which so many are kept."""
+            for number in range(count):
+                thread = kernel.dump(b"core" * MIB, uid=uid)
+                if number < kept:
+                    facts = next(value for _, value in kernel.receive() if isinstance(value, CoreFacts))
+                    came.append(facts.uid)
+                thread.join(DEADLINE_S)
+
+        crash(1000, 5, kept=2)
+        crash(1001, 1, kept=1)
+        # A user may have many numbers, and together the users have no more than root.
+        crash(1002, 2, kept=1)
+        crash(1003, 2, kept=0)
+        crash(0, 5, kept=4)
+    assert came == [1000, 1000, 1001, 1002, 0, 0, 0, 0]
 
 
 def test_core_of_a_service_that_was_killed_comes_over_the_next_one(tmp_path: Path) -> None:

@@ -159,7 +159,11 @@ def _show(kept: KeptCrash, *, as_json: bool) -> None:
 def _print_backtrace(kept: KeptCrash, sysroot: Path | None, program: Path | None, *, as_json: bool) -> None:
     from vmkit.crashes.backtrace import print_backtrace  # noqa: PLC0415 - it reads images, which a list needs not
 
-    lines = print_backtrace(kept, sysroot=sysroot, program=program).decode(errors="replace").splitlines()
+    def tell(text: str) -> None:
+        print(clean_line(text), file=sys.stderr)
+
+    printed = print_backtrace(kept, sysroot=sysroot, program=program, tell=tell)
+    lines = printed.decode(errors="replace").splitlines()
     if as_json:
         print_json({**render_kept(kept), "backtrace": lines})
         return

@@ -8,7 +8,7 @@ guest's, and asks no server for symbols.
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from vmkit.crashes.notes import read_mapped
@@ -21,11 +21,14 @@ from vmkit.image.formats.elf import read_section, read_soname
 from vmkit.image.formats.lz4 import LZ4_LEGACY_MAGIC, unpack_lz4
 from vmkit.image.formats.packed import unpack_gzip, unpack_zstd
 from vmkit.image.formats.tree import FileKind, Node
-from vmkit.run import run
+from vmkit.run import open_output, run
 
 GDB_DEADLINE_S = 120.0
 DEBUGFS_DEADLINE_S = 60.0
-MAX_FILES = 512
+# The names are a guest's, and so is the choice of large files. The copies are in the folder for temporary files, which
+# may be memory, and vmkit reads each as a whole.
+MAX_FILES, MAX_FILE_BYTES, MAX_COPY_BYTES = 512, 1 << 30, 2 << 30
+MIN_FREE_BYTES = 256 << 20
 MAX_LINKS = 40
 # Of a part of a path (limits.h).
 NAME_MAX = 255
@@ -36,6 +39,9 @@ _PACKED = {b"\x1f\x8b": unpack_gzip, LZ4_LEGACY_MAGIC: unpack_lz4, b"\x28\xb5\x2
 # debugfs has a syntax of its own, and the names are a guest's.
 _PLAIN = re.compile(r"/[A-Za-z0-9._+/@:=~-]{1,4000}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+# What debugfs prints before the answer to a command, and of a file. The list of its blocks is one line of any length.
+_ASKED, _SIZE, _REGULAR = b"debugfs: stat ", re.compile(rb"\bSize: (\d{1,19})\b"), re.compile(rb"\bType: regular\b")
+_LINE_BYTES = 4096
 # By these a program of Debian names its loader and libraries.
 _LINKS = ("lib", "lib64", "bin", "sbin")
 _QUIET = (
@@ -45,11 +51,18 @@ _QUIET = (
 SYSROOT_HINT = "give gdb a folder with the guest's files: --sysroot DIR"
 
 
-def print_backtrace(kept: KeptCrash, *, sysroot: Path | None = None, program: Path | None = None) -> bytes:
+def print_backtrace(
+    kept: KeptCrash,
+    *,
+    sysroot: Path | None = None,
+    program: Path | None = None,
+    tell: Callable[[str], None] = lambda _text: None,
+) -> bytes:
     """What gdb prints of every thread.
 
     sysroot: a folder with the guest's files; None: those of its image or root. program: the program's own file, where
-    it is in neither. Raises MachineError, HostError, CommandError.
+    it is in neither. tell: is called with a line for each file that is too large to copy. Raises MachineError,
+    HostError, CommandError.
     """
     crash = kept.crash
     if crash is None or crash.program is None:
@@ -58,7 +71,7 @@ def print_backtrace(kept: KeptCrash, *, sysroot: Path | None = None, program: Pa
         root = sysroot or _find_folder(crash)
         if root is None:
             root = Path(work)
-            _take_files(kept, crash, root)
+            _take_files(kept, crash, root, tell)
         lines = run(plan_gdb(kept, root, program), timeout_s=GDB_DEADLINE_S, package="gdb")
         # The names of the guest, and not those of copies that are gone by then.
         return lines.replace(os.fsencode(work) + b"/", b"/")
@@ -88,8 +101,10 @@ def _find_folder(crash: Crash) -> Path | None:
     return root if crash.root and root.is_dir() else None
 
 
-def _take_files(kept: KeptCrash, crash: Crash, root: Path) -> None:
-    """Copies the files that the core names to a folder. Those that the guest's disk lacks are left out."""
+def _take_files(kept: KeptCrash, crash: Crash, root: Path, tell: Callable[[str], None]) -> None:
+    """Copies the files that the core names to a folder. Those that the guest's disk lacks, or that are too large, are
+    left out.
+    """
     if crash.program is not None and crash.program.is_contained:
         raise MachineError("the program ran in a container, whose files are in no image of vmkit's", hint=SYSROOT_HINT)
     try:
@@ -101,9 +116,9 @@ def _take_files(kept: KeptCrash, crash: Crash, root: Path) -> None:
     plain = [name for name in dict.fromkeys(wanted) if _is_plain(name)][:MAX_FILES]
     disk = find_disk(crash)
     if disk.name == "initrd":
-        _take_from_initramfs(disk, plain, root)
+        _take_from_initramfs(disk, plain, root, tell)
     else:
-        _take_from_disk(disk, plain, root)
+        _take_from_disk(disk, plain, root, tell)
     _add_links(root)
 
 
@@ -137,7 +152,44 @@ def _make_place(root: Path, name: str) -> Path:
     return target
 
 
-def _take_from_disk(disk: Path, names: Iterable[str], root: Path) -> None:
+def _choose(sizes: Mapping[str, int], root: Path, tell: Callable[[str], None]) -> list[str]:
+    """The files that there is room for, in their order: the program is the first."""
+    status = os.statvfs(root)
+    room_bytes = min(MAX_COPY_BYTES, status.f_bavail * status.f_frsize - MIN_FREE_BYTES)
+    chosen = []
+    for name, size in sizes.items():
+        if size > min(room_bytes, MAX_FILE_BYTES):
+            tell(f"left out {name}, which has {size >> 20} MiB: gdb has no names of its functions")
+            continue
+        room_bytes -= size
+        chosen.append(name)
+    return chosen
+
+
+def _measure(disk: Path, names: Iterable[str]) -> dict[str, int]:
+    """The sizes of those that are files of the disk. Raises CommandError."""
+    sizes: dict[str, int] = {}
+    with tempfile.NamedTemporaryFile(prefix="vmkit-gdb-") as script:
+        script.write("".join(f"stat {name}\n" for name in names).encode())
+        script.flush()
+        argv = ["debugfs", "-f", script.name, str(disk)]
+        with open_output(argv, timeout_s=DEBUGFS_DEADLINE_S, package="e2fsprogs") as output:
+            name, is_regular = "", False
+            for line in iter(lambda: output.readline(_LINE_BYTES), b""):
+                if line.startswith(_ASKED):
+                    name, is_regular = line.removeprefix(_ASKED).decode("ascii", "replace").strip(), False
+                is_regular = is_regular or bool(_REGULAR.search(line))
+                size = _SIZE.search(line)
+                if name and is_regular and size:
+                    sizes.setdefault(name, int(size[1]))
+    return sizes
+
+
+def _take_from_disk(disk: Path, names: Iterable[str], root: Path, tell: Callable[[str], None]) -> None:
+    try:
+        names = _choose(_measure(disk, names), root, tell)
+    except CommandError as error:
+        raise MachineError(f"cannot read {disk}", details=error.details, hint=SYSROOT_HINT) from error
     for name in names:
         _make_place(root, name)
     # The folder of the copies may have a name that debugfs cannot take: so it is the working directory.
@@ -153,7 +205,7 @@ def _take_from_disk(disk: Path, names: Iterable[str], root: Path) -> None:
             path.unlink()
 
 
-def _take_from_initramfs(initrd: Path, names: Iterable[str], root: Path) -> None:
+def _take_from_initramfs(initrd: Path, names: Iterable[str], root: Path, tell: Callable[[str], None]) -> None:
     try:
         data = initrd.read_bytes()
         unpack = next((unpack for magic, unpack in _PACKED.items() if data.startswith(magic)), None)
@@ -161,10 +213,10 @@ def _take_from_initramfs(initrd: Path, names: Iterable[str], root: Path) -> None
         nodes = {entry.path: entry.node for entry in read_cpio(archive)}
     except (BuildError, OSError) as error:
         raise MachineError(f"cannot read {initrd}: {error}", hint=SYSROOT_HINT) from error
-    for name in names:
-        node = find_node(nodes, name)
-        if node is not None and node.kind is FileKind.FILE and node.size_bytes:
-            _make_place(root, name).write_bytes(b"".join(node.chunks()))
+    found = {name: node for name in names if (node := find_node(nodes, name)) and node.kind is FileKind.FILE}
+    for name in _choose({name: node.size_bytes for name, node in found.items()}, root, tell):
+        if found[name].size_bytes:
+            _make_place(root, name).write_bytes(b"".join(found[name].chunks()))
 
 
 def find_node(nodes: Mapping[str, Node], name: str) -> Node | None:

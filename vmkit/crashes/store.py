@@ -12,7 +12,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,7 +134,7 @@ def bound(root: Path, machine: str) -> list[Path]:
     """Removes the oldest crashes over the limits, first those of one machine. Returns the folders that are gone."""
     # The newest of all stays: a person looks for that one now.
     cores = [kept for kept in _list_machine(root, machine) if kept.crash is not None and kept.crash.program is not None]
-    gone = _remove_oldest(cores, MAX_CORES, CORES_BYTES)
+    gone = _remove_oldest(cores, MAX_CORES, CORES_BYTES, _pick_core)
     gone += _remove_oldest(_list_machine(root, machine), MAX_CRASHES, MACHINE_BYTES)
     return gone + _remove_oldest(_sort(list_all(root)), MAX_ALL, ALL_BYTES)
 
@@ -180,17 +181,34 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _remove_oldest(crashes: list[KeptCrash], max_count: int, max_bytes: int) -> list[Path]:
+def _remove_oldest(
+    crashes: list[KeptCrash],
+    max_count: int,
+    max_bytes: int,
+    pick_next: Callable[[list[KeptCrash]], KeptCrash] = lambda crashes: crashes[0],
+) -> list[Path]:
     """crashes: the oldest first."""
     gone = []
-    sizes = [kept.measure() for kept in crashes]
-    while len(sizes) > 1 and (len(sizes) > max_count or sum(sizes) > max_bytes):
-        kept = crashes[len(crashes) - len(sizes)]
-        sizes.pop(0)
+    left = list(crashes)
+    sizes = {kept.folder: kept.measure() for kept in crashes}
+    while len(left) > 1 and (len(left) > max_count or sum(sizes.values()) > max_bytes):
+        kept = pick_next(left)
+        left.remove(kept)
+        sizes.pop(kept.folder)
         with contextlib.suppress(MachineError):
             remove(kept)
             gone.append(kept.folder)
     return gone
+
+
+def _pick_core(cores: list[KeptCrash]) -> KeptCrash:
+    """The core that goes first: the oldest of whom has most, root or all other users together, and then which of those.
+
+    A user whose program crashes without end thus takes no room of root's.
+    """
+    uids = [-1 if kept.crash is None or kept.crash.program is None else kept.crash.program.uid for kept in cores]
+    of_all, of_one = Counter(uid == 0 for uid in uids), Counter(uids)
+    return max(zip(cores, uids, strict=True), key=lambda pair: (of_all[pair[1] == 0], of_one[pair[1]]))[0]
 
 
 def _sort(crashes: list[KeptCrash]) -> list[KeptCrash]:

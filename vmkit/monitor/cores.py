@@ -21,7 +21,7 @@ from vmkit.machine.launch import CrashPlan
 from vmkit.machine.words import Answer, Request
 from vmkit.monitor.connection import connect, keep_connected
 from vmkit.monitor.pipes import read_pipe
-from vsh.errors import VshError
+from vsh.errors import ExecError, VshError
 from vsh.text import clean_line
 from vshd.wire import cores
 from vshd.wire.cores import CoreFacts, CoreReader
@@ -32,12 +32,14 @@ if TYPE_CHECKING:
 
 # A guest under emulation on a busy host takes seconds for a session.
 CONNECT_S = 20.0
+# After a refusal. Its reason may pass, such as another program that gets the guest's cores.
+REFUSED_S = 60.0
 # Of data. Zeros cost no room, but time.
 MAX_CORE_BYTES = 1 << 30
 MAX_SPAN_BYTES = 4 * MAX_CORE_BYTES
 MIN_FREE_BYTES = 256 << 20
-# The guest has a limit of 10. This one is for a guest that lies.
-BURST, BURST_S = 20, 60.0
+# The guest has a limit of 10 for root and of 10 for all others. This one is for a guest that lies.
+BURST, BURST_S = 30, 60.0
 # Of a record, which must stay one that can be read: a guest may send more.
 NAME_BYTES, COMMAND_BYTES, PATH_BYTES = 64, 4096, 4096
 # Between two events about cores that were left out.
@@ -56,19 +58,29 @@ class CoreKeeper:
         self._guest = guest
 
     async def keep(self) -> None:
-        """Connects, reads and connects again, until cancelled or the guest turns out to give no cores."""
+        """Connects, reads and connects again, until cancelled or the guest turns out to know no cores."""
         plan = self._guest.crashes
         if plan is None or not plan.cores:
             return
+        told = ""
 
         async def follow() -> None:
+            nonlocal told
             fd, rest = await connect(partial(self._guest.open_cores, MAX_CORE_BYTES, CONNECT_S))
+            told = ""
             await self._receive(fd, rest, plan)
 
-        try:
-            await keep_connected(follow, self._guest.is_stopped)
-        except (VshError, RemoteProtocolError) as error:
-            self._guest.events.add("no-cores", {"why": str(error)})
+        while True:
+            try:
+                await keep_connected(follow, self._guest.is_stopped)
+            except (VshError, RemoteProtocolError) as error:
+                # One event for a reason, however long it stays.
+                if told != str(error):
+                    told = str(error)
+                    self._guest.events.add("no-cores", {"why": told})
+                if not isinstance(error, ExecError):
+                    return
+            await asyncio.sleep(REFUSED_S)
 
     async def answer(self, request: Request) -> Answer:
         """It has no requests."""

@@ -53,8 +53,10 @@ READ_SIZE = 1 << 16
 ZEROS = bytes(READ_SIZE)
 # Of a core with its zeros: so much more than of its data.
 SPAN_TIMES = 4
-# A guest that crashes again and again sends no more than these.
-BURST, BURST_S = 10, 60.0
+# A guest that crashes again and again sends no more than these: of root, and of all other users together. One of those
+# has half of what they have, so that it cannot use up another's.
+BURST, USER_BURST, BURST_S = 10, 5, 60.0
+ROOT = 0
 # The host may be stopped for a while.
 SEND_S = 60.0
 # A core whose pages come from a program of the guest's (userfaultfd, FUSE) may never end. So long it may pause in all.
@@ -104,7 +106,8 @@ class CoreService:
         self._pattern = b""
         self._calls = -1
         self._waiting: list[tuple[int, list[int]]] = []
-        self._starts: list[float] = []
+        # When the cores of the last while began, and whose they are.
+        self._starts: list[tuple[float, int]] = []
         self._lost = 0
 
     def open(self) -> None:
@@ -255,7 +258,7 @@ class CoreService:
         """Sends the next core. Raises CoresEndedError where the connection is of no more use, OSError."""
         pipe, numbers = self._waiting.pop(0)
         try:
-            if not self._admit():
+            if not self._admit(numbers[1]):
                 self._lost += 1
                 return
             if self._lost:
@@ -270,12 +273,15 @@ class CoreService:
             # The kernel lets the program go.
             os.close(pipe)
 
-    def _admit(self) -> bool:
+    def _admit(self, uid: int) -> bool:
         now_s = time.monotonic()
-        self._starts = [start_s for start_s in self._starts if now_s - start_s < BURST_S]
-        if len(self._starts) >= BURST:
+        self._starts = [(start_s, whose) for start_s, whose in self._starts if now_s - start_s < BURST_S]
+        users = [whose for _, whose in self._starts]
+        own = users.count(uid)
+        alike = own if uid == ROOT else len(users) - users.count(ROOT)
+        if alike >= BURST or (uid != ROOT and own >= USER_BURST):
             return False
-        self._starts.append(now_s)
+        self._starts.append((now_s, uid))
         return True
 
     def _send_core(self, pipe: int, fd: int, wakeup: "Wakeup") -> tuple[int, int]:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.fuzz.fuzz_notes import make_core
 from tests.vmkit.crashes.test_store import keep
+from vmkit.crashes import backtrace
 from vmkit.crashes.backtrace import MAX_FRAMES, find_node, plan_gdb, print_backtrace
 from vmkit.crashes.record import Crash, CrashKind, Program
 from vmkit.crashes.store import KeptCrash, list_of
@@ -72,19 +73,23 @@ HOSTILE = (
 )
 
 
+def make_disk(tmp_path: Path, disk: Path, library: bytes = b"library") -> None:
+    folder = tmp_path / "tree"
+    (folder / "usr/bin").mkdir(parents=True)
+    (folder / "usr/lib").mkdir()
+    (folder / "usr/bin/web").write_bytes(b"program")
+    (folder / "usr/lib/libweb.so.1.2").write_bytes(library)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", folder, disk, "8M"], check=True)
+
+
 @pytest.mark.parametrize("kind", ["initrd", "root", "given"])
 def test_files_come_from_the_image_and_no_name_leads_elsewhere(tmp_path: Path, cache: Path, kind: str) -> None:
     crash = CRASH
     if kind == "initrd":
         (cache / "initrd").write_bytes(render_cpio(make_tree()))
     else:
-        folder = tmp_path / "tree"
-        (folder / "usr/bin").mkdir(parents=True)
-        (folder / "usr/lib").mkdir()
-        (folder / "usr/bin/web").write_bytes(b"program")
-        (folder / "usr/lib/libweb.so.1.2").write_bytes(b"library")
         disk = cache / "root" if kind == "root" else tmp_path / "disk"
-        subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", folder, disk, "8M"], check=True)
+        make_disk(tmp_path, disk)
         crash = replace(CRASH, root="" if kind == "root" else str(disk))
     kept = keep_core(tmp_path, b"/usr/lib/libweb.so.1.2", b"/usr/lib/missing", *HOSTILE, crash=crash)
     words = print_backtrace(kept).decode().splitlines()
@@ -92,6 +97,27 @@ def test_files_come_from_the_image_and_no_name_leads_elsewhere(tmp_path: Path, c
     assert files == ["./bin", "./lib", "./usr/bin/web", "./usr/lib/libweb.so.1.2"]
     assert words[-1] == "library"
     assert "/etc/passwd" not in "".join(words)
+
+
+@pytest.mark.parametrize("kind", ["initrd", "root"])
+@pytest.mark.parametrize(("file_bytes", "copy_bytes"), [(2 << 20, 64 << 20), (64 << 20, 4 << 20)])
+def test_files_that_are_too_large_are_left_out_and_told(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, kind: str, file_bytes: int, copy_bytes: int
+) -> None:
+    """A guest chooses the names: it could fill this host with the largest files of its disk."""
+    monkeypatch.setattr(backtrace, "MAX_FILE_BYTES", file_bytes)
+    monkeypatch.setattr(backtrace, "MAX_COPY_BYTES", copy_bytes)
+    large = bytes(range(256)) * (20 << 10)
+    if kind == "initrd":
+        tree = make_tree()
+        tree.put("usr/lib/libweb.so.1.2", file_node(large))
+        (cache / "initrd").write_bytes(render_cpio(tree))
+    else:
+        make_disk(tmp_path, cache / "root", large)
+    told: list[str] = []
+    words = print_backtrace(keep_core(tmp_path, b"/usr/lib/libweb.so.1.2"), tell=told.append).decode().splitlines()
+    assert [word for word in words if word.startswith("./")] == ["./bin", "./usr/bin/web"]
+    assert told == ["left out /usr/lib/libweb.so.1.2, which has 5 MiB: gdb has no names of its functions"]
 
 
 def test_root_that_is_a_folder_is_read_where_it_is(tmp_path: Path, cache: Path) -> None:

@@ -123,6 +123,22 @@ def test_crashes_of_programs_leave_the_panics(tmp_path: Path, monkeypatch: pytes
     assert [kept.number for kept in list_of(tmp_path, "m")] == [1, 5, 6]
 
 
+def test_user_who_crashes_without_end_loses_the_oldest_of_his_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "MAX_CORES", 3)
+    program = Program(1, 0, 0, 4, "n", (), "", "", is_contained=False, is_whole=True)
+    for uid in (0, 1001, 1000, 1000, 1000, 1000):
+        keep(tmp_path, crash=replace(CRASH, kind=CrashKind.CORE, program=replace(program, uid=uid)))
+        bound(tmp_path, "m")
+    assert [kept.number for kept in list_of(tmp_path, "m")] == [1, 2, 6]
+    # And root takes no room of the others'.
+    for _ in range(3):
+        keep(tmp_path, crash=replace(CRASH, kind=CrashKind.CORE, program=program))
+        bound(tmp_path, "m")
+    assert [kept.number for kept in list_of(tmp_path, "m")] == [2, 6, 9]
+
+
 def test_large_crashes_make_room_and_the_newest_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "MACHINE_BYTES", 100_000)
     keep(tmp_path, dump_bytes=10)

@@ -19,8 +19,8 @@ from vmkit.monitor import cores as module
 from vmkit.monitor.cores import CoreKeeper, CoreReceiver
 from vmkit.monitor.guest import LinkedGuest
 from vmkit.monitor.logs import EventLog
-from vsh.errors import Unreachable, VshError
-from vshd.wire import cores
+from vsh.errors import ExecError, Unreachable, VshError
+from vshd.wire import cores, messages
 from vshd.wire.cores import CoreFacts, encode
 from vshd.wire.errors import RemoteProtocolError
 
@@ -189,12 +189,25 @@ def test_connection_that_breaks_is_made_anew_and_a_refusal_is_told(
     with nothing_left_open():
         told = keep(
             *(tmp_path, make_core(b"one")[:-3], Unreachable("not yet"), make_core(b"two")),
-            VshError("the guest's cores go elsewhere"),
+            VshError("the guest knows no cores"),
         )
     assert [event["event"] for event in told] == ["cores", "crash", "cores", "crash", "no-cores"]
-    assert told[-1]["why"] == "the guest's cores go elsewhere"
+    assert told[-1]["why"] == "the guest knows no cores"
     kept = list_all(tmp_path / "crashes")
     assert [one.crash is not None and one.crash.trouble for one in kept] == ["the core is not whole", ""]
+
+
+def test_refusal_that_passes_is_told_once_and_the_cores_come_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "RETRY_FIRST_S", 0.01)
+    monkeypatch.setattr(module, "REFUSED_S", 0.01)
+    taken = ExecError("the guest's cores go elsewhere", kind=messages.BUSY)
+    told = keep(tmp_path, taken, taken, make_core(b"one"), taken, VshError("no cores there"))
+    assert [event["event"] for event in told] == ["no-cores", "cores", "crash", "no-cores", "no-cores"]
+    why = [event["why"] for event in told if event["event"] == "no-cores"]
+    assert why == [str(taken), str(taken), "no cores there"]
+    assert len(list_all(tmp_path / "crashes")) == 1
 
 
 def test_guest_that_sends_no_frames_is_left(tmp_path: Path) -> None:
