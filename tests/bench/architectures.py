@@ -1,6 +1,9 @@
-"""READY of each architecture against amd64's: `python -m tests.bench.architectures [--rounds N] [--only NAME]`.
+"""READY of each architecture against amd64's.
 
-All boot `tiny` in turn, under TCG, without snapshots. Prints medians, the slowest and the failures, and judges nothing.
+    python -m tests.bench.architectures [--rounds N] [--only NAME] [--image IMAGE]
+
+All boot `tiny`, or another image, in turn, under TCG, without snapshots. Prints medians, the slowest and the failures,
+and judges nothing.
 """
 
 import argparse
@@ -14,9 +17,9 @@ from vmkit.architectures import ARCHITECTURES, HOST
 from vsh.errors import VshError
 
 
-def boot(name: str) -> float:
+def boot(image: str, name: str) -> float:
     """Seconds until READY. A command proves that the guest serves. Raises VshError."""
-    with vmkit.Machine("tiny", arch=name, accelerator="tcg", backend="user", boot=True) as machine:
+    with vmkit.Machine(image, arch=name, accelerator="tcg", backend="user", boot=True) as machine:
         machine.run(["true"], check=True)
         return machine.started.seconds
 
@@ -26,19 +29,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--only", action="append", choices=[name for name in ARCHITECTURES if name != HOST])
+    parser.add_argument("--image", default="tiny")
     words = parser.parse_args()
     os.environ["VMKIT_BACKGROUND_SNAPSHOTS"] = "off"
     there = [name for name, row in ARCHITECTURES.items() if shutil.which(row.qemu)]
     names = [name for name in there if name == HOST or not words.only or name in words.only]
     for name in names:
         # Not measured: it may build the image.
-        boot(name)
+        boot(words.image, name)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     failures = dict.fromkeys(names, 0)
     for _ in range(words.rounds):
         for name in names:
             try:
-                seconds[name].append(boot(name))
+                seconds[name].append(boot(words.image, name))
             except VshError as error:
                 failures[name] += 1
                 print(error.render(name), file=sys.stderr, flush=True)

@@ -32,7 +32,7 @@ REFUSED = {19, 104, 110}
 def write_recipe(folder: Path, base: str, row: Architecture) -> str:
     """A recipe of the base's packages for an architecture. A mirror may lack files that its newest index has."""
     path = folder / f"{base}-{row.name}.toml"
-    for more in ("", 'suite = "stable"\n'):
+    for more in ("", 'suite = "bookworm"\n'):
         path.write_text(f'extends = "{base}"\n{more}')
         with contextlib.suppress(BuildError):
             build_image(load_image(str(path), row.name))
