@@ -1,21 +1,26 @@
 """The log of a guest on its way to the host: `python -m tests.bench.logs`.
 
 In a guest of `tiny` on TCG a program writes 100,000 lines, 10,000 a second where the guest can, and the host counts the
-lines that arrive, while it follows the log. Prints, and judges nothing.
+lines that arrive, while it follows the log. In another guest 1,000 lines a second are written while the host reads
+nothing for 10 s. Prints, and judges nothing.
 """
 
 import argparse
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import vmkit
+from tests.bench.cores import MEMORY
 from vmkit.machine.syslog import read_records
 
 SECONDS = 10
 LINES_A_SECOND = 10_000
+# A look at the clock before and after each line is most of the time of one.
+STOPPED_LINES_A_SECOND = 1_000
 # The monitor connects two seconds after READY.
 SETTLE_S = 5.0
 END = "end of the bench"
@@ -94,10 +99,31 @@ def bench_rate() -> None:
         print(f"{count.lines} lines arrived, {count.dropped} were dropped{late}", flush=True)
 
 
+def bench_stopped_host() -> None:
+    with counted() as (machine, count):
+        before_kib = read_memory_kib(machine)
+        monitor = machine.find_entry().pid
+        os.kill(monitor, signal.SIGSTOP)
+        try:
+            lines, rate, _, line_ms = write(machine, STOPPED_LINES_A_SECOND, "timed")
+            after_kib = read_memory_kib(machine)
+        finally:
+            os.kill(monitor, signal.SIGCONT)
+        late = end_count(machine, count)
+        print(f"beside a host that reads nothing for {SECONDS} s: {lines:.0f} lines at {rate:.0f} a second")
+        print(f"a line took {line_ms:.1f} ms at most; vshd has {before_kib} KiB before and {after_kib} KiB then (PSS)")
+        print(f"{count.lines} lines arrived, {count.dropped} were dropped{late}", flush=True)
+
+
+def read_memory_kib(machine: vmkit.Machine) -> int:
+    return int(machine.run(["python3", "-c", MEMORY], text=True, check=True).stdout)
+
+
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     os.environ["VMKIT_BACKGROUND_SNAPSHOTS"] = "off"
     bench_rate()
+    bench_stopped_host()
 
 
 if __name__ == "__main__":
