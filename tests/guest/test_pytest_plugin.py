@@ -91,6 +91,24 @@ def test_hangs(vm, number): vm.run(["sleep", "600"])
 """
 
 
+@pytest.fixture(scope="module")
+def snapshots(built: None, folders: Path, vmkit: Run) -> Path:
+    """A folder with the snapshot that most runs here start their machines from; the first test makes its own."""
+    folder = folders / "plugin snapshots"
+    folder.mkdir(mode=0o700)
+    words = ("--memory", "128M", "--accel", "tcg", "--backend", "user")
+    done = vmkit("snapshot", "make", "tiny", *words, env={"VMKIT_SNAPSHOTS_DIR": str(folder)})
+    assert done.returncode == 0, done.stderr.decode()
+    return folder
+
+
+@pytest.fixture
+def made(own_registry: None, snapshots: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """For a run that need not make that snapshot itself."""
+    monkeypatch.setenv("VMKIT_SNAPSHOTS_DIR", str(snapshots))
+    return snapshots
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left(own_registry: None) -> Iterator[None]:
     yield
@@ -115,17 +133,20 @@ def test_each_test_has_a_fresh_machine(tmp_path: Path, workers: list[str]) -> No
     assert "4 passed" in shown, shown
 
 
+@pytest.mark.usefixtures("made")
 def test_pool_that_was_ended_is_made_anew(tmp_path: Path) -> None:
     ended = FRESH + "\n    import vmkit\n    number or vmkit.find_pool().stop()\n"
     shown = finish(start(tmp_path, ended))
     assert "4 passed" in shown, shown
 
 
+@pytest.mark.usefixtures("made")
 def test_fixtures_of_larger_scopes_and_the_factory(tmp_path: Path) -> None:
     shown = finish(start(tmp_path, SHARED, "-W", "error"))
     assert "4 passed" in shown, shown
 
 
+@pytest.mark.usefixtures("made")
 def test_programs_of_the_page_pass_and_their_forward_ends_with_its_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,18 +159,21 @@ def test_programs_of_the_page_pass_and_their_forward_ends_with_its_machine(
     assert read_kept() == []
 
 
+@pytest.mark.usefixtures("made")
 def test_file_that_a_marker_names_and_nobody_has_is_one_line(tmp_path: Path) -> None:
     shown = finish(start(tmp_path, MARK.replace(")", ", files={'/a': 'no-such-file'})") + "def test(vm): pass\n"))
     assert f"vm: vmkit: files of the marker vm: there is no {tmp_path}/no-such-file" in shown
     assert "plugin.py" not in shown
 
 
+@pytest.mark.usefixtures("made")
 def test_child_of_a_test_does_not_end_its_machine(tmp_path: Path) -> None:
     # The child prints its own summary before.
     shown = finish(start(tmp_path, FORKING, "-W", "error"))
     assert shown.rstrip().splitlines()[-1].startswith("1 passed"), shown
 
 
+@pytest.mark.usefixtures("made")
 def test_runtime_directory_that_a_test_opens_is_no_error_of_the_plugin(tmp_path: Path, folders: Path) -> None:
     shown = finish(start(tmp_path, SHUT))
     (folders / "own").chmod(0o700)
@@ -157,6 +181,7 @@ def test_runtime_directory_that_a_test_opens_is_no_error_of_the_plugin(tmp_path:
     wait_until(lambda: not read_machines() and not read_pools(), "the pool has ended with its run", DEADLINE_S)
 
 
+@pytest.mark.usefixtures("made")
 def test_failure_shows_the_guest_and_costs_one_test(tmp_path: Path) -> None:
     shown = finish(start(tmp_path, FAILING, "--junitxml=junit.xml"))
     assert "2 failed, 2 passed" in shown, shown
@@ -172,6 +197,7 @@ def test_failure_shows_the_guest_and_costs_one_test(tmp_path: Path) -> None:
     assert re.search(r"^\S+ to-guest rw .* > \d+:9001 ", packets, re.MULTILINE), fails.text
 
 
+@pytest.mark.usefixtures("made")
 def test_machine_of_a_failed_test_is_kept_on_request(tmp_path: Path, vmkit: Run, vsh: Run) -> None:
     shown = finish(start(tmp_path, FAILING, "-k", "fails", "--vm-keep-on-failure"))
     found = re.search(r"^(\S+): vsh --cid (\d+)$", shown, re.MULTILINE)
@@ -181,6 +207,7 @@ def test_machine_of_a_failed_test_is_kept_on_request(tmp_path: Path, vmkit: Run,
     assert vmkit("kill", found[1]).returncode == 0
 
 
+@pytest.mark.usefixtures("made")
 @pytest.mark.parametrize(
     ("number", "workers"), [(signal.SIGINT, []), (signal.SIGKILL, []), (signal.SIGKILL, ["-n", "2"])]
 )
