@@ -11,7 +11,7 @@ from typing import Protocol
 import pytest
 
 from tests.vsh.live import DEADLINE_S, ended, wait_until
-from tests.vshd.test_init import Guest, is_vshd_of, list_children, needs_namespace, read_log
+from tests.vshd.test_init import Guest, find_others, list_children, needs_namespace, read_log
 from tests.vshd.test_root import BUSYBOX, KEEP, PROC_AND_DEV, make_folder
 from vsh.address import Address
 from vsh.power_off import ask_to_power_off
@@ -185,7 +185,8 @@ def test_journal_connects_and_connects_again_when_the_collector_died(
         return any(record.text.endswith(b"\0" + text) for record in read_log(guest) if record.source == FIELDS)
 
     wait_until(lambda: send(b"one"), "the collector has the record")
-    (collector,) = set(guest.vshd) - {pid for pid in guest.vshd if is_vshd_of(pid, guest)}
+    wait_until(lambda: len(find_others(guest)) == 1, "the collector alone is beside vshd")
+    (collector,) = find_others(guest)
     os.kill(collector, signal.SIGKILL)
     wait_until(lambda: send(b"two"), "the next collector has the record")
 
