@@ -16,7 +16,7 @@ from vmkit.image.recipe.config import load_image
 BUILT = (
     *("vsock", "vmw_vsock_virtio_transport", "vmw_vsock_virtio_transport_common", "virtio_blk", "overlay"),
     *("virtio", "virtio_ring", "virtio_pci", "virtio_pci_modern_dev", "virtio_pci_legacy_dev"),
-    *("9p", "9pnet", "9pnet_virtio", "netfs", "fscache"),
+    *("9p", "9pnet", "9pnet_virtio", "netfs", "fscache", "fuse", "virtiofs"),
 )
 LIMIT_BYTES = 64 << 20
 

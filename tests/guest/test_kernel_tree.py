@@ -1,16 +1,22 @@
 """A kernel from its build tree, and a folder of the host as the root: Debian's kernels, as if they were built here."""
 
 import json
+import os
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.guest.conftest import BIN, DEADLINE_S, Run
+from tests.guest.debian_virtiofsd import lay_out_virtiofsd
 from tests.guest.kernel_tree import find_package, lay_out
 from vmkit.image.build import build_image
 from vmkit.image.formats.cpio import read_cpio
 from vmkit.image.recipe.config import load_image
+from vmkit.machine.spec import DEFAULT_MEMORY_MIB
+from vmkit.machine.virtiofsd import find_virtiofsd
+from vsh.registry import read_machines
 
 # More than QEMU may open.
 FILES = 600
@@ -58,23 +64,30 @@ def full_tree(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return lay_out(find_package(str(recipe)), tmp_path_factory.mktemp("full"))
 
 
-def test_folder_of_the_host_is_the_root_of_a_tree(full_tree: Path, tmp_path: Path, vsh: Run, up: Run) -> None:
-    root = tmp_path / "my, root"
+def make_root(root: Path) -> Path:
+    """A folder of the host with busybox and many files."""
     for place in ("bin", "etc", "many", "run", "tmp"):
         (root / place).mkdir(parents=True)
     entries = read_cpio(build_image(load_image("tiny")).initrd.read_bytes())
     (root / "bin/busybox").write_bytes(next(entry.node.data for entry in entries if entry.path == "usr/bin/busybox"))
     (root / "bin/busybox").chmod(0o755)
-    for applet in ("sh", "find", "cat", "wc", "ls", "touch", "rm"):
+    for applet in ("sh", "find", "cat", "wc", "ls", "touch", "rm", "mkdir", "mount"):
         (root / "bin" / applet).symlink_to("busybox")
     for number in range(FILES):
         (root / f"many/{number}").write_text("x")
     (root / "run/of-the-host").touch()
+    return root
+
+
+def test_folder_of_the_host_is_the_root_of_a_tree(full_tree: Path, tmp_path: Path, vsh: Run, up: Run) -> None:
+    """virtiofsd would keep each file open, so it does not serve under such a limit."""
+    root = make_root(tmp_path / "my, root")
     script = 'ulimit -n "$1" && shift && exec "$@"'
     words = ("up", "--accel", "tcg", "--tree", str(full_tree), "--root-from", str(root))
     done = run_script(script, str(OPEN_FILES), str(BIN / "vmkit"), *words)
     assert done.returncode == 0, done.stderr.decode()
     assert f"the root is {root} of this host, read-only, by 9p" in done.stdout.decode()
+    assert b"  no virtiofs: " in done.stdout
     where = ("--vm_name", "my-root", "--", "sh", "-c")
     told = vsh(*where, "find / -xdev -type f | wc -l && cat /many/* | wc -c && ls /run && echo of $(ls /bin/sh)").stdout
     assert told.decode().split() == [str(FILES + 1), str(FILES), "of", "/bin/sh"]
@@ -82,6 +95,37 @@ def test_folder_of_the_host_is_the_root_of_a_tree(full_tree: Path, tmp_path: Pat
     assert vsh(*where, "rm /many/1 && touch /new && ls /new").stdout == b"/new\n"
     assert (root / "many/1").exists()
     assert not (root / "new").exists()
+
+
+def test_virtiofsd_serves_a_folder_that_it_can_keep_open(
+    full_tree: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, vsh: Run, vmkit: Run
+) -> None:
+    """The guest cannot write the folder, not even by a mount of its own. Without virtiofsd there is no machine."""
+    path = f"{lay_out_virtiofsd(tmp_path_factory.mktemp('virtiofsd'))}:{os.environ['PATH']}"
+    root = make_root(tmp_path / "my, root")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", path)
+        found = find_virtiofsd(root, DEFAULT_MEMORY_MIB)
+    if "namespaces" in found.trouble:
+        pytest.skip(found.trouble)
+    words = ("up", "--accel", "tcg", "--tree", str(full_tree), "--root-from", str(root), "--name", "by-virtiofs")
+    done = vmkit(*words, env={"PATH": path})
+    assert done.returncode == 0, done.stderr.decode()
+    assert f"the root is {root} of this host, read-only, by virtiofs\n" in done.stdout.decode()
+    where = ("--vm_name", "by-virtiofs", "--", "sh", "-c")
+    told = vsh(*where, "find / -xdev -type f | wc -l && cat /many/* | wc -c && ls /run && echo of $(ls /bin/sh)").stdout
+    assert told.decode().split() == [str(FILES + 1), str(FILES), "of", "/bin/sh"]
+    assert vsh(*where, "rm /many/1 && touch /new && ls /new").stdout == b"/new\n"
+    again = vsh(*where, "mkdir /again && mount -t virtiofs -o rw vmkit-root /again && ls /again/run; touch /again/new")
+    assert again.stdout == b"of-the-host\n"
+    assert again.returncode != 0, again.stderr
+    assert (root / "many/1").exists()
+    assert not (root / "new").exists()
+    (entry,) = (machine for machine in read_machines() if machine.name == "by-virtiofs")
+    events = [json.loads(line) for line in (Path(entry.directory) / "events.jsonl").read_text().splitlines()]
+    os.kill(next(event["pid"] for event in events if event["event"] == "virtiofsd-started"), signal.SIGKILL)
+    done = vmkit("wait", "by-virtiofs")
+    assert (done.returncode, b"virtiofsd ended with signal 9" in done.stdout + done.stderr) == (1, True), done
 
 
 def run_script(script: str, *words: str) -> "subprocess.CompletedProcess[bytes]":

@@ -228,6 +228,8 @@ def _list_choices(started: Started, root_from: Path | None) -> Iterator[str]:
         yield f"  no vhost: {choices.backend_reason}"
     if root_from is not None:
         yield f"  the root is {root_from} of this host, read-only, by {choices.root_type}"
+        if choices.live is not None and choices.live.reason:
+            yield f"  no virtiofs: {choices.live.reason}"
     for layer, state in _find_wall(started.name).items():
         if state not in ("on", "off"):
             yield f"  the wall's {layer} layer is {state}"

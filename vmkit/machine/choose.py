@@ -6,6 +6,7 @@ Builds the image where that is needed, and proves KVM where that was not done. R
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vmkit.architectures import find_architecture
 from vmkit.entries.folder import open_runtime_directory
@@ -13,9 +14,16 @@ from vmkit.image.build import BuiltImage, build_image
 from vmkit.image.recipe.config import ImageSpec, load_image
 from vmkit.machine import probe
 from vmkit.machine.hardware import USER_READY_PORT, Hardware
+from vmkit.machine.live_root import (
+    VIRTIOFS,
+    LiveRoot,
+    choose_live_root,
+    has_image_kernel,
+    list_image_ways,
+    list_kernel_ways,
+)
 from vmkit.machine.memory import check_guest_memory
 from vmkit.machine.own_kernel import fit_initrd, read_kernel
-from vmkit.machine.parts.share import NINE_P
 from vmkit.machine.parts.table import PARTS
 from vmkit.machine.registry import check_path_length
 from vmkit.machine.source import RootDisk, read_root_of
@@ -23,6 +31,9 @@ from vmkit.machine.spec import MAX_NAME_CHARACTERS, Accelerator, Backend, Machin
 from vmkit.machine.token import find_initrd_path, find_token_path, needs_token
 from vmkit.machine.vhost import VhostDoor
 from vsh.registry import MACHINES
+
+if TYPE_CHECKING:
+    from vmkit.trees.files import KernelFiles
 
 # A recipe's word for a root that each machine gets.
 GIVEN = "given"
@@ -47,6 +58,8 @@ class Choices:
     vmlinux: Path | None = None
     root: Path | None = None
     root_type: str = ""
+    # Of a root that is a folder of the host.
+    live: LiveRoot | None = None
     nested: bool = False
 
 
@@ -58,9 +71,17 @@ def find_image(spec: MachineSpec) -> ImageSpec:
     """
     image = load_image(spec.image, spec.architecture)
     # A kernel of the user's own brings its modules, or has the driver built in.
-    if image.root != GIVEN or spec.root is None or spec.kernel is not None or spec.tree is not None:
+    if image.root != GIVEN or not has_image_kernel(spec):
         return image
-    driver = read_root_of(spec).type
+    if spec.root_from is not None:
+        driver = choose_live_root(spec, (VIRTIOFS,)).way
+        if driver != VIRTIOFS:
+            # A recipe names the modules of 9p, which few kernels have.
+            return image
+    elif spec.root is not None:
+        driver = read_root_of(spec).type
+    else:
+        return image
     if driver in (*image.modules, *image.modules_available):
         return image
     return replace(image, modules_available=(*image.modules_available, driver))
@@ -93,7 +114,8 @@ def choose(
     built = build(spec.image, tell) if build else build_image_of(spec, tell)
     for part in PARTS:
         part.check_image(spec, built)
-    root = _read_root(spec) if built.takes_root else None
+    live = _choose_live_root(spec, own, built) if built.takes_root and spec.root_from is not None else None
+    root = RootDisk(live.way) if live is not None else read_root_of(spec) if built.takes_root else None
     kernel, initrd = spec.kernel or built.kernel, built.initrd
     if own is not None:
         kernel, initrd = own.image, fit_initrd(spec, own, built, root.type if root else "", backend)
@@ -116,14 +138,15 @@ def choose(
         vmlinux=None if own is None else own.vmlinux,
         root=spec.root or built.root,
         root_type=root.render() if root else "",
+        live=live,
         nested=probe.is_emulated(),
     )
 
 
-def _read_root(spec: MachineSpec) -> RootDisk:
-    if spec.root_from is not None:
-        return RootDisk(NINE_P)
-    return read_root_of(spec)
+def _choose_live_root(spec: MachineSpec, own: "KernelFiles | None", built: BuiltImage) -> LiveRoot:
+    if has_image_kernel(spec):
+        return choose_live_root(spec, list_image_ways((*built.modules, *built.modules_available)))
+    return choose_live_root(spec, list_kernel_ways(own))
 
 
 def plan_hardware(
@@ -147,6 +170,7 @@ def plan_hardware(
         token=find_token_path(directory) if has_token else None,
         root=choices.root,
         root_type=choices.root_type,
+        virtiofsd=None if choices.live is None else choices.live.virtiofsd,
         nested=choices.nested,
         is_restored=is_restored,
     )

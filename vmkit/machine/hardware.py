@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vmkit.architectures import Architecture, find_architecture
 from vmkit.machine.spec import Accelerator, Backend, MachineSpec
+
+if TYPE_CHECKING:
+    from vmkit.machine.virtiofsd import Virtiofsd
 
 # The port of the host that receives READY on the `user` backend, where every machine has ports of its own
 # (the number is that of ChromeOS's startup listener).
@@ -34,6 +38,8 @@ class Hardware:
     root: Path | None = None
     # Of a root that its user gave, for a guest that has to know: ext4, or ext4:2 for the second partition.
     root_type: str = ""
+    # What serves a root that is a folder of the host, where QEMU does not do it itself.
+    virtiofsd: "Virtiofsd | None" = None
     nested: bool = False
     is_restored: bool = False
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmkit.machine.kernel import check_kernel
-from vmkit.machine.parts.share import NINE_P
+from vmkit.machine.live_root import NINE_P, list_kernel_ways
 from vmkit.machine.source import read_root_of
 from vmkit.machine.spec import Backend, MachineSpec
 
@@ -42,7 +42,7 @@ def read_kernel(spec: MachineSpec) -> "KernelFiles | None":
         check_kernel(spec.kernel)
         files = find_installed(spec.modules, spec.kernel)
     root = "" if spec.root is None else read_root_of(spec).type
-    if spec.root_from is not None:
+    if spec.root_from is not None and not list_kernel_ways(files):
         root = NINE_P
     check_kernel_config(files, _find_needs(spec, root, spec.backend))
     return files

@@ -23,6 +23,8 @@ RESTART_PERIOD_S = 60.0
 OWN_END_DEADLINE_S = 1.0
 
 Replug = Callable[[socket.socket], Awaitable[None]]
+# Makes the companion's end and QEMU's end of a connection.
+Connect = Callable[[], tuple[socket.socket, socket.socket]]
 
 
 class Restarts:
@@ -51,17 +53,23 @@ class CompanionProcess:
     """A companion's processes, one after another. Invariant: until stop(), its sockets outlive them all."""
 
     def __init__(
-        self, plan: Companion, listener: socket.socket | None, log: CappedLog, control: socket.socket | None = None
+        self,
+        plan: Companion,
+        listener: socket.socket | None,
+        log: CappedLog,
+        control: socket.socket | None = None,
+        connect: Connect = socket.socketpair,
     ) -> None:
         self._plan = plan
         self._listeners = {LISTENER_MARK: listener, CONTROL_MARK: control}
         self._log = log
+        self._connect = connect
         self._child: Child | None = None
         self._is_dismissed = False
 
     async def start(self) -> socket.socket:
         """Starts a process; the answer is QEMU's end of the connection to it, to be closed by the caller."""
-        own_sock, qemu_sock = socket.socketpair()
+        own_sock, qemu_sock = self._connect()
         try:
             with own_sock:
                 marks = {FRONTEND_MARK: own_sock.fileno()}
@@ -84,7 +92,7 @@ class CompanionProcess:
             await asyncio.wait({life.end}, timeout=QEMU_END_DEADLINE_S)
             if life.end.done() or self._is_dismissed:
                 return
-            if not life.is_ready:
+            if not life.is_ready or self._plan.is_vital:
                 life.finish(self._explain_end(child))
                 return
             if not restarts.take():

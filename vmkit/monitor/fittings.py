@@ -4,9 +4,11 @@ The list is the launch plan's, in its order. No part is known here by name.
 """
 
 import contextlib
+import functools
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmkit.errors import VmkitError
@@ -115,7 +117,8 @@ class Fittings:
         listener = self._listen(companion.listen) if companion.listen else None
         control = self._listen(companion.control) if companion.control else None
         log = self._open_log(companion.log)
-        process = self.companions[plan.part] = CompanionProcess(companion, listener, log, control)
+        connect = functools.partial(self._connect, companion.serve) if companion.serve else socket.socketpair
+        process = self.companions[plan.part] = CompanionProcess(companion, listener, log, control, connect)
         connection = await process.start()
 
         async def replug(new: socket.socket) -> None:
@@ -123,3 +126,19 @@ class Fittings:
 
         self._life.spawn(process.watch(self._life, self._events, replug))
         return connection
+
+    def _connect(self, name: str) -> tuple[socket.socket, socket.socket]:
+        """A listening socket for a companion, and a connection to it, which is the first and stays the only one."""
+        listener = self._listen(name)
+        path = listener.getsockname()
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(path)
+            listener.setblocking(True)
+        except BaseException:
+            connection.close()
+            listener.close()
+            raise
+        finally:
+            Path(path).unlink()
+        return listener, connection

@@ -15,8 +15,8 @@ from vmkit.errors import BuildError, ConfigError
 from vmkit.image.cache import find_cache_dir, open_cache
 from vmkit.image.formats.cpio import render_cpio
 from vmkit.image.formats.tree import FileKind, Node, Tree, file_node
-from vmkit.image.modules import OPTIONAL_MODULES, ModuleSet, UnknownModuleError
-from vmkit.trees.config import Need, find_builtin, find_missing, find_modules, find_options
+from vmkit.image.modules import OPTIONAL_MODULES, ModuleSet, UnknownModuleError, find_module_name
+from vmkit.trees.config import Need, find_builtin, find_missing, find_modules, find_needs, find_options
 from vmkit.trees.files import KernelFiles, open_regular
 
 # With what debuggers read, the largest modules of a tree have 100 MB.
@@ -67,6 +67,16 @@ def check_kernel_config(files: KernelFiles, needs: tuple[Need, ...]) -> None:
             details="\n".join(lines),
             hint="add these lines to its .config, then: make olddefconfig && make -j$(nproc)",
         )
+
+
+def has_root(files: KernelFiles, kind: str) -> bool:
+    """Whether a kernel can mount a root of this type, built in or by a module that is there."""
+    # What every machine needs is told apart from that.
+    needs = find_needs(root=kind)[len(find_needs()) :]
+    if files.config is not None and find_missing(needs, files.config):
+        return False
+    builtin = set(map(find_module_name, files.builtin_list.decode(errors="replace").splitlines()))
+    return all(name in files.modules or name in builtin for name in find_modules(needs, files.config))
 
 
 def plan_modules(

@@ -2,14 +2,17 @@
 
 import asyncio
 import contextlib
+import os
 import socket
+import sys
 from pathlib import Path
 
 import pytest
 
 from vmkit.errors import MachineError
-from vmkit.machine.parts.part import Companion
+from vmkit.machine.parts.part import FRONTEND_MARK, Companion, Fitting
 from vmkit.monitor.companion import CompanionProcess, Restarts
+from vmkit.monitor.fittings import Fittings
 from vmkit.monitor.life import EndedError, Life
 from vmkit.monitor.logs import CappedLog, EventLog
 from vmkit.monitor.qemu import listen_within
@@ -84,3 +87,41 @@ def test_connection_that_no_companion_will_answer_ends_with_the_companion(tmp_pa
                     client.recv(1)
 
     asyncio.run(main())
+
+
+def test_companion_that_serves_gets_one_connection_at_a_socket_without_a_path(tmp_path: Path) -> None:
+    """virtiofsd accepts by itself. No other program can come before QEMU, or after it."""
+
+    def listen(name: str) -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(tmp_path / name))
+        listener.listen()
+        listener.setblocking(False)
+        return listener
+
+    script = "import socket, sys; s = socket.socket(fileno=int(sys.argv[1])); s.accept()[0].sendall(b'served')"
+    plan = Companion(
+        argv=(sys.executable, "-c", script, FRONTEND_MARK),
+        title="virtiofsd", kind="virtiofsd", log="log", device="root-fs", serve="v.sock", is_vital=True,
+    )  # fmt: skip
+
+    async def main() -> bytes:
+        async with contextlib.AsyncExitStack() as stack:
+            life, events = Life(), EventLog(tmp_path / "events")
+            with contextlib.ExitStack() as inner:
+                log = CappedLog(tmp_path / "log")
+                fitting = Fitting("share", fd_name="root-fd", companion=plan)
+                fittings = Fittings((fitting,), life, events, listen, lambda _name: log)
+                descriptors = await fittings.open(None, inner)
+                assert list(tmp_path.glob("*.sock")) == []
+                with socket.socket(fileno=os.dup(descriptors["share"])) as qemu:
+                    qemu.settimeout(20)
+                    said = await asyncio.to_thread(qemu.recv, 100)
+            stack.push_async_callback(life.cancel_all)
+            # A vital one takes the machine with it, and is not started again.
+            life.is_ready = True
+            end = await asyncio.wait_for(asyncio.shield(life.end), 20)
+            assert end.brief == "the virtiofsd ended with status 0"
+            return said
+
+    assert asyncio.run(main()) == b"served"

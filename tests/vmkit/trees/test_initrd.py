@@ -15,7 +15,7 @@ from vmkit.image.formats.elf import drop_debug, read_modinfo, read_section
 from vmkit.trees import initrd
 from vmkit.trees.config import find_needs
 from vmkit.trees.files import find_installed, find_tree
-from vmkit.trees.initrd import LIST_PATH, ModuleFile, extend_initrd, plan_modules
+from vmkit.trees.initrd import LIST_PATH, ModuleFile, extend_initrd, has_root, plan_modules
 
 ROOT = f"usr/lib/modules/{VERSION}"
 TINYS = ("virtio_pci", "vsock", "vmw_vsock_virtio_transport")
@@ -172,3 +172,20 @@ def test_bytes_of_a_module_are_counted(tmp_path: Path, monkeypatch: pytest.Monke
 def test_broken_module_stays_as_it_is(size: int) -> None:
     data = add_section(make_module(""), b".debug_info", b"D")[:size]
     assert drop_debug(data) == data
+
+
+def test_root_is_one_that_the_kernel_can_mount(make_tree: MakeTree) -> None:
+    tree = make_tree()
+    files = find_tree(tree)
+    assert has_root(files, "ext4")
+    assert not has_root(files, "virtiofs")
+    config = tree / ".config"
+    config.write_text(
+        config.read_text() + "CONFIG_VIRTIO_FS=y\nCONFIG_9P_FS=m\nCONFIG_NET_9P=m\nCONFIG_NET_9P_VIRTIO=m\n"
+    )
+    assert has_root(find_tree(tree), "virtiofs")
+    # Its modules were not built.
+    assert not has_root(find_tree(tree), "9p")
+    # Another machine needs that as well: what is missing is told by its own name.
+    config.write_text(config.read_text().replace("CONFIG_VSOCKETS=m\n", ""))
+    assert has_root(find_tree(tree), "virtiofs")

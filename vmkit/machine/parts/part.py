@@ -64,6 +64,9 @@ class Companion:
     title: its name in errors. kind: the word that its events begin with. log: the file for its output.
     listen: a socket in the machine's directory that the monitor makes, and that outlives each process; "": none.
     control: another one, at which the owner's programs ask the process.
+    serve: of a process that waits for QEMU at a listening socket, which FRONTEND_MARK is then. The monitor makes the
+    socket in the machine's directory, connects QEMU's end to it, and removes it. "": the two ends are a pair.
+    is_vital: the machine ends with the process. Otherwise a new one takes its place.
     device: what QEMU takes out before it gets a new process. removal: the commands after that.
     """
 
@@ -75,6 +78,8 @@ class Companion:
     removal: tuple[QmpCommand, ...] = ()
     listen: str = ""
     control: str = ""
+    serve: str = ""
+    is_vital: bool = False
 
 
 @dataclass(frozen=True, slots=True)

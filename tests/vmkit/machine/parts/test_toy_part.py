@@ -117,7 +117,7 @@ def test_log_of_the_toy_is_one_that_logs_prints(recipe: str) -> None:
     wait_until(lambda: (Path(machine.directory) / "toy.log").read_text() == "a red toy\n", "the toy speaks")
     assert vmkit("logs", "m", "--kind", "toy").stdout == "a red toy\n"
     shown = " ".join(vmkit("logs", "--help").stdout.split())
-    assert "|toy|vsock]" in shown and "(vsock, toy)" in shown
+    assert "|toy|virtiofsd|vsock]" in shown and "(vsock, virtiofsd, toy)" in shown
 
 
 def test_log_of_an_earlier_toy_does_not_stay_with_the_logs_of_a_machine_without_it(recipe: str) -> None:
