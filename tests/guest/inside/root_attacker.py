@@ -61,9 +61,13 @@ def find_daemons() -> list[int]:
 
 
 def is_others(pid: int) -> bool:
-    """Whether a process is not this one's user's, who may signal those."""
-    with open(f"/proc/{pid}/status") as file:
-        return f"\nUid:\t{os.getuid()}\t" not in file.read()
+    """Whether a process is there, and not of this one's user, who may signal those."""
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            return f"\nUid:\t{os.getuid()}\t" not in file.read()
+    except OSError:
+        # A session of the test before has ended meanwhile.
+        return False
 
 
 def read_start(path: str) -> bytes:
