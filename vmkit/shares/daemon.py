@@ -84,7 +84,8 @@ def await_unmount(fd: int) -> None:
     poll.register(fd, select.POLLIN)
     with socket.socket(fileno=os.dup(fd)) as connection, contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_WR)
-        while poll.poll(remaining_ms(deadline_s)) and connection.recv(MAX_REQUEST_BYTES):
+        # Whatever a guest sends, the time is limited.
+        while (left_ms := remaining_ms(deadline_s)) and poll.poll(left_ms) and connection.recv(MAX_REQUEST_BYTES):
             pass
 
 

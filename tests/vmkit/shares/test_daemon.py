@@ -1,5 +1,6 @@
 """How the process that serves a share ends."""
 
+import contextlib
 import socket
 import threading
 
@@ -32,3 +33,19 @@ def test_share_of_a_guest_that_is_gone_ends_at_once() -> None:
     theirs.close()
     with ours:
         await_unmount(ours.fileno())
+
+
+def test_guest_that_sends_without_end_does_not_hold_up_the_end() -> None:
+    ours, theirs = socket.socketpair()
+
+    def flood() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                theirs.sendall(bytes(1 << 16))
+
+    guest = threading.Thread(target=flood)
+    guest.start()
+    with ours:
+        await_unmount(ours.fileno())
+    guest.join()
+    theirs.close()
