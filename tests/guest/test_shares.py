@@ -132,7 +132,8 @@ def test_killed_ends_are_errors_and_the_next_share_works(ready: str, guest: Gues
             f" stat '/mnt/shared folder'; kill -9 ${{p#/proc/}}; cat {path}"
         )
         assert status != 0
-        assert "not connected" in said
+        # The first is the error of a request that the kernel had begun while the process ended.
+        assert "Software caused connection abort" in said or "not connected" in said
         wait_until(lambda: read_shares(ready) == [], "the share is there still")
     with shared(ready, tmp_path):
         assert guest.run(f"cat {path}") == (0, "hello")
