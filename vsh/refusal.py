@@ -91,7 +91,7 @@ def _refused(event: Refused, address: Address, request: SetupConnectionRequest) 
         error = ExecError(event.description, kind=kind, error=event.failure.error, status=EXIT_STATUS.get(kind, 1))
         error.hint = _find_remedy(kind, event.failure.error, request)
         return error
-    if kind in (messages.NO_SESSION, messages.BUSY):
+    if kind in (messages.NO_SESSION, messages.BUSY, messages.UNSUPPORTED):
         text = event.description
     return ExecError(text, kind=kind, error=event.failure.error)
 

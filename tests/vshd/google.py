@@ -42,7 +42,12 @@ MESSAGES = {
     "Logs": [(1, "collector", "bytes", ""), (2, "next", "uint64", "")],
     "Cores": [(1, "size", "uint64", "")],
     "Subsystem": [(1, "name", "bytes", ""), (2, "user", "bytes", "")],
-    "Share": [(1, "path", "bytes", ""), (2, "source", "bytes", ""), (3, "read_only", "bool", "")],
+    "Share": [
+        (1, "path", "bytes", ""),
+        (2, "source", "bytes", ""),
+        (3, "read_only", "bool", ""),
+        (4, "by", "bytes", ""),
+    ],
     "Lasting": [
         (1, "verb", "int32", ""),
         (2, "session", "bytes", ""),

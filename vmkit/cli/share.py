@@ -13,35 +13,36 @@ from vmkit.machine.running import pick_entry
 from vmkit.shares.place import SharedPlace, check_folder, parse_place
 from vmkit.shares.registry import LiveShare, find_share, read_shares
 from vmkit.shares.start import end_share, start_share
-
-# How the transports are called where people read of them.
-TRANSPORTS = {"fuse": "FUSE over vsock"}
+from vmkit.shares.transports import NAMES, render_title
 
 
 @click.command("share")
 @click.argument("name", shell_complete=complete_machines)
 @click.argument("folders", nargs=-1, required=True, metavar="HOST[:GUEST][:ro]...")
+@click.option(
+    "--by", type=click.Choice(NAMES), metavar="TRANSPORT", help="The transport [default: the first that the guest has]."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def share(*, name: str, folders: tuple[str, ...], as_json: bool) -> None:
+def share(*, name: str, folders: tuple[str, ...], by: str | None, as_json: bool) -> None:
     """Share a folder of this host with a running machine.
 
     The guest has the folder HOST at GUEST [default: /mnt and the folder's name]. With :ro the guest cannot write to
     it. The share lasts until `vmkit unshare`, or until the machine ends.
     """
     places = [parse_place(text) for text in folders]
-    shared = start_shares(pick_entry(name).name, places, quiet=as_json)
+    shared = start_shares(pick_entry(name).name, places, by=by or "", quiet=as_json)
     if as_json:
         print_json([asdict(one) for one in shared])
 
 
-def start_shares(machine: str, places: Sequence[SharedPlace], *, quiet: bool = False) -> list[LiveShare]:
-    """Shares folders with a machine, and prints each, with its transport. Raises VshError kinds."""
+def start_shares(machine: str, places: Sequence[SharedPlace], *, by: str = "", quiet: bool = False) -> list[LiveShare]:
+    """Shares folders with a machine, by `by` as in start_share(), and prints each. Raises VshError kinds."""
     shared = []
     for place in places:
-        one = start_share(machine, place)
+        one = start_share(machine, place, by)
         shared.append(one)
         if not quiet:
-            print(f"{one.machine} has {one.host} at {one.guest}{_render_mode(one)}, by {_render_transport(one)}")
+            print(f"{one.machine} has {one.host} at {one.guest}{_render_mode(one)}, by {render_title(one.transport)}")
             # Of several the last one may fail.
             sys.stdout.flush()
     return shared
@@ -60,10 +61,6 @@ def read_places(texts: Sequence[str]) -> list[SharedPlace]:
 
 def _render_mode(one: LiveShare) -> str:
     return ", read-only" if one.read_only else ""
-
-
-def _render_transport(one: LiveShare) -> str:
-    return TRANSPORTS.get(one.transport, one.transport)
 
 
 @click.command("unshare")
@@ -98,6 +95,7 @@ def shares(*, name: str | None, as_json: bool) -> None:
         print("no folder is shared", file=sys.stderr)
         return
     rows = [
-        (one.machine, one.host, one.guest, "ro" if one.read_only else "rw", _render_transport(one)) for one in found
+        (one.machine, one.host, one.guest, "ro" if one.read_only else "rw", render_title(one.transport))
+        for one in found
     ]
     print_table(("MACHINE", "HOST", "GUEST", "MODE", "BY"), rows)

@@ -4,35 +4,24 @@ It reads what to share as JSON from the socket FD. It sends back one line of JSO
 reason why it cannot. Then it serves until SIGTERM, or until the guest unmounts the folder or ends.
 """
 
-import contextlib
 import json
 import os
 import resource
-import select
 import socket
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 
 from vmkit.entries.numbered import make_numbered
-from vmkit.errors import HostError
+from vmkit.errors import HostError, MachineError
 from vmkit.shares.place import SharedPlace
 from vmkit.shares.registry import SHARES, publish
-from vmkit.shares.serving import ShareService
-from vsh.address import find_by_name
+from vmkit.shares.transports import connect
 from vsh.errors import VshError
-from vsh.share import open_share
 from vsh.signals import SIGINT, SIGTERM, Wakeup
-from vsh.transport import remaining_ms
 from vshd.carry.inherited import settle_signals
-from vshd.wire.requests import Share as ShareRequest
 
 MAX_REQUEST_BYTES = 1 << 16
-# The guest's answer; a guest under emulation may be busy.
-MOUNT_TIMEOUT_S = 30.0
-# A guest that hangs or is paused does not hold up the end.
-UNMOUNT_TIMEOUT_S = 2.0
 
 
 def main() -> int:
@@ -47,7 +36,7 @@ def main() -> int:
     machine = str(request["machine"])
     place = SharedPlace(Path(request["host"]), str(request["guest"]), bool(request["read_only"]))
     try:
-        _share(machine, place, reports, wakeup)
+        _share(machine, place, str(request["by"]), reports, wakeup)
     except VshError as error:
         if reports.fileno() < 0:
             return 1
@@ -57,36 +46,26 @@ def main() -> int:
     return 0
 
 
-def _share(machine: str, place: SharedPlace, reports: socket.socket, wakeup: Wakeup) -> None:
+def _share(machine: str, place: SharedPlace, by: str, reports: socket.socket, wakeup: Wakeup) -> None:
     """Raises VshError."""
     folder = _open_folder(place)
     with make_numbered(SHARES) as entry:
-        wanted = ShareRequest(path=os.fsencode(place.guest), source=os.fsencode(place.host), read_only=place.read_only)
-        fd, rest = open_share(find_by_name(machine), wanted, timeout_s=MOUNT_TIMEOUT_S)
-        share = publish(entry, machine, place)
-        become_owner(folder)
+        transport, connected = connect(machine, place, folder, by)
         try:
-            serving = ShareService(fd, folder, is_read_only=place.read_only)
-            reports.sendall(json.dumps(asdict(share)).encode() + b"\n")
-            reports.close()
-            serving.run(rest, wakeup.fd, lambda: bool({SIGTERM, SIGINT} & set(wakeup.take())))
-            await_unmount(fd)
+            share = publish(entry, machine, place, transport.name)
+            become_owner(folder)
+
+            def show() -> None:
+                reports.sendall(json.dumps(asdict(share)).encode() + b"\n")
+                reports.close()
+
+            end = connected.serve(show, wakeup.fd, lambda: bool({SIGTERM, SIGINT} & set(wakeup.take())))
+            if reports.fileno() >= 0:
+                raise MachineError(f"{machine} did not mount {place.guest}: {end}")
         finally:
-            os.close(fd)
+            connected.close()
             # The entry is root's.
             os.seteuid(os.getuid())
-
-
-def await_unmount(fd: int) -> None:
-    """Ends the connection, and waits for its end in the guest: then the place there is free for the next share."""
-    deadline_s = time.monotonic() + UNMOUNT_TIMEOUT_S
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    with socket.socket(fileno=os.dup(fd)) as connection, contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_WR)
-        # Whatever a guest sends, the time is limited.
-        while (left_ms := remaining_ms(deadline_s)) and poll.poll(left_ms) and connection.recv(MAX_REQUEST_BYTES):
-            pass
 
 
 def _open_folder(place: SharedPlace) -> int:

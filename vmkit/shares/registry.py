@@ -15,13 +15,11 @@ from vsh.registry import find_runtime_directory
 
 SHARES = "shares"
 RECORD = "share.json"
-# The one transport that there is: FUSE's requests over vsock.
-FUSE = "fuse"
 
 
 @dataclass(frozen=True, slots=True)
 class LiveShare:
-    """A folder of this host that a guest has. transport: how its requests reach this host."""
+    """A folder of this host that a guest has. transport: a name of vmkit.shares.transports."""
 
     number: int
     machine: str
@@ -33,10 +31,10 @@ class LiveShare:
     started: float
 
 
-def publish(entry: Numbered, machine: str, place: SharedPlace) -> LiveShare:
+def publish(entry: Numbered, machine: str, place: SharedPlace, transport: str) -> LiveShare:
     """Shows our own share to others. Raises HostError."""
     with entry.choose_number() as number:
-        facts = (machine, str(place.host), place.guest, place.read_only, FUSE, os.getpid(), time.time())
+        facts = (machine, str(place.host), place.guest, place.read_only, transport, os.getpid(), time.time())
         share = LiveShare(number, *facts)
         entry.publish(number, RECORD, asdict(share))
     return share

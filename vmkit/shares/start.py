@@ -9,8 +9,10 @@ from vmkit.shares.place import SharedPlace, check_folder
 from vmkit.shares.registry import LiveShare, parse_share, read_shares
 
 
-def start_share(machine: str, place: SharedPlace) -> LiveShare:
+def start_share(machine: str, place: SharedPlace, by: str = "") -> LiveShare:
     """Shares a folder with the machine of that name. Returns when the guest has it. Raises VshError kinds.
+
+    by: a name of vmkit.shares.transports; "" for the first one that the guest has.
 
     The share ends with the machine, when the guest unmounts it, or by end_share().
     """
@@ -21,14 +23,14 @@ def start_share(machine: str, place: SharedPlace) -> LiveShare:
                 f"{machine} has {share.host} at {share.guest} already",
                 hint=f"choose another place, or end that share: vmkit unshare {machine} {share.guest}",
             )
-    request = {"machine": machine, "host": str(place.host), "guest": place.guest, "read_only": place.read_only}
-    return parse_share(start_and_ask("vmkit.shares.daemon", "share", request))
+    facts = {"host": str(place.host), "guest": place.guest, "read_only": place.read_only}
+    return parse_share(start_and_ask("vmkit.shares.daemon", "share", {"machine": machine, "by": by, **facts}))
 
 
 @contextlib.contextmanager
-def open_share(machine: str, place: SharedPlace) -> Iterator[LiveShare]:
+def open_share(machine: str, place: SharedPlace, by: str = "") -> Iterator[LiveShare]:
     """Shares a folder for as long as the block lasts."""
-    share = start_share(machine, place)
+    share = start_share(machine, place, by)
     try:
         yield share
     finally:

@@ -149,7 +149,7 @@ SERVICES = (
     Service("logs", "logs", "vshd.services.logs", 4, is_hosts=True, is_outside=True),
     Service("core dumps", "cores", "vshd.services.cores", 4, is_hosts=True, is_outside=True),
     Service("subsystem", "subsystem", "vshd.services.subsystem", 3, later=("vshd.services.sftp.serving",)),
-    Service("share", "share", "vshd.services.share", 2, is_hosts=True, later=("ctypes",)),
+    Service("share", "share", "vshd.services.share", 2, is_hosts=True, later=("ctypes", "vshd.services.share_fuse")),
     Service("lasting sessions", "lasting", "vshd.services.lasting", 5, is_own=True, later=("vshd.lasting.starting",)),
     Service("attached client", "attach", "vshd.services.lasting", 5, is_own=True),
 )

@@ -148,17 +148,19 @@ class Subsystem(Message):
 class Share(Message):
     """Mounts a folder of the host, which answers the requests of the guest's kernel over this connection (5.7).
 
-    path: where, in the guest. source: what the guest's list of mounts calls it.
+    path: where, in the guest. source: what the guest's list of mounts calls it. by: the way of its requests, a name of
+    vshd.services.share.WAYS; FUSE where it is empty.
     """
 
-    __slots__ = ("path", "read_only", "source")
+    __slots__ = ("by", "path", "read_only", "source")
 
-    FIELDS = (Field(1, "path", BYTES), Field(2, "source", BYTES), Field(3, "read_only", BOOL))
+    FIELDS = (Field(1, "path", BYTES), Field(2, "source", BYTES), Field(3, "read_only", BOOL), Field(4, "by", BYTES))
 
-    def __init__(self, *, path: bytes = b"", source: bytes = b"", read_only: bool = False) -> None:
+    def __init__(self, *, path: bytes = b"", source: bytes = b"", read_only: bool = False, by: bytes = b"") -> None:
         self.path = path
         self.source = source
         self.read_only = read_only
+        self.by = by
 
 
 class Lasting(Message):

@@ -42,7 +42,7 @@ def test_share_needs_a_machine(vmkit: Vmkit, tmp_path: Path) -> None:
 def test_shares_are_listed_while_they_live(vmkit: Vmkit, folders: Path) -> None:
     assert vmkit("shares").err == "no folder is shared\n"
     with make_numbered(SHARES) as entry:
-        share = publish(entry, "my", SharedPlace(Path("/src"), "/mnt/src", True))
+        share = publish(entry, "my", SharedPlace(Path("/src"), "/mnt/src", True), "fuse")
         listed = vmkit("shares").out.splitlines()
         assert listed[1].split() == ["my", "/src", "/mnt/src", "ro", "FUSE", "over", "vsock"]
         value = json.loads(vmkit("shares", "--json").out)

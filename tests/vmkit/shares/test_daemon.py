@@ -4,7 +4,7 @@ import contextlib
 import socket
 import threading
 
-from vmkit.shares.daemon import await_unmount
+from vmkit.shares.connection import await_unmount
 
 
 def test_share_ends_after_its_guest_has_let_go_of_the_place() -> None:

@@ -18,7 +18,8 @@ from tests.vsh.live import CHECKOUT, DEADLINE_S
 from vmkit.shares.serving import WAITING_MAX, ShareService
 from vshd.flags import Options
 from vshd.log import Log
-from vshd.services.share import TOGETHER_MAX, Mounted, open_service
+from vshd.services.share import Mounted, open_service
+from vshd.services.share_fuse import TOGETHER_MAX, FuseWay
 from vshd.services.table import Surroundings
 from vshd.session.refusal import RefusalError
 from vshd.signals import Wakeup
@@ -69,7 +70,7 @@ class Guest:
         theirs.setblocking(False)
         os.set_blocking(fd, False)
         self.end = ""
-        self._mounted = Mounted(theirs.detach(), b"/nonexistent", [])
+        self._mounted = Mounted(FuseWay(theirs.detach()), b"/nonexistent", [])
         self._wakeup = Wakeup((signal.SIGTERM,))
         self._fd = fd
         self._thread = threading.Thread(target=self._run)

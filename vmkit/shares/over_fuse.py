@@ -1,0 +1,35 @@
+"""Shares a folder by FUSE over vsock: the guest's kernel asks, and this process answers."""
+
+from collections.abc import Callable
+
+from vmkit.shares.connection import ask_guest, end_connection
+from vmkit.shares.place import SharedPlace
+from vmkit.shares.serving import ShareService
+
+NAME = "fuse"
+
+
+def connect(machine: str, place: SharedPlace, folder: int) -> "ConnectedFuse":
+    """Has the guest mount it. folder: an open directory, which stays the caller's. Raises VshError kinds."""
+    fd, rest = ask_guest(machine, place, NAME)
+    return ConnectedFuse(fd, rest, folder, is_read_only=place.read_only)
+
+
+class ConnectedFuse:
+    """A mounted share. Owns the connection."""
+
+    def __init__(self, fd: int, rest: bytes, folder: int, *, is_read_only: bool) -> None:
+        self._fd = fd
+        self._rest = rest
+        self._folder = folder
+        self._is_read_only = is_read_only
+
+    def serve(self, show: Callable[[], None], stop: int, is_stopped: Callable[[], bool]) -> str:
+        """Serves to the end; why it ended."""
+        serving = ShareService(self._fd, self._folder, is_read_only=self._is_read_only)
+        show()
+        return serving.run(self._rest, stop, is_stopped)
+
+    def close(self) -> None:
+        """Ends the connection."""
+        end_connection(self._fd)
