@@ -69,11 +69,6 @@ class Callers:
             self._forget(fd)
             os.close(fd)
 
-    @property
-    def has_called(self) -> bool:
-        """Whether a caller has connected yet."""
-        return bool(self._open or self.strangers)
-
     def _accept(self) -> None:
         for _ in range(ACCEPTS_AT_ONCE):
             try:

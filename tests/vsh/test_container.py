@@ -36,7 +36,7 @@ def run(vshd: Vshd, tmp_path: Path) -> Iterator[RunContainer]:
         path.write_text(f"[container]\nlaunch = {launch!r}\nlegacy = {str(legacy).lower()}\n")
         path.chmod(0o600)
         env = {**ENVIRONMENT, "VSH_CONFIG": str(path)}
-        return subprocess.run(vshd.argv(*words), env=env, capture_output=True, check=False, timeout=DEADLINE_S)
+        return subprocess.run(vshd.argv(*words), env=env, capture_output=True, check=False, timeout=2 * DEADLINE_S)
 
     yield run
     wait_until(lambda: not vshd.children(), "the launcher's session has ended")
