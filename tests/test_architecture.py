@@ -96,6 +96,9 @@ ARROWS = {
     # The guest's requests are answered from one folder; a machine is known by its name.
     "vmkit.shares": (
         *("vmkit.shares.*", "vmkit.machine.programs", "vmkit.entries.*", "vmkit.errors"),
+        # A share by virtiofs is a device of vhost-user, and the machine's monitor plugs it.
+        *("vmkit.machine.stop", "vmkit.machine.virtiofsd", "vmkit.machine.words"),
+        *("vmkit.vsock.memory", "vmkit.vsock.syscalls", "vmkit.vsock.vhost_user", "vmkit.vsock.vring"),
         *("vsh.*", "vshd.wire.*", "vshd.carry.inherited"),
     ),
     # What a container runs is planned without a machine.
@@ -173,6 +176,8 @@ STARTS_PROGRAMS = {
     "vmkit/monitor/child.py",
     "vmkit/machine/programs.py",
     "vmkit/machine/probe.py",
+    # virtiofsd, under its filter.
+    "vmkit/shares/guard.py",
 }
 # One module of the standard library, by its names before and since Python 3.12.
 LIBRARY = sys.stdlib_module_names | {"_sha2", "_sha256"}
@@ -375,7 +380,8 @@ def test_only_the_programs_exit_and_print_errors() -> None:
     for path, name in zip(SHIPPED, IDS, strict=True):
         if not name.startswith("vmkit/") or name.startswith("vmkit/cli/") or path.name == "__main__.py":
             continue
-        main = name in ("vmkit/forward/daemon.py", "vmkit/forward/namespace.py", "vmkit/shares/daemon.py")
+        programs = ("vmkit/forward/daemon.py", "vmkit/forward/namespace.py", "vmkit/shares/daemon.py")
+        main = name in (*programs, "vmkit/shares/guard.py")
         for node in walk(path):
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             assert called != "print" or name == "vmkit/forward/namespace.py", name

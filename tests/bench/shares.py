@@ -22,6 +22,7 @@ from vmkit.shares.start import open_share
 
 VARIABLE = "VMKIT_BACKGROUND_SNAPSHOTS"
 PLACE = "/mnt/bench"
+BY = "fuse"
 # Each gets the size of the large file in MiB and the number of files. Each prints its name, and seconds or MB/s.
 FILL = """
 import os, sys, time
@@ -70,7 +71,7 @@ def measure(machine: vmkit.Machine, size: list[str]) -> dict[str, float]:
     figures = {}
     with tempfile.TemporaryDirectory(dir=base) as folder:
         for script in (FILL, USE):
-            with open_share(machine.name, SharedPlace(Path(folder), PLACE)):
+            with open_share(machine.name, SharedPlace(Path(folder), PLACE), BY):
                 done = machine.run(["python3", "-c", script, *size], text=True, check=True)
             for line in done.stdout.splitlines():
                 name, _, figure = line.rpartition(" ")

@@ -47,7 +47,7 @@ def guest(ready: str) -> Guest:
 
 @contextmanager
 def shared(machine: str, folder: Path, *, read_only: bool = False) -> Iterator[LiveShare]:
-    with open_share(machine, SharedPlace(folder, "/mnt/shared folder", read_only)) as share:
+    with open_share(machine, SharedPlace(folder, "/mnt/shared folder", read_only), "fuse") as share:
         yield share
 
 
@@ -141,14 +141,14 @@ def test_killed_ends_are_errors_and_the_next_share_works(ready: str, guest: Gues
 
 def test_place_of_the_guest_that_cannot_be_is_refused(ready: str, guest: Guest, tmp_path: Path) -> None:
     for place, reason in [("/proc", "is a mount point already"), ("/etc/passwd/x", "cannot make the folder")]:
-        with pytest.raises(VshError, match=reason), open_share(ready, SharedPlace(tmp_path, place)):
+        with pytest.raises(VshError, match=reason), open_share(ready, SharedPlace(tmp_path, place), "fuse"):
             pass
     assert read_shares(ready) == []
 
 
 def test_verbs_share_and_unshare(ready: str, vmkit: Run, vsh: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("hello")
-    done = vmkit("share", ready, f"{tmp_path}:/mnt/a:ro", f"{tmp_path}:/mnt/b")
+    done = vmkit("share", ready, f"{tmp_path}:/mnt/a:ro", f"{tmp_path}:/mnt/b", "--by", "fuse")
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.decode().splitlines() == [
         f"{ready} has {tmp_path} at /mnt/a, read-only, by FUSE over vsock",

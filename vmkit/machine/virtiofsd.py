@@ -48,6 +48,14 @@ class Virtiofsd:
 
 def find_virtiofsd(folder: Path, memory_mib: int) -> Virtiofsd:
     """The program that can serve `folder` to a guest with so much memory."""
+    found = find_sharing_virtiofsd(folder, memory_mib)
+    if not found.program:
+        return found
+    return found if _has_namespaces() else Virtiofsd(trouble="this host gives virtiofsd no namespaces for its sandbox")
+
+
+def find_sharing_virtiofsd(folder: Path, memory_mib: int) -> Virtiofsd:
+    """The same, where the program's own start shows whether this host gives it a sandbox."""
     found = (shutil.which(NAME), *PLACES)
     program = next((path for path in found if path and os.access(path, os.X_OK)), None)
     if program is None:
@@ -84,17 +92,17 @@ def _examine(program: str, folder: Path, memory_mib: int, limit: int) -> Virtiof
             trouble=f"virtiofsd may open {limit} files, and a guest with {memory_mib} MiB can remember {needed}",
             hint=f"raise the limit (ulimit -Hn) to {needed + OWN_FILES}",
         )
-    try:
-        run(_plan_trial(), timeout_s=DEADLINE_S)
-    except VmkitError:
-        return Virtiofsd(trouble="this host gives virtiofsd no namespaces for its sandbox")
     return Virtiofsd(program, limit)
 
 
-def _plan_trial() -> list[str]:
-    """A program in the namespaces that virtiofsd makes for itself."""
+def _has_namespaces() -> bool:
+    """Whether a program gets the namespaces that virtiofsd makes for itself."""
     user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
-    return ["unshare", *user, "--mount", "--pid", "--net", "--fork", "--mount-proc", "true"]
+    try:
+        run(["unshare", *user, "--mount", "--pid", "--net", "--fork", "--mount-proc", "true"], timeout_s=DEADLINE_S)
+    except VmkitError:
+        return False
+    return True
 
 
 def has_few_entries(folder: Path, most: int) -> bool:

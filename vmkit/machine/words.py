@@ -90,9 +90,29 @@ class Disown:
     """The machine goes on when the process that it belongs to ends."""
 
 
-Request = (
-    Watch | ExpectEnd | Quit | TakeKernelLog | TakeSyslog | Save | Pause | Resume | MeasureClock | Park | Take | Disown
-)
+@dataclass(frozen=True, slots=True)
+class PlugFolder:
+    """Plug a virtiofs device that a process of the asker's serves. It is taken out at the end of that process.
+
+    socket: the path at which the process takes one connection. tag: the device's name in the guest. owner: the
+    process's id.
+    """
+
+    socket: str
+    tag: str
+    owner: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnplugFolder:
+    """Take the device of this tag out."""
+
+    tag: str
+
+
+FolderRequest = PlugFolder | UnplugFolder
+PauseRequest = Pause | Resume | MeasureClock | Park | Take
+Request = Watch | ExpectEnd | Quit | TakeKernelLog | TakeSyslog | Save | Disown | PauseRequest | FolderRequest
 
 # The reason of the end that a Save asks for.
 SAVED = "saved"
@@ -110,6 +130,8 @@ REQUESTS: dict[str, type[Request]] = {
     "park": Park,
     "take": Take,
     "disown": Disown,
+    "plug-folder": PlugFolder,
+    "unplug-folder": UnplugFolder,
 }
 _NAMES = {kind: name for name, kind in REQUESTS.items()}
 _KINDS = {"str": str, "int": int, "bool": bool, "float": float}

@@ -34,6 +34,7 @@ from vmkit.machine.words import (
     MeasureClock,
     Park,
     Pause,
+    PlugFolder,
     Quit,
     Rebooted,
     Request,
@@ -42,6 +43,7 @@ from vmkit.machine.words import (
     Take,
     TakeKernelLog,
     TakeSyslog,
+    UnplugFolder,
     Watch,
     name_of,
 )
@@ -51,12 +53,14 @@ from vmkit.monitor.console import Console, ConsoleTrouble
 from vmkit.monitor.control import ControlServer
 from vmkit.monitor.end import End, QemuExit, explain_exit, explain_trouble
 from vmkit.monitor.fittings import Fittings
+from vmkit.monitor.folders import Folders
 from vmkit.monitor.guest import GuestLinks, LinkedGuest
 from vmkit.monitor.hosting import HostServices
 from vmkit.monitor.lastwords import LastWords, answer_with_log
 from vmkit.monitor.life import Life, explain_failure
 from vmkit.monitor.logs import CappedLog, EventLog
 from vmkit.monitor.memory import GuestMemory
+from vmkit.monitor.owner import MachineOwner
 from vmkit.monitor.panics import PanicKeeper
 from vmkit.monitor.pausing import Pausing
 from vmkit.monitor.qemu import QemuDescriptors, listen_within, start_qemu
@@ -93,7 +97,7 @@ class Monitor:
         self._open_ready = open_ready
         self._report_sock = report_sock
         self._vhost_fd = vhost_fd
-        self._owner_fd = owner_fd
+        self._owner = MachineOwner(owner_fd, self._on_owner_gone)
         self._door = door or KernelVhostDoor()
         self._life = Life()
         self._stack = contextlib.AsyncExitStack()
@@ -127,7 +131,8 @@ class Monitor:
         self._links = GuestLinks(self._guest)
         self._hosting = HostServices(plan, self._guest, self._listen_unix, lambda: self._write_record(self._state))
         self._clock = ClockKeeper(partial(self._guest.open_clock, CLOCK_DEADLINE_S), self._events)
-        self._pausing = Pausing(plan.name, self._clock, partial(self._write_record, must=True), self._adopt)
+        self._pausing = Pausing(plan.name, self._clock, partial(self._write_record, must=True), self._owner.adopt)
+        self._folders = Folders(plan.qemu.fittings, self._life, self._events)
         self._stops = Stops(self._life, self._pausing, self._events)
         self._panics = PanicKeeper(plan, self._life, self._events)
 
@@ -139,8 +144,7 @@ class Monitor:
         told = End("killed", "a signal ended the monitor", expected=True)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._life.stop, told)
-        if self._owner_fd is not None:
-            loop.add_reader(self._owner_fd, self._on_owner_gone, self._owner_fd)
+        self._owner.watch()
         async with self._stack:
             while (end := await self._live_once()) is None:
                 self._prepare_boot()
@@ -340,6 +344,18 @@ class Monitor:
         self._events.add("thawed", {"clock_error_ms": round(thawed.clock_error_ns / 1e6, 1)})
         self._become_ready(parse_wall_text(thawed.wall))
 
+    def _begin_save(self, folder: Path) -> Answer:
+        # A save ends every session, so only a machine that its starter owns is saved.
+        is_new = self._plan.is_owned and self._restore is None and not self._is_saving
+        if not is_new or not self._life.is_ready:
+            return Answer(False, "this machine cannot be saved")
+        if self._folders.count:
+            hint = f"end its shares: vmkit unshare {self._plan.name} --all"
+            return Answer(False, "this machine has a folder by virtiofs, and QEMU cannot save that", hint)
+        self._is_saving = True
+        self._life.spawn(self._save(folder))
+        return Answer(True)
+
     async def _save(self, folder: Path) -> None:
         from vmkit.monitor.snapshots import save  # noqa: PLC0415 - few machines are saved or restored
 
@@ -352,8 +368,7 @@ class Monitor:
         if self._console_task is not None:
             await asyncio.wait([self._console_task], timeout=CONSOLE_DRAIN_S)
 
-    def _on_owner_gone(self, owner_fd: int) -> None:
-        asyncio.get_running_loop().remove_reader(owner_fd)
+    def _on_owner_gone(self) -> None:
         self._life.stop(End("owner-gone", "the program that the machine belonged to has ended"))
 
     def _on_deadline(self) -> None:
@@ -390,14 +405,9 @@ class Monitor:
                     # It cannot be asked.
                     self._life.stop(End("killed", "stopped by the host while the guest rebooted", expected=True))
             case Save():
-                # A save ends every session, so only a machine that its starter owns is saved.
-                is_new = self._plan.is_owned and self._restore is None and not self._is_saving
-                if not is_new or not self._life.is_ready:
-                    return Answer(False, "this machine cannot be saved")
-                self._is_saving = True
-                self._life.spawn(self._save(Path(request.folder)))
+                return self._begin_save(Path(request.folder))
             case Disown():
-                self._adopt(0)
+                self._owner.adopt(0)
             case Quit():
                 self._life.is_asked = True
                 self._life.stop(End("killed", "stopped by the host", expected=True))
@@ -405,24 +415,15 @@ class Monitor:
                 return await answer_with_log(self._memory)
             case TakeSyslog():
                 return await self._links.answer(request)
-            case Pause() | Resume() | MeasureClock() | Park() | Take():
+            case Pause() | Resume() | MeasureClock() | Park() | Take() | PlugFolder() | UnplugFolder():
                 if not self._life.is_ready or self._qmp is None or self._life.is_asked or self._is_saving:
                     return Answer(False, f"'{self._plan.name}' is not ready")
+                if isinstance(request, PlugFolder | UnplugFolder):
+                    return await self._folders.answer(request, self._qmp, is_running=self._state == "ready")
                 return await self._pausing.answer(request, self._qmp)
             case _:
                 assert_never(request)
         return Answer(True)
-
-    def _adopt(self, owner: int) -> None:
-        """The machine ends with this process from here on, or with none. Raises OSError."""
-        loop = asyncio.get_running_loop()
-        new = os.pidfd_open(owner) if owner else None
-        if self._owner_fd is not None:
-            loop.remove_reader(self._owner_fd)
-            os.close(self._owner_fd)
-        self._owner_fd = new
-        if new is not None:
-            loop.add_reader(new, self._on_owner_gone, new)
 
     # ---- telling --------------------------------------------------------------------------------------------------
 

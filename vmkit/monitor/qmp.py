@@ -140,7 +140,7 @@ class Qmp:
             raise MachineError("cannot pass a descriptor to QEMU", details=str(error)) from error
         await self.execute("getfd", {"fdname": name})
 
-    async def unplug(self, device: str, deadline_s: float) -> None:
+    async def unplug(self, device: str, deadline_s: float | None) -> None:
         """Takes a device out, unless the guest has ejected it, and waits until the guest has let go of it."""
         with self._client.listener({"DEVICE_DELETED"}) as listener:
             try:

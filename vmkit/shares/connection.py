@@ -19,10 +19,16 @@ UNMOUNT_TIMEOUT_S = 2.0
 PIECE_BYTES = 1 << 16
 
 
-def ask_guest(machine: str, place: SharedPlace, by: str) -> tuple[int, bytes]:
-    """Has the guest's vshd mount a share: its connection, and what was read from it already. Raises VshError kinds."""
+def ask_guest(machine: str, place: SharedPlace, by: str, source: str = "") -> tuple[int, bytes]:
+    """Has the guest's vshd mount a share: its connection, and what was read from it already. Raises VshError kinds.
+
+    source: what the guest's list of mounts calls it; "": the folder of this host.
+    """
     wanted = Share(
-        path=os.fsencode(place.guest), source=os.fsencode(place.host), read_only=place.read_only, by=by.encode()
+        path=os.fsencode(place.guest),
+        source=os.fsencode(source or place.host),
+        read_only=place.read_only,
+        by=by.encode(),
     )
     return open_share(find_by_name(machine), wanted, timeout_s=MOUNT_TIMEOUT_S)
 

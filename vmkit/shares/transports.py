@@ -36,7 +36,10 @@ class Transport:
     module: str
 
 
-TRANSPORTS = (Transport("fuse", "FUSE over vsock", "vmkit.shares.over_fuse"),)
+TRANSPORTS = (
+    Transport("virtiofs", "virtiofs", "vmkit.shares.over_virtiofs"),
+    Transport("fuse", "FUSE over vsock", "vmkit.shares.over_fuse"),
+)
 NAMES = tuple(transport.name for transport in TRANSPORTS)
 
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 # By the names of Share.by. To add a way: a row here, and its module in `later` of the service's row.
 FUSE = b"fuse"
-WAYS = {FUSE: "vshd.services.share_fuse"}
+WAYS = {FUSE: "vshd.services.share_fuse", b"virtiofs": "vshd.services.share_virtiofs"}
 # linux/mount.h
 MS_RDONLY, MS_NOSUID, MS_NODEV = 1, 2, 4
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8

@@ -139,6 +139,7 @@ class Surroundings:
         return prove_wall(self.facts)
 
 
+LATER_OF_SHARES = ("ctypes", "vshd.services.share_fuse", "vshd.services.share_virtiofs")
 SERVICES = (
     Service("forward", "forward", "vshd.services.forward", 10, later=("vshd.services.branches",)),
     Service("ports", "ports", "vshd.services.ports", 5),
@@ -149,7 +150,7 @@ SERVICES = (
     Service("logs", "logs", "vshd.services.logs", 4, is_hosts=True, is_outside=True),
     Service("core dumps", "cores", "vshd.services.cores", 4, is_hosts=True, is_outside=True),
     Service("subsystem", "subsystem", "vshd.services.subsystem", 3, later=("vshd.services.sftp.serving",)),
-    Service("share", "share", "vshd.services.share", 2, is_hosts=True, later=("ctypes", "vshd.services.share_fuse")),
+    Service("share", "share", "vshd.services.share", 2, is_hosts=True, later=LATER_OF_SHARES),
     Service("lasting sessions", "lasting", "vshd.services.lasting", 5, is_own=True, later=("vshd.lasting.starting",)),
     Service("attached client", "attach", "vshd.services.lasting", 5, is_own=True),
 )

@@ -34,6 +34,7 @@ GOLDEN_USER = """\
 -smp 1 -m 256M
 -object memory-backend-file,mem-path=/proc/self/fd/13,id=ram,size=256M,share=on
 -device pcie-root-port,id=vsock-port,slot=1
+-device pcie-root-port,id=folder-port-0,slot=3 -device pcie-root-port,id=folder-port-1,slot=4
 -chardev socket,id=console,fd=11 -serial chardev:console -chardev socket,id=qmp,fd=12 -mon chardev=qmp,mode=control
 -device vmgenid,guid=auto -kernel /k -initrd /i
 -append console=ttyS0 quiet panic=-1 cryptomgr.notests lsm=bpf vmkit.ready=7777 vmkit.name=tiny"""

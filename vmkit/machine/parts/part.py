@@ -103,6 +103,7 @@ class Fitting:
     the companion, or, without one, the descriptor that came with the plan. "": it gets none. ready_socket: the socket
     in the machine's directory at which the guest's READY arrives, where the part brings it. ends: what explains an end.
     device: what QEMU takes out before the machine is saved, of a part without a companion. "": its state is saved.
+    ports: free ones, for folders that are shared while the machine runs.
     """
 
     part: str
@@ -113,6 +114,7 @@ class Fitting:
     ready_socket: str = ""
     ends: tuple[KnownEnd, ...] = ()
     device: str = ""
+    ports: tuple[str, ...] = ()
 
 
 class OptionKind(StrEnum):
@@ -225,6 +227,7 @@ def parse_fitting(value: Mapping[str, Any]) -> Fitting:
             "plug": _parse_commands(value["plug"]),
             "companion": companion,
             "ends": tuple(KnownEnd(**end) for end in value["ends"]),
+            "ports": tuple(value["ports"]),
         }
     )
 

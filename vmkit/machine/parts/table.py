@@ -5,6 +5,7 @@ from vmkit.machine.parts.disk import DiskPart
 from vmkit.machine.parts.gdb import GdbPart
 from vmkit.machine.parts.network import NetworkPart
 from vmkit.machine.parts.part import Part
+from vmkit.machine.parts.ports import PortsPart
 from vmkit.machine.parts.recording import RecordingPart
 from vmkit.machine.parts.seed import SeedPart
 from vmkit.machine.parts.share import SharePart
@@ -19,6 +20,7 @@ PARTS: tuple[Part, ...] = (
     TreePart(),
     DiskPart(),
     SharePart(),
+    PortsPart(),
     NetworkPart(),
     GdbPart(),
     RecordingPart(),

@@ -18,6 +18,7 @@ FULL = Fitting(
     ready_socket="toy.ready",
     ends=(KnownEnd("pattern", "reason", "brief", "hint"),),
     device="toy1",
+    ports=("toy-port",),
 )
 
 

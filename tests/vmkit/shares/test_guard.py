@@ -1,0 +1,138 @@
+"""virtiofsd's guard: at its end no request of the guest waits, whether it had begun or comes later."""
+
+import errno
+import os
+import signal
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.vmkit.shares.device_driver import HIPRIO, FsDriver, make_request
+from tests.vsh.live import DEADLINE_S
+from vmkit.shares.guard import LISTENER_MARK, WantedServer
+from vmkit.shares.over_virtiofs import Guard
+from vsh.errors import ExecError
+
+pytestmark = pytest.mark.process
+
+FAKE = Path(__file__).parents[2] / "fakes/shares/virtiofsd"
+READ, FORGET = 15, 2
+
+
+class Bench:
+    """A guard with a fake virtiofsd, and QEMU's end of its connection."""
+
+    def __init__(self, folder: Path) -> None:
+        path = str(folder / "qemu")
+        self.guard = Guard(WantedServer((str(FAKE), "--fd", LISTENER_MARK), path, os.geteuid(), os.getegid()))
+        self.process = self.guard._process
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.connect(path)
+        self.driver = FsDriver(sock)
+
+    def find_server(self) -> int:
+        """The pid of the fake."""
+        pid = self.process.pid
+        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+    def close(self) -> None:
+        self.guard.end()
+        self.driver.close()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    yield made
+    made.close()
+    # It goes on until QEMU has let go of the device, and no longer.
+    assert os.waitpid(made.process.pid, 0)[1] == 0
+
+
+def expect_error(answer: bytes, unique: int) -> None:
+    assert struct.unpack("<IiQ", answer) == (16, -errno.ENOTCONN, unique)
+
+
+@pytest.mark.parametrize("how", ["killed", "asked"])
+@pytest.mark.parametrize("is_indirect", [False, True], ids=["direct", "indirect"])
+def test_requests_in_flight_and_later_ones_are_answered(bench: Bench, how: str, *, is_indirect: bool) -> None:
+    driver = bench.driver
+    driver.boot()
+    table = driver.allocate(64) if is_indirect else None
+    heads = [driver.submit(make_request(READ, number), room=4096, table=table) for number in range(1 if table else 3)]
+    forgotten = driver.submit(make_request(FORGET, 9, bytes(8)), ring=HIPRIO, room=0)
+    if how == "killed":
+        os.kill(bench.find_server(), signal.SIGKILL)
+    else:
+        bench.guard.end()
+    for number, head in enumerate(heads):
+        expect_error(driver.wait(head), number)
+    # It has no answer, and must not wait either: the guest counts it.
+    assert driver.wait(forgotten, ring=HIPRIO) == b""
+    for number in range(300):
+        expect_error(driver.ask(make_request(READ, number)), number)
+
+
+def test_owner_hears_of_the_end_of_virtiofsd(bench: Bench) -> None:
+    bench.driver.boot()
+    os.kill(bench.find_server(), signal.SIGKILL)
+    bench.guard._sock.settimeout(DEADLINE_S)
+    assert b"ended" in bench.guard._sock.recv(4096)
+
+
+def test_device_can_begin_anew_after_the_end(bench: Bench) -> None:
+    """A guest may unbind the driver, and bind it again, before the device is out."""
+    driver = bench.driver
+    driver.boot()
+    bench.guard.end()
+    expect_error(driver.ask(make_request(READ, 1)), 1)
+    assert driver.stop() == [0, 1]
+    for ring in driver.rings:
+        ring.reset()
+    driver.start()
+    expect_error(driver.ask(make_request(READ, 2)), 2)
+
+
+@pytest.mark.parametrize("fault", ["head", "loop", "jump", "outside", "table"])
+def test_ring_of_a_hostile_guest_ends_nothing_but_itself(bench: Bench, fault: str) -> None:
+    driver = bench.driver
+    driver.boot()
+    bench.guard.end()
+    ring = driver.rings[1]
+    match fault:
+        case "head":
+            ring.offer(ring.size)
+        case "jump":
+            ring.set_avail_idx(ring.size + 1)
+        case "loop":
+            ring.write_desc(0, driver.allocate(64), 64, 1, 0)
+            ring.offer(0)
+        case "outside":
+            ring.write_desc(0, 1 << 40, 64, 0, 0)
+            ring.offer(0)
+        case "table":
+            ring.write_desc(0, driver.allocate(64), 24, 4, 0)
+            ring.offer(0)
+    ring.kick(is_forced=True)
+    # The other ring goes on.
+    forgotten = driver.submit(make_request(FORGET, 9, bytes(8)), ring=HIPRIO, room=0)
+    assert driver.wait(forgotten, ring=HIPRIO) == b""
+    # The guest resets the device.
+    driver.stop()
+    for one in driver.rings:
+        one.reset()
+    driver.start()
+    expect_error(driver.ask(make_request(READ, 2)), 2)
+
+
+def test_virtiofsd_that_cannot_start_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_VIRTIOFSD", "ends")
+    wanted = WantedServer((str(FAKE), "--fd", LISTENER_MARK), str(tmp_path / "qemu"), os.geteuid(), os.getegid())
+    with pytest.raises(ExecError, match=r"Error creating sandbox: Fork\(EPERM\)"):
+        Guard(wanted)
+    wanted = WantedServer(("/nonexistent/virtiofsd",), str(tmp_path / "other"), os.geteuid(), os.getegid())
+    with pytest.raises(ExecError, match="virtiofsd cannot be started"):
+        Guard(wanted)
