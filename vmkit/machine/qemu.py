@@ -36,8 +36,8 @@ def render_kernel_command_line(hardware: Hardware) -> str:
     Raises ConfigError where the kernel would silently cut it.
     """
     port = READY_PORT_MARK if hardware.ready_port is None else hardware.ready_port
-    console = f"console={hardware.architecture.console}"
-    words = [*dict.fromkeys([console, *BASE_KERNEL_ARGS, *hardware.kernel_args]), f"vmkit.ready={port}"]
+    console, own = f"console={hardware.architecture.console}", hardware.architecture.kernel_args
+    words = [*dict.fromkeys([console, *BASE_KERNEL_ARGS, *own, *hardware.kernel_args]), f"vmkit.ready={port}"]
     words.append(f"{NAME_WORD}{hardware.name}")
     if hardware.token is not None:
         words.append(f"{TOKEN_WORD}{'smbios' if hardware.architecture.has_oem_strings else f'file:/{TOKEN_PATH}'}")

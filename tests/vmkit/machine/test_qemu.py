@@ -37,7 +37,7 @@ GOLDEN_USER = """\
 -device pcie-root-port,id=folder-port-0,slot=3 -device pcie-root-port,id=folder-port-1,slot=4
 -chardev socket,id=console,fd=11 -serial chardev:console -chardev socket,id=qmp,fd=12 -mon chardev=qmp,mode=control
 -device vmgenid,guid=auto -kernel /k -initrd /i
--append console=ttyS0 quiet panic=-1 cryptomgr.notests lsm=bpf vmkit.ready=7777 vmkit.name=tiny"""
+-append console=ttyS0 quiet panic=-1 cryptomgr.notests no_timer_check lsm=bpf vmkit.ready=7777 vmkit.name=tiny"""
 
 
 def test_argv_for_the_user_backend_is_golden() -> None:
