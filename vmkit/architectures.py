@@ -26,7 +26,8 @@ class Architecture:
     console: the kernel's name of the first serial line. command_line_bytes: the kernel cuts a longer one silently.
     kernel: the package of the kernel that images take. triplet: the folder of the libraries. loader: the path of the
     dynamic loader, as programs name it, without the first slash. elf_machine: the number in a program's header.
-    kernel_args: words of the kernel's command line. has_port: PCI devices are plugged into a root port; else into the root bus.
+    kernel_args: words of the kernel's command line.
+    has_port: PCI devices are plugged into a root port; else into the root bus.
     has_kernel_layer: vmkit has the program that raises the wall's kernel layer.
     has_oem_strings: the firmware has tables, in which the guest finds its token. Else it is a file of the initramfs.
     """
