@@ -167,6 +167,8 @@ case $trouble in
 executable*"not found"* | exec*"No such file"*) status=127 ;;
 "open executable"* | "the path "* | exec*) status=126 ;;
 esac
+# crun prints it to the terminal that it has made for the command, and reads nothing more from that one.
+[ "$terminal" = false ] || [ -z "$trouble" ] || printf '%s\n' "$trouble" >&2
 exit "$status"
 """.replace("NO_CRUN", f"{NO_CRUN}; for another way set launch, see CONTAINERS in vsh(1)")
 )

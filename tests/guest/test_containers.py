@@ -133,6 +133,9 @@ def test_signal_and_missing_program_end_as_outside(enter: Run, box: vmkit.Contai
     missing = enter("--", "no-such-program")
     assert (missing.returncode, missing.stdout, missing.stderr.count(b"\n")) == (127, b"", 1), missing.stderr
     assert b"no-such-program" in missing.stderr
+    # At a terminal as well, whose output has the reason.
+    missing = enter("-t", "--", "no-such-program")
+    assert (missing.returncode, missing.stdout.count(b"no-such-program"), missing.stderr) == (127, 1, b""), missing
     # crun 1.21 keeps no log of what the kernel says to a file that is executable.
     for name, status in (("/etc/passwd", 126), ("/etc", 126), ("/srv/foreign", 1)):
         refused = enter("--", name)
