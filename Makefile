@@ -115,6 +115,7 @@ fuzz: $(VENV)/.test
 	$(BIN)/python -m tests.fuzz.fuzz_sftp_client --cases $(CASES)
 	$(BIN)/python -m tests.fuzz.fuzz_sftp --cases $(CASES)
 	$(BIN)/python -m tests.fuzz.fuzz_fuse --cases $(CASES)
+	$(BIN)/python -m tests.fuzz.fuzz_9p --cases $(CASES)
 	$(BIN)/python -m tests.fuzz.fuzz_commands --cases $(CASES)
 	$(BIN)/python -m tests.fuzz.fuzz_ktap --cases $(CASES)
 	$(BIN)/python -m tests.fuzz.fuzz_roots --cases $(CASES)

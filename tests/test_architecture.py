@@ -101,6 +101,7 @@ ARROWS = {
         *("vmkit.vsock.memory", "vmkit.vsock.syscalls", "vmkit.vsock.vhost_user", "vmkit.vsock.vring"),
         *("vsh.*", "vshd.wire.*", "vshd.carry.inherited"),
     ),
+    "vmkit.ninep": ("vmkit.ninep.*", "vmkit.shares.*"),
     # What a container runs is planned without a machine.
     "vmkit.containers": (
         *("vmkit.containers.*", "vmkit.machine.running", "vmkit.roots.*", "vmkit.errors"),

@@ -1,10 +1,11 @@
-"""A shared folder: `python -m tests.bench.shares [--rounds COUNT] [--before FOLDER] [--cpu MODEL]`.
+"""A shared folder: `python -m tests.bench.shares [--rounds COUNT] [--before FOLDER] [--cpu MODEL] [--nine]`.
 
 In a guest on TCG, by FUSE over vsock: a large file written with fsync and read again by a fresh mount, and 2,000 files
 of 1,000 bytes made, listed with their attributes, read by a fresh mount and removed. --megabytes and --files choose
 other sizes. The folder is in memory where the host has /dev/shm. FOLDER is another checkout, and MODEL another
-processor for the guest: each takes a turn in every round, in a guest of its own. Prints medians and the worst, and
-judges nothing.
+processor for the guest: each takes a turn in every round, in a guest of its own. --nine measures in a guest with the
+kernel linux-image-amd64 instead, by FUSE and by 9P over vsock in turns. Prints medians and the worst, and judges
+nothing.
 """
 
 import argparse
@@ -22,7 +23,11 @@ from vmkit.shares.start import open_share
 
 VARIABLE = "VMKIT_BACKGROUND_SNAPSHOTS"
 PLACE = "/mnt/bench"
-BY = "fuse"
+# The kernel of the image tiny has no 9P.
+STOCK = """extends = "tiny"
+kernel = "linux-image-amd64"
+modules_available = ["fuse", "9p", "9pnet_fd"]
+"""
 # Each gets the size of the large file in MiB and the number of files. Each prints its name, and seconds or MB/s.
 FILL = """
 import os, sys, time
@@ -65,13 +70,13 @@ print(f"remove {files} files, s", time.monotonic() - t)
 """
 
 
-def measure(machine: vmkit.Machine, size: list[str]) -> dict[str, float]:
+def measure(machine: vmkit.Machine, size: list[str], by: str = "fuse") -> dict[str, float]:
     """One round, in a folder of its own."""
     base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     figures = {}
     with tempfile.TemporaryDirectory(dir=base) as folder:
         for script in (FILL, USE):
-            with open_share(machine.name, SharedPlace(Path(folder), PLACE), BY):
+            with open_share(machine.name, SharedPlace(Path(folder), PLACE), by):
                 done = machine.run(["python3", "-c", script, *size], text=True, check=True)
             for line in done.stdout.splitlines():
                 name, _, figure = line.rpartition(" ")
@@ -83,6 +88,19 @@ def measure_once(cpu: str | None, size: list[str]) -> dict[str, float]:
     """One round in a machine of its own."""
     with vmkit.Machine("tiny", accelerator="tcg", backend="user", memory="512M", cpu=cpu) as machine:
         return measure(machine, size)
+
+
+def measure_transports(rounds: int, size: list[str]) -> None:
+    """FUSE and 9P in turns, in one guest."""
+    found: dict[str, list[dict[str, float]]] = {"fuse": [], "9p": []}
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = Path(folder, "stock.toml")
+        recipe.write_text(STOCK)
+        with vmkit.Machine(str(recipe), accelerator="tcg", backend="user", memory="512M") as machine:
+            for _ in range(rounds):
+                for by, figures in found.items():
+                    figures.append(measure(machine, size, by))
+    print_figures({"FUSE, ": found["fuse"], "9P beside it, ": found["9p"]})
 
 
 def run_once(checkout: Path, cpu: str | None, size: list[str]) -> dict[str, float]:
@@ -99,6 +117,11 @@ def measure_shares(rounds: int, size: list[str], kinds: dict[str, tuple[Path, st
     for _ in range(rounds):
         for kind, (checkout, cpu) in kinds.items():
             found[kind].append(run_once(checkout, cpu, size))
+    print_figures(found)
+
+
+def print_figures(found: dict[str, list[dict[str, float]]]) -> None:
+    """A line for each figure of each kind."""
     for name in next(iter(found.values()))[0]:
         for kind, all_figures in found.items():
             figures = [one[name] for one in all_figures]
@@ -114,12 +137,16 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--before", type=Path)
     parser.add_argument("--cpu")
+    parser.add_argument("--nine", action="store_true")
     parser.add_argument("--once", action="store_true", help="print one round as JSON")
     words = parser.parse_args()
     os.environ[VARIABLE] = "off"
     size = [str(words.megabytes), str(words.files)]
     if words.once:
         print(json.dumps(measure_once(words.cpu, size)))
+        return
+    if words.nine:
+        measure_transports(words.rounds, size)
         return
     here = Path(__file__).parents[2]
     kinds: dict[str, tuple[Path, str | None]] = {"": (here, None)}

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.fuzz.seeded import run_program
-from vmkit.shares.fuse import HEAD_SIZE, MESSAGE_MAX, SHAPES, Messages, Op, ProtocolError, Wire
+from vmkit.shares.cutter import ProtocolError
+from vmkit.shares.fuse import HEAD_SIZE, MESSAGE_MAX, SHAPES, Messages, Op, Wire
 from vmkit.shares.server import FolderServer
 
 NAMES = (b"a", b"b", b"folder", b"link", b"out", b"", b".", b"..", b"../outside", b"/etc", b"n\xff\n", b"n" * 300)
@@ -80,7 +81,7 @@ def in_folder() -> Iterator[Path]:
                 assert not mode & (stat.S_ISUID | stat.S_ISGID), path
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-            for path in (folder, *(path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink())):
+            for path in (folder, *(path for path in folder.rglob("*") if not path.is_symlink() and path.is_dir())):
                 path.chmod(0o700)
 
 

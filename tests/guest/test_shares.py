@@ -155,6 +155,9 @@ def test_verbs_share_and_unshare(ready: str, vmkit: Run, vsh: Run, tmp_path: Pat
         f"{ready} has {tmp_path} at /mnt/b, by FUSE over vsock",
     ]
     assert vsh("--vm_name", ready, "--", "cat", "/mnt/a/file").stdout == b"hello"
+    nine = vmkit("share", "--by", "9p", ready, f"{tmp_path}:/mnt/c")
+    assert nine.returncode != 0
+    assert b"this guest's kernel has no 9P" in nine.stderr
     twice = vmkit("share", ready, f"{tmp_path}:/mnt/a")
     assert twice.returncode != 0
     assert b"already" in twice.stderr

@@ -1,14 +1,12 @@
-"""What vmkit.shares.server does with one file of the host, by a descriptor that was reached beneath the folder."""
+"""What vmkit.shares.folder does with one file of the host, by a descriptor that was reached beneath the folder."""
 
 import errno
 import itertools
 import os
 import stat
-import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from vmkit.shares.fuse import Set
 from vmkit.shares.handles import NAMES_MAX
 from vmkit.shares.nodes import Key
 
@@ -17,6 +15,16 @@ MODE_BITS = 0o1777
 # These say the same on every architecture that vmkit knows (asm-generic/fcntl.h).
 TAKEN_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_TRUNC
 SECOND_NS = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Attributes to set; None leaves one as it is. Times are in nanoseconds since 1970."""
+
+    mode: int | None = None
+    size: int | None = None
+    accessed_ns: int | None = None
+    modified_ns: int | None = None
 
 
 def make_error(code: int) -> OSError:
@@ -65,24 +73,25 @@ def check_regular(status: os.stat_result, *, is_for_writing: bool) -> None:
         raise make_error(errno.EPERM)
 
 
-def change(fd: int, wanted: Set, size: int, numbers: Sequence[int]) -> None:
-    """Sets attributes. numbers: those of a SETATTR behind lock_owner. Raises OSError."""
+def change(fd: int, changes: Changes) -> None:
+    """Sets attributes. Raises OSError."""
     status, path = os.fstat(fd), _find_path(fd)
-    if wanted & Set.MODE:
+    if changes.mode is not None:
         if stat.S_ISLNK(status.st_mode):
             raise make_error(errno.EOPNOTSUPP)
-        Path(path).chmod(numbers[6] & MODE_BITS)
-    if wanted & Set.SIZE:
+        Path(path).chmod(changes.mode & MODE_BITS)
+    if changes.size is not None:
         check_regular(status, is_for_writing=True)
-        os.truncate(path, size)
-    if wanted & (Set.ATIME | Set.MTIME):
-        now_ns = time.time_ns()
-        accessed_ns, modified_ns = status.st_atime_ns, status.st_mtime_ns
-        if wanted & Set.ATIME:
-            accessed_ns = now_ns if wanted & Set.ATIME_NOW else _read_time(numbers[0], numbers[3])
-        if wanted & Set.MTIME:
-            modified_ns = now_ns if wanted & Set.MTIME_NOW else _read_time(numbers[1], numbers[4])
+        os.truncate(path, changes.size)
+    if changes.accessed_ns is not None or changes.modified_ns is not None:
+        accessed_ns = status.st_atime_ns if changes.accessed_ns is None else changes.accessed_ns
+        modified_ns = status.st_mtime_ns if changes.modified_ns is None else changes.modified_ns
         os.utime(path, ns=(accessed_ns, modified_ns))
+
+
+def read_time(seconds: int, rest_ns: int) -> int:
+    """A time of a guest, in nanoseconds since 1970. Times before are negative."""
+    return (seconds - (1 << 64) if seconds >> 63 else seconds) * SECOND_NS + rest_ns
 
 
 def read_names(fd: int) -> list[tuple[bytes, int, int]]:
@@ -102,11 +111,6 @@ def _find_type(entry: os.DirEntry[str]) -> int:
     if entry.is_dir(follow_symlinks=False):
         return stat.S_IFDIR >> 12
     return stat.S_IFREG >> 12 if entry.is_file(follow_symlinks=False) else 0
-
-
-def _read_time(seconds: int, rest_ns: int) -> int:
-    """Times before 1970 are negative."""
-    return (seconds - (1 << 64) if seconds >> 63 else seconds) * SECOND_NS + rest_ns
 
 
 def _find_path(fd: int) -> str:

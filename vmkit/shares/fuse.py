@@ -5,24 +5,22 @@ which its first request, INIT, shows. Owns lengths, numbers and layouts. Does no
 """
 
 import os
-import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Literal
 
+from vmkit.shares.cutter import Cutter, ProtocolError
+from vmkit.shares.folder import DATA_MAX, NAME_MAX, Owner
+
 MAJOR, MINOR = 7, 31
-# The body of one READ or WRITE, in bytes and in pages. Each message costs a guest under emulation a millisecond.
-DATA_MAX = 1 << 20
+# The body of one READ or WRITE is DATA_MAX bytes. Each message costs a guest under emulation a millisecond.
 PAGE = 4096
 HEAD_SIZE = 40
 ORDERS: dict[str, Literal["little", "big"]] = {"<": "little", ">": "big"}
 # Heads and names take less than a page.
 MESSAGE_MAX = DATA_MAX + PAGE
-NAME_MAX = 255
-TARGET_MAX = PAGE - 1
-ROOT = 1
 
 
 class Op(IntEnum):
@@ -98,10 +96,6 @@ BACKGROUND_MAX, CONGESTED = 64, 48
 BLOCK = 1 << 16
 
 
-class ProtocolError(Exception):
-    """The guest sent no FUSE message. It is not the kernel that speaks."""
-
-
 @dataclass(frozen=True, slots=True)
 class FuseShape:
     """What a request has behind its head: numbers, as struct has them, names with a zero byte each, and the rest."""
@@ -158,16 +152,6 @@ class FuseRequest:
     data: memoryview
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """The user of this host who shares: that user's files are root's in the guest, and all others uid 65534's."""
-
-    uid: int
-    gids: frozenset[int]
-
-
-# Of those others, and of their groups.
-NOBODY = 65534
 # How long the guest may keep what it knows of a file before it asks again.
 VALID_S = 1
 
@@ -237,17 +221,14 @@ class Wire:
         return self._init.pack(*numbers, *bytes(8))
 
     def render_attributes(self, status: os.stat_result, owner: Owner) -> bytes:
-        """struct fuse_attr. No file has the setuid bit in the guest, nor another's device."""
+        """struct fuse_attr. No file has another's device."""
+        mode, uid, gid = owner.squash(status)
         times = [divmod(time_ns, 10**9) for time_ns in (status.st_atime_ns, status.st_mtime_ns, status.st_ctime_ns)]
         return self._attributes.pack(
             *(status.st_ino, status.st_size, status.st_blocks),
             *(seconds & (1 << 64) - 1 for seconds, _ in times),
             *(rest_ns for _, rest_ns in times),
-            status.st_mode & ~(stat.S_ISUID | stat.S_ISGID),
-            status.st_nlink,
-            0 if status.st_uid == owner.uid else NOBODY,
-            0 if status.st_gid in owner.gids else NOBODY,
-            *(0, BLOCK, 0),
+            *(mode, status.st_nlink, uid, gid, 0, BLOCK, 0),
         )
 
     def render_lifetime(self) -> bytes:
@@ -275,47 +256,18 @@ class Wire:
         return self._name.pack(inode, offset, len(name), kind) + name + bytes(-len(name) % 8)
 
 
-class Messages:
-    """Cuts what a guest sends into messages, in one buffer.
-
-    Invariant: bytes from `_start` to `_end` are not taken yet; one whole message has room.
-    """
+class Messages(Cutter):
+    """Cuts what a guest sends into messages."""
 
     def __init__(self) -> None:
-        self._buffer = memoryview(bytearray(2 * MESSAGE_MAX))
-        self._start = self._end = 0
+        super().__init__(HEAD_SIZE, MESSAGE_MAX)
         self.order = ""
 
-    def find_room(self) -> memoryview:
-        """Where the next bytes go. Messages that were taken are not valid any more."""
-        waiting = self._end - self._start
-        if not waiting:
-            self._start = self._end = 0
-        elif len(self._buffer) - self._end < MESSAGE_MAX:
-            # Through a copy: the two places may overlap.
-            self._buffer[:waiting] = bytes(self._buffer[self._start : self._end])
-            self._start, self._end = 0, waiting
-        return self._buffer[self._end :]
-
-    def received(self, size: int) -> None:
-        """So many bytes are there now."""
-        self._end += size
-
-    def take(self) -> memoryview | None:
-        """The next message that is whole; None where there is none. Raises ProtocolError."""
-        waiting = self._end - self._start
-        if waiting < HEAD_SIZE:
-            return None
+    def read_length(self, head: memoryview) -> int:
+        """In the byte order of the first message."""
         if not self.order:
-            self.order = find_order(self._buffer[self._start :])
-        length = int.from_bytes(self._buffer[self._start : self._start + 4], ORDERS[self.order])
-        if not HEAD_SIZE <= length <= MESSAGE_MAX:
-            raise ProtocolError(f"a message has {length} bytes")
-        if waiting < length:
-            return None
-        message = self._buffer[self._start : self._start + length]
-        self._start += length
-        return message
+            self.order = find_order(head)
+        return int.from_bytes(head[:4], ORDERS[self.order])
 
 
 def find_order(message: memoryview) -> str:

@@ -7,8 +7,8 @@ Knows no file system.
 import errno
 import os
 
-from vmkit.shares.fuse import ROOT
-
+# The number of the folder itself, as FUSE has it.
+ROOT = 1
 # About 300 bytes each.
 NODES_MAX = 1 << 19
 # Deeper paths are not made by people, and a walk must end.
@@ -68,10 +68,15 @@ class KnownFiles:
             self._last += 1
             node = KnownFile(self._last, key, parent.number, name)
             self._by_number[node.number] = self._by_key[key] = node
+            self._hold(parent.number)
         elif node is not self.root:
-            node.parent, node.name = parent.number, name
+            self._place(node, parent, name)
         node.lookups += 1
         return node
+
+    def keep(self, node: KnownFile) -> None:
+        """The guest is told once more of a file that it knows."""
+        node.lookups += 1
 
     def forget(self, number: int, count: int) -> None:
         """A guest may forget what it never knew: nothing comes of it."""
@@ -83,18 +88,32 @@ class KnownFiles:
             del self._by_number[number]
             if self._by_key.get(node.key) is node:
                 del self._by_key[node.key]
+            self._let_go(node.parent)
 
     def move(self, key: Key, parent: KnownFile, name: bytes) -> None:
         """A file has another name now."""
         node = self._by_key.get(key)
         if node is not None and node is not self.root:
-            node.parent, node.name = parent.number, name
+            self._place(node, parent, name)
 
     def remove(self, key: Key) -> None:
         """The last name of a file is gone. Its inode number may become another file's."""
         node = self._by_key.get(key)
         if node is not None and node is not self.root:
             del self._by_key[key]
+
+    def _place(self, node: KnownFile, parent: KnownFile, name: bytes) -> None:
+        before = node.parent
+        node.parent, node.name = parent.number, name
+        if before != parent.number:
+            self._hold(parent.number)
+            self._let_go(before)
+
+    def _hold(self, number: int) -> None:
+        """A node has this one as its parent."""
+
+    def _let_go(self, number: int) -> None:
+        """A node does not have this one as its parent any more."""
 
     def find_path(self, node: KnownFile) -> list[bytes]:
         """The names from the folder down to a node; none for the folder itself.
@@ -109,3 +128,26 @@ class KnownFiles:
             node = self.find(node.parent)
         names.reverse()
         return names
+
+
+class RootedFiles(KnownFiles):
+    """For a protocol whose guests name a file without the folders above: each node counts once more for each below it.
+
+    So the way to a file that the guest names is known. NODES_MAX counts the folders of the way as well.
+    """
+
+    def _hold(self, number: int) -> None:
+        node = self._by_number.get(number)
+        if node is not None:
+            node.lookups += 1
+
+    def _let_go(self, number: int) -> None:
+        # Not by forget(), which would call this function once for each folder above.
+        while (node := self._by_number.get(number)) is not None and node is not self.root:
+            node.lookups -= 1
+            if node.lookups > 0:
+                return
+            del self._by_number[number]
+            if self._by_key.get(node.key) is node:
+                del self._by_key[node.key]
+            number = node.parent

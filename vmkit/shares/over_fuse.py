@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from vmkit.shares.connection import ask_guest, end_connection
 from vmkit.shares.place import SharedPlace
+from vmkit.shares.server import FuseSpeaker
 from vmkit.shares.serving import ShareService
 
 NAME = "fuse"
@@ -26,9 +27,8 @@ class ConnectedFuse:
 
     def serve(self, show: Callable[[], None], stop: int, is_stopped: Callable[[], bool]) -> str:
         """Serves to the end; why it ended."""
-        serving = ShareService(self._fd, self._folder, is_read_only=self._is_read_only)
-        show()
-        return serving.run(self._rest, stop, is_stopped)
+        speaker = FuseSpeaker(self._folder, is_read_only=self._is_read_only)
+        return ShareService(self._fd, speaker).run(self._rest, stop, is_stopped, show)
 
     def close(self) -> None:
         """Ends the connection."""

@@ -1,55 +1,84 @@
-"""Carries FUSE messages between a guest's connection and the server of a folder: one loop, until either side ends."""
+"""Carries messages between a guest's connection and the server of a folder: one loop, until either side ends."""
 
 import os
 import select
+import time
 from collections.abc import Callable
+from typing import Protocol
 
-from vmkit.shares.fuse import MESSAGE_MAX, Messages, ProtocolError, Wire
-from vmkit.shares.server import FolderServer
+from vmkit.shares.cutter import Cutter, MountFailedError, ProtocolError
+from vmkit.shares.folder import DATA_MAX
+from vsh.transport import remaining_ms
 
 # No more is read from a guest that does not take its answers.
-WAITING_MAX = 2 * MESSAGE_MAX
+WAITING_MAX = 2 * (DATA_MAX + 4096)
 # Of one writev(2): fewer than IOV_MAX, 1024.
 PIECES_MAX = 64
+# From the answer of the guest's vshd until it has mounted the folder. A guest under emulation may be busy.
+MOUNT_TIMEOUT_S = 30.0
+
+
+class Speaker(Protocol):
+    """One protocol of shares."""
+
+    @property
+    def messages(self) -> Cutter:
+        """Cuts what the guest sends."""
+
+    @property
+    def is_mounted(self) -> bool:
+        """Whether the guest has the folder."""
+
+    def answer(self, message: memoryview) -> bytes:
+        """The answer to one message; empty where it has none. Raises ProtocolError."""
+
+    def close(self) -> None:
+        """Closes all that the guest has open."""
 
 
 class ShareService:
     """One share. Invariant: `_waiting` is what the guest has not taken yet, `waiting_bytes` in all."""
 
-    def __init__(self, fd: int, folder: int, *, is_read_only: bool) -> None:
-        """fd: the connection, non-blocking; folder: an open directory. Both stay the caller's."""
+    def __init__(self, fd: int, speaker: Speaker) -> None:
+        """fd: the connection, non-blocking, which stays the caller's."""
         self._fd = fd
-        self._folder = folder
-        self._is_read_only = is_read_only
-        self._messages = Messages()
-        self._server: FolderServer | None = None
+        self._speaker = speaker
         self._waiting: list[memoryview] = []
         self.waiting_bytes = 0
 
-    def run(self, rest: bytes, stop: int, is_stopped: Callable[[], bool]) -> str:
+    def run(
+        self, rest: bytes, stop: int, is_stopped: Callable[[], bool], show: Callable[[], None] = lambda: None
+    ) -> str:
         """Serves until the connection ends, or `stop` is readable and is_stopped() says so. Returns why it ended.
 
-        rest: what was read from the connection before.
+        rest: what was read from the connection before. show: is called once, when the guest has the folder.
         """
         poll = select.poll()
         poll.register(stop, select.POLLIN)
+        deadline_s: float | None = time.monotonic() + MOUNT_TIMEOUT_S
         try:
             self._take(rest)
             while True:
                 self._work()
+                if deadline_s is not None and self._speaker.is_mounted:
+                    deadline_s = None
+                    show()
                 poll.register(self._fd, self._find_interest())
-                for fd, events in poll.poll():
+                if deadline_s is not None and not remaining_ms(deadline_s):
+                    return f"it took longer than {MOUNT_TIMEOUT_S:g} s"
+                for fd, events in poll.poll(None if deadline_s is None else remaining_ms(deadline_s)):
                     if fd == stop and is_stopped():
                         return "it was ended"
                     if fd == self._fd and events & ~select.POLLOUT and not self._receive():
                         return "the guest ended it"
+        except MountFailedError as error:
+            return f"mount(2) failed there: {error}"
         except ProtocolError as error:
             return f"the guest broke the protocol: {error}"
         except OSError as error:
             return f"the connection is gone: {error.strerror}"
         finally:
-            if self._server is not None:
-                self._server.close()
+            self._speaker.close()
 
     def _find_interest(self) -> int:
         interest = select.POLLOUT if self._waiting else 0
@@ -61,21 +90,21 @@ class ShareService:
             # Whatever is waited for, poll() reports an end as well.
             return False
         try:
-            size = os.readv(self._fd, [self._messages.find_room()])
+            size = os.readv(self._fd, [self._speaker.messages.find_room()])
         except BlockingIOError:
             return True
-        self._messages.received(size)
+        self._speaker.messages.received(size)
         return size > 0
 
     def _take(self, data: bytes) -> None:
-        room = self._messages.find_room()
+        room = self._speaker.messages.find_room()
         room[: len(data)] = data
-        self._messages.received(len(data))
+        self._speaker.messages.received(len(data))
 
     def _work(self) -> None:
         """Answers all whole messages, as far as the guest takes the answers. Raises OSError, ProtocolError."""
         while True:
-            message = self._messages.take() if self.waiting_bytes < WAITING_MAX else None
+            message = self._speaker.messages.take() if self.waiting_bytes < WAITING_MAX else None
             if message is not None:
                 self._answer(message)
                 continue
@@ -85,9 +114,7 @@ class ShareService:
                 return
 
     def _answer(self, message: memoryview) -> None:
-        if self._server is None:
-            self._server = FolderServer(self._folder, Wire(self._messages.order), is_read_only=self._is_read_only)
-        answer = self._server.answer(message)
+        answer = self._speaker.answer(message)
         if answer:
             self._waiting.append(memoryview(answer))
             self.waiting_bytes += len(answer)

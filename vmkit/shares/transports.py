@@ -39,6 +39,7 @@ class Transport:
 TRANSPORTS = (
     Transport("virtiofs", "virtiofs", "vmkit.shares.over_virtiofs"),
     Transport("fuse", "FUSE over vsock", "vmkit.shares.over_fuse"),
+    Transport("9p", "9P over vsock", "vmkit.ninep.share"),
 )
 NAMES = tuple(transport.name for transport in TRANSPORTS)
 

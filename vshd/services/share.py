@@ -4,6 +4,7 @@ Owns the mount and the folders made for it. How the requests reach the host is a
 ends, so does the mount: programs that use it then get an error.
 """
 
+import _socket
 import errno
 import os
 
@@ -41,11 +42,17 @@ if TYPE_CHECKING:
 
 # By the names of Share.by. To add a way: a row here, and its module in `later` of the service's row.
 FUSE = b"fuse"
-WAYS = {FUSE: "vshd.services.share_fuse", b"virtiofs": "vshd.services.share_virtiofs"}
+WAYS = {
+    FUSE: "vshd.services.share_fuse",
+    b"virtiofs": "vshd.services.share_virtiofs",
+    b"9p": "vshd.services.share_9p",
+}
 # linux/mount.h
 MS_RDONLY, MS_NOSUID, MS_NODEV = 1, 2, 4
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 PATH_MAX = 4096
+# What a file system over a connection answers after its end.
+ENDED = frozenset((errno.EIO, errno.ECONNRESET, errno.EREMOTEIO))
 ATTEMPTS = 3
 # The end of a share that the guest has taken away itself.
 UNMOUNTED = "unmounted"
@@ -81,7 +88,7 @@ def open_service(share: "Share", _fd: int, _around: "Surroundings") -> "Mounted"
         _detach_dead(path)
         for attempts_left in range(ATTEMPTS - 1, -1, -1):
             try:
-                made += [folder for folder in _make_folders(path) if folder not in made]
+                made += [folder for folder in make_folders(path) if folder not in made]
                 if os.stat(path).st_dev != os.stat(os.path.dirname(path.rstrip("/"))).st_dev:
                     raise RefusalError(f"{path} is a mount point already", messages.BUSY)
                 step = f"mount at {path}"
@@ -127,14 +134,28 @@ def load_module(*names: str) -> None:
 
 
 def _detach_dead(path: str) -> None:
-    """Takes away what a relay that was killed has left: a mount that answers nothing but errors."""
+    """Takes away what a vshd that was killed has left: a mount that answers nothing but errors."""
     try:
-        # The relay must answer this one. The kernel answers a stat from what it remembers of the dead relay's answers.
+        # The host must answer this one. The kernel answers a stat from what it remembers of earlier answers.
         os.statvfs(path)
     except OSError as error:
-        if error.errno != errno.ENOTCONN:
-            return
-        _detach(os.fsencode(path))
+        if error.errno == errno.ENOTCONN or (error.errno in ENDED and _is_connection(os.fsencode(path))):
+            _detach(os.fsencode(path))
+
+
+def _is_connection(path: bytes) -> bool:
+    """Whether the mount at a path is 9P's over a descriptor. A disk that is broken has the same errors."""
+    found = False
+    try:
+        with open("/proc/self/mountinfo", "rb") as file:
+            for line in file:
+                words, _, kind = line.partition(b" - ")
+                # Spaces are escaped there.
+                if words.split()[4:5] == [path.replace(b" ", b"\\040")]:
+                    found = kind.startswith(b"9p ") and b"trans=fd" in kind
+    except OSError:
+        return False
+    return found
 
 
 def _detach(path: bytes) -> None:
@@ -145,7 +166,7 @@ def _detach(path: bytes) -> None:
         pass
 
 
-def _make_folders(path: str) -> "list[str]":
+def make_folders(path: str) -> "list[str]":
     """Makes a folder and those above it; returns the ones that were missing, the uppermost first. Raises OSError."""
     made: list[str] = []
     end = 0
@@ -161,6 +182,21 @@ def _make_folders(path: str) -> "list[str]":
             raise
         made.append(path[:end])
     return made
+
+
+def _hang_up(fd: int) -> None:
+    """Ends the connection and closes its descriptor. A mount that others hold may have the connection still."""
+    try:
+        connection = _socket.socket(fileno=fd)
+    except OSError:
+        os.close(fd)
+        return
+    try:
+        connection.shutdown(_socket.SHUT_RDWR)
+    except OSError:
+        # The host was faster.
+        pass
+    connection.close()
 
 
 def _remove_folders(made: "list[str]") -> None:
@@ -194,5 +230,5 @@ class Mounted:
             if end != UNMOUNTED:
                 _detach(self._path)
             _remove_folders(self._made)
-            os.close(fd)
+            _hang_up(fd)
         return end

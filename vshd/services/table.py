@@ -139,7 +139,10 @@ class Surroundings:
         return prove_wall(self.facts)
 
 
-LATER_OF_SHARES = ("ctypes", "vshd.services.share_fuse", "vshd.services.share_virtiofs")
+LATER_OF_SHARES = (
+    "ctypes",
+    *("vshd.services.share_fuse", "vshd.services.share_virtiofs", "vshd.services.share_9p"),
+)
 SERVICES = (
     Service("forward", "forward", "vshd.services.forward", 10, later=("vshd.services.branches",)),
     Service("ports", "ports", "vshd.services.ports", 5),

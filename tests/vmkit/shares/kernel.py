@@ -107,6 +107,24 @@ class Kernel:
     def make_folder(self, name: bytes, node: int = ROOT, mode: int = 0o755) -> Found:
         return Found(self.call(MKDIR, node, "II", mode, 0, tail=name + b"\0"), self.order)
 
+    def make_node(self, name: bytes, mode: int, node: int = ROOT) -> None:
+        self.call(MKNOD, node, "IIII", mode, 0x103, 0, 0, tail=name + b"\0")
+
+    def make_link(self, name: bytes, target: bytes, node: int = ROOT) -> None:
+        self.call(SYMLINK, node, tail=name + b"\0" + target + b"\0")
+
+    def read_link(self, node: int) -> bytes:
+        return self.call(READLINK, node)
+
+    def link(self, node: int, name: bytes, to: int = ROOT) -> None:
+        self.call(LINK, to, "Q", node, tail=name + b"\0")
+
+    def unlink(self, name: bytes, node: int = ROOT) -> None:
+        self.call(UNLINK, node, tail=name + b"\0")
+
+    def remove_folder(self, name: bytes, node: int = ROOT) -> None:
+        self.call(RMDIR, node, tail=name + b"\0")
+
     def rename(self, old: bytes, new: bytes, node: int = ROOT, to: int = ROOT, flags: int = 0) -> None:
         self.call(RENAME2, node, "QII", to, flags, 0, tail=old + b"\0" + new + b"\0")
 

@@ -1,4 +1,4 @@
-"""A guest that speaks FUSE by itself, and programs that rename while it walks: nothing outside is reached."""
+"""A guest that speaks FUSE or 9P by itself, and programs that rename while it walks: nothing outside is reached."""
 
 import errno
 import gc
@@ -7,21 +7,33 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from tests.vmkit.ninep.kernel import NineShared
 from tests.vmkit.shares import kernel as fuse
 from tests.vmkit.shares.kernel import ROOT, Kernel, Shared
 from tests.vmkit.shares.test_server import MODE, SIZE, expect
 from tests.vsh.live import CHECKOUT
-from vmkit.shares.fuse import ProtocolError
+from vmkit.shares.cutter import ProtocolError
 from vmkit.shares.nodes import KnownFile
 
 SECRET = b"of the host alone"
 RACES = 500
+
+
+# Both have the same calls.
+Protocol = type[Shared] | type[NineShared]
+
+
+@pytest.fixture(params=[Shared, NineShared], ids=["fuse", "9p"])
+def protocol(request: pytest.FixtureRequest) -> Protocol:
+    """What the guest speaks."""
+    found: Protocol = request.param
+    return found
 
 
 @pytest.fixture
@@ -43,32 +55,32 @@ def nothing_outside_changes(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", [b"..", b".", b"", b"../outside", b"/etc", b"file/../../outside", b"a/b"])
-def test_names_are_of_one_step(folder: Path, name: bytes) -> None:
-    with Shared(folder) as kernel:
-        for opcode, numbers, values in [
-            (fuse.LOOKUP, "", ()),
-            (fuse.UNLINK, "", ()),
-            (fuse.RMDIR, "", ()),
-            (fuse.MKDIR, "II", (0o755, 0)),
-            (fuse.MKNOD, "IIII", (stat.S_IFREG | 0o644, 0, 0, 0)),
-            (fuse.CREATE, "IIII", (os.O_RDWR | os.O_CREAT, 0o644, 0, 0)),
-            (fuse.LINK, "Q", (kernel.look_up(b"file").node,)),
-        ]:
+def test_names_are_of_one_step(protocol: Protocol, folder: Path, name: bytes) -> None:
+    with protocol(folder) as kernel:
+        file = kernel.look_up(b"file").node
+        acts: list[Callable[[], object]] = [
+            lambda: kernel.look_up(name),
+            lambda: kernel.unlink(name),
+            lambda: kernel.remove_folder(name),
+            lambda: kernel.make_folder(name),
+            lambda: kernel.make_node(name, stat.S_IFREG | 0o644),
+            lambda: kernel.create(name),
+            lambda: kernel.link(file, name),
+            lambda: kernel.rename(b"file", name),
+            lambda: kernel.rename(name, b"file"),
+            lambda: kernel.make_link(name, b"target"),
+        ]
+        for act in acts:
             with expect(errno.EINVAL):
-                kernel.call(opcode, ROOT, numbers, *values, tail=name + b"\0")
-        for names in (b"file\0" + name + b"\0", name + b"\0file\0"):
-            with expect(errno.EINVAL):
-                kernel.call(fuse.RENAME2, ROOT, "QII", ROOT, 0, 0, tail=names)
-        with expect(errno.EINVAL):
-            kernel.call(fuse.SYMLINK, ROOT, tail=name + b"\0target\0")
+                act()
 
 
 @pytest.mark.parametrize("target", ["../outside", "/", "/proc/self/root", "/proc/self/cwd", "outside"])
-def test_links_lead_nowhere(folder: Path, target: str) -> None:
+def test_links_lead_nowhere(protocol: Protocol, folder: Path, target: str) -> None:
     """The guest makes a link; the host follows none: not as a folder, and not as a file."""
     target = target.replace("outside", str(folder.parent / "outside")) if target == "outside" else target
-    with Shared(folder) as kernel:
-        kernel.call(fuse.SYMLINK, ROOT, tail=b"link\0" + os.fsencode(target) + b"\0")
+    with protocol(folder) as kernel:
+        kernel.make_link(b"link", os.fsencode(target))
         link = kernel.look_up(b"link")
         assert stat.S_ISLNK(link.mode)
         for name in (b"secret", b"etc", b"shared"):
@@ -84,19 +96,19 @@ def test_links_lead_nowhere(folder: Path, target: str) -> None:
             kernel.set(link.node, SIZE, size=0)
 
 
-def test_create_follows_no_link(folder: Path) -> None:
+def test_create_follows_no_link(protocol: Protocol, folder: Path) -> None:
     (folder / "link").symlink_to("../outside/secret")
     (folder / "new").symlink_to("../outside/new")
-    with Shared(folder) as kernel:
+    with protocol(folder) as kernel:
         for name in (b"link", b"new"):
             with pytest.raises(OSError, match="Errno"):
                 kernel.create(name, flags=os.O_RDWR | os.O_TRUNC)
 
 
-def test_folder_that_becomes_a_link_is_stale(folder: Path) -> None:
+def test_folder_that_becomes_a_link_is_stale(protocol: Protocol, folder: Path) -> None:
     (folder / "sub").mkdir()
     (folder / "sub/secret").write_bytes(b"inside")
-    with Shared(folder) as kernel:
+    with protocol(folder) as kernel:
         sub, inner = kernel.look_up(b"sub"), kernel.walk(b"sub/secret")
         (folder / "sub").rename(folder / "aside")
         (folder / "sub").symlink_to("../outside")
@@ -106,16 +118,16 @@ def test_folder_that_becomes_a_link_is_stale(folder: Path) -> None:
             lambda: kernel.list(sub.node),
             lambda: kernel.create(b"new", sub.node),
             lambda: kernel.set(inner.node, SIZE, size=0),
-            lambda: kernel.call(fuse.UNLINK, sub.node, tail=b"secret\0"),
+            lambda: kernel.unlink(b"secret", sub.node),
         ):
             with pytest.raises(OSError, match="Errno"):
                 act()
 
 
-def test_folder_that_is_moved_out_is_out_of_reach(folder: Path) -> None:
+def test_folder_that_is_moved_out_is_out_of_reach(protocol: Protocol, folder: Path) -> None:
     (folder / "sub").mkdir()
     (folder / "sub/file").write_bytes(b"was shared")
-    with Shared(folder) as kernel:
+    with protocol(folder) as kernel:
         sub, inner = kernel.look_up(b"sub"), kernel.walk(b"sub/file")
         (folder / "sub").rename(folder.parent / "moved")
         with expect(errno.ESTALE):
@@ -147,11 +159,11 @@ def swapping(folder: Path) -> Iterator[None]:
             program.kill()
 
 
-def test_renames_while_walking_never_lead_out(folder: Path) -> None:
+def test_renames_while_walking_never_lead_out(protocol: Protocol, folder: Path) -> None:
     (folder / "sub").mkdir()
     (folder / "sub/secret").write_bytes(b"inside")
     (folder / "link").symlink_to("../outside")
-    with Shared(folder) as kernel, swapping(folder):
+    with protocol(folder) as kernel, swapping(folder):
         sub = kernel.look_up(b"file")
         for _ in range(RACES):
             with suppress(OSError):
@@ -164,18 +176,18 @@ def test_renames_while_walking_never_lead_out(folder: Path) -> None:
                 assert b"secret" in kernel.list(sub.node)
 
 
-def test_devices_fifos_and_sockets_are_not_made(folder: Path) -> None:
-    with Shared(folder) as kernel:
+def test_devices_fifos_and_sockets_are_not_made(protocol: Protocol, folder: Path) -> None:
+    with protocol(folder) as kernel:
         for kind in (stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK):
             with expect(errno.EPERM):
-                kernel.call(fuse.MKNOD, ROOT, "IIII", kind | 0o666, 0x103, 0, 0, tail=b"node\0")
+                kernel.make_node(b"node", kind | 0o666)
     assert os.listdir(folder) == ["file"]
 
 
-def test_fifo_of_the_host_is_seen_and_not_opened(folder: Path) -> None:
+def test_fifo_of_the_host_is_seen_and_not_opened(protocol: Protocol, folder: Path) -> None:
     """To open one could hang, or wake a program that waits for it."""
     os.mkfifo(folder / "fifo")
-    with Shared(folder) as kernel:
+    with protocol(folder) as kernel:
         fifo = kernel.look_up(b"fifo")
         assert stat.S_ISFIFO(fifo.mode)
         for flags in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR | os.O_TRUNC):
@@ -185,21 +197,21 @@ def test_fifo_of_the_host_is_seen_and_not_opened(folder: Path) -> None:
             kernel.create(b"fifo")
 
 
-def test_setuid_never_comes_about(folder: Path) -> None:
-    with Shared(folder) as kernel:
+def test_setuid_never_comes_about(protocol: Protocol, folder: Path) -> None:
+    with protocol(folder) as kernel:
         made, _ = kernel.create(b"a", mode=0o6755)
         kernel.set(made.node, MODE, mode=0o106777)
         kernel.make_folder(b"d", mode=0o6777)
-        kernel.call(fuse.MKNOD, ROOT, "IIII", stat.S_IFREG | 0o6755, 0, 0, 0, tail=b"n\0")
+        kernel.make_node(b"n", stat.S_IFREG | 0o6755)
     modes = {path.name: path.stat().st_mode for path in folder.iterdir()}
     assert not any(mode & (stat.S_ISUID | stat.S_ISGID) for mode in modes.values()), modes
 
 
-def test_setuid_program_of_the_host_is_not_written(folder: Path) -> None:
+def test_setuid_program_of_the_host_is_not_written(protocol: Protocol, folder: Path) -> None:
     program = folder / "program"
     program.write_bytes(b"#!")
     program.chmod(0o4755)
-    with Shared(folder) as kernel:
+    with protocol(folder) as kernel:
         node = kernel.look_up(b"program").node
         # The guest does not even see the bit.
         assert stat.S_IMODE(kernel.stat(node).mode) == 0o755
@@ -321,8 +333,8 @@ def test_guest_that_forgets_the_folders_above_costs_no_more_memory(folder: Path)
         kernel.stat(files[0].node)
 
 
-def test_offsets_beyond_any_file_are_refused(folder: Path) -> None:
-    with Shared(folder) as kernel:
+def test_offsets_beyond_any_file_are_refused(protocol: Protocol, folder: Path) -> None:
+    with protocol(folder) as kernel:
         handle = kernel.open(kernel.look_up(b"file").node, os.O_RDWR)
         for offset in (1 << 63, (1 << 64) - 1):
             with expect(errno.EINVAL):

@@ -4,7 +4,8 @@ import struct
 
 import pytest
 
-from vmkit.shares.fuse import HEAD_SIZE, MESSAGE_MAX, Messages, Op, ProtocolError, Wire
+from vmkit.shares.cutter import ProtocolError
+from vmkit.shares.fuse import HEAD_SIZE, MESSAGE_MAX, Messages, Op, Wire
 
 
 def make(opcode: int, body: bytes = b"", order: str = "<", size: int | None = None) -> bytes:

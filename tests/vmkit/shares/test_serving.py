@@ -15,6 +15,7 @@ import pytest
 
 from tests.vmkit.shares.kernel import READ, ROOT, Kernel
 from tests.vsh.live import CHECKOUT, DEADLINE_S
+from vmkit.shares.server import FuseSpeaker
 from vmkit.shares.serving import WAITING_MAX, ShareService
 from vshd.flags import Options
 from vshd.log import Log
@@ -37,7 +38,7 @@ class Served:
         self.end = ""
         self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         self._ours = ours
-        self.serving = ShareService(ours.fileno(), self._folder, is_read_only=False)
+        self.serving = ShareService(ours.fileno(), FuseSpeaker(self._folder, is_read_only=False))
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
