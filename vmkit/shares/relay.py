@@ -27,6 +27,8 @@ _REFUSED_FEATURES: Final = 1 << 34
 # MQ and REPLY_ACK. Without the others no message comes whose meaning is not known here.
 _PROTOCOL_FEATURES: Final = 1 << 0 | 1 << 3
 _ANSWERED: Final = (vu.GET_FEATURES, vu.GET_PROTOCOL_FEATURES, vu.GET_QUEUE_NUM, vu.GET_VRING_BASE)
+# Of the first number of a payload that names a ring.
+RING_MASK: Final = 0xFF
 REPLY_DEADLINE_S: Final = 10.0
 # The requests of a guest that loses a kick are found by the next look.
 LOOK_S: Final = 1.0
@@ -124,6 +126,8 @@ class DeviceRelay:
             wants_reply = message.request in _ANSWERED or message.needs_reply
             reply = None if self.has_taken_over else self._forward(message, wants_reply=wants_reply)
             base = self._note(message)
+            if message.request in (vu.SET_VRING_KICK, vu.SET_VRING_ENABLE):
+                self._kick_again(message)
             if not wants_reply:
                 return
             if reply is None:
@@ -140,6 +144,21 @@ class DeviceRelay:
             return self._receive_reply() if wants_reply else None
         except (OSError, RelayError):
             return None
+
+    def _kick_again(self, message: vu.VhostUserMessage) -> None:
+        """Repeats the kick of a ring that may have begun to run with this message.
+
+        The guest's first request can come when virtiofsd has the ring's kick, and has not enabled the ring yet. It then
+        takes the kick and leaves the request, for which no other kick comes.
+        """
+        with contextlib.suppress(OSError, RelayError, vu.RefusedMessageError):
+            ring = self._ring_at(vu.parse_u64(message.payload) & RING_MASK)
+            if self.has_taken_over or ring.kick_fd < 0:
+                return
+            # virtiofsd takes messages in their order: at the answer it has acted on this one.
+            self._server.sendall(_render(vu.GET_FEATURES, b""))
+            self._receive_reply()
+            os.eventfd_write(ring.kick_fd, 1)
 
     def _receive_reply(self) -> bytes:
         """Returns the payload, without the features that are not known here. Raises RelayError."""

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import signal
 import socket
 import struct
@@ -74,6 +75,15 @@ def test_requests_in_flight_and_later_ones_are_answered(bench: Bench, how: str, 
     assert driver.wait(forgotten, ring=HIPRIO) == b""
     for number in range(300):
         expect_error(driver.ask(make_request(READ, number)), number)
+
+
+def test_kick_that_came_too_early_is_repeated(bench: Bench) -> None:
+    """virtiofsd has taken it, and not looked at the ring. Without another one the guest's first request would wait."""
+    driver = bench.driver
+    ring = driver.rings[1]
+    os.eventfd_write(ring.kick_fd, 1)
+    driver.boot()
+    assert select.select([ring.call_fd], [], [], DEADLINE_S)[0]
 
 
 def test_owner_hears_of_the_end_of_virtiofsd(bench: Bench) -> None:
