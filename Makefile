@@ -107,6 +107,7 @@ fuzz: $(VENV)/.test
 	$(BIN)/python -m tests.fuzz.fuzz_socks --cases $(CASES)
 	$(BIN)/python -m tests.fuzz.fuzz_ports --cases $(CASES)
 	$(BIN)/python -m tests.fuzz.fuzz_cores --cases $(CASES)
+	$(BIN)/python -m tests.fuzz.fuzz_units --cases $(CASES)
 	$(BIN)/python -m tests.fuzz.fuzz_notes --cases $(CASES)
 	$(BIN)/python -m tests.fuzz.fuzz_vsock_device --cases $(CASES)
 	$(BIN)/python -m tests.fuzz.fuzz_vsock_peers --cases $(CASES)

@@ -81,7 +81,7 @@ ARROWS = {
     "vmkit.monitor": (
         *("vmkit.monitor.*", "vmkit.machine.*", "vmkit.memory.*", "vmkit.entries.*", "vmkit.snapshots.*"),
         *("vmkit.crashes.*", "vmkit.architectures", "vmkit.errors", "vmkit.run", "vmkit.cros.notes"),
-        *("vsh.*", "vshd.carry.*", "vshd.wire.cores", "vshd.wire.errors"),
+        *("vsh.*", "vshd.carry.*", "vshd.wire.cores", "vshd.wire.errors", "vshd.wire.units"),
     ),
     # It gets its connections from its callers.
     "vmkit.copy": ("vmkit.copy.*", "vmkit.errors", "vsh.text"),

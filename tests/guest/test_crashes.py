@@ -111,6 +111,8 @@ def check_cores() -> None:
     assert run_program(*root, "sh", "-c", "kill -SEGV $$").returncode == 128 + 11
     other = await_crashes("fragile", 2)[1]
     assert (other["crash"]["program"]["uid"], other["crash"]["program"]["signal"]) == (0, 11)
+    # A guest without systemd has no services, and no event about that.
+    assert b"services" not in run_program("vmkit", "logs", "fragile", "--kind", "events").stdout
     run_program("vmkit", "crashes", "fragile", "rm", "1", "2")
 
 

@@ -1,13 +1,15 @@
 """A root with systemd: it is pid 1, and vshd is there before it, beside it, and when it fails."""
 
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.guest.conftest import Run
+from tests.guest.conftest import DEADLINE_S, Run
 from tests.guest.systems import make_system
+from tests.guest.test_crashes import await_crashes, read_crashes
 from tests.guest.test_syslog import read_syslog
 from vmkit.machine.stop import open_control
 from vmkit.machine.words import Watch
@@ -26,12 +28,16 @@ import socket
 s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 s.connect("/run/systemd/journal/socket")
 s.send(b"MESSAGE=forged\\nSYSLOG_IDENTIFIER=systemd\\n_UID=0\\n_SYSTEMD_UNIT=ssh.service\\n")
-for kind, path in ((socket.SOCK_STREAM, "vmkit"), (socket.SOCK_DGRAM, "syslog")):
+for kind, path in ((socket.SOCK_STREAM, "journal/vmkit"), (socket.SOCK_DGRAM, "journal/syslog"),
+                   (socket.SOCK_STREAM, "private")):
     try:
-        socket.socket(socket.AF_UNIX, kind).connect("/run/systemd/journal/" + path)
+        socket.socket(socket.AF_UNIX, kind).connect("/run/systemd/" + path)
     except OSError:
         print("refused")
 """
+
+# systemd forgets the unit as soon as it has failed.
+RUN = ("systemd-run", "--quiet", "--collect")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +50,7 @@ def disk(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
 
 
 def test_systemd_is_pid_1_and_vshd_stays_beside_it(disk: Path, up: Run, vsh: Run, vmkit: Run) -> None:
-    done = up(str(disk), "--name", "sysd", "--quiet", *MEMORY)
+    done = up(str(disk), "--name", "sysd", "--quiet", "--cores", *MEMORY)
     assert done.stdout.startswith(b"sysd is ready"), done.stderr.decode()
     where = ("--vm_name", "sysd")
     assert vsh(*where, "--", "readlink", "/proc/1/exe").stdout == b"/usr/lib/systemd/systemd\n"
@@ -62,6 +68,8 @@ def test_systemd_is_pid_1_and_vshd_stays_beside_it(disk: Path, up: Run, vsh: Run
     assert "\n0\n" in seen
     assert "0::/init.scope" in seen
     check_journal(where, vsh, vmkit)
+    check_failure("sysd", vsh)
+    check_core("sysd", vsh)
     # vshd is started again, and goes on when systemd does anew, and when all units end.
     kill = "kill -9 $(awk '$1 == \"PPid:\" { print $2 }' /proc/$PPID/status)"
     vsh(*where, "--", "sh", "-c", kill)
@@ -74,9 +82,40 @@ def test_systemd_is_pid_1_and_vshd_stays_beside_it(disk: Path, up: Run, vsh: Run
     assert b"broken.service" in done.stdout
     assert done.returncode == 1
     assert b"failed units: broken.service" in vmkit("status", "sysd").stdout
+    # No failure of before is a crash once more.
+    units = [one["crash"]["service"]["unit"] for one in await_crashes("sysd", 3)]
+    assert sorted(units) == ["bad.service", "broken.service", "dumps.service"]
     done = vmkit("down", "sysd")
     assert (done.returncode, done.stdout) == (0, b"sysd is down\n")
     assert b"did not power off" not in done.stderr
+
+
+def check_failure(name: str, vsh: Run) -> None:
+    """A service that fails is a crash, the first of the machine."""
+    # The journal has the words before systemd reports the failure.
+    words = ("sh", "-c", "echo last words; journalctl --sync; exit 3")
+    assert vsh("--vm_name", name, "--", *RUN, "--unit=bad", *words).returncode == 0
+    (bad,) = await_crashes(name, 1)
+    service = bad["crash"]["service"]
+    assert (bad["crash"]["kind"], service["unit"], service["result"]) == ("service", "bad.service", "exit-code")
+    assert (service["end"], service["status"], service["restarts"], service["restarted"]) == ("exited", 3, 0, False)
+    assert len(service["invocation"]) == 32
+    assert "last words" in service["log"]
+
+
+def check_core(name: str, vsh: Run) -> None:
+    """A service whose main process leaves a core is one crash with it, the second of the machine."""
+    # systemd replaces `$$` by `$`.
+    words = ("sh", "-c", "kill -SEGV $$$$; sleep 600")
+    assert vsh("--vm_name", name, "--", *RUN, "--unit=dumps", *words).returncode == 0
+    end_s = time.monotonic() + DEADLINE_S
+    while (dumped := await_crashes(name, 2)[1]["crash"])["kind"] != "core" or dumped["service"] is None:
+        assert time.monotonic() < end_s, dumped
+        time.sleep(0.05)
+    assert dumped["program"]["pid"] == dumped["service"]["pid"]
+    assert (dumped["service"]["unit"], dumped["service"]["result"]) == ("dumps.service", "core-dump")
+    assert (dumped["service"]["end"], dumped["service"]["status"]) == ("dumped", 11)
+    assert len(read_crashes(name)) == 2
 
 
 def check_journal(where: tuple[str, str], vsh: Run, vmkit: Run, *, has_units: bool = True) -> None:
@@ -91,7 +130,7 @@ def check_journal(where: tuple[str, str], vsh: Run, vmkit: Run, *, has_units: bo
         ("sh", "-c", "echo of the kernel > /dev/kmsg"),
     ):
         assert vsh(*where, "--", *command).returncode == 0
-    assert vsh(*where, "--user=nobody", "--", "python3", "-c", FORGE).stdout == b"refused\n" * 2
+    assert vsh(*where, "--user=nobody", "--", "python3", "-c", FORGE).stdout == b"refused\n" * 3
     records = read_syslog(vmkit, where[1])
     found = {record["text"]: record for record in records if record["source"] == "journal"}
     keys = ("ident", "priority", "facility", "uid")
@@ -112,11 +151,12 @@ def test_journal_of_debian_12_reaches_the_host(
 ) -> None:
     """Its systemd 252 knows no ForwardToSocket, and sends lines as to a syslog daemon."""
     raw = make_system(tmp_path_factory.mktemp("systems"), suite="bookworm")
-    done = up(str(raw), "--name", "older", "--wait-booted", *PATIENCE, *MEMORY, timeout_s=1300)
+    done = up(str(raw), "--name", "older", "--cores", "--wait-booted", *PATIENCE, *MEMORY, timeout_s=1300)
     assert b"older has booted: " in done.stdout, done.stderr.decode()
     where = ("--vm_name", "older")
     assert vsh(*where, "--", "systemctl", "--version").stdout.startswith(b"systemd 252 ")
     check_journal(where, vsh, vmkit, has_units=False)
+    check_failure("older", vsh)
     raw.unlink()
 
 

@@ -39,6 +39,7 @@ MESSAGES = {
     ],
     "Clock": [],
     "PowerOff": [],
+    "Units": [],
     "Logs": [(1, "collector", "bytes", ""), (2, "next", "uint64", "")],
     "Cores": [(1, "size", "uint64", "")],
     "Subsystem": [(1, "name", "bytes", ""), (2, "user", "bytes", "")],
@@ -106,6 +107,7 @@ MESSAGES = {
         (VENDOR + 29, "logs", "Logs", ""),
         (VENDOR + 49, "share", "Share", ""),
         (VENDOR + 39, "cores", "Cores", ""),
+        (VENDOR + 40, "units", "Units", ""),
     ],
     "SetupConnectionResponse": [
         (1, "status", "int32", ""),

@@ -10,7 +10,7 @@ import click
 from vmkit.cli.show import print_json, print_table
 from vmkit.cli.values import Number
 from vmkit.crashes.place import find_crashes_folder
-from vmkit.crashes.record import Crash, DumpFormat, Program, render_crash
+from vmkit.crashes.record import Crash, DumpFormat, FailedService, Program, ServiceEnd, render_crash
 from vmkit.crashes.store import MAPS, KeptCrash, list_all, list_of, pick, remove, sweep
 from vmkit.errors import ConfigError
 from vmkit.machine.spec import check_name
@@ -63,8 +63,8 @@ def crashes(
     A crash stays when its machine has ended. NAME is a machine's name; without it vmkit lists all.
     `vmkit crashes NAME show` shows the newest crash, or that of a NUMBER. Of a panic it prints the kernel's last
     lines, and how to open the dump of `vmkit up --vmcore`. Of a program it prints where the core of
-    `vmkit up --cores` is, and `vmkit crashes NAME gdb` prints its backtrace. `vmkit crashes NAME rm NUMBER` removes a
-    crash.
+    `vmkit up --cores` is, and `vmkit crashes NAME gdb` prints its backtrace. Of a failed service it prints why it
+    failed, and the last lines of its log. `vmkit crashes NAME rm NUMBER` removes a crash.
     """
     if action != GDB and (sysroot or program):
         raise ConfigError("--sysroot and --program are for gdb", hint=f"vmkit crashes {name or 'NAME'} gdb")
@@ -149,6 +149,10 @@ def _show(kept: KeptCrash, *, as_json: bool) -> None:
     if crash.program is not None:
         for line in explain_core(kept, crash.program):
             print(line)
+    if crash.service is not None:
+        for line in explain_service(crash.service):
+            print(line)
+    if crash.program is not None or crash.service is not None:
         return
     if crash.dump is not None:
         for line in explain_dump(kept, crash):
@@ -198,6 +202,26 @@ def explain_core(kept: KeptCrash, program: Program) -> list[str]:
         f"maps:    {kept.folder / MAPS}",
         f"gdb:     vmkit crashes {kept.machine} gdb {kept.number}",
     ]
+    return [clean_text(line).replace("\n", " ") for line in lines]
+
+
+def explain_service(service: FailedService) -> list[str]:
+    """Returns what a person wants to know of a failed service."""
+    how = {
+        ServiceEnd.UNKNOWN: "did not run, or its end is unknown",
+        ServiceEnd.EXITED: f"pid {service.pid} exited with {service.status}",
+        ServiceEnd.KILLED: f"pid {service.pid} was ended by signal {service.status}",
+        ServiceEnd.DUMPED: f"pid {service.pid} was ended by signal {service.status}, with a core",
+    }
+    after = f"{service.restarts} restarts" + (", and systemd starts it again" if service.is_restarted else "")
+    lines = [
+        f"service: {service.unit}",
+        f"result:  {service.result}, after {after}",
+        f"main:    {how[service.end]}",
+        f"run:     {service.invocation}",
+        f"failed:  {_render_time(service.time_s)} by the guest's clock",
+    ]
+    lines += ["", *service.log] if service.log else ["log:     the host has no lines of it"]
     return [clean_text(line).replace("\n", " ") for line in lines]
 
 

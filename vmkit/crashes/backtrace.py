@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from vmkit.crashes.notes import read_mapped
-from vmkit.crashes.record import DELETED, Crash
+from vmkit.crashes.record import DELETED, Crash, CrashKind
 from vmkit.crashes.store import KeptCrash
 from vmkit.errors import BuildError, CommandError, MachineError
 from vmkit.image.cache import find_cache_dir
@@ -65,6 +65,11 @@ def print_backtrace(
     HostError, CommandError.
     """
     crash = kept.crash
+    if crash is not None and crash.kind is CrashKind.SERVICE:
+        raise MachineError(
+            f"crash {kept.number} of '{kept.machine}' is a service that failed, and left no core",
+            hint=f"vmkit crashes {kept.machine} show {kept.number}",
+        )
     if crash is None or crash.program is None:
         raise MachineError(f"crash {kept.number} of '{kept.machine}' is of no program")
     with tempfile.TemporaryDirectory(prefix="vmkit-gdb-") as work:

@@ -12,6 +12,8 @@ SCHEMA = 1
 MAX_RECORD_BYTES = 256 * 1024
 MAX_TEXT_CHARACTERS = 4096
 MAX_WORDS = 32
+# Of a service's log.
+MAX_LINES, MAX_LINE_CHARACTERS = 20, 500
 # What the kernel puts behind the path of a program that was removed.
 DELETED = " (deleted)"
 # A folder's name, and so a number that a person can type.
@@ -25,6 +27,17 @@ class CrashKind(StrEnum):
     PANIC = "panic"
     # A program in it.
     CORE = "core"
+    # A service of its systemd, without a core.
+    SERVICE = "service"
+
+
+class ServiceEnd(StrEnum):
+    """How the main process of a service ended. UNKNOWN: there was none, or it has not ended."""
+
+    UNKNOWN = "unknown"
+    EXITED = "exited"
+    KILLED = "killed"
+    DUMPED = "dumped"
 
 
 class DumpFormat(StrEnum):
@@ -55,6 +68,28 @@ class Program:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedService:
+    """A service that failed, as the guest's systemd told of it.
+
+    result: systemd's word, such as exit-code or timeout. end, status, pid: of the main process; the status is its exit
+    status, or the signal that ended it. invocation: the id of this run of the service, as hexadecimal digits. time_s:
+    when, by the guest's clock. restarts: how often systemd has started it again. is_restarted: it does so once more.
+    log: the last lines of its log, as far as the host had them.
+    """
+
+    unit: str
+    result: str
+    end: ServiceEnd
+    status: int
+    pid: int
+    invocation: str
+    time_s: int
+    restarts: int
+    is_restarted: bool
+    log: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Crash:
     """One crash of a guest.
 
@@ -62,7 +97,7 @@ class Crash:
     image, digest: what the machine was made of. dump: the format of the dump of the guest's memory; None: there is
     none. dump_bytes: its size. trouble: why something of it is missing; "": nothing is. vmlinux: the kernel with its
     symbols, on this host; "": unknown. program: of a CORE. root: the disk or folder of this host that the guest's root
-    is; "": it is the image's.
+    is; "": it is the image's. service: of a SERVICE, and of a CORE that made one fail.
     """
 
     kind: CrashKind
@@ -77,6 +112,7 @@ class Crash:
     vmlinux: str = ""
     program: Program | None = None
     root: str = ""
+    service: FailedService | None = None
 
 
 def render_crash(crash: Crash) -> dict[str, object]:
@@ -95,6 +131,7 @@ def render_crash(crash: Crash) -> dict[str, object]:
         "vmlinux": crash.vmlinux,
         "root": crash.root,
         "program": None if crash.program is None else _render_program(crash.program),
+        "service": None if crash.service is None else _render_service(crash.service),
     }
 
 
@@ -112,6 +149,7 @@ def parse_crash(value: object) -> Crash:
         **{key: _take(value, key, str) for key in ("brief", "image", "digest", "kernel", "trouble", "vmlinux")},
         # Records of earlier versions lack it.
         root=_take(value, "root", str) if "root" in value else "",
+        service=_parse_service(value.get("service")),
     )
 
 
@@ -146,6 +184,39 @@ def _parse_program(value: object) -> Program | None:
         command=tuple(words),
         is_contained=value["contained"],
         is_whole=value["whole"],
+    )
+
+
+def _render_service(service: FailedService) -> dict[str, object]:
+    return {
+        "unit": _cut(service.unit),
+        "result": _cut(service.result),
+        "end": service.end.value,
+        "status": service.status,
+        "pid": service.pid,
+        "invocation": service.invocation,
+        "time": service.time_s,
+        "restarts": service.restarts,
+        "restarted": service.is_restarted,
+        "log": [line[:MAX_LINE_CHARACTERS] for line in service.log[-MAX_LINES:]],
+    }
+
+
+def _parse_service(value: object) -> FailedService | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise ValueError("its 'service' is of another kind")
+    lines = _take(value, "log", list)
+    if not all(isinstance(line, str) for line in lines) or not isinstance(value.get("restarted"), bool):
+        raise ValueError("its 'service' is of another kind")
+    return FailedService(
+        **{key: _take(value, key, str) for key in ("unit", "result", "invocation")},
+        **{key: _take(value, key, int) for key in ("status", "pid", "restarts")},
+        end=ServiceEnd(_take(value, "end", str)),
+        time_s=_take(value, "time", int),
+        is_restarted=value["restarted"],
+        log=tuple(lines),
     )
 
 

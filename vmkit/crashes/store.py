@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmkit.crashes.record import MAX_DIGITS, MAX_RECORD_BYTES, Crash, parse_crash, render_crash
+from vmkit.crashes.record import MAX_DIGITS, MAX_RECORD_BYTES, Crash, CrashKind, parse_crash, render_crash
 from vmkit.entries.entry import NEW_PREFIX, OLD_PREFIX, write_record
 from vmkit.errors import ConfigError, HostError, MachineError
 from vsh.registry import is_held
@@ -26,7 +26,7 @@ RECORD, DMESG, DUMP, CORE, MAPS = "crash.json", "dmesg", "vmcore", "core", "maps
 # Of one machine's name, and of all names together. The oldest go first, so that a guest which crashes again and again
 # takes the room of its own crashes, and not that of another's.
 MAX_CRASHES, MACHINE_BYTES = 20, 8 << 30
-# A service that crashes whenever it is started must not take the room of the kernel's last panic.
+# Of programs and services. One that crashes whenever it is started must not take the room of the kernel's last panic.
 MAX_CORES, CORES_BYTES = 15, 6 << 30
 MAX_ALL, ALL_BYTES = 200, 16 << 30
 MAX_ATTEMPTS = 100
@@ -133,7 +133,7 @@ def sweep(root: Path) -> None:
 def bound(root: Path, machine: str) -> list[Path]:
     """Removes the oldest crashes over the limits, first those of one machine. Returns the folders that are gone."""
     # The newest of all stays: a person looks for that one now.
-    cores = [kept for kept in _list_machine(root, machine) if kept.crash is not None and kept.crash.program is not None]
+    cores = [kept for kept in _list_machine(root, machine) if kept.crash and kept.crash.kind is not CrashKind.PANIC]
     gone = _remove_oldest(cores, MAX_CORES, CORES_BYTES, _pick_core)
     gone += _remove_oldest(_list_machine(root, machine), MAX_CRASHES, MACHINE_BYTES)
     return gone + _remove_oldest(_sort(list_all(root)), MAX_ALL, ALL_BYTES)
@@ -202,13 +202,20 @@ def _remove_oldest(
 
 
 def _pick_core(cores: list[KeptCrash]) -> KeptCrash:
-    """The core that goes first: the oldest of whom has most, root or all other users together, and then which of those.
+    """What goes first: the oldest of the kind that has most, and then of which user or service of that kind.
 
-    A user whose program crashes without end thus takes no room of root's.
+    The kinds are root's cores, those of all other users together, and services without a core. A user whose program
+    crashes without end thus takes no room of root's, and neither does a service that fails without end.
     """
-    uids = [-1 if kept.crash is None or kept.crash.program is None else kept.crash.program.uid for kept in cores]
-    of_all, of_one = Counter(uid == 0 for uid in uids), Counter(uids)
-    return max(zip(cores, uids, strict=True), key=lambda pair: (of_all[pair[1] == 0], of_one[pair[1]]))[0]
+    owners = [_find_owner(kept.crash) for kept in cores]
+    of_all, of_one = Counter(kind for kind, _ in owners), Counter(owners)
+    return max(zip(cores, owners, strict=True), key=lambda pair: (of_all[pair[1][0]], of_one[pair[1]]))[0]
+
+
+def _find_owner(crash: Crash | None) -> tuple[str, object]:
+    if crash is not None and crash.program is not None:
+        return "root" if crash.program.uid == 0 else "user", crash.program.uid
+    return "service", None if crash is None or crash.service is None else crash.service.unit
 
 
 def _sort(crashes: list[KeptCrash]) -> list[KeptCrash]:

@@ -42,11 +42,11 @@ class Machine(MachineHandle):
     host can take the guest over. cpu: as QEMU's -cpu. netdev: a network device, by QEMU's -netdev without an id
     (otherwise there is none). record: the folder of the host into which every vsh records its sessions of this machine;
     sessions of Python are not recorded. vmcore: keep a dump of the memory when the kernel panics, as an `elf` or a
-    compressed `kdump` (see `vmkit crashes`). cores: keep the core dumps of the guest's programs. init: pid 1 of a root
-    of yours: its `systemd`, vmkit's own (`none`), or systemd where there is one (`auto`). user_data: what its
-    cloud-init does, a file. on_reset: what a reset of the guest does: `end` the machine, or `restart` it, as a reboot
-    should. boot: boot it, although there is a snapshot of it. snapshot: start it from the one that `vmkit snapshot save
-    NAME` made, with its image and options.
+    compressed `kdump` (see `vmkit crashes`). cores: keep the core dumps of the guest's programs, and its failed
+    services. init: pid 1 of a root of yours: its `systemd`, vmkit's own (`none`), or systemd where there is one
+    (`auto`). user_data: what its cloud-init does, a file. on_reset: what a reset of the guest does: `end` the machine,
+    or `restart` it, as a reboot should. boot: boot it, although there is a snapshot of it. snapshot: start it from the
+    one that `vmkit snapshot save NAME` made, with its image and options.
 
     A stored machine has the options that it was created with, but for those that you give here with another value than
     the default. At the end of its block the guest powers off, so that its disk has all that was written.

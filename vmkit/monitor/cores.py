@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from vmkit.crashes.dump import SparseFile
+from vmkit.crashes.merge import join_core
 from vmkit.crashes.record import Crash, CrashKind, Program
 from vmkit.crashes.store import CORE, MAPS, NewCrash, bound, make_crash
 from vmkit.errors import MachineError, VmkitError
@@ -207,7 +208,7 @@ class CoreReceiver:
         try:
             program = make_program(self._facts, is_whole=is_whole and not self._trouble)
             crash = self._make_crash(program, self._trouble if is_whole or self._trouble else "the core is not whole")
-            folder = new.publish(crash)
+            folder = join_core(self._plan.folder, self._machine, crash, new.publish)
             self._note("crash", {"folder": str(folder), "brief": crash.brief})
             bound(self._plan.folder, self._machine)
         except (VmkitError, OSError) as error:
@@ -262,9 +263,14 @@ def make_program(facts: CoreFacts, *, is_whole: bool) -> Program:
 
 def describe(program: Program) -> str:
     """A line for a person."""
-    try:
-        name = f"signal {program.signal} ({signal.Signals(program.signal).name})"
-    except ValueError:
-        name = f"signal {program.signal}"
     where = " in a container" if program.is_contained else ""
+    name = name_signal(program.signal)
     return f"{clean_line(program.name)} (pid {program.pid}, uid {program.uid}){where} was ended by {name}"
+
+
+def name_signal(number: int) -> str:
+    """The signal in words."""
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return f"signal {number}"

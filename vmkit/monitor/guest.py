@@ -7,7 +7,7 @@ with a class that is a GuestLink, and a row of LINKS. A link that fails is an ev
 import asyncio
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from vmkit.machine.launch import CrashPlan, LaunchPlan
@@ -16,6 +16,7 @@ from vmkit.monitor.cores import CoreKeeper
 from vmkit.monitor.life import Life
 from vmkit.monitor.logs import CappedLog, EventLog
 from vmkit.monitor.syslog import SyslogKeeper
+from vmkit.monitor.units import UnitKeeper
 from vsh.registry import Entry
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 class LinkedGuest:
     """How a link reaches its guest, and where it leaves what it learns.
 
-    is_stopped: tells whether the guest's processors are stopped. Nothing in it answers then.
+    is_stopped: tells whether the guest's processors are stopped. Nothing in it answers then. await_syslog: waits until
+    all that the guest has logged is in its log, or cannot be; None: no link keeps that.
     """
 
     def __init__(
@@ -43,6 +45,8 @@ class LinkedGuest:
         self._plan = plan
         self._open_log = open_log
         self._logs: dict[str, CappedLog] = {}
+        # Set by the link that keeps the guest's log.
+        self.await_syslog: Callable[[], Awaitable[object]] | None = None
 
     def open_log(self, name: str) -> CappedLog:
         """The log of that name, which is one for all links."""
@@ -85,6 +89,12 @@ class LinkedGuest:
 
         return open_cores(self.find_address(has_token=True), size_max=size_max, timeout_s=timeout_s)
 
+    def open_units(self, timeout_s: float) -> tuple[int, bytes]:
+        """Connects to the guest's failed services: see vsh.units. Raises VshError."""
+        from vsh.units import open_units  # noqa: PLC0415 - few machines keep them
+
+        return open_units(self.find_address(has_token=True), timeout_s=timeout_s)
+
 
 class GuestLink(Protocol):
     """One row."""
@@ -100,7 +110,7 @@ class GuestLink(Protocol):
         """Answers one of its requests."""
 
 
-LINKS: tuple[Callable[[LinkedGuest], GuestLink], ...] = (SyslogKeeper, CoreKeeper)
+LINKS: tuple[Callable[[LinkedGuest], GuestLink], ...] = (SyslogKeeper, CoreKeeper, UnitKeeper)
 
 
 class GuestLinks:

@@ -57,6 +57,7 @@ class SyslogKeeper:
         self._trouble = ""
         self._words = itertools.count(1)
         self._marks: dict[int, asyncio.Future[None]] = {}
+        guest.await_syslog = self._synchronize
 
     async def keep(self) -> None:
         """Connects, reads and connects again, until cancelled or the guest turns out to have no log."""
@@ -73,6 +74,9 @@ class SyslogKeeper:
 
     async def answer(self, request: Request) -> Answer:
         """Answers when all that the guest has logged until now is in the file."""
+        return await self._synchronize()
+
+    async def _synchronize(self) -> Answer:
         if self._guest.is_stopped():
             return Answer(False, "the guest is paused", f"let it run: vmkit resume {self._guest.name}")
         word = next(self._words)

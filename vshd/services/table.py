@@ -152,6 +152,7 @@ SERVICES = (
     Service("power-off", "power_off", "vshd.services.power_off", 2, is_hosts=True, is_outside=True),
     Service("logs", "logs", "vshd.services.logs", 4, is_hosts=True, is_outside=True),
     Service("core dumps", "cores", "vshd.services.cores", 4, is_hosts=True, is_outside=True),
+    Service("failed services", "units", "vshd.services.units", 4, is_hosts=True, is_outside=True),
     Service("subsystem", "subsystem", "vshd.services.subsystem", 3, later=("vshd.services.sftp.serving",)),
     Service("share", "share", "vshd.services.share", 2, is_hosts=True, later=LATER_OF_SHARES),
     Service("lasting sessions", "lasting", "vshd.services.lasting", 5, is_own=True, later=("vshd.lasting.starting",)),

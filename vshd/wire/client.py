@@ -42,7 +42,7 @@ EMPTY_REQUEST = bytes((8 << 3, 0))
 # Of a request: what it asks for instead of a command.
 SERVICE_FIELDS = (
     *("forward", "freeze", "thaw", "clock", "subsystem", "lasting", "power_off"),
-    *("ports", "logs", "share", "cores"),
+    *("ports", "logs", "share", "cores", "units"),
 )
 
 

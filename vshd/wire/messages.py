@@ -32,6 +32,7 @@ from vshd.wire.requests import (
     Share,
     Subsystem,
     Thaw,
+    Units,
 )
 
 # ConnectionStatus
@@ -150,6 +151,7 @@ class SetupConnectionRequest(Message):
         "subsystem",
         "target",
         "thaw",
+        "units",
         "user",
         "window_cols",
         "window_rows",
@@ -183,6 +185,7 @@ class SetupConnectionRequest(Message):
         Field(VENDOR + 19, "ports", MESSAGE, Ports),
         Field(VENDOR + 29, "logs", MESSAGE, Logs),
         Field(VENDOR + 39, "cores", MESSAGE, Cores),
+        Field(VENDOR + 40, "units", MESSAGE, Units),
         Field(VENDOR + 49, "share", MESSAGE, Share),
     )
 
@@ -226,6 +229,7 @@ class SetupConnectionRequest(Message):
         self.ports: Ports | None = None
         self.share: Share | None = None
         self.cores: Cores | None = None
+        self.units: Units | None = None
         # HOME and SHELL of `env` are the target's, too.
         self.keeps_env = False
 

@@ -133,6 +133,12 @@ class Cores(Message):
         self.size = size
 
 
+class Units(Message):
+    """Asks for the failures of the guest's services (5.8)."""
+
+    __slots__ = ()
+
+
 class Subsystem(Message):
     """Asks for a subsystem instead of a command (6), by its name, such as sftp."""
 

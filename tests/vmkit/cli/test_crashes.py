@@ -10,13 +10,19 @@ from tests.docs.schemas import check_form
 from tests.vmkit.cli.conftest import Vmkit
 from tests.vmkit.crashes.test_store import CRASH, keep
 from tests.vsh.test_text import HOSTILE
-from vmkit.crashes.record import Crash, CrashKind, DumpFormat, Program
+from vmkit.crashes.record import Crash, CrashKind, DumpFormat, FailedService, Program, ServiceEnd
 from vmkit.crashes.store import DMESG
 
 PROGRAM = Program(
     *(7, 1000, 100, 6, "web", ("web", "--name", "two words"), "/usr/bin/web (deleted)", "0::/"),
     is_contained=True,
     is_whole=False,
+)
+
+SERVICE = FailedService(
+    *("web.service", "exit-code", ServiceEnd.EXITED, 3, 41, "01" * 16, 1_700_000_000, 4),
+    is_restarted=True,
+    log=("last words", "Failed with result"),
 )
 
 
@@ -80,13 +86,42 @@ def test_crash_of_a_program_is_shown_with_its_command(vmkit: Vmkit, root: Path) 
     assert "gdb:     vmkit crashes web gdb 1" in shown
 
 
+def test_failed_service_is_shown_with_its_log_and_has_no_core(vmkit: Vmkit, root: Path) -> None:
+    keep(root, "web", Crash(CrashKind.SERVICE, 1.0, "web.service failed", service=SERVICE))
+    assert vmkit("crashes").out.splitlines()[1].split()[-4:] == ["MiB", "-", "web.service", "failed"]
+    shown = vmkit("crashes", "web", "show").out
+    assert "service: web.service" in shown
+    assert "result:  exit-code, after 4 restarts, and systemd starts it again" in shown
+    assert "main:    pid 41 exited with 3" in shown
+    assert f"run:     {'01' * 16}" in shown
+    assert shown.endswith("\n\nlast words\nFailed with result\n")
+    done = vmkit("crashes", "web", "gdb")
+    assert "crash 1 of 'web' is a service that failed, and left no core" in done.err
+    assert "vmkit crashes web show 1" in done.err
+    value = json.loads(vmkit("crashes", "web", "show", "--json").out)
+    check_form("crash", value)
+    assert value["crash"]["service"]["log"] == ["last words", "Failed with result"]
+    assert vmkit("crashes", "web", "rm", "1").out == "crash 1 of web is removed\n"
+
+
+def test_core_that_made_a_service_fail_names_it(vmkit: Vmkit, root: Path) -> None:
+    service = replace(SERVICE, end=ServiceEnd.DUMPED, status=11, is_restarted=False, log=())
+    folder = keep(root, "web", Crash(CrashKind.CORE, 1.0, "web was ended", program=PROGRAM, service=service))
+    shown = vmkit("crashes", "web", "show").out
+    assert f"core:    {folder}/core" in shown
+    assert "main:    pid 41 was ended by signal 11, with a core" in shown
+    assert "log:     the host has no lines of it" in shown
+
+
 def test_text_of_a_guest_cannot_steer_the_terminal(vmkit: Vmkit, root: Path) -> None:
     text = HOSTILE.decode(errors="replace")
     folder = keep(root, "web", Crash(CrashKind.PANIC, 1.0, text, kernel=text, dump=DumpFormat.ELF, trouble=text))
     (folder / DMESG).write_bytes(HOSTILE)
     program = replace(PROGRAM, name=text, command=(text, text), exe=text, cgroup=text)
     keep(root, "web", Crash(CrashKind.CORE, 2.0, text, trouble=text, program=program))
-    for words in (("crashes",), ("crashes", "web", "show", "1"), ("crashes", "web", "show", "2")):
+    service = replace(SERVICE, unit=text, result=text, log=(text,))
+    keep(root, "web", Crash(CrashKind.SERVICE, 3.0, text, service=service))
+    for words in (("crashes",), *(("crashes", "web", "show", number) for number in "123")):
         assert "\x1b" not in vmkit(*words).out
         assert "\x9b" not in vmkit(*words).out
 

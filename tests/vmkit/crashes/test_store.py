@@ -10,7 +10,16 @@ import pytest
 
 from vmkit.crashes import store
 from vmkit.crashes.place import find_crashes_folder, find_usable_folder
-from vmkit.crashes.record import Crash, CrashKind, DumpFormat, Program, parse_crash, render_crash
+from vmkit.crashes.record import (
+    Crash,
+    CrashKind,
+    DumpFormat,
+    FailedService,
+    Program,
+    ServiceEnd,
+    parse_crash,
+    render_crash,
+)
 from vmkit.crashes.store import DMESG, DUMP, RECORD, bound, list_all, list_of, make_crash, pick, remove
 from vmkit.errors import ConfigError
 
@@ -137,6 +146,19 @@ def test_user_who_crashes_without_end_loses_the_oldest_of_his_own(
         keep(tmp_path, crash=replace(CRASH, kind=CrashKind.CORE, program=program))
         bound(tmp_path, "m")
     assert [kept.number for kept in list_of(tmp_path, "m")] == [2, 6, 9]
+
+
+def test_service_that_fails_without_end_loses_its_oldest_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "MAX_CORES", 3)
+    program = Program(1, 0, 0, 4, "n", (), "", "", is_contained=False, is_whole=True)
+    keep(tmp_path, crash=replace(CRASH, kind=CrashKind.CORE, program=program))
+    for unit in ("db", "web", "web", "web", "web"):
+        service = FailedService(unit, "timeout", ServiceEnd.UNKNOWN, 0, 0, "", 0, 0, is_restarted=False)
+        keep(tmp_path, crash=replace(CRASH, kind=CrashKind.SERVICE, service=service))
+        bound(tmp_path, "m")
+    assert [kept.number for kept in list_of(tmp_path, "m")] == [1, 2, 6]
 
 
 def test_large_crashes_make_room_and_the_newest_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ class CoresPart(Part):
             OptionKind.SWITCH,
             False,
             flag="--cores",
-            help="Keep the core dumps of the guest's programs on this host (see `vmkit crashes`).",
+            help="Keep the core dumps of the guest's programs, and its failed services (see `vmkit crashes`).",
             is_python=True,
         ),
     )
