@@ -275,16 +275,19 @@ def test_log_is_there_before_the_hook_and_its_collector_starts_again(start_guest
     assert guest.finish_with_errors() == []
 
 
+# __SO_ACCEPTCON among the flags of linux/net.h, as /proc/net/unix shows a socket that listens.
+ACCEPTS = "00010000"
+
+
 def find_others(guest: Guest) -> list[int]:
     """The children of pid 1 beside the vshd that listens."""
     return [pid for pid in guest.vshd if not is_vshd_of(pid, guest)]
 
 
 def is_vshd_of(pid: int, guest: Guest) -> bool:
-    """Whether a child of pid 1 is the vshd that listens."""
-    inode = next(
-        line.split()[6] for line in Path("/proc/net/unix").read_text().splitlines() if line.endswith(str(guest.socket))
-    )
+    """Whether a child of pid 1 is the vshd that listens: a connection that the collector has shows the same path."""
+    lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+    inode = next(words[6] for words in lines if words[7:] == [str(guest.socket)] and words[3] == ACCEPTS)
     return any(target == f"socket:[{inode}]" for _, target in read_descriptors(pid))
 
 
