@@ -47,7 +47,7 @@ def guest(stock: str) -> Guest:
 
 @contextmanager
 def shared(folder: Path, *, read_only: bool = False) -> Iterator[LiveShare]:
-    with open_share(NAME, SharedPlace(folder, PLACE, read_only)) as share:
+    with open_share(NAME, SharedPlace(folder, PLACE, read_only), "9p") as share:
         yield share
 
 
