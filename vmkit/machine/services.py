@@ -21,16 +21,18 @@ class ServicedMachine(ABC):
     def find_entry(self) -> Entry:
         """The machine's entry in the registry. Raises MachineError once it has ended."""
 
-    def share(self, host: str | os.PathLike[str], guest: str = "", *, read_only: bool = False) -> str:
+    def share(self, host: str | os.PathLike[str], guest: str = "", *, read_only: bool = False, by: str = "") -> str:
         """Gives the guest a folder of this host; returns its place there: `guest`, else /mnt and the folder's name.
 
-        read_only: the guest cannot write to it. The share lasts until unshare(), or until the machine ends, also when
-        this process has ended. It is `vmkit share`. Raises VshError kinds.
+        read_only: the guest cannot write to it. by: the transport, "virtiofs", "fuse" or "9p"; "" takes the first that
+        this host and the guest have. The share lasts until unshare(), or until the machine ends, also when this process
+        has ended. It is `vmkit share`. Raises VshError kinds.
         """
         from vmkit.shares.place import make_place  # noqa: PLC0415  (most programs share nothing)
         from vmkit.shares.start import start_share  # noqa: PLC0415
 
-        return start_share(self.find_entry().name, make_place(os.fspath(host), guest, read_only=read_only)).guest
+        place = make_place(os.fspath(host), guest, read_only=read_only)
+        return start_share(self.find_entry().name, place, by).guest
 
     def unshare(self, folder: str | os.PathLike[str]) -> None:
         """Ends a share: what uses it in the guest gets an error. folder: its place in the guest, or that of this host.

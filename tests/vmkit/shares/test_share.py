@@ -78,9 +78,12 @@ def test_python_shares_and_unshares(machine: FakeMachine, tmp_path: Path) -> Non
     found.unshare(place)
     with pytest.raises(MachineError, match="my has no share"):
         found.unshare(folder)
-    found.share(folder, place)
+    found.share(folder, place, by="fuse")
+    assert [share.transport for share in read_shares("my")] == ["fuse"]
     found.unshare(folder)
     assert read_shares("my") == []
+    with pytest.raises(VshError, match="no transport of shares has the name 'nfs'"):
+        found.share(folder, place, by="nfs")
 
 
 @needs_namespace
