@@ -16,6 +16,8 @@ WAITING_MAX = 2 * (DATA_MAX + 4096)
 PIECES_MAX = 64
 # From the answer of the guest's vshd until it has mounted the folder. A guest under emulation may be busy.
 MOUNT_TIMEOUT_S = 30.0
+# After so long the loop looks at the signals, the deadline and the connection, whatever the guest asks for meanwhile.
+TURN_S = 0.1
 
 
 class Speaker(Protocol):
@@ -59,17 +61,19 @@ class ShareService:
         try:
             self._take(rest)
             while True:
-                self._work()
+                is_more = self._work()
                 if deadline_s is not None and self._speaker.is_mounted:
                     deadline_s = None
                     show()
-                poll.register(self._fd, self._find_interest())
+                poll.register(self._fd, self._find_interest(is_more=is_more))
                 if deadline_s is not None and not remaining_ms(deadline_s):
                     return f"it took longer than {MOUNT_TIMEOUT_S:g} s"
-                for fd, events in poll.poll(None if deadline_s is None else remaining_ms(deadline_s)):
+                wait_ms = None if deadline_s is None else remaining_ms(deadline_s)
+                for fd, events in poll.poll(0 if is_more else wait_ms):
                     if fd == stop and is_stopped():
                         return "it was ended"
-                    if fd == self._fd and events & ~select.POLLOUT and not self._receive():
+                    # poll() reports an end as well, also while no request is read.
+                    if fd == self._fd and events & ~select.POLLOUT and (is_more or not self._receive()):
                         return "the guest ended it"
         except MountFailedError as error:
             return f"mount(2) failed there: {error}"
@@ -80,9 +84,10 @@ class ShareService:
         finally:
             self._speaker.close()
 
-    def _find_interest(self) -> int:
+    def _find_interest(self, *, is_more: bool) -> int:
+        """is_more: whole messages wait in the buffer, which may have no room for others."""
         interest = select.POLLOUT if self._waiting else 0
-        return interest | (select.POLLIN if self.waiting_bytes < WAITING_MAX else 0)
+        return interest | (select.POLLIN if self.waiting_bytes < WAITING_MAX and not is_more else 0)
 
     def _receive(self) -> bool:
         """False at the connection's end. Raises OSError, ProtocolError."""
@@ -101,17 +106,24 @@ class ShareService:
         room[: len(data)] = data
         self._speaker.messages.received(len(data))
 
-    def _work(self) -> None:
-        """Answers all whole messages, as far as the guest takes the answers. Raises OSError, ProtocolError."""
+    def _work(self) -> bool:
+        """Answers whole messages for one turn, as far as the guest takes the answers. True: more of them may wait.
+
+        Raises OSError, ProtocolError.
+        """
+        turn_end_s = time.monotonic() + TURN_S
         while True:
             message = self._speaker.messages.take() if self.waiting_bytes < WAITING_MAX else None
             if message is not None:
                 self._answer(message)
-                continue
+                if time.monotonic() < turn_end_s:
+                    continue
+                self._send()
+                return True
             before = self.waiting_bytes
             self._send()
             if before < WAITING_MAX or self.waiting_bytes >= WAITING_MAX:
-                return
+                return False
 
     def _answer(self, message: memoryview) -> None:
         answer = self._speaker.answer(message)

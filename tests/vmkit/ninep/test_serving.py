@@ -13,6 +13,7 @@ import pytest
 from tests.vmkit.ninep import kernel as nine
 from tests.vmkit.ninep.kernel import ROOT, NineKernel
 from tests.vsh.live import DEADLINE_S
+from vmkit.ninep.messages import NineMessages
 from vmkit.ninep.server import NineSpeaker
 from vmkit.shares import serving
 from vmkit.shares.serving import WAITING_MAX, ShareService
@@ -126,6 +127,60 @@ def test_guest_that_takes_no_answers_costs_bounded_memory(tmp_path: Path) -> Non
         assert len(served.receive()) == 1 << 20
     served.guest.shutdown(socket.SHUT_RDWR)
     assert served.join() == "the guest ended it"
+
+
+class StoppedSpeaker:
+    """Is told to end while it answers its first request. `answered` is how many requests it has answered."""
+
+    is_mounted = True
+
+    def __init__(self, stopped: int) -> None:
+        self.messages = NineMessages()
+        self.answered = 0
+        self._stopped = stopped
+
+    def answer(self, _message: memoryview) -> bytes:
+        self.answered += 1
+        os.write(self._stopped, b"x")
+        return b""
+
+    def close(self) -> None:
+        pass
+
+
+def test_guest_that_asks_for_much_at_once_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "TURN_S", 0.0, raising=False)
+    stop, stopped = os.pipe()
+    ours, guest = socket.socketpair()
+    try:
+        ours.setblocking(False)
+        speaker = StoppedSpeaker(stopped)
+        service = ShareService(ours.fileno(), speaker)
+        assert service.run(struct.pack("<IBH", 7, nine.STATFS, 1) * 50, stop, lambda: True) == "it was ended"
+        assert speaker.answered == 1
+    finally:
+        ours.close()
+        guest.close()
+        os.close(stop)
+        os.close(stopped)
+
+
+def test_end_of_a_guest_that_asked_for_much_is_seen_before_the_last_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "TURN_S", 0.0, raising=False)
+    stop, stopped = os.pipe()
+    ours, guest = socket.socketpair()
+    try:
+        ours.setblocking(False)
+        guest.close()
+        speaker = StoppedSpeaker(stopped)
+        service = ShareService(ours.fileno(), speaker)
+        requests = struct.pack("<IBH", 7, nine.STATFS, 1) * 50
+        assert service.run(requests, stop, lambda: False) == "the guest ended it"
+        assert speaker.answered == 1
+    finally:
+        ours.close()
+        os.close(stop)
+        os.close(stopped)
 
 
 def test_mount_that_fails_in_the_guest_is_explained_on_the_host(tmp_path: Path, wakeup: Wakeup) -> None:
