@@ -23,13 +23,13 @@ from typing import Any, Final
 
 from vmkit.shares.filter import PR_SET_PDEATHSIG, enter_filter, plan_filter
 from vmkit.shares.relay import LOOK_S, DeviceRelay, RelayError, wait_for
+from vshd.carry.inherited import settle_signals
 
 MAX_REQUEST_BYTES: Final = 1 << 16
 # In argv.
 LISTENER_MARK: Final = "{listener}"
 PR_SET_CHILD_SUBREAPER: Final = 36
 TAIL_BYTES: Final = 4096
-START_DEADLINE_S: Final = 10.0
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -141,10 +141,10 @@ def _confine(wanted: WantedServer) -> Callable[[], None]:
 
 def main() -> int:
     """Guards one virtiofsd until QEMU has let go of its device."""
+    settle_signals()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         # It ends when the device does.
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     # It has the guest's memory.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     asker = socket.socket(fileno=int(sys.argv[1]))
