@@ -143,6 +143,7 @@ class DeviceRelay:
             socket.send_fds(self._server, [whole], message.fds)
             return self._receive_reply() if wants_reply else None
         except (OSError, RelayError):
+            self._give_up()
             return None
 
     def _kick_again(self, message: vu.VhostUserMessage) -> None:
@@ -151,14 +152,26 @@ class DeviceRelay:
         The guest's first request can come when virtiofsd has the ring's kick, and has not enabled the ring yet. It then
         takes the kick and leaves the request, for which no other kick comes.
         """
-        with contextlib.suppress(OSError, RelayError, vu.RefusedMessageError):
+        with contextlib.suppress(OSError, vu.RefusedMessageError):
             ring = self._ring_at(vu.parse_u64(message.payload) & RING_MASK)
             if self.has_taken_over or ring.kick_fd < 0:
                 return
             # virtiofsd takes messages in their order: at the answer it has acted on this one.
-            self._server.sendall(_render(vu.GET_FEATURES, b""))
-            self._receive_reply()
+            try:
+                self._server.sendall(_render(vu.GET_FEATURES, b""))
+                self._receive_reply()
+            except (OSError, RelayError):
+                self._give_up()
+                return
             os.eventfd_write(ring.kick_fd, 1)
+
+    def _give_up(self) -> None:
+        """Ends the connection: a reply that comes too late would be taken for that of a later message.
+
+        The guard sees the end, and ends virtiofsd.
+        """
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
 
     def _receive_reply(self) -> bytes:
         """Returns the payload, without the features that are not known here. Raises RelayError."""

@@ -1,5 +1,6 @@
 """virtiofsd's guard: at its end no request of the guest waits, whether it had begun or comes later."""
 
+import contextlib
 import errno
 import os
 import select
@@ -13,8 +14,11 @@ import pytest
 
 from tests.vmkit.shares.device_driver import HIPRIO, FsDriver, make_request
 from tests.vsh.live import DEADLINE_S
-from vmkit.shares.guard import LISTENER_MARK, WantedServer
+from vmkit.shares import relay as relaying
+from vmkit.shares.guard import LISTENER_MARK, WantedServer, _has_ended
 from vmkit.shares.over_virtiofs import Guard
+from vmkit.shares.relay import DeviceRelay
+from vmkit.vsock import vhost_user as vu
 from vsh.errors import ExecError
 
 pytestmark = pytest.mark.process
@@ -104,6 +108,33 @@ def test_device_can_begin_anew_after_the_end(bench: Bench) -> None:
         ring.reset()
     driver.start()
     expect_error(driver.ask(make_request(READ, 2)), 2)
+
+
+def test_late_reply_of_virtiofsd_is_not_that_of_another_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relaying, "REPLY_DEADLINE_S", 0.05)
+    ours, server = socket.socketpair()
+    qemu, theirs = socket.socketpair()
+    relay = DeviceRelay(ours)
+    try:
+        relay.connect(theirs)
+        qemu.settimeout(DEADLINE_S)
+        server.settimeout(DEADLINE_S)
+        qemu.sendall(vu.HEADER.pack(vu.GET_FEATURES, 1, 0))
+        relay.work()
+        assert qemu.recv(20) == vu.render_reply(vu.GET_FEATURES, bytes(8))
+        assert server.recv(12) == vu.HEADER.pack(vu.GET_FEATURES, 1, 0)
+        with contextlib.suppress(BrokenPipeError):
+            server.sendall(vu.render_reply(vu.GET_FEATURES, vu.render_u64(1 << 30)))
+        qemu.sendall(vu.HEADER.pack(vu.GET_QUEUE_NUM, 1, 0))
+        relay.work()
+        assert qemu.recv(20) == vu.render_reply(vu.GET_QUEUE_NUM, bytes(8))
+        # The guard sees the end of the connection, and so does virtiofsd.
+        assert _has_ended(ours)
+        assert server.recv(1) == b""
+    finally:
+        relay.close()
+        for sock in (server, qemu):
+            sock.close()
 
 
 @pytest.mark.parametrize("fault", ["head", "loop", "jump", "outside", "table"])
