@@ -20,7 +20,10 @@ from vmkit.shares.transports import NAMES, render_title
 @click.argument("name", shell_complete=complete_machines)
 @click.argument("folders", nargs=-1, required=True, metavar="HOST[:GUEST][:ro]...")
 @click.option(
-    "--by", type=click.Choice(NAMES), metavar="TRANSPORT", help="The transport [default: the first that the guest has]."
+    "--by",
+    type=click.Choice(NAMES),
+    metavar="TRANSPORT",
+    help=f"The transport: {', '.join(NAMES)} [default: the first that this host and the guest have].",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def share(*, name: str, folders: tuple[str, ...], by: str | None, as_json: bool) -> None:
