@@ -176,12 +176,16 @@ def _guard(asker: socket.socket, listener: socket.socket, server: ServerProcess,
         _tell(asker, {"error": f"{error}", "details": server.render_tail()})
         return 1
     _tell(asker, {"pid": server.pid})
+    path = str(listener.getsockname())
     is_asked, has_qemu, is_more = True, False, False
     while True:
         waits = [*relay.list_waits(), *([] if has_qemu else [listener.fileno()])]
         if not relay.has_taken_over:
             waits += [asker.fileno(), server.pidfd, server.connection.fileno(), server.output]
         elif not has_qemu and not is_asked:
+            # A share that was killed has left it. In a folder of root's it stays until the machine ends.
+            with contextlib.suppress(OSError):
+                Path(path).unlink()
             return 0
         timeout_s = 0.0 if is_more else LOOK_S if relay.has_taken_over else None
         ready = wait_for(waits, None if timeout_s is None else time.monotonic() + timeout_s)

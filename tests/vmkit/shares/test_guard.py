@@ -169,6 +169,15 @@ def test_ring_of_a_hostile_guest_ends_nothing_but_itself(bench: Bench, fault: st
     expect_error(driver.ask(make_request(READ, 2)), 2)
 
 
+def test_share_that_is_killed_before_qemu_comes_leaves_no_socket(tmp_path: Path) -> None:
+    path = tmp_path / "qemu"
+    guard = Guard(WantedServer((str(FAKE), "--fd", LISTENER_MARK), str(path), os.geteuid(), os.getegid()))
+    assert path.exists()
+    guard._sock.close()
+    assert os.waitpid(guard._process.pid, 0)[1] == 0
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_virtiofsd_that_cannot_start_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_VIRTIOFSD", "ends")
     wanted = WantedServer((str(FAKE), "--fd", LISTENER_MARK), str(tmp_path / "qemu"), os.geteuid(), os.getegid())
