@@ -1,6 +1,7 @@
 """The ways in which a share's requests reach this host: a table, in the order in which vmkit tries them."""
 
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -29,15 +30,17 @@ class Transport:
     """One row. title: as people read of it. module: its connect(machine, place, folder) returns a ConnectedShare.
 
     connect() raises ExecError with the kind UNSUPPORTED where the guest lacks this way. Then the next row is tried.
+    shows_memory: the folder's owner can reach the guest's memory. So root's machines have it only by name.
     """
 
     name: str
     title: str
     module: str
+    shows_memory: bool = False
 
 
 TRANSPORTS = (
-    Transport("virtiofs", "virtiofs", "vmkit.shares.over_virtiofs"),
+    Transport("virtiofs", "virtiofs", "vmkit.shares.over_virtiofs", shows_memory=True),
     Transport("fuse", "FUSE over vsock", "vmkit.shares.over_fuse"),
     Transport("9p", "9P over vsock", "vmkit.ninep.share"),
 )
@@ -51,6 +54,9 @@ def connect(machine: str, place: SharedPlace, folder: int, by: str) -> tuple[Tra
     """
     reasons = []
     for transport in find_transports(by):
+        if transport.shows_memory and not by and os.geteuid() == 0:
+            reasons.append(f"root has {transport.title} only by name: the folder's owner could read the guest's memory")
+            continue
         try:
             connected: ConnectedShare = importlib.import_module(transport.module).connect(machine, place, folder)
             return transport, connected

@@ -1,8 +1,10 @@
 """Which transport a share gets: the first that the guest has, or the one that its user names."""
 
+import os
 import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,19 @@ def test_share_has_the_first_transport(ways: Ways) -> None:
 def test_transport_that_the_guest_lacks_gives_way_to_the_next(ways: Ways) -> None:
     ways.refuse("first", "no first")
     assert connect("my", PLACE, -1, "")[0] is ROWS[1]
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_root_shows_no_memory_to_the_folders_owner_but_by_name(ways: Ways, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = (replace(ROWS[0], shows_memory=True), ROWS[1])
+    monkeypatch.setattr(transports, "TRANSPORTS", rows)
+    assert connect("my", PLACE, -1, "")[0] is rows[1]
+    assert connect("my", PLACE, -1, "first")[0] is rows[0]
+    monkeypatch.delitem(sys.modules, rows[1].module)
+    ways.refuse("second", "no second")
+    with pytest.raises(MachineError, match=r"root has the first only by name: .*; no second"):
+        connect("my", PLACE, -1, "")
 
 
 def test_guest_that_lacks_every_transport_is_explained(ways: Ways) -> None:
