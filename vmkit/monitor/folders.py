@@ -59,7 +59,9 @@ class Folders:
         except MachineError as error:
             return Answer(False, error.brief, error.hint)
         except OSError as error:
-            return Answer(False, f"cannot reach the process that serves the folder: {error.strerror or error}")
+            # That of a deadline has no text.
+            reason = error.strerror or f"{error}" or "it does not answer"
+            return Answer(False, f"cannot reach the process that serves the folder: {reason}")
 
     async def _plug(self, request: PlugFolder, qmp: "Qmp") -> Answer:
         port = next((port for port in self._ports if port not in self._plugged), None)
