@@ -1,35 +1,12 @@
 """Shares a folder by FUSE over vsock: the guest's kernel asks, and this process answers."""
 
-from collections.abc import Callable
-
-from vmkit.shares.connection import ask_guest, end_connection
+from vmkit.shares import over_vsock
 from vmkit.shares.place import SharedPlace
 from vmkit.shares.server import FuseSpeaker
-from vmkit.shares.serving import ShareService
 
 NAME = "fuse"
 
 
-def connect(machine: str, place: SharedPlace, folder: int) -> "ConnectedFuse":
+def connect(machine: str, place: SharedPlace, folder: int) -> over_vsock.ConnectedVsock:
     """Has the guest mount it. folder: an open directory, which stays the caller's. Raises VshError kinds."""
-    fd, rest = ask_guest(machine, place, NAME)
-    return ConnectedFuse(fd, rest, folder, is_read_only=place.read_only)
-
-
-class ConnectedFuse:
-    """A mounted share. Owns the connection."""
-
-    def __init__(self, fd: int, rest: bytes, folder: int, *, is_read_only: bool) -> None:
-        self._fd = fd
-        self._rest = rest
-        self._folder = folder
-        self._is_read_only = is_read_only
-
-    def serve(self, show: Callable[[], None], stop: int, is_stopped: Callable[[], bool]) -> str:
-        """Serves to the end; why it ended."""
-        speaker = FuseSpeaker(self._folder, is_read_only=self._is_read_only)
-        return ShareService(self._fd, speaker).run(self._rest, stop, is_stopped, show)
-
-    def close(self) -> None:
-        """Ends the connection."""
-        end_connection(self._fd)
+    return over_vsock.connect(machine, place, NAME, lambda: FuseSpeaker(folder, is_read_only=place.read_only))
