@@ -78,6 +78,8 @@ ARROWS = {
         *("vmkit.shares.place", "vmkit.shares.registry", "vmkit.shares.start", "vmkit.maitred.client"),
         *("vsh.*", "vmkit"),
     ),
+    # It becomes virtiofsd.
+    "vmkit.machine.host_view": ("vshd.carry.inherited",),
     "vmkit.monitor": (
         *("vmkit.monitor.*", "vmkit.machine.*", "vmkit.memory.*", "vmkit.entries.*", "vmkit.snapshots.*"),
         *("vmkit.crashes.*", "vmkit.architectures", "vmkit.errors", "vmkit.run", "vmkit.cros.notes"),
@@ -179,6 +181,8 @@ STARTS_PROGRAMS = {
     "vmkit/machine/probe.py",
     # virtiofsd, under its filter.
     "vmkit/shares/guard.py",
+    # It becomes virtiofsd.
+    "vmkit/machine/host_view.py",
 }
 # One module of the standard library, by its names before and since Python 3.12.
 LIBRARY = sys.stdlib_module_names | {"_sha2", "_sha256"}
@@ -382,7 +386,7 @@ def test_only_the_programs_exit_and_print_errors() -> None:
         if not name.startswith("vmkit/") or name.startswith("vmkit/cli/") or path.name == "__main__.py":
             continue
         programs = ("vmkit/forward/daemon.py", "vmkit/forward/namespace.py", "vmkit/shares/daemon.py")
-        main = name in (*programs, "vmkit/shares/guard.py")
+        main = name in (*programs, "vmkit/shares/guard.py", "vmkit/machine/host_view.py")
         for node in walk(path):
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             assert called != "print" or name == "vmkit/forward/namespace.py", name

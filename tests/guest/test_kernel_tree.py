@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+import vmkit
 from tests.guest.conftest import BIN, DEADLINE_S, Run
 from tests.guest.debian_virtiofsd import lay_out_virtiofsd
 from tests.guest.kernel_tree import find_package, lay_out
 from vmkit.image.build import build_image
 from vmkit.image.formats.cpio import read_cpio
 from vmkit.image.recipe.config import load_image
+from vmkit.machine import virtiofsd
 from vmkit.machine.spec import DEFAULT_MEMORY_MIB
 from vmkit.machine.virtiofsd import find_virtiofsd
 from vsh.registry import read_machines
@@ -126,6 +128,46 @@ def test_virtiofsd_serves_a_folder_that_it_can_keep_open(
     os.kill(next(event["pid"] for event in events if event["event"] == "virtiofsd-started"), signal.SIGKILL)
     done = vmkit("wait", "by-virtiofs")
     assert (done.returncode, b"virtiofsd ended with signal 9" in done.stdout + done.stderr) == (1, True), done
+
+
+def test_host_itself_is_the_root_by_virtiofs(
+    full_tree: Path, folders: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that is mounted below / is there, but for what is of this host's processes. Nothing can be written."""
+    programs = lay_out_virtiofsd(tmp_path_factory.mktemp("virtiofsd"))
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    # This guest looks at few files. The host's limit may not suffice for all that it could remember.
+    monkeypatch.setattr(virtiofsd, "FILES_PER_MIB", 1)
+    found = find_virtiofsd(Path("/"), DEFAULT_MEMORY_MIB)
+    if "namespaces" in found.trouble:
+        pytest.skip(found.trouble)
+    host = sorted(os.listdir("/"))
+    with vmkit.Machine(tree=full_tree, root_from="/", accelerator="tcg", boot=True) as machine:
+        assert machine.started.choices.root_type == "virtiofs"
+
+        def ask(script: str) -> str:
+            return machine.run(["sh", "-c", script], text=True, check=True).stdout
+
+        assert set(host) <= set(ask("ls -A /").splitlines())
+        assert ask("cat /etc/os-release") == Path("/etc/os-release").read_text()
+        # find(1) takes two folders with one number for a loop: those at which file systems are mounted, for example.
+        done = machine.run(["sh", "-c", "find / -xdev -maxdepth 3 | wc -l"], text=True)
+        assert int(done.stdout) > 100
+        assert "loop" not in done.stderr
+        # The guest's own changes are in its memory, and those to the export fail.
+        assert ask("echo x > /etc/of-the-guest; cat /etc/of-the-guest; rm /etc/os-release") == "x\n"
+        ask("mkdir /run/again && mount -t virtiofs -o rw vmkit-root /run/again")
+        for script in (
+            *("touch /run/again/etc/new", "rm /run/again/etc/os-release", "chmod 700 /run/again/etc"),
+            *("echo x >> /run/again/etc/os-release", "mkdir /run/again/tmp/new", "ln -s a /run/again/etc/new"),
+        ):
+            done = machine.run(["sh", "-c", script], text=True)
+            assert done.exit != 0, script
+            assert "Read-only file system" in done.stderr, done
+        # The host's own processes and sockets are not in reach either.
+        assert ask("cd /run/again && ls -A dev proc run sys tmp | grep -v :") == "\n" * 4
+    assert not [name for name in ("of-the-guest", "new") if Path("/etc", name).exists()]
+    assert Path("/etc/os-release").exists()
 
 
 def run_script(script: str, *words: str) -> "subprocess.CompletedProcess[bytes]":

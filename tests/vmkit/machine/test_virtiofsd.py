@@ -1,12 +1,23 @@
 """Which virtiofsd is used: a script on PATH that prints a help plays it, and another one plays unshare."""
 
 import resource
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from vmkit.machine import virtiofsd
-from vmkit.machine.virtiofsd import NEEDED_OPTIONS, OWN_FILES, find_limit, find_virtiofsd, has_few_entries
+from vmkit.machine.virtiofsd import (
+    MAX_OPEN_FILES,
+    NEEDED_OPTIONS,
+    OWN_FILES,
+    find_limit,
+    find_sharing_virtiofsd,
+    find_virtiofsd,
+    has_few_entries,
+    is_host_root,
+    plan_view,
+)
 
 HELP = f"echo {' '.join(NEEDED_OPTIONS)}"
 
@@ -55,11 +66,28 @@ def test_program_that_does_not_fit_says_why(
     assert said in found.trouble
 
 
-def test_root_of_the_host_is_no_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, tmp_path)
+def test_root_of_the_host_is_served_where_it_can_be_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trial for it is that of the view. A share, which the guest writes, cannot have it."""
+    if subprocess.run(plan_view(tmp_path, ["true"]), capture_output=True, check=False).returncode:
+        pytest.skip("this host gives no mount namespace")
+    monkeypatch.setattr(virtiofsd, "find_limit", lambda: MAX_OPEN_FILES)
+    program = install(monkeypatch, tmp_path)
     (tmp_path / "link").symlink_to("/")
-    for path in (Path("/"), tmp_path / "link"):
-        assert find_virtiofsd(path, 256).trouble == "virtiofsd cannot make its sandbox of / itself"
+    for path in (Path("/"), Path("//"), tmp_path / "link"):
+        assert is_host_root(path)
+        assert find_virtiofsd(path, 256).program == program
+        assert find_sharing_virtiofsd(path, 256).trouble == "virtiofsd cannot make its sandbox of / itself"
+    # A user's limit of old: nothing is counted then.
+    with monkeypatch.context() as patch:
+        patch.setattr(virtiofsd, "find_limit", lambda: 1024)
+        said = find_virtiofsd(Path("/"), 256).trouble
+        assert said == "virtiofsd may open 1024 files, and a guest with 256 MiB can remember 245760"
+    # The trial is made where / is at a folder.
+    install(monkeypatch, tmp_path, trial=f"test -d '{tmp_path}'/vmkit-*/usr")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert find_virtiofsd(Path("/"), 256).program
+    assert find_virtiofsd(tmp_path, 256).trouble == "this host gives virtiofsd no namespaces for its sandbox"
+    assert not is_host_root(tmp_path)
 
 
 def test_host_without_the_program_says_how_to_get_it(
@@ -96,7 +124,14 @@ def test_guest_that_remembers_more_files_than_may_be_open_is_refused(
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (soft, hard)
 
 
-def test_entries_are_counted_as_far_as_needed(root: Path) -> None:
+def test_entries_are_counted_as_far_as_needed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert has_few_entries(root, 5)
+    # What virtiofsd does not have.
+    assert has_few_entries(root, 1, {str(root / "etc")})
+    # The root of a host has more.
+    assert not has_few_entries(Path("/"), 100)
+    with monkeypatch.context() as patch:
+        patch.setattr(virtiofsd, "COUNT_DEADLINE_S", -1)
+        assert not has_few_entries(root, 5)
     assert not has_few_entries(root, 4)
     assert has_few_entries(root / "missing", 0)

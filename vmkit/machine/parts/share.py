@@ -22,6 +22,7 @@ from vmkit.machine.parts.part import (
     render_options,
 )
 from vmkit.machine.spec import read_path
+from vmkit.machine.virtiofsd import is_host_root, plan_view
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -133,18 +134,22 @@ def plan_virtiofsd(hardware: "Hardware", folder: "Path") -> Companion:
     """virtiofsd for a folder that the guest only reads. It is this user's, in a sandbox of its own."""
     found = hardware.virtiofsd
     assert found is not None, "vmkit.machine.choose has found it"
-    argv = (
+    is_view = is_host_root(folder)
+    argv: tuple[str, ...] = (
         found.program,
         "--fd", FRONTEND_MARK,
-        "--shared-dir", str(folder),
+        "--shared-dir", str(hardware.directory if is_view else folder),
         "--readonly",
         "--sandbox", "namespace",
+        # To the guest's overlay a mount point that is announced is a folder that it cannot enter (EREMOTE).
+        "--no-announce-submounts",
         "--cache", "auto",
         "--rlimit-nofile", str(found.open_files),
         *(() if os.geteuid() == 0 else OTHERS_ARE_ROOT),
     )  # fmt: skip
     return Companion(
-        argv,
+        # What is at the machine's directory, virtiofsd alone sees.
+        plan_view(hardware.directory, argv) if is_view else argv,
         title="virtiofsd",
         kind="virtiofsd",
         log=SharePart.log,

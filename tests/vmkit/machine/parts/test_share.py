@@ -17,7 +17,7 @@ from vmkit.machine.parts.part import parse_fitting
 from vmkit.machine.parts.share import SharePart, plan_virtiofsd
 from vmkit.machine.parts.system import SystemPart
 from vmkit.machine.spec import Accelerator, Backend, MachineSpec
-from vmkit.machine.virtiofsd import Virtiofsd
+from vmkit.machine.virtiofsd import Virtiofsd, plan_view
 
 PART = SharePart()
 
@@ -53,6 +53,19 @@ def test_folder_is_served_read_only_by_virtiofsd(tmp_path: Path) -> None:
     assert [command.name for command in fitting.plug] == ["chardev-add", "device_add"]
     assert fitting.plug[1].arguments["tag"] == "vmkit-root"
     assert parse_fitting(json.loads(json.dumps(asdict(fitting)))) == fitting
+
+
+def test_root_of_the_host_is_served_at_the_machines_directory(tmp_path: Path) -> None:
+    """virtiofsd cannot make its root of / itself. An announced mount point would be closed to the guest's overlay."""
+    place = ("x", 3, tmp_path / "m", Accelerator.TCG, Backend.USER, "qemu", Path("/k"), Path("/i"), (), 7777)
+    for folder, shared in (("/", tmp_path / "m"), (str(tmp_path), tmp_path)):
+        spec = MachineSpec(root_from=Path(folder))
+        hardware = Hardware(spec, *place, root_type="virtiofs", virtiofsd=Virtiofsd("/v", 5000))
+        words = plan_virtiofsd(hardware, Path(folder)).argv
+        view, served = words[: words.index("/v")], words[words.index("/v") :]
+        assert served[:5] == ("/v", "--fd", "{frontend}", "--shared-dir", str(shared))
+        assert {"--readonly", "--no-announce-submounts"} <= set(served)
+        assert view == (plan_view(tmp_path / "m", ()) if folder == "/" else ())
 
 
 def test_user_sees_the_files_of_others_as_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
