@@ -30,7 +30,7 @@ from vmkit.shares.guard import WantedServer
 from vmkit.shares.over_virtiofs import Guard, find_owner, plan_argv
 from vmkit.shares.place import SharedPlace
 from vmkit.shares.registry import LiveShare, read_shares
-from vmkit.shares.start import open_share
+from vmkit.shares.start import end_share, open_share
 from vsh.errors import VshError
 
 # Of the folders that root shares: virtiofsd never runs as root.
@@ -101,10 +101,16 @@ def find_children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def find_guard(share: LiveShare) -> int:
+    """The child of its deputy."""
+    (deputy,) = find_children(share.pid)
+    (guard,) = find_children(deputy)
+    return guard
+
+
 def find_server(share: LiveShare) -> int:
     """The one of virtiofsd's two processes that does the work."""
-    (guard,) = find_children(share.pid)
-    (outer,) = find_children(guard)
+    (outer,) = find_children(find_guard(share))
     (inner,) = find_children(outer)
     return inner
 
@@ -190,7 +196,9 @@ def reading(ready: str) -> Iterator["subprocess.Popen[bytes]"]:
         yield program
 
 
-@pytest.mark.parametrize("how", ["revoked", "virtiofsd killed", "both killed", "share killed"])
+@pytest.mark.parametrize(
+    "how", ["revoked", "virtiofsd killed", "both killed", "share killed", "guard killed", "deputy killed"]
+)
 def test_end_under_use_is_an_error_and_the_next_share_works(ready: str, guest: Guest, folder: Path, how: str) -> None:
     # More than a guest of this size keeps in its memory.
     with (folder / "file").open("wb") as file:
@@ -201,13 +209,17 @@ def test_end_under_use_is_an_error_and_the_next_share_works(ready: str, guest: G
         if how == "virtiofsd killed":
             os.kill(server, signal.SIGKILL)
         elif how == "both killed":
-            for pid in (*find_children(find_children(share.pid)[0]), server):
+            for pid in (*find_children(find_guard(share)), server):
                 os.kill(pid, signal.SIGKILL)
+        elif how == "guard killed":
+            os.kill(find_guard(share), signal.SIGKILL)
         elif how == "share killed":
             os.kill(share.pid, signal.SIGKILL)
         else:
-            from vmkit.shares.start import end_share  # noqa: PLC0415
-
+            if how == "deputy killed":
+                os.kill(find_children(share.pid)[0], signal.SIGKILL)
+                # The share goes on.
+                assert guest.run(f"head -c 3 '{PLACE}/file' | wc -c") == (0, "3\n")
             end_share(share)
         said, _ = program.communicate(timeout=DEADLINE_S)
         assert said.count(b"not connected") == 3, said

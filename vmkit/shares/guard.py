@@ -3,6 +3,9 @@
 It reads what to start as JSON from the socket FD, and sends back one line of JSON when virtiofsd serves. Then it takes
 one connection of QEMU's, and stands between both. When virtiofsd ends, or the other end of FD is closed, it kills what
 is left of virtiofsd, closes FD, and answers the guest's requests with errors until QEMU takes the device out.
+
+A child of the process that was started does all of this. The parent is its deputy: it goes on when the child is killed
+(vmkit.shares.deputy).
 """
 
 import contextlib
@@ -21,8 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from vmkit.shares.deputy import stand_by
 from vmkit.shares.filter import PR_SET_PDEATHSIG, enter_filter, plan_filter
-from vmkit.shares.relay import LOOK_S, DeviceRelay, RelayError, wait_for
+from vmkit.shares.notes import PID, Deputy, Note
+from vmkit.shares.relay import DeviceRelay, RelayError, serve_errors, wait_for
 from vshd.carry.inherited import settle_signals
 
 MAX_REQUEST_BYTES: Final = 1 << 16
@@ -52,10 +57,9 @@ class WantedServer:
 class ServerProcess:
     """virtiofsd's processes. Invariant: all of them are in one process group, and become our children."""
 
-    def __init__(self, wanted: WantedServer) -> None:
+    def __init__(self, wanted: WantedServer, deputy: Deputy) -> None:
         """Raises OSError, subprocess.SubprocessError."""
-        # Its own child does the work, in another PID namespace.
-        _LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        _adopt()
         path = f"{wanted.socket}.d"
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(path)
@@ -88,6 +92,9 @@ class ServerProcess:
         self.output = reading
         self._recent = b""
         self.pid = self._process.pid
+        deputy.note(Note.SERVER, PID.pack(self.pid))
+        self._deputy = deputy
+        self._is_killed = False
         self.pidfd = os.pidfd_open(self.pid)
 
     def read_output(self) -> bool:
@@ -107,12 +114,22 @@ class ServerProcess:
 
     def end(self) -> None:
         """Kills all of its processes, and sees them gone."""
+        if self._is_killed:
+            # The pid may be another's.
+            return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
+        self._is_killed = True
+        self._deputy.note(Note.KILLED)
         self._process.wait()
         with contextlib.suppress(ChildProcessError):
             while True:
                 os.waitpid(-1, 0)
+
+
+def _adopt() -> None:
+    """virtiofsd's own child does the work, in another PID namespace. It becomes ours when its parent ends."""
+    _LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _become(wanted: WantedServer) -> None:
@@ -149,17 +166,36 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     asker = socket.socket(fileno=int(sys.argv[1]))
     wanted = WantedServer.parse(json.loads(asker.makefile("rb").readline(MAX_REQUEST_BYTES)))
+    # Before there is a child.
+    _adopt()
+    pidfd = os.pidfd_open(os.getpid())
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    guard = os.fork()
+    if guard == 0:
+        theirs.close()
+        return _start(asker, wanted, Deputy(ours, pidfd, (reading, writing)))
+    # Its other end sees when the guard has ended.
+    asker.close()
+    ours.close()
+    os.close(writing)
+    os.close(pidfd)
+    _become(wanted)
+    return stand_by(guard, theirs, reading, wanted.socket)
+
+
+def _start(asker: socket.socket, wanted: WantedServer, deputy: Deputy) -> int:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         try:
             listener.bind(wanted.socket)
             Path(wanted.socket).chmod(0o600)
             listener.listen(1)
-            server = ServerProcess(wanted)
+            server = ServerProcess(wanted, deputy)
             _become(wanted)
         except (OSError, subprocess.SubprocessError) as error:
             _tell(asker, {"error": f"virtiofsd cannot be started: {error}"})
             return 1
-        relay = DeviceRelay(server.connection)
+        relay = DeviceRelay(server.connection, deputy)
         try:
             return _guard(asker, listener, server, relay)
         finally:
@@ -176,38 +212,33 @@ def _guard(asker: socket.socket, listener: socket.socket, server: ServerProcess,
         _tell(asker, {"error": f"{error}", "details": server.render_tail()})
         return 1
     _tell(asker, {"pid": server.pid})
-    path = str(listener.getsockname())
-    is_asked, has_qemu, is_more = True, False, False
-    while True:
-        waits = [*relay.list_waits(), *([] if has_qemu else [listener.fileno()])]
-        if not relay.has_taken_over:
-            waits += [asker.fileno(), server.pidfd, server.connection.fileno(), server.output]
-        elif not has_qemu and not is_asked:
-            # A share that was killed has left it. In a folder of root's it stays until the machine ends.
-            with contextlib.suppress(OSError):
-                Path(path).unlink()
-            return 0
-        timeout_s = 0.0 if is_more else LOOK_S if relay.has_taken_over else None
-        ready = wait_for(waits, None if timeout_s is None else time.monotonic() + timeout_s)
-        if not has_qemu and listener.fileno() in ready:
-            relay.connect(listener.accept()[0])
-            has_qemu = True
-        if not relay.has_taken_over:
+    ends = {asker.fileno(), server.pidfd}
+    watched = [*ends, server.connection.fileno(), server.output]
+    has_qemu = False
+    try:
+        while not relay.has_taken_over:
+            ready = wait_for([*relay.list_waits(), *watched, *([] if has_qemu else [listener.fileno()])], None)
+            if not has_qemu and listener.fileno() in ready:
+                relay.connect(listener.accept()[0])
+                has_qemu = True
             if server.output in ready and not server.read_output():
                 ready.add(server.pidfd)
-            ends = {asker.fileno(), server.pidfd}
             if ends & ready or _has_ended(server.connection):
                 server.end()
                 relay.take_over()
                 _tell(asker, {"ended": server.render_tail()})
                 asker.close()
-                is_asked = False
-        try:
-            is_more = relay.work()
-        except EOFError:
-            return 0
-        except RelayError:
-            return 1
+            relay.work()
+    except EOFError:
+        return 0
+    except RelayError:
+        return 1
+    if has_qemu:
+        return serve_errors(relay)
+    # A share that was killed has left it. In a folder of root's it stays until the machine ends.
+    with contextlib.suppress(OSError):
+        Path(str(listener.getsockname())).unlink()
+    return 0
 
 
 def _await_start(server: ServerProcess) -> None:

@@ -4,16 +4,20 @@ The guest's requests do not come by here: they lie in memory that virtiofsd shar
 about that memory do. They are remembered, so that requests in flight get an error at the end of virtiofsd. Otherwise
 they would wait for ever, and so would the guest's unmount and the removal of the device.
 
+A deputy remembers them as well, and goes on where a killed guard has stopped (vmkit.shares.notes).
+
 Specification: QEMU's docs/interop/vhost-user.rst.
 """
 
 import contextlib
+import functools
 import os
 import select
 import socket
 import time
 from typing import Final
 
+from vmkit.shares.notes import Deputy, Note
 from vmkit.shares.rings import FailingRing
 from vmkit.vsock import vhost_user as vu
 from vmkit.vsock.memory import MappedMemory, MemoryFaultError, map_memory
@@ -63,28 +67,43 @@ class _RelayedRing:
 class DeviceRelay:
     """Invariant: what QEMU has last told of the memory and the rings is here, whether virtiofsd lives or not."""
 
-    def __init__(self, server: socket.socket) -> None:
-        """server: the connection to virtiofsd, which becomes ours."""
+    def __init__(self, server: socket.socket | None, deputy: Deputy | None = None) -> None:
+        """server: the connection to virtiofsd, which becomes ours; None for a deputy, which has none.
+
+        deputy: gets all that it needs to go on.
+        """
         self._server = server
-        self._server.settimeout(REPLY_DEADLINE_S)
+        if server is not None:
+            server.settimeout(REPLY_DEADLINE_S)
+        self._deputy = deputy
         self._qemu: socket.socket | None = None
         self._decoder = vu.Decoder()
+        # For a deputy: what the guard has taken from QEMU and not answered.
+        self._unanswered: vu.VhostUserMessage | None = None
         self._known: dict[int, bytes] = {}
         self._features = 0
         self._memory: MappedMemory | None = None
         self._rings = [_RelayedRing() for _ in range(RING_MAX)]
-        # virtiofsd has ended, and all that it shared is ours.
-        self.has_taken_over = False
+
+    @property
+    def has_taken_over(self) -> bool:
+        """virtiofsd has ended, and all that it shared is ours."""
+        return self._server is None
 
     def greet(self) -> None:
         """Asks virtiofsd for its features: it has begun to serve when it answers. Raises RelayError."""
+        assert self._server is not None
         self._server.sendall(_render(vu.GET_FEATURES, b""))
-        self._receive_reply()
+        features = self._receive_reply()
+        if self._deputy is not None:
+            self._deputy.note(Note.ANSWER, vu.render_reply(vu.GET_FEATURES, features))
 
     def connect(self, qemu: socket.socket) -> None:
         """QEMU's end has come; the connection becomes ours."""
-        qemu.setblocking(False)
         self._qemu = qemu
+        qemu.setblocking(False)
+        if self._deputy is not None:
+            self._deputy.note(Note.QEMU, fds=(qemu.fileno(),))
 
     def list_waits(self) -> list[int]:
         """The descriptors at which there may be work: that of QEMU, and the kicks once the rings are ours."""
@@ -94,8 +113,11 @@ class DeviceRelay:
     def work(self) -> bool:
         """Does what there is to do; True when more is left. Raises EOFError when QEMU has left, RelayError."""
         if self._qemu is not None:
+            read = (
+                None if self._deputy is None else functools.partial(self._deputy.take_piece, self._qemu, self._decoder)
+            )
             try:
-                message = vu.receive_message(self._qemu, self._decoder)
+                message = vu.receive_message(self._qemu, self._decoder, read)
                 if message is not None:
                     self._carry(message)
             except (vu.VhostUserError, OSError) as error:
@@ -104,18 +126,60 @@ class DeviceRelay:
 
     def take_over(self) -> None:
         """Answers the guest from here on. virtiofsd must have ended: it could write to the rings until then."""
-        self.has_taken_over = True
-        self._server.close()
+        if self._server is not None:
+            self._server.close()
+            self._server = None
 
     def close(self) -> None:
         """Closes all descriptors."""
-        self._server.close()
+        self.take_over()
         self._decoder.close()
+        if self._unanswered is not None:
+            self._unanswered.close()
         if self._qemu is not None:
             self._qemu.close()
         for ring in self._rings:
             ring.set_kick(-1)
             ring.set_call(-1)
+
+    # What a deputy learns from the guard's notes.
+
+    def learn_piece(self, data: bytes, fds: list[int]) -> None:
+        """The guard has taken a piece of QEMU's messages. Raises RelayError."""
+        try:
+            message = self._decoder.feed(data, fds)
+        except vu.VhostUserError as error:
+            raise RelayError(f"QEMU: {error}") from error
+        if message is None:
+            return
+        if _wants_reply(message):
+            self._unanswered = message
+            return
+        self._note(message)
+        message.close()
+
+    def learn_answer(self, request: int, payload: bytes) -> None:
+        """The guard has answered QEMU, or virtiofsd has answered the guard."""
+        if request in _ANSWERED:
+            self._known[request] = payload
+        if self._unanswered is not None and self._unanswered.request == request:
+            self._note(self._unanswered)
+            self._unanswered.close()
+            self._unanswered = None
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the guard had its answer to all that it has taken."""
+        return self._unanswered is None
+
+    def resume(self) -> None:
+        """Answers what the guard has left. Raises RelayError."""
+        message, self._unanswered = self._unanswered, None
+        try:
+            if message is not None:
+                self._carry(message)
+        except OSError as error:
+            raise RelayError(f"QEMU: {error}") from error
 
     # Messages.
 
@@ -123,7 +187,7 @@ class DeviceRelay:
         """One message of QEMU's, to virtiofsd and its reply back; after virtiofsd's end the reply is ours."""
         assert self._qemu is not None
         try:
-            wants_reply = message.request in _ANSWERED or message.needs_reply
+            wants_reply = _wants_reply(message)
             reply = None if self.has_taken_over else self._forward(message, wants_reply=wants_reply)
             base = self._note(message)
             if message.request in (vu.SET_VRING_KICK, vu.SET_VRING_ENABLE):
@@ -132,12 +196,17 @@ class DeviceRelay:
                 return
             if reply is None:
                 reply = self._make_reply(message, base)
-            self._qemu.sendall(vu.render_reply(message.request, reply))
+            whole = vu.render_reply(message.request, reply)
+            if self._deputy is None:
+                self._qemu.sendall(whole)
+            else:
+                self._deputy.answer(self._qemu, whole)
         finally:
             message.close()
 
     def _forward(self, message: vu.VhostUserMessage, *, wants_reply: bool) -> bytes | None:
         """None: virtiofsd has ended, or is about to."""
+        assert self._server is not None
         try:
             whole = _render(message.request, message.payload, message.flags)
             socket.send_fds(self._server, [whole], message.fds)
@@ -154,7 +223,7 @@ class DeviceRelay:
         """
         with contextlib.suppress(OSError, vu.RefusedMessageError):
             ring = self._ring_at(vu.parse_u64(message.payload) & RING_MASK)
-            if self.has_taken_over or ring.kick_fd < 0:
+            if self._server is None or ring.kick_fd < 0:
                 return
             # virtiofsd takes messages in their order: at the answer it has acted on this one.
             try:
@@ -170,6 +239,7 @@ class DeviceRelay:
 
         The guard sees the end, and ends virtiofsd.
         """
+        assert self._server is not None
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)
 
@@ -191,6 +261,7 @@ class DeviceRelay:
         return payload
 
     def _receive(self, size: int) -> bytes:
+        assert self._server is not None
         data = b""
         while len(data) < size:
             piece = self._server.recv(size - len(data))
@@ -280,6 +351,7 @@ class DeviceRelay:
                 if ring.kick_fd >= 0:
                     os.set_blocking(ring.kick_fd, False)
                     os.eventfd_read(ring.kick_fd)
+            is_new = ring.failing is None
             try:
                 failing = self._open(ring)
                 if failing is None:
@@ -290,10 +362,24 @@ class DeviceRelay:
                 # The guest's driver is broken; it has to reset the device.
                 ring.is_broken = True
                 continue
-            if failing.base != before and ring.call_fd >= 0:
+            # Who was here before may have ended between an answer and its interrupt.
+            if (is_new or failing.base != before) and ring.call_fd >= 0:
                 with contextlib.suppress(OSError):
                     os.eventfd_write(ring.call_fd, 1)
         return is_more
+
+
+def serve_errors(relay: DeviceRelay) -> int:
+    """Answers the guest until QEMU lets go of the device; returns a program's status."""
+    is_more = True
+    while True:
+        wait_for(relay.list_waits(), time.monotonic() + (0.0 if is_more else LOOK_S))
+        try:
+            is_more = relay.work()
+        except EOFError:
+            return 0
+        except RelayError:
+            return 1
 
 
 def wait_for(fds: list[int], deadline_s: float | None) -> set[int]:
@@ -307,3 +393,7 @@ def wait_for(fds: list[int], deadline_s: float | None) -> set[int]:
 
 def _render(request: int, payload: bytes, flags: int = 1) -> bytes:
     return vu.HEADER.pack(request, flags, len(payload)) + payload
+
+
+def _wants_reply(message: vu.VhostUserMessage) -> bool:
+    return message.request in _ANSWERED or message.needs_reply

@@ -7,6 +7,8 @@ integers are little endian, as the host's are (checked at start).
 import os
 import socket
 import struct
+from collections.abc import Callable
+from functools import partial
 from typing import Final, NamedTuple
 
 from vmkit.vsock.memory import MAX_REGIONS, RegionSpec
@@ -140,29 +142,47 @@ class Decoder:
         return int(size)
 
 
-def receive_message(sock: socket.socket, decoder: Decoder) -> VhostUserMessage | None:
+# Takes at most so many bytes; returns them, and the descriptors beside them.
+ReadPiece = Callable[[int], tuple[bytes, list[int]]]
+
+
+def receive_message(
+    sock: socket.socket, decoder: Decoder, read_piece: ReadPiece | None = None
+) -> VhostUserMessage | None:
     """Returns the next message of a non-blocking socket, or None when none is complete yet.
+
+    read_piece: takes the socket's next bytes, in the place of receive_piece().
 
     Raises EOFError when the front-end left between messages. Raises VhostUserError when it left within one, or broke
     the protocol.
     """
+    read_piece = read_piece or partial(receive_piece, sock)
     while True:
         try:
-            data, ancillary, flags, _ = sock.recvmsg(decoder.wanted_bytes(), _FDS_SPACE, socket.MSG_CMSG_CLOEXEC)
+            data, fds = read_piece(decoder.wanted_bytes())
         except BlockingIOError:
             return None
         except ConnectionError as error:
             # Unread replies of ours make a closed front-end look like this; it has left all the same.
             raise EOFError from error
-        message = decoder.feed(data, _parse_fds(ancillary))
-        if flags & socket.MSG_CTRUNC:
-            raise VhostUserError("more descriptors than a message may have")
+        message = decoder.feed(data, fds)
         if message is not None:
             return message
         if not data:
             if decoder.is_within_message:
                 raise VhostUserError("the front-end left in the middle of a message")
             raise EOFError
+
+
+def receive_piece(sock: socket.socket, size_bytes: int, flags: int = 0) -> tuple[bytes, list[int]]:
+    """Returns the next bytes, at most size_bytes, and the descriptors beside them. Raises OSError, VhostUserError."""
+    data, ancillary, found, _ = sock.recvmsg(size_bytes, _FDS_SPACE, flags | socket.MSG_CMSG_CLOEXEC)
+    fds = _parse_fds(ancillary)
+    if found & socket.MSG_CTRUNC:
+        for fd in fds:
+            os.close(fd)
+        raise VhostUserError("more descriptors than a message may have")
+    return data, fds
 
 
 def _parse_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

@@ -1,7 +1,6 @@
 """virtiofsd's guard: at its end no request of the guest waits, whether it had begun or comes later."""
 
 import contextlib
-import errno
 import os
 import select
 import signal
@@ -12,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.vmkit.shares.device_driver import HIPRIO, FsDriver, make_request
+from tests.vmkit.shares.device_driver import HIPRIO, REQUESTS, make_request
+from tests.vmkit.shares.guarded import FAKE, FORGET, READ, Bench, expect_error, start_guard
 from tests.vsh.live import DEADLINE_S
 from vmkit.shares import relay as relaying
 from vmkit.shares.guard import LISTENER_MARK, WantedServer, _has_ended
@@ -22,30 +22,6 @@ from vmkit.vsock import vhost_user as vu
 from vsh.errors import ExecError
 
 pytestmark = pytest.mark.process
-
-FAKE = Path(__file__).parents[2] / "fakes/shares/virtiofsd"
-READ, FORGET = 15, 2
-
-
-class Bench:
-    """A guard with a fake virtiofsd, and QEMU's end of its connection."""
-
-    def __init__(self, folder: Path) -> None:
-        path = str(folder / "qemu")
-        self.guard = Guard(WantedServer((str(FAKE), "--fd", LISTENER_MARK), path, os.geteuid(), os.getegid()))
-        self.process = self.guard._process
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.connect(path)
-        self.driver = FsDriver(sock)
-
-    def find_server(self) -> int:
-        """The pid of the fake."""
-        pid = self.process.pid
-        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
-
-    def close(self) -> None:
-        self.guard.end()
-        self.driver.close()
 
 
 @pytest.fixture
@@ -57,11 +33,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     assert os.waitpid(made.process.pid, 0)[1] == 0
 
 
-def expect_error(answer: bytes, unique: int) -> None:
-    assert struct.unpack("<IiQ", answer) == (16, -errno.ENOTCONN, unique)
-
-
-@pytest.mark.parametrize("how", ["killed", "asked"])
+@pytest.mark.parametrize("how", ["killed", "asked", "guard killed"])
 @pytest.mark.parametrize("is_indirect", [False, True], ids=["direct", "indirect"])
 def test_requests_in_flight_and_later_ones_are_answered(bench: Bench, how: str, *, is_indirect: bool) -> None:
     driver = bench.driver
@@ -71,6 +43,8 @@ def test_requests_in_flight_and_later_ones_are_answered(bench: Bench, how: str, 
     forgotten = driver.submit(make_request(FORGET, 9, bytes(8)), ring=HIPRIO, room=0)
     if how == "killed":
         os.kill(bench.find_server(), signal.SIGKILL)
+    elif how == "guard killed":
+        os.kill(bench.find_guard(), signal.SIGKILL)
     else:
         bench.guard.end()
     for number, head in enumerate(heads):
@@ -95,6 +69,21 @@ def test_owner_hears_of_the_end_of_virtiofsd(bench: Bench) -> None:
     os.kill(bench.find_server(), signal.SIGKILL)
     bench.guard._sock.settimeout(DEADLINE_S)
     assert b"ended" in bench.guard._sock.recv(4096)
+
+
+def test_answer_whose_interrupt_never_came_has_one(bench: Bench) -> None:
+    """virtiofsd may end between both. The guest would wait for an answer that it has."""
+    driver = bench.driver
+    driver.boot()
+    # The answer, as virtiofsd writes it.
+    ring = driver.rings[REQUESTS]
+    head = driver.submit(make_request(READ, 7), room=4096)
+    ring.ram.write(ring.used + 4, struct.pack("<II", head, 0))
+    ring.ram.write(ring.used + 2, struct.pack("<H", 1))
+    driver.front.ask_u64(vu.GET_FEATURES)
+    ring.drain_call()
+    os.kill(bench.find_server(), signal.SIGKILL)
+    assert select.select([ring.call_fd], [], [], DEADLINE_S)[0]
 
 
 def test_device_can_begin_anew_after_the_end(bench: Bench) -> None:
@@ -171,7 +160,7 @@ def test_ring_of_a_hostile_guest_ends_nothing_but_itself(bench: Bench, fault: st
 
 def test_share_that_is_killed_before_qemu_comes_leaves_no_socket(tmp_path: Path) -> None:
     path = tmp_path / "qemu"
-    guard = Guard(WantedServer((str(FAKE), "--fd", LISTENER_MARK), str(path), os.geteuid(), os.getegid()))
+    guard = start_guard(path)
     assert path.exists()
     guard._sock.close()
     assert os.waitpid(guard._process.pid, 0)[1] == 0
