@@ -30,8 +30,10 @@ def parse_place(text: str) -> SharedPlace:
     words = text.split(":")
     mode = words.pop() if len(words) > 1 and words[-1] in (READ_ONLY, WRITABLE) else WRITABLE
     if len(words) > 2:
+        is_wrong_mode = text.count(":") == 2 and not words[2].startswith("/")
+        wrong = f"ends with '{words[2]}', and a share's mode is ro or rw" if is_wrong_mode else "has more colons"
         raise ConfigError(
-            f"a share is HOST[:GUEST][:ro], and '{text}' has more colons",
+            f"a share is HOST[:GUEST][:ro], and '{text}' {wrong}",
             hint="a folder with a colon in its name: share the one above, or a symlink to it",
         )
     if not words[0]:

@@ -1,6 +1,7 @@
 """Starts and ends the processes that serve shares."""
 
 import contextlib
+import shlex
 from collections.abc import Iterator
 
 from vmkit.errors import MachineError
@@ -21,7 +22,7 @@ def start_share(machine: str, place: SharedPlace, by: str = "") -> LiveShare:
         if share.guest == place.guest:
             raise MachineError(
                 f"{machine} has {share.host} at {share.guest} already",
-                hint=f"choose another place, or end that share: vmkit unshare {machine} {share.guest}",
+                hint=f"choose another place, or end that share: vmkit unshare {machine} {shlex.quote(share.guest)}",
             )
     facts = {"host": str(place.host), "guest": place.guest, "read_only": place.read_only}
     return parse_share(start_and_ask("vmkit.shares.daemon", "share", {"machine": machine, "by": by, **facts}))

@@ -42,6 +42,8 @@ def test_present_folder_has_its_own_name(tmp_path: Path, monkeypatch: pytest.Mon
         ("/src:/a/../b", "must be an absolute path"),
         ("/src:/a:/b", "has more colons"),
         ("/src:/a:ro:ro", "has more colons"),
+        ("/src:/a:rx", "'/src:/a:rx' ends with 'rx', and a share's mode is ro or rw"),
+        ("/src:/a:b:ro", "has more colons"),
         ("~no such user/src", "no home folder for '~no such user/src'"),
     ],
 )

@@ -49,16 +49,18 @@ def test_share_is_mounted_served_and_revoked(machine: FakeMachine, tmp_path: Pat
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "file").write_text("hello")
-    place = SharedPlace(folder, str(tmp_path / "there/deep"))
+    place = SharedPlace(folder, str(tmp_path / "there/deep folder"))
     client = Client(find_by_name("my"))
     with open_share("my", place) as share:
         assert read_shares("my") == [share]
-        done = client.run(["sh", "-c", f"cd {place.guest} && cat file && echo new > made && ls"], text=True)
+        done = client.run(["sh", "-c", f"cd '{place.guest}' && cat file && echo new > made && ls"], text=True)
         assert (done.stdout, done.stderr) == ("hellofile\nmade\n", "")
         # Not in this namespace.
         assert os.listdir(place.guest) == []
-        with pytest.raises(VshError, match="already"):
+        with pytest.raises(VshError, match="already") as caught:
             start_share("my", place)
+        # As a shell reads it.
+        assert caught.value.hint == f"choose another place, or end that share: vmkit unshare my '{place.guest}'"
     assert read_shares("my") == []
     assert (folder / "made").read_text() == "new\n"
     wait_until(lambda: not (tmp_path / "there").exists(), "the place is there still")

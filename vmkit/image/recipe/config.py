@@ -6,6 +6,7 @@ of packages, caches or QEMU: paths and names are checked for form here and looke
 
 import difflib
 import logging
+import shlex
 import tomllib
 from dataclasses import dataclass
 from functools import cache
@@ -88,7 +89,7 @@ def load_image(name_or_path: str, architecture: str = HOST) -> ImageSpec:
                 hint="use lower-case letters, digits, '-', '_' and '.', and begin with a letter or digit",
             )
         return _load(path, name, architecture)
-    path = _find_shipped(name_or_path)
+    path = _find_shipped(name_or_path, is_typed=True)
     return _load(path, path.stem, architecture)
 
 
@@ -109,7 +110,8 @@ def find_mention(spec: ImageSpec, *spellings: str, key: str = "") -> str:
     return str(spec.origin)
 
 
-def _find_shipped(name: str) -> Path:
+def _find_shipped(name: str, *, is_typed: bool = False) -> Path:
+    """is_typed: a person gave the name, and may mean a file or folder of the present directory."""
     if name in RENAMED:
         _warn_of_old_name(name)
         name = RENAMED[name]
@@ -119,7 +121,17 @@ def _find_shipped(name: str) -> Path:
     known = sorted(found.stem for found in resources.find_images_dir().glob("*.toml"))
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean '{close[0]}'?" if close else f"for a recipe of your own, give its path: ./{name}.toml"
+    if is_typed and _is_here(name):
+        hint = f"for the one in this directory, give its path: {shlex.quote(f'./{name}')}"
     raise ConfigError(f"there is no image '{name}'; the images are: {', '.join(known)}", hint=hint)
+
+
+def _is_here(name: str) -> bool:
+    try:
+        return bool(name) and Path(name).exists()
+    except OSError:
+        # Such as a name that is longer than a file's can be.
+        return False
 
 
 @cache

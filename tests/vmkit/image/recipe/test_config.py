@@ -33,6 +33,27 @@ def test_unknown_image_lists_the_known_ones() -> None:
     assert "did you mean 'tiny'" in caught.value.hint
 
 
+@pytest.mark.parametrize("name", ["web", "tinny", "my web.tar"])
+def test_file_of_the_present_directory_needs_its_path(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_recipe: WriteRecipe
+) -> None:
+    """It may be a root. A recipe that extends the name means no file here."""
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="there is no image") as caught:
+        load_image(name)
+    path = {"my web.tar": "'./my web.tar'"}.get(name, f"./{name}")
+    assert caught.value.hint == f"for the one in this directory, give its path: {path}"
+    with pytest.raises(ConfigError, match="there is no image") as caught:
+        load_image(str(write_recipe(f'extends = "{name}"\n')))
+    assert "this directory" not in (caught.value.hint or "")
+
+
+def test_name_that_no_file_can_have_is_no_image() -> None:
+    with pytest.raises(ConfigError, match="there is no image"):
+        load_image("a" * 300)
+
+
 def test_old_name_of_an_image_goes_on_and_is_named_once(
     write_recipe: WriteRecipe, caplog: pytest.LogCaptureFixture
 ) -> None:
