@@ -71,7 +71,10 @@ def print_backtrace(
             hint=f"vmkit crashes {kept.machine} show {kept.number}",
         )
     if crash is None or crash.program is None:
-        raise MachineError(f"crash {kept.number} of '{kept.machine}' is of no program")
+        raise MachineError(
+            f"crash {kept.number} of '{kept.machine}' is of no program",
+            hint=f"vmkit crashes {kept.machine} show {kept.number}",
+        )
     with tempfile.TemporaryDirectory(prefix="vmkit-gdb-") as work:
         root = sysroot or _find_folder(crash)
         if root is None:

@@ -162,8 +162,10 @@ def test_backtrace_that_cannot_be_says_why(tmp_path: Path, cache: Path) -> None:
     contained = keep_core(tmp_path, crash=replace(CRASH, program=replace(PROGRAM, is_contained=True)))
     with pytest.raises(MachineError, match="in a container"):
         print_backtrace(contained)
-    with pytest.raises(MachineError, match="is of no program"):
-        print_backtrace(keep_core(tmp_path, crash=Crash(CrashKind.PANIC, 1.0, "panic")))
+    panic = keep_core(tmp_path, crash=Crash(CrashKind.PANIC, 1.0, "panic"))
+    with pytest.raises(MachineError, match="is of no program") as caught:
+        print_backtrace(panic)
+    assert caught.value.hint == f"vmkit crashes {panic.machine} show {panic.number}"
     digest = keep_core(tmp_path, crash=replace(CRASH, digest="../../.."))
     with pytest.raises(MachineError, match="not there any more"):
         print_backtrace(digest)
