@@ -11,8 +11,8 @@ MIB = 1 << 20
 ROOT_TYPE = "4f68bce3-e8cd-4db1-96e7-fbcaf984b709"
 EFI_TYPE = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
 ROOT_ID = "11111111-2222-3333-4444-555555555555"
-# As in Debian's cloud images. A usual disk of these tests has neither of them: its root's partition has another id, and
-# the other partition has no file system.
+# As in Debian's cloud images. A disk of these tests has neither of them: its root's partition has another id, and the
+# other partition has no file system.
 FSTAB = f"""
 PARTUUID={ROOT_ID} / ext4 rw,discard,errors=remount-ro,x-systemd.growfs 0 1
 PARTUUID=66666666-7777-8888-9999-000000000000 /boot/efi vfat defaults 0 0
@@ -44,7 +44,7 @@ PACKAGES = ("python3", "busybox-static", "systemd-sysv", "udev", "dbus", "procps
 def make_system(folder: Path, *more: str, suite: str = "auto", room_mib: int = 0) -> Path:
     """The disk, raw; more: packages. The image's cache keeps the file system, so that it is installed once.
 
-    room_mib: so much is free on a disk that its guest is to write to, and whose root is the one of its fstab.
+    room_mib: so much is free on a disk that its guest is to write to.
     """
     name = "-".join(("system", suite, *more[:1]))
     recipe = folder / f"{name}.toml"
@@ -60,7 +60,7 @@ def make_system(folder: Path, *more: str, suite: str = "auto", room_mib: int = 0
         file.truncate(built.root.stat().st_size + room_mib * MIB)
     # The file system is new, so that it needs no check.
     subprocess.run([find_program("resize2fs", "e2fsprogs"), "-f", roomy], check=True, capture_output=True)
-    disk = add_table(roomy, folder / f"{name}-roomy.raw", f", uuid={ROOT_ID}")
+    disk = add_table(roomy, folder / f"{name}-roomy.raw")
     roomy.unlink()
     return disk
 
@@ -71,15 +71,12 @@ def find_program(name: str, package: str) -> str:
     return found
 
 
-def add_table(root: Path, disk: Path, more: str = "") -> Path:
-    """A disk whose first partition, by its place, is an empty one, and whose root is the second.
-
-    more: what the table says of the root.
-    """
+def add_table(root: Path, disk: Path) -> Path:
+    """A disk whose first partition, by its place, is an empty one, and whose root is the second."""
     size = -(-root.stat().st_size // MIB)
     with disk.open("wb") as file:
         file.truncate((size + 12) * MIB)
-    script = f"label: gpt\nstart=1MiB, size=8MiB, type={EFI_TYPE}\nstart=9MiB, size={size}MiB, type={ROOT_TYPE}{more}\n"
+    script = f"label: gpt\nstart=1MiB, size=8MiB, type={EFI_TYPE}\nstart=9MiB, size={size}MiB, type={ROOT_TYPE}\n"
     subprocess.run(
         [find_program("sfdisk", "fdisk"), "--quiet", disk], input=script.encode(), check=True, capture_output=True
     )

@@ -21,6 +21,10 @@ INIT_ARGUMENT = "vmkit.init="
 # kernel-command-line(7). The root is an overlay: the disk that /etc/fstab has for it, and its neighbours, may not be
 # there, and systemd waits 90 seconds for each. Fedora's first boot asks questions on the console.
 SYSTEMD_WORDS = ("fstab=no", "systemd.firstboot=no")
+# By it a user has /etc/fstab read after all. It is behind ours.
+OWN_FSTAB = "fstab="
+# It reads that file in spite of the word, on a disk with a GPT. It fails where the line for / names another disk.
+REMOUNT = "systemd-remount-fs.service"
 # It looks for a source of its data for minutes.
 NO_CLOUD_INIT = "cloud-init=disabled"
 # Each waits up to two minutes for a network.
@@ -66,5 +70,7 @@ class SystemPart(Part):
         if init == NONE:
             return words
         waiters = WAITERS if hardware.spec.netdev is None else ()
+        has_own_fstab = any(word.startswith(OWN_FSTAB) for word in hardware.spec.append.split())
+        masked = waiters if has_own_fstab else (*waiters, REMOUNT)
         cloud_init = (NO_CLOUD_INIT,) if hardware.spec.user_data is None else ()
-        return (*words, *SYSTEMD_WORDS, *cloud_init, *(f"systemd.mask={unit}" for unit in waiters))
+        return (*words, *SYSTEMD_WORDS, *cloud_init, *(f"systemd.mask={unit}" for unit in masked))

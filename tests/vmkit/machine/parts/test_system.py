@@ -26,6 +26,10 @@ def test_systemd_waits_for_nothing_that_the_machine_lacks() -> None:
     words = SystemPart().plan_words(make_hardware())
     assert words[:3] == ("fstab=no", "systemd.firstboot=no", "cloud-init=disabled")
     assert "systemd.mask=systemd-networkd-wait-online.service" in words
+    assert "systemd.mask=systemd-remount-fs.service" in words
+    # Who has the file read has all of it.
+    own = SystemPart().plan_words(make_hardware(append="x fstab=yes"))
+    assert not [word for word in own if "remount" in word]
     assert not [word for word in words if word.startswith("vmkit.init=")]
     assert not [word for word in SystemPart().plan_words(make_hardware(netdev="user")) if "wait-online" in word]
 
