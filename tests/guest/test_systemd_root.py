@@ -11,6 +11,7 @@ from tests.guest.conftest import DEADLINE_S, Run
 from tests.guest.systems import make_system
 from tests.guest.test_crashes import await_crashes, read_crashes
 from tests.guest.test_syslog import read_syslog
+from vmkit.machine.parts.system import REMOUNT, WAITERS
 from vmkit.machine.stop import open_control
 from vmkit.machine.words import Watch
 from vsh.registry import Entry, find_machine
@@ -60,6 +61,7 @@ def test_systemd_is_pid_1_and_vshd_stays_beside_it(disk: Path, up: Run, vsh: Run
     # Nothing waits for the disks of its fstab, or for a network. What no such guest can do, fails in no container.
     done = vmkit("wait", "--booted", "sysd", *PATIENCE, timeout_s=1300)
     assert (done.returncode, done.stdout) == (0, b"sysd has booted: running\n"), done.stderr.decode()
+    check_waits(where, vsh)
     # All of it is the root's.
     script = "env; cat /proc/self/oom_score_adj; cat /proc/self/mounts; cat /proc/self/cgroup"
     seen = vsh(*where, "--", "sh", "-c", script).stdout.decode()
@@ -88,6 +90,23 @@ def test_systemd_is_pid_1_and_vshd_stays_beside_it(disk: Path, up: Run, vsh: Run
     done = vmkit("down", "sysd")
     assert (done.returncode, done.stdout) == (0, b"sysd is down\n")
     assert b"did not power off" not in done.stderr
+
+
+def check_waits(where: tuple[str, str], vsh: Run) -> None:
+    """Nothing of the boot has waited up to its deadline, as systemd itself recorded it, and no unit can do so.
+
+    A device that is missing is waited for 90 s, a network for 120 s. No clock counts: a host may be busy.
+    """
+    for result in ("timeout", "dependency"):
+        done = vsh(*where, "--", "journalctl", "--boot", "--quiet", "--output=cat", f"JOB_RESULT={result}")
+        assert (done.returncode, done.stdout) == (0, b""), done
+    # The journal has the results of jobs.
+    assert vsh(*where, "--", "journalctl", "--boot", "--quiet", "--output=cat", "JOB_RESULT=done").stdout
+    shown = vsh(*where, "--", "systemctl", "show", "--value", "--property=LoadState", *WAITERS, REMOUNT).stdout
+    assert shown.split() == [b"masked"] * (len(WAITERS) + 1)
+    # None of it is for a disk of its fstab.
+    units = vsh(*where, "--", "systemctl", "list-units", "--all", "--plain", "--no-legend", "--full").stdout.decode()
+    assert "66666666" not in units, units
 
 
 def check_failure(name: str, vsh: Run) -> None:
