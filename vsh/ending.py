@@ -10,7 +10,7 @@ import socket
 import time
 
 from vsh import registry
-from vsh.errors import ConnectionLost, VshError
+from vsh.errors import ConnectionLost, HungUp, VshError
 from vsh.registry import Entry
 
 ENDS = "ends"
@@ -80,11 +80,14 @@ def explain_loss(error: VshError, entry: Entry | None) -> None:
     ending = await_ending(entry) if entry is not None else None
     if entry is None:
         return
-    is_lost = isinstance(error, ConnectionLost)
+    is_lost = isinstance(error, (ConnectionLost, HungUp))
     if ending is None:
         if has_rebooted(entry):
             _explain_reboot(error, entry, is_lost=is_lost)
         return
+    if is_lost:
+        # A command can end its machine sooner than vshd answers that it has started it.
+        error.status = ConnectionLost.status
     what = f"lost the connection to machine '{entry.name}'" if is_lost else f"machine '{entry.name}' has ended"
     error.brief = f"{what}: {ending.brief}"
     error.args = (error.brief,)
@@ -105,6 +108,8 @@ def _count_reboots(entry: Entry) -> int:
 
 def _explain_reboot(error: VshError, entry: Entry, *, is_lost: bool) -> None:
     what = f"lost the connection to machine '{entry.name}'" if is_lost else f"machine '{entry.name}' does not answer"
+    if is_lost:
+        error.status = ConnectionLost.status
     error.brief = f"{what}: the guest reboots"
     error.args = (error.brief,)
     error.details = ""

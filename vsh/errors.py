@@ -69,6 +69,10 @@ class Unanswered(Unreachable):
     """No answer came in time. A guest that is only slow answers after a longer wait."""
 
 
+class HungUp(Unreachable):
+    """The connection ended behind the request, before an answer: the command may have run."""
+
+
 class ExecError(VshError):
     """The command was not run. kind: a FailureKind of docs/reference/protocol.md. error: the guest's errno, or 0."""
 

@@ -7,7 +7,7 @@ import errno
 import os
 
 from vsh.address import Address
-from vsh.errors import ExecError, Unreachable, VshError
+from vsh.errors import ExecError, HungUp, VshError
 from vshd.wire import messages
 from vshd.wire.events import Broken, Distrusted, Failed, Refused
 from vshd.wire.frames import LEGACY_MAX_PAYLOAD
@@ -33,7 +33,7 @@ def explain(
                 hint="vsh sent nothing to it; vmkit list prints the running machines",
             )
         case Broken():
-            return Unreachable(
+            return HungUp(
                 f"the vshd of {address.name} closed the connection without an answer",
                 details=event.reason,
                 hint=_find_unfit(request) or "its log has the reason, such as a CID that it does not serve",

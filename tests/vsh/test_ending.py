@@ -99,6 +99,30 @@ def test_lost_session_of_run_names_the_machines_end(vshd: Vshd, address: Address
     assert (caught.value.details, caught.value.hint) == ("", "")
 
 
+def test_machine_that_ends_before_its_vshd_answers_has_the_status_of_a_lost_connection(
+    address: Address, tmp_path: Path
+) -> None:
+    """A command that panics its guest at once: a script must not take the end for the command's own status 1."""
+    monitor = play_monitor(address, {"brief": BRIEF, "expected": False, "details": "the last lines"})
+    address.path = str(tmp_path / "guest")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address.path)
+        listener.listen()
+
+        def end_at_the_request() -> None:
+            with listener.accept()[0] as connection:
+                connection.recv(4096)
+
+        guest = threading.Thread(target=end_at_the_request)
+        guest.start()
+        with pytest.raises(Unreachable) as caught:
+            Client(address).run(["sh", "-c", "echo c > /proc/sysrq-trigger"])
+        guest.join(30)
+    monitor.join(30)
+    assert caught.value.brief == f"lost the connection to machine 'm': {BRIEF}"
+    assert (caught.value.details, caught.value.status) == ("the last lines", 123)
+
+
 def test_lost_session_of_a_machine_that_goes_on_is_told_as_before(vshd: Vshd, address: Address) -> None:
     """Nothing listens where its monitor would: there is nothing to wait for."""
     with pytest.raises(ConnectionLost) as caught, Client(address).popen(["sleep", "100"]):

@@ -98,7 +98,7 @@ def reserve(
             sweep_all(root / MACHINES)
             entries = read_machines()
             chosen_name = _choose_name(
-                name, image, _read_names(root) | (_read_stored_names() if name is None else set())
+                name, image, _read_names(root) | (read_stored_names() if name is None else set())
             )
             chosen_cid = _choose_cid(cid, entries, claim)
             directory = root / MACHINES / chosen_name
@@ -152,8 +152,8 @@ def _read_names(root: Path) -> set[str]:
     return {path.name for path in (root / MACHINES).iterdir()}
 
 
-def _read_stored_names() -> set[str]:
-    """The names of the stored machines: one that stays must be able to start."""
+def read_stored_names() -> set[str]:
+    """The names of the stored machines: one that stays must be able to start. Empty where they cannot be read."""
     with contextlib.suppress(HostError):
         return set(list_names())
     # vmkit trusts no folder that others can write to. `vmkit up NAME` tells.

@@ -16,7 +16,7 @@ from vmkit.machine import stop
 from vmkit.machine.launch import Layout
 from vmkit.machine.parts.table import list_companion_logs
 from vmkit.machine.pause import ClockOffset, Resumed, measure_clock, pause, resume
-from vmkit.machine.registry import find_state_directory, sweep
+from vmkit.machine.registry import find_state_directory, read_stored_names, sweep
 from vmkit.machine.services import ServicedMachine
 from vmkit.machine.sessions import SessionFollower, render_sessions
 from vmkit.machine.spec import DEFAULT_TIMEOUT_S, check_name
@@ -304,11 +304,10 @@ def pick_entry(name: str | None) -> Entry:
     found = find_named(name)
     if found is None:
         known = ", ".join(entry.name for entry in entries)
-        raise MachineError(
-            f"no machine named '{name}' is running",
-            details=describe_last(name),
-            hint=f"running: {known}" if known else "start one: vmkit up",
-        )
+        hint = f"running: {known}" if known else "start one: vmkit up"
+        if name in read_stored_names():
+            hint = f"it stays, and is down; start it: vmkit up {name}"
+        raise MachineError(f"no machine named '{name}' is running", details=describe_last(name), hint=hint)
     return found
 
 

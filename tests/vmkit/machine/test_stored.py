@@ -69,6 +69,13 @@ def test_python_names_a_stored_machine_as_up_does(root: Path) -> None:
     assert vmkit.Machine("nothing-of-that-name").spec.image == "nothing-of-that-name"
 
 
+def test_machine_that_stays_and_is_down_is_named_with_its_start(root: Path) -> None:
+    create_stored("web", str(root), {})
+    with pytest.raises(MachineError, match="no machine named 'web' is running") as caught:
+        vmkit.find_machine("web")
+    assert caught.value.hint == "it stays, and is down; start it: vmkit up web"
+
+
 def test_what_a_container_image_says_is_kept(folders: Path) -> None:
     layer = make_tar([("etc/hostname", b"mine\n")])
     settings = {"Env": ["A=1", "B=2"], "WorkingDir": "srv", "Cmd": ["serve"]}
