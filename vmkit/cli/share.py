@@ -79,6 +79,9 @@ def unshare(*, name: str, folders: tuple[str, ...], is_all: bool) -> None:
     if bool(folders) == is_all:
         raise ConfigError("give the folders, or --all", hint=f"vmkit shares {name} prints them")
     shares = read_shares(name)
+    if not shares and not is_all:
+        # Of a machine that does not run, its name may be the mistake.
+        name = pick_entry(name).name
     wanted = shares if is_all else [find_share(shares, name, text) for text in folders]
     for one in wanted:
         end_share(one)

@@ -74,7 +74,8 @@ class HostFile:
 def explain_unreadable(path: Path | str, error: OSError) -> ConfigError:
     """The error for a file of the user's that cannot be opened."""
     if isinstance(error, FileNotFoundError):
-        return ConfigError(f"there is no file {path}", hint="give the path of a root file system")
+        hint = "give the path of a root file system: a disk, an archive, a folder or an OCI layout"
+        return ConfigError(f"there is no file {path}", hint=hint)
     if isinstance(error, PermissionError):
         return ConfigError(f"this user may not read {path}", hint=f"see who may: ls -ld {path}")
     return ConfigError(f"cannot read {path}: {error.strerror}", hint="give the path of a root file system")

@@ -54,7 +54,7 @@ def test_shares_are_listed_while_they_live(vmkit: Vmkit, folders: Path) -> None:
 def test_unshare_needs_folders_or_all(vmkit: Vmkit) -> None:
     for words in ([], ["/a", "--all"]):
         assert "give the folders, or --all" in vmkit("unshare", "my", *words).err
-    assert "it has no shares" in vmkit("unshare", "my", "/a").err
+    assert "no machine named 'my' is running" in vmkit("unshare", "my", "/a").err
     assert vmkit("unshare", "my", "--all").status == 0
 
 
