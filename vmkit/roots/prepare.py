@@ -281,6 +281,9 @@ class _Packer:
             archive, digest = unpacked.archive, unpacked.digest
         shape = find_shape(archive, name)
         if shape is not Shape.TAR:
+            if b"\0" not in archive.read(0, HEAD_BYTES):
+                hint = "give a container image or a tar of a root, such as `docker save` writes"
+                raise ConfigError(f"{name} holds text, and vmkit expects a tar", hint=hint)
             what = "a disk" if shape in (Shape.DISK, Shape.QCOW2) else "no tar"
             raise ConfigError(f"{name} holds {what}, and vmkit expects a tar", hint="unpack it, and give its path")
         if kind is not SourceKind.PATH or _is_image(archive, name):

@@ -196,7 +196,8 @@ def test_disk_on_a_chain_of_files_needs_each_to_be_named(tmp_path: Path) -> None
         ("missing", None, "there is no file"),
         ("empty", b"", "is empty"),
         ("text", b"hello\n" * 1000, "vmkit cannot tell what .* is"),
-        ("packed.gz", gzip.compress(b"hello\n" * 1000, mtime=0), "holds a disk, and vmkit expects a tar"),
+        ("packed.gz", gzip.compress(b"hello\n" * 1000, mtime=0), "holds text, and vmkit expects a tar"),
+        ("disk.gz", gzip.compress(bytes(4096), mtime=0), "holds a disk, and vmkit expects a tar"),
         ("no-files.tar", make_tar([folder("./")]), "holds no files"),
         ("bad.tar", make_tar([("/etc/passwd", b"x")]), "holds the absolute name '/etc/passwd'"),
         (
