@@ -120,13 +120,13 @@ class HostSide:
         if mask & ~select.EPOLLOUT:
             link.is_readable = True
             match link.connection.state:
-                case State.OPEN:
-                    self.traffic.enqueue(link)
                 case State.GREETING:
                     self._greet(link, is_ended=bool(mask & _END_MASK))
                 case State.WAITING | State.REQUESTED:
                     if link.is_hung_up:
                         self.traffic.reset(link)
+                case State.OPEN:
+                    self.traffic.enqueue(link)
                 case State.DIALING | State.CLOSING | State.GONE:
                     pass
 
