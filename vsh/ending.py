@@ -80,14 +80,15 @@ def explain_loss(error: VshError, entry: Entry | None) -> None:
     ending = await_ending(entry) if entry is not None else None
     if entry is None:
         return
-    is_lost = isinstance(error, (ConnectionLost, HungUp))
-    if ending is None:
-        if has_rebooted(entry):
-            _explain_reboot(error, entry, is_lost=is_lost)
+    if ending is None and not has_rebooted(entry):
         return
+    is_lost = isinstance(error, (ConnectionLost, HungUp))
     if is_lost:
         # A command can end its machine sooner than vshd answers that it has started it.
         error.status = ConnectionLost.status
+    if ending is None:
+        _explain_reboot(error, entry, is_lost=is_lost)
+        return
     what = f"lost the connection to machine '{entry.name}'" if is_lost else f"machine '{entry.name}' has ended"
     error.brief = f"{what}: {ending.brief}"
     error.args = (error.brief,)
@@ -108,8 +109,6 @@ def _count_reboots(entry: Entry) -> int:
 
 def _explain_reboot(error: VshError, entry: Entry, *, is_lost: bool) -> None:
     what = f"lost the connection to machine '{entry.name}'" if is_lost else f"machine '{entry.name}' does not answer"
-    if is_lost:
-        error.status = ConnectionLost.status
     error.brief = f"{what}: the guest reboots"
     error.args = (error.brief,)
     error.details = ""

@@ -1,4 +1,4 @@
-"""The process that keeps one virtiofsd: `python -m vmkit.shares.guard FD`, started by vmkit.shares.virtiofs.
+"""The process that keeps one virtiofsd: `python -m vmkit.shares.guard FD`, started by vmkit.shares.over_virtiofs.
 
 It reads what to start as JSON from the socket FD, and sends back one line of JSON when virtiofsd serves. Then it takes
 one connection of QEMU's, and stands between both. When virtiofsd ends, or the other end of FD is closed, it kills what

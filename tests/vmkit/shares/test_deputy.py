@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,14 +21,6 @@ pytestmark = pytest.mark.process
 CHECKOUT = Path(__file__).resolve().parents[3]
 # All places take some minutes.
 KILLS_S = 1200.0
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    made = Bench(tmp_path)
-    yield made
-    made.close()
-    assert os.waitpid(made.process.pid, 0)[1] == 0
 
 
 def has_ended(pidfd: int) -> bool:

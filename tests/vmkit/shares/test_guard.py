@@ -6,7 +6,6 @@ import select
 import signal
 import socket
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,15 +21,6 @@ from vmkit.vsock import vhost_user as vu
 from vsh.errors import ExecError
 
 pytestmark = pytest.mark.process
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    made = Bench(tmp_path)
-    yield made
-    made.close()
-    # It goes on until QEMU has let go of the device, and no longer.
-    assert os.waitpid(made.process.pid, 0)[1] == 0
 
 
 @pytest.mark.parametrize("how", ["killed", "asked", "guard killed"])
